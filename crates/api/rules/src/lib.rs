@@ -1,0 +1,94 @@
+//! What makes a kind itself, beyond what its table says: defaults, validation, update rules, columns, selectable fields.
+//!
+//! A file per kind, one [`all`] list. A kind without a file is served by the generic path with [`Rules`]'s own answers.
+//! Pure functions over JSON values that were already decoded, pruned and typed by `schema`; no I/O, no tasks.
+
+use meta::field;
+use serde_json::Value;
+
+/// Which part of an object a write is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// The object itself (a write leaves `status` alone where the kind has a status subresource).
+    Main,
+    Status,
+    /// Any other subresource that writes the object: `resize`, `ephemeralcontainers`, `approval`, `finalize`.
+    Subresource(&'static str),
+}
+
+/// A column of `kubectl get` (a `TableColumnDefinition`).
+#[derive(Clone, Copy, Debug)]
+pub struct Column {
+    pub name: &'static str,
+    /// `string`, `integer`, `date`, `boolean`.
+    pub kind: &'static str,
+    /// `name` for the first column, else empty.
+    pub format: &'static str,
+    pub description: &'static str,
+    /// 0 is shown always, 1 with `-o wide`.
+    pub priority: i32,
+}
+
+/// The rules of one kind in one version. Every method has the generic answer as its default.
+pub trait Rules: Send + Sync + 'static {
+    /// (group, version, kind).
+    fn gvk(&self) -> (&'static str, &'static str, &'static str);
+
+    /// Sets defaults that depend on other fields. The table's own defaults are already in.
+    fn default(&self, _object: &mut Value) {}
+    /// Resets what a client may not set at creation (upstream: the strategy's PrepareForCreate).
+    fn prepare_create(&self, _object: &mut Value) {}
+    /// Resets what a write to `part` may not change (PrepareForUpdate). Generation is handled generically by [`Rules::counts_generation`].
+    fn prepare_update(&self, _new: &mut Value, _old: &Value, _part: Part) {}
+    fn validate(&self, _object: &Value) -> Vec<field::Error> {
+        Vec::new()
+    }
+    /// Only what is special about updates; `validate(new)` is called as well.
+    fn validate_update(&self, _new: &Value, _old: &Value, _part: Part) -> Vec<field::Error> {
+        Vec::new()
+    }
+    /// Sentences for `Warning:` headers.
+    fn warnings(&self, _object: &Value, _old: Option<&Value>) -> Vec<String> {
+        Vec::new()
+    }
+    /// Whether `metadata.generation` counts changes outside metadata and status.
+    fn counts_generation(&self) -> bool {
+        false
+    }
+    /// Fields besides `metadata.name` and `metadata.namespace` that field selectors may name, with their values.
+    fn selectable_fields(&self, _object: &Value) -> Vec<(&'static str, String)> {
+        Vec::new()
+    }
+    /// Their names alone (to refuse others).
+    fn selectable_field_names(&self) -> &'static [&'static str] {
+        &[]
+    }
+    fn columns(&self) -> &'static [Column] {
+        GENERIC_COLUMNS
+    }
+    /// One cell per column. `now` is seconds since the epoch.
+    fn cells(&self, object: &Value, now: i64) -> Vec<Value>;
+    /// Names allowed for the object: the error sentences for this one.
+    fn validate_name(&self, _name: &str) -> Vec<String> {
+        Vec::new()
+    }
+    /// PUT creates an object that is absent (upstream: AllowCreateOnUpdate).
+    fn create_on_update(&self) -> bool {
+        false
+    }
+    /// The grace period of a delete without one, in seconds (pods); `None` deletes at once.
+    fn default_grace_seconds(&self, _object: &Value) -> Option<i64> {
+        None
+    }
+}
+
+/// What upstream shows for a kind without a printer of its own.
+pub const GENERIC_COLUMNS: &[Column] = &[
+    Column { name: "Name", kind: "string", format: "name", description: "Name must be unique within a namespace.", priority: 0 },
+    Column { name: "Created At", kind: "date", format: "", description: "When the object was created.", priority: 0 },
+];
+
+/// The rules of every kind that has any, in the order of their files.
+pub fn all() -> &'static [&'static dyn Rules] {
+    &[]
+}

@@ -1,0 +1,8 @@
+//! THE table: what every type of the API looks like, and everything that can be done from that knowledge alone.
+//!
+//! Read in this order: [`model`] (the form of the knowledge), `table` (the built-in types and resources, generated),
+//! then the engines that walk an object beside its schema: `decode` (strictness, pruning, Go's zero values), `default`,
+//! `protobuf`, `merge` (JSON merge and strategic merge patch), `apply` (server-side apply), `openapi`.
+//! A CRD's structural schema becomes the same [`model::Schema`]: there is no second path. Pure; no I/O, no tasks.
+
+pub mod model;

@@ -1,0 +1,33 @@
+//! Who asks (authentication) and whether they may (authorization), and the cluster's own keys and certificates.
+//!
+//! Read in this order: [`UserInfo`], then `authenticate` (client certificates, service account tokens, static and bootstrap tokens),
+//! `authorize` (RBAC), `pki` (the cluster's CAs and leaves), `tokens` (service account JWTs).
+
+use std::collections::BTreeMap;
+
+/// An authenticated identity (upstream: `user.Info`).
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct UserInfo {
+    pub username: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub uid: String,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub groups: Vec<String>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub extra: BTreeMap<String, Vec<String>>,
+}
+
+impl UserInfo {
+    /// An authenticated user: `system:authenticated` is added to the groups.
+    pub fn authenticated(username: &str, groups: &[&str]) -> Self {
+        let mut groups: Vec<String> = groups.iter().map(|group| (*group).to_owned()).collect();
+        if !groups.iter().any(|group| group == "system:authenticated") {
+            groups.push("system:authenticated".into());
+        }
+        Self { username: username.into(), groups, ..Self::default() }
+    }
+    pub fn anonymous() -> Self {
+        Self { username: "system:anonymous".into(), groups: vec!["system:unauthenticated".into()], ..Self::default() }
+    }
+}

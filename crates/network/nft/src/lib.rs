@@ -1,0 +1,1 @@
+//! (story of the crate: to be written by its first author)
