@@ -32,14 +32,18 @@ pub fn forget(socket: &mut Socket, family: Family, protocol: u8, mut stale: impl
     let refused = |step: &str, source| Error::Refused { object: step.to_owned(), table: "conntrack".to_owned(), source };
     let mut found = Vec::new();
     socket
-        .dump(message::conntrack(message::CT_GET), |body| body.raw(&nfgenmsg(family.number(), 0)), |message| {
-            if let Some(connection) = connection(message.attributes(4))
-                && connection.protocol == protocol
-                && stale(&connection)
-            {
-                found.push(connection);
-            }
-        })
+        .dump(
+            message::conntrack(message::CT_GET),
+            |body| body.raw(&nfgenmsg(family.number(), 0)),
+            |message| {
+                if let Some(connection) = connection(message.attributes(4))
+                    && connection.protocol == protocol
+                    && stale(&connection)
+                {
+                    found.push(connection);
+                }
+            },
+        )
         .map_err(|source| refused("list connections", source))?;
     for connection in &found {
         match delete(socket, family, connection) {

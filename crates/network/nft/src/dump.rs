@@ -23,9 +23,13 @@ impl Table {
         let mut found = false;
         let family = self.family;
         socket
-            .dump(message::nftables(message::GET_TABLE), |body| body.raw(&nfgenmsg(family, 0)), |message| {
-                found |= message.attributes(HEADER).string(1) == Some(&self.name);
-            })
+            .dump(
+                message::nftables(message::GET_TABLE),
+                |body| body.raw(&nfgenmsg(family, 0)),
+                |message| {
+                    found |= message.attributes(HEADER).string(1) == Some(&self.name);
+                },
+            )
             .map_err(|source| self.refused("list tables", source))?;
         Ok(found)
     }

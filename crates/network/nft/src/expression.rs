@@ -104,27 +104,83 @@ pub enum Reject {
 /// A step of a rule. A comparison or lookup that fails ends the rule; the next rule of the chain follows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Expression {
-    Meta { key: Meta, to: Register },
-    SetMeta { key: Meta, from: Register },
-    Ct { key: Ct, to: Register },
-    Payload { header: Header, offset: u32, bytes: u32, to: Register },
-    Equal { register: Register, value: Vec<u8> },
-    NotEqual { register: Register, value: Vec<u8> },
+    Meta {
+        key: Meta,
+        to: Register,
+    },
+    SetMeta {
+        key: Meta,
+        from: Register,
+    },
+    Ct {
+        key: Ct,
+        to: Register,
+    },
+    Payload {
+        header: Header,
+        offset: u32,
+        bytes: u32,
+        to: Register,
+    },
+    Equal {
+        register: Register,
+        value: Vec<u8>,
+    },
+    NotEqual {
+        register: Register,
+        value: Vec<u8>,
+    },
     /// `to = (from & mask) ^ xor`
-    Bitwise { from: Register, to: Register, mask: Vec<u8>, xor: Vec<u8> },
-    Immediate { to: Register, value: Vec<u8> },
+    Bitwise {
+        from: Register,
+        to: Register,
+        mask: Vec<u8>,
+        xor: Vec<u8>,
+    },
+    Immediate {
+        to: Register,
+        value: Vec<u8>,
+    },
     /// In the set, or not in it.
-    Contains { set: String, key: Register, invert: bool },
+    Contains {
+        set: String,
+        key: Register,
+        invert: bool,
+    },
     /// Loads what the map says.
-    Lookup { map: String, key: Register, to: Register },
+    Lookup {
+        map: String,
+        key: Register,
+        to: Register,
+    },
     /// Does what the verdict map says.
-    LookupVerdict { map: String, key: Register },
+    LookupVerdict {
+        map: String,
+        key: Register,
+    },
     /// A random number in `offset..offset + modulus`.
-    Random { to: Register, modulus: u32, offset: u32 },
+    Random {
+        to: Register,
+        modulus: u32,
+        offset: u32,
+    },
     /// Adds or refreshes an element; `data` for maps.
-    Remember { set: String, key: Register, data: Option<Register>, timeout: Duration },
-    Fib { result: FibResult, inputs: u32, to: Register },
-    Dnat { family: Family, address: Register, port: Option<Register> },
+    Remember {
+        set: String,
+        key: Register,
+        data: Option<Register>,
+        timeout: Duration,
+    },
+    Fib {
+        result: FibResult,
+        inputs: u32,
+        to: Register,
+    },
+    Dnat {
+        family: Family,
+        address: Register,
+        port: Option<Register>,
+    },
     Masquerade,
     Reject(Reject),
     Counter,
@@ -280,11 +336,7 @@ impl Expression {
     pub fn in_network(register: Register, (network, prefix): (IpAddr, u8), invert: bool) -> [Self; 2] {
         let (address, mask) = network_bytes(network, prefix);
         let xor = vec![0; mask.len()];
-        let compare = if invert {
-            Self::NotEqual { register, value: address }
-        } else {
-            Self::Equal { register, value: address }
-        };
+        let compare = if invert { Self::NotEqual { register, value: address } } else { Self::Equal { register, value: address } };
         [Self::Bitwise { from: register, to: register, mask, xor }, compare]
     }
 }

@@ -94,6 +94,7 @@ impl Socket {
         let sequence = self.sequences(1);
         let mut encoder = Encoder::new();
         encoder.message(kind, wire::REQUEST | wire::DUMP, sequence, body);
+        self.drain();
         self.send(&encoder)?;
         let mut failure = 0;
         self.receive(|message| {
