@@ -325,3 +325,57 @@ impl Wakeups {
         Some(key)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::core::v1::ConfigMap;
+    use serde_json::json;
+    use testkit::fake_api::FakeApi;
+
+    use super::*;
+
+    fn map(name: &str) -> ConfigMap {
+        serde_json::from_value(json!({"metadata": {"namespace": "a", "name": name, "labels": {"app": name}}})).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_cache_lists_then_follows_and_shows_our_own_write_after_waiting_for_its_revision() {
+        let api = FakeApi::new();
+        let client = api.client();
+        client.create(&map("first")).await.unwrap();
+        let cache = Cache::<ConfigMap>::start(&client, Scope::all(), stdx::drain());
+        cache.synced().await;
+        assert_eq!(cache.len(), 1);
+        cache.index("app", |map| map.metadata.labels.iter().flatten().map(|(_, value)| value.clone()).collect());
+        let mut wakeups = cache.subscribe();
+        assert_eq!(wakeups.next().await.name, "first");
+
+        let second = client.create(&map("second")).await.unwrap();
+        cache.wait_for(second.resource_version().parse().unwrap()).await;
+        assert_eq!(cache.by_index("app", "second").len(), 1);
+        assert_eq!(cache.by_namespace("a").len(), 2);
+        assert_eq!(wakeups.next().await.name, "second");
+
+        client.delete::<ConfigMap>(Some("a"), "second", &Default::default()).await.unwrap();
+        assert_eq!(wakeups.next().await.name, "second");
+        assert!(cache.get("a", "second").is_none() && cache.by_index("app", "second").is_empty());
+    }
+
+    #[test]
+    fn an_object_made_anew_under_its_old_name_is_a_deletion_and_a_creation() {
+        let cache = Cache::<ConfigMap>::detached();
+        let with_uid = |uid: &str, revision: &str| {
+            let mut object = map("x");
+            object.metadata.uid = Some(uid.into());
+            object.metadata.resource_version = Some(revision.into());
+            object
+        };
+        cache.apply(with_uid("1", "1"));
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let log = seen.clone();
+        cache.on_change(move |old, new| log.lock().unwrap().push((old.is_some(), new.is_some())));
+        cache.apply(with_uid("2", "2"));
+        cache.retain(&HashSet::new());
+        assert_eq!(*seen.lock().unwrap(), [(false, true), (true, false), (false, true), (true, false)]);
+    }
+}
