@@ -284,6 +284,9 @@ fn chain_rules(config: &Config, chain: &Chain) -> Vec<Vec<E>> {
 }
 
 /// Rules that begin with `condition` and send the connection to one of `modulus` endpoints from `offset` on.
+///
+/// Session affinity remembers what the map of endpoints said. nftables 1.0.6 fails an assertion when it lists such a rule; the kernel
+/// and newer listings do not mind. Upstream's set per endpoint would avoid that, and cost a chain per endpoint.
 fn balance(chain: &Chain, layout: Layout, condition: &[E], modulus: u32, offset: u32) -> Vec<Vec<E>> {
     let mut key = vec![match chain.any_address {
         true => E::Immediate { to: layout.destination(), value: vec![0; layout.words as usize * 4] },
