@@ -2,6 +2,17 @@
 //!
 //! A file per kind, one [`all`] list. A kind without a file is served by the generic path with [`Rules`]'s own answers.
 //! Pure functions over JSON values that were already decoded, pruned and typed by `schema`; no I/O, no tasks.
+//!
+//! Read in this order: [`Rules`], [`value`] (reading objects by path), [`metadata`] (what every object must fulfil), [`checks`] and
+//! [`printing`] (shared by many kinds), [`pod_spec`] and [`template`] (shared by everything that makes pods), then [`kinds`].
+
+pub mod checks;
+pub mod kinds;
+pub mod metadata;
+pub mod pod_spec;
+pub mod printing;
+pub mod template;
+pub mod value;
 
 use meta::field;
 use serde_json::Value;
@@ -90,5 +101,6 @@ pub const GENERIC_COLUMNS: &[Column] = &[
 
 /// The rules of every kind that has any, in the order of their files.
 pub fn all() -> &'static [&'static dyn Rules] {
-    &[]
+    use kinds::{deployment::Deployment, pod::Pod, replica_set::ReplicaSet};
+    &[&Pod, &Deployment, &ReplicaSet]
 }

@@ -1,0 +1,5 @@
+//! One file per kind.
+
+pub mod deployment;
+pub mod pod;
+pub mod replica_set;
