@@ -9,5 +9,6 @@ pub mod decode;
 pub mod default;
 pub mod merge;
 pub mod model;
+pub mod openapi;
 pub mod resources;
 pub mod table;
