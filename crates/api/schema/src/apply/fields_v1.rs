@@ -39,7 +39,7 @@ fn decode_object(fields: &Map<String, Value>) -> Result<(Set<'_>, bool), Unreada
 
 /// `None` for types of elements that a later version may know; upstream drops them too.
 fn decode_element(key: &str) -> Result<Option<Element<'_>>, Unreadable> {
-    let (Some(kind), Some(b':'), Some(content)) = (key.bytes().next(), key.bytes().nth(1), key.get(2..)) else {
+    let (Some(kind), Some(b':'), Some(content)) = (key.bytes().next(), key.as_bytes().get(1), key.get(2..)) else {
         return Err(Unreadable(format!("missing colon: {key}")));
     };
     let unreadable = |error: serde_json::Error| Unreadable(format!("parsing key as path element: {error}"));
