@@ -6,3 +6,5 @@
 //! A CRD's structural schema becomes the same [`model::Schema`]: there is no second path. Pure; no I/O, no tasks.
 
 pub mod model;
+pub mod resources;
+pub mod table;

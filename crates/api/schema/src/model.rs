@@ -203,3 +203,10 @@ pub struct Map {
     pub values: Schema,
     pub atomic: bool,
 }
+
+// Errors and table dumps print a string as itself.
+impl std::fmt::Display for Str {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self)
+    }
+}
