@@ -161,6 +161,10 @@ impl Query {
     pub fn flag(&self, key: &str) -> bool {
         self.get(key).is_some_and(|value| !matches!(value.to_ascii_lowercase().as_str(), "0" | "false"))
     }
+    /// Present, with whatever value.
+    pub fn flag_present(&self, key: &str) -> bool {
+        self.get(key).is_some()
+    }
     /// The value where it is not empty.
     pub fn text(&self, key: &str) -> Option<&str> {
         self.get(key).filter(|value| !value.is_empty())
