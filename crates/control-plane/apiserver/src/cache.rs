@@ -85,6 +85,7 @@ pub fn frame(change: Change, object: &Object) -> Bytes {
 pub struct Caches {
     by_prefix: RwLock<HashMap<Bytes, Arc<Cache>>>,
     observed: watch::Sender<u64>,
+    loaded: AtomicBool,
 }
 
 /// The objects of one resource (of one key prefix such as `/registry/pods/`).
@@ -158,7 +159,7 @@ pub struct TooOld {
 
 impl Default for Caches {
     fn default() -> Self {
-        Self { by_prefix: RwLock::default(), observed: watch::Sender::new(0) }
+        Self { by_prefix: RwLock::default(), observed: watch::Sender::new(0), loaded: AtomicBool::new(false) }
     }
 }
 
@@ -179,6 +180,11 @@ impl Caches {
     /// All caches are complete up to this revision.
     pub fn observed(&self) -> u64 {
         *self.observed.borrow()
+    }
+
+    /// The store was read once.
+    pub fn loaded(&self) -> bool {
+        self.loaded.load(Ordering::Relaxed)
     }
 
     /// Waits until all caches have reached `revision`. `false` when that took longer than `patience`.

@@ -5,6 +5,7 @@ use std::sync::{Mutex, PoisonError};
 use auth::UserInfo;
 use http::HeaderMap;
 use meta::{Status, field};
+use schema::decode::Mode;
 
 use crate::request::{Query, RequestInfo};
 
@@ -40,14 +41,10 @@ impl Context {
 
     pub fn write_options(&self) -> Result<WriteOptions, Status> {
         let dry_run = dry_run(self.query.all("dryRun"))?;
-        let validation = match self.query.text("fieldValidation") {
-            None | Some("Warn") => FieldValidation::Warn,
-            Some("Ignore") => FieldValidation::Ignore,
-            Some("Strict") => FieldValidation::Strict,
-            Some(other) => {
-                let error = field::Error::not_supported(&field::Path::new("fieldValidation"), other, &["Ignore", "Strict", "Warn"]);
-                return Err(Status::invalid("meta.k8s.io", "CreateOptions", "", &[error]));
-            }
+        let given = self.query.get("fieldValidation").unwrap_or_default();
+        let Some(validation) = Mode::parse(given) else {
+            let error = field::Error::not_supported(&field::Path::new("fieldValidation"), given, &["Ignore", "Strict", "Warn"]);
+            return Err(Status::invalid("meta.k8s.io", "CreateOptions", "", &[error]));
         };
         let manager = match self.query.text("fieldManager") {
             Some(manager) if manager.len() > 128 || manager.chars().any(char::is_control) => {
@@ -82,20 +79,12 @@ pub fn dry_run<'a>(values: impl Iterator<Item = &'a str>) -> Result<bool, Status
     Ok(dry)
 }
 
-/// What is done about unknown and duplicate fields.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FieldValidation {
-    Ignore,
-    Warn,
-    Strict,
-}
-
 /// The options that every write understands.
 #[derive(Clone, Debug)]
 pub struct WriteOptions {
     pub dry_run: bool,
     pub manager: String,
-    pub validation: FieldValidation,
+    pub validation: Mode,
     /// Server-side apply takes fields over from other managers.
     pub force: bool,
 }
@@ -103,6 +92,23 @@ pub struct WriteOptions {
 impl WriteOptions {
     /// For writes of the server's own.
     pub fn internal() -> Self {
-        Self { dry_run: false, manager: "kube-apiserver".into(), validation: FieldValidation::Ignore, force: false }
+        Self { dry_run: false, manager: "kube-apiserver".into(), validation: Mode::Ignore, force: false }
+    }
+}
+
+impl Context {
+    /// What authorization is asked about.
+    pub fn attributes(&self) -> auth::authorize::Attributes<'_> {
+        let info = &self.info;
+        auth::authorize::Attributes {
+            is_resource: info.is_resource,
+            verb: &info.verb,
+            group: &info.group,
+            resource: &info.resource,
+            subresource: &info.subresource,
+            namespace: &info.namespace,
+            name: &info.name,
+            path: &info.path,
+        }
     }
 }

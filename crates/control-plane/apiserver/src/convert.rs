@@ -68,7 +68,7 @@ fn is_cpu_utilization(metric: &Value) -> bool {
 
 fn autoscaler_to_v2(object: &mut Value) {
     let mut taken = Map::new();
-    if let Some(annotations) = object["metadata"]["annotations"].as_object_mut() {
+    if let Some(annotations) = object.pointer_mut("/metadata/annotations").and_then(Value::as_object_mut) {
         for name in [METRICS, BEHAVIOR, CONDITIONS, CURRENT_METRICS] {
             if let Some(value) = annotations.remove(name).and_then(|text| serde_json::from_str(text.as_str()?).ok()) {
                 taken.insert(name.into(), value);
@@ -105,7 +105,9 @@ fn autoscaler_to_v1(object: &mut Value) {
     let mut notes: Vec<(&str, Value)> = Vec::new();
     if let Some(spec) = object.get_mut("spec").and_then(Value::as_object_mut) {
         let mut metrics: Vec<Value> = spec.remove("metrics").and_then(|list| list.as_array().cloned()).unwrap_or_default();
-        if let Some(at) = metrics.iter().position(|metric| is_cpu_utilization(metric) && metric["resource"]["target"]["averageUtilization"].is_i64()) {
+        if let Some(at) =
+            metrics.iter().position(|metric| is_cpu_utilization(metric) && metric["resource"]["target"]["averageUtilization"].is_i64())
+        {
             let cpu = metrics.remove(at);
             spec.insert("targetCPUUtilizationPercentage".into(), cpu["resource"]["target"]["averageUtilization"].clone());
         }
@@ -116,7 +118,9 @@ fn autoscaler_to_v1(object: &mut Value) {
     }
     if let Some(status) = object.get_mut("status").and_then(Value::as_object_mut) {
         let mut current: Vec<Value> = status.remove("currentMetrics").and_then(|list| list.as_array().cloned()).unwrap_or_default();
-        if let Some(at) = current.iter().position(|metric| is_cpu_utilization(metric) && metric["resource"]["current"]["averageUtilization"].is_i64()) {
+        if let Some(at) =
+            current.iter().position(|metric| is_cpu_utilization(metric) && metric["resource"]["current"]["averageUtilization"].is_i64())
+        {
             let cpu = current.remove(at);
             status.insert("currentCPUUtilizationPercentage".into(), cpu["resource"]["current"]["averageUtilization"].clone());
         }
@@ -138,8 +142,18 @@ mod tests {
     #[test]
     fn conversion_there_and_back_keeps_everything() {
         let cases = [
-            ("events.k8s.io", "v1", "events", json!({"kind": "Event", "apiVersion": "events.k8s.io/v1", "metadata": {"name": "a"}, "note": "x", "regarding": {"kind": "Pod"}, "reportingController": "c"})),
-            ("autoscaling", "v1", "horizontalpodautoscalers", json!({"kind": "HorizontalPodAutoscaler", "apiVersion": "autoscaling/v1", "metadata": {"name": "a"}, "spec": {"maxReplicas": 3, "targetCPUUtilizationPercentage": 50}})),
+            (
+                "events.k8s.io",
+                "v1",
+                "events",
+                json!({"kind": "Event", "apiVersion": "events.k8s.io/v1", "metadata": {"name": "a"}, "note": "x", "regarding": {"kind": "Pod"}, "reportingController": "c"}),
+            ),
+            (
+                "autoscaling",
+                "v1",
+                "horizontalpodautoscalers",
+                json!({"kind": "HorizontalPodAutoscaler", "apiVersion": "autoscaling/v1", "metadata": {"name": "a"}, "spec": {"maxReplicas": 3, "targetCPUUtilizationPercentage": 50}}),
+            ),
         ];
         for (group, version, plural, object) in cases {
             let kind = catalog::find(group, version, plural).unwrap();

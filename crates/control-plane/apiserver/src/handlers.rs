@@ -53,7 +53,12 @@ pub async fn resource(server: &Arc<Inner>, context: &Context, request: http::Req
     }
 }
 
-async fn subresource(server: &Arc<Inner>, context: &Context, target: Target<'_>, request: http::Request<Body>) -> Result<Response<Body>, Status> {
+async fn subresource(
+    server: &Arc<Inner>,
+    context: &Context,
+    target: Target<'_>,
+    request: http::Request<Body>,
+) -> Result<Response<Body>, Status> {
     let info = &context.info;
     let Some(sub) = target.kind.subresource(&info.subresource) else {
         return Ok(crate::pipeline::page_not_found());
@@ -64,8 +69,12 @@ async fn subresource(server: &Arc<Inner>, context: &Context, target: Target<'_>,
     }
     match (sub.name, verb) {
         ("status" | "resize" | "ephemeralcontainers" | "finalize" | "approval", "get") => read::get(server, context, target).await,
-        ("status" | "resize" | "ephemeralcontainers" | "finalize" | "approval", "update") => write::update(server, context, target, request).await,
-        ("status" | "resize" | "ephemeralcontainers" | "finalize" | "approval", "patch") => write::patch(server, context, target, request).await,
+        ("status" | "resize" | "ephemeralcontainers" | "finalize" | "approval", "update") => {
+            write::update(server, context, target, request).await
+        }
+        ("status" | "resize" | "ephemeralcontainers" | "finalize" | "approval", "patch") => {
+            write::patch(server, context, target, request).await
+        }
         _ => Err(Status::method_not_supported(&target.kind.group_resource(), verb)),
     }
 }

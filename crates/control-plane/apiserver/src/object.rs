@@ -200,7 +200,8 @@ mod tests {
 
     #[test]
     fn foreign_layouts_are_brought_into_the_stored_form() {
-        let bytes = Bytes::from_static(br#"{ "data": {}, "metadata": {"name": "x", "resourceVersion": "3"}, "kind": "K", "apiVersion": "v1" }"#);
+        let bytes =
+            Bytes::from_static(br#"{ "data": {}, "metadata": {"name": "x", "resourceVersion": "3"}, "kind": "K", "apiVersion": "v1" }"#);
         let object = Object::new(Bytes::new(), bytes, 9).unwrap();
         assert_eq!(object.value()["metadata"]["resourceVersion"], "9");
         assert!(Object::new(Bytes::new(), Bytes::from_static(b"not json"), 1).is_none());

@@ -1,7 +1,9 @@
-//! The four kinds of patch, on objects in their served version.
+//! The four kinds of patch; three of them are applied here, on objects in their served version.
 
+use bytes::Bytes;
 use http::HeaderMap;
 use meta::Status;
+use schema::merge;
 use serde_json::Value;
 
 use crate::negotiate;
@@ -19,8 +21,6 @@ pub const JSON_PATCH: &str = "application/json-patch+json";
 pub const MERGE_PATCH: &str = "application/merge-patch+json";
 pub const STRATEGIC_MERGE_PATCH: &str = "application/strategic-merge-patch+json";
 pub const APPLY_PATCH: &str = "application/apply-patch+yaml";
-/// Operations that one JSON patch may have, as upstream.
-const JSON_PATCH_OPERATIONS_MAX: usize = 10_000;
 
 impl PatchType {
     pub fn of(headers: &HeaderMap) -> Result<Self, Status> {
@@ -36,35 +36,30 @@ impl PatchType {
 
 /// A patch that was read.
 pub enum Patch {
-    Json(json_patch::Patch),
+    Json(Bytes),
     Merge(Value),
     StrategicMerge(Value),
 }
 
 impl Patch {
-    pub fn parse(kind: PatchType, bytes: &[u8]) -> Result<Self, Status> {
-        let unreadable = |error: serde_json::Error| Status::bad_request(format!("error decoding patch: {error}"));
+    pub fn parse(kind: PatchType, bytes: Bytes) -> Result<Self, Status> {
         if kind == PatchType::Json {
-            let patch: json_patch::Patch = serde_json::from_slice(bytes).map_err(unreadable)?;
-            if patch.0.len() > JSON_PATCH_OPERATIONS_MAX {
-                let message =
-                    format!("The allowed maximum operations in a JSON patch is {JSON_PATCH_OPERATIONS_MAX}, got {}", patch.0.len());
-                return Err(Status::request_entity_too_large(message));
-            }
-            return Ok(Patch::Json(patch));
+            return Ok(Patch::Json(bytes));
         }
-        let patch: Value = serde_json::from_slice(bytes).map_err(unreadable)?;
+        let patch: Value = serde_json::from_slice(&bytes).map_err(|error| Status::bad_request(format!("error decoding patch: {error}")))?;
         if !patch.is_object() {
             return Err(Status::bad_request("error decoding patch: the patch is not an object"));
         }
         Ok(if kind == PatchType::Merge { Patch::Merge(patch) } else { Patch::StrategicMerge(patch) })
     }
 
-    pub fn apply(&self, _kind: &Kind, mut object: Value) -> Result<Value, Status> {
+    pub fn apply(&self, kind: &Kind, mut object: Value) -> Result<Value, Status> {
         match self {
-            Patch::Json(patch) => json_patch::patch(&mut object, patch)
-                .map_err(|error| Status::failure(422, "Invalid", format!("the server rejected our request due to an error in our request: {error}")))?,
-            Patch::Merge(patch) | Patch::StrategicMerge(patch) => json_patch::merge(&mut object, patch),
+            Patch::Json(patch) => merge::json_patch(&mut object, patch).map_err(|error| error.status())?,
+            Patch::Merge(patch) => merge::json_merge_patch(&mut object, patch),
+            Patch::StrategicMerge(patch) => {
+                merge::strategic_merge_patch(&mut object, patch, kind.schema).map_err(|error| error.status())?
+            }
         }
         Ok(object)
     }

@@ -58,7 +58,9 @@ pub struct Written {
 /// The store's failures as clients see them.
 pub fn storage_error(error: store::Error) -> Status {
     match error {
-        store::Error::Compacted { .. } => Status::expired("The provided continue parameter is too old to display a consistent list result. You can start a new list without the continue parameter, or use the continue token in this response to retrieve the remainder of the results. Continuing with the provided token results in an inconsistent list - objects that were created, modified, or deleted between the time the first chunk was returned and now may show up in the list."),
+        store::Error::Compacted { .. } => Status::expired(
+            "The provided continue parameter is too old to display a consistent list result. You can start a new list without the continue parameter, or use the continue token in this response to retrieve the remainder of the results. Continuing with the provided token results in an inconsistent list - objects that were created, modified, or deleted between the time the first chunk was returned and now may show up in the list.",
+        ),
         store::Error::TooLarge { size, limit } => {
             Status::request_entity_too_large(format!("Request entity too large: limit is {limit}, the object has {size} bytes"))
         }
@@ -83,7 +85,13 @@ impl Registry {
     }
 
     /// Creates. `object` is decoded and in the stored version.
-    pub async fn create(&self, context: &Context, target: Target<'_>, object: Value, options: &WriteOptions) -> Result<Arc<Object>, Status> {
+    pub async fn create(
+        &self,
+        context: &Context,
+        target: Target<'_>,
+        object: Value,
+        options: &WriteOptions,
+    ) -> Result<Arc<Object>, Status> {
         let generated = meta(&object, "name").is_empty() && !meta(&object, "generateName").is_empty();
         let tries = if generated { GENERATED_NAMES_TRIED } else { 1 };
         let mut refused = None;
@@ -98,7 +106,13 @@ impl Registry {
         Err(Status { message: format!("{}, {why}", status.message), ..status })
     }
 
-    async fn create_once(&self, context: &Context, target: Target<'_>, mut object: Value, options: &WriteOptions) -> Result<Arc<Object>, Status> {
+    async fn create_once(
+        &self,
+        context: &Context,
+        target: Target<'_>,
+        mut object: Value,
+        options: &WriteOptions,
+    ) -> Result<Arc<Object>, Status> {
         let kind = target.kind;
         lifecycle::begin_create(kind, target.namespace, &mut object)?;
         kind.storage.rules.prepare_create(&mut object);
@@ -120,7 +134,10 @@ impl Registry {
             Ok(revision) => stored(key, bytes, revision),
             Err(store::Error::Conflict { current }) => {
                 let existing = current.and_then(|entry| Object::new(entry.key, entry.value, entry.mod_revision));
-                Err(existing.map_or_else(|| Status::already_exists(&kind.group_resource(), target.name), |existing| already_exists(target, &existing)))
+                Err(existing.map_or_else(
+                    || Status::already_exists(&kind.group_resource(), target.name),
+                    |existing| already_exists(target, &existing),
+                ))
             }
             Err(error) => Err(storage_error(error)),
         }

@@ -59,6 +59,7 @@ fn load(caches: &Caches, snapshot: store::RangeResult) {
         caches.of(&prefix).reset(objects, snapshot.revision);
     }
     caches.observed.send_replace(snapshot.revision);
+    caches.loaded.store(true, std::sync::atomic::Ordering::Relaxed);
 }
 
 fn apply(caches: &Caches, event: store::Event) -> u64 {
@@ -86,7 +87,8 @@ fn apply(caches: &Caches, event: store::Event) -> u64 {
 
 /// The part of a key that names its resource: `/registry/pods/`, `/registry/services/specs/`, `/registry/example.com/widgets/`.
 fn prefix_len(key: &[u8]) -> usize {
-    let segment = |from: usize| key.get(from..).and_then(|rest| rest.iter().position(|byte| *byte == b'/')).map_or(key.len(), |at| from + at + 1);
+    let segment =
+        |from: usize| key.get(from..).and_then(|rest| rest.iter().position(|byte| *byte == b'/')).map_or(key.len(), |at| from + at + 1);
     let first = segment(ROOT.len());
     let name = &key[ROOT.len().min(first)..first];
     if name == b"services/" || name.contains(&b'.') { segment(first) } else { first }

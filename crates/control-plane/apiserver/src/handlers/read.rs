@@ -38,7 +38,8 @@ pub fn selection(context: &Context, target: Target<'_>) -> Result<Selection, Sta
     let query = &context.query;
     let labels = LabelSelector::parse(query.get("labelSelector").unwrap_or_default());
     let labels = labels.map_err(|error| Status::bad_request(format!("unable to parse requirement: {error}")))?;
-    let mut fields = FieldSelector::parse(query.get("fieldSelector").unwrap_or_default()).map_err(|error| Status::bad_request(error.to_string()))?;
+    let mut fields =
+        FieldSelector::parse(query.get("fieldSelector").unwrap_or_default()).map_err(|error| Status::bad_request(error.to_string()))?;
     let rules = target.kind.storage.rules;
     for term in &mut fields.terms {
         if let Some(stored) = stored_field(target.kind, &term.field) {
@@ -78,7 +79,10 @@ enum At {
     NotOlderThan(u64),
     Exact(u64),
     /// A later page: after this key, at this revision (0: the newest).
-    Continue { revision: u64, after: Bytes },
+    Continue {
+        revision: u64,
+        after: Bytes,
+    },
 }
 
 pub async fn list(server: &Arc<Inner>, context: &Context, target: Target<'_>) -> Result<Response<Body>, Status> {
@@ -153,8 +157,12 @@ fn at(context: &Context, target: Target<'_>, limit: usize) -> Result<At, Status>
     let refuse = |error: field::Error| Err(Status::invalid("meta.k8s.io", "ListOptions", "", &[error]));
     let continue_ = query.text("continue");
     match (rule, version) {
-        (Some(_), None) => return refuse(field::Error::forbidden(&path, "resourceVersionMatch is forbidden unless resourceVersion is provided")),
-        (Some(_), _) if continue_.is_some() => return refuse(field::Error::forbidden(&path, "resourceVersionMatch is forbidden when continue is provided")),
+        (Some(_), None) => {
+            return refuse(field::Error::forbidden(&path, "resourceVersionMatch is forbidden unless resourceVersion is provided"));
+        }
+        (Some(_), _) if continue_.is_some() => {
+            return refuse(field::Error::forbidden(&path, "resourceVersionMatch is forbidden when continue is provided"));
+        }
         (Some(rule), _) if rule != "Exact" && rule != "NotOlderThan" => {
             return refuse(field::Error::not_supported(&path, rule, &["Exact", "NotOlderThan", ""]));
         }
@@ -208,7 +216,11 @@ pub async fn reach(server: &Inner, revision: u64) -> Result<(), Status> {
     }
     let current = server.registry.caches.observed();
     let mut status = Status::failure(504, "Timeout", format!("Too large resource version: {revision}, current: {current}"));
-    let cause = meta::status::Cause { reason: "ResourceVersionTooLarge".into(), message: "Too large resource version".into(), ..Default::default() };
+    let cause = meta::status::Cause {
+        reason: "ResourceVersionTooLarge".into(),
+        message: "Too large resource version".into(),
+        ..Default::default()
+    };
     status.details = Some(meta::status::Details { causes: vec![cause], retry_after_seconds: 1, ..Default::default() });
     Err(status)
 }
@@ -259,7 +271,9 @@ fn successor(key: &[u8]) -> Bytes {
 
 fn range_error(error: store::Error) -> Status {
     match error {
-        store::Error::Future { wanted, newest } => Status::failure(504, "Timeout", format!("Too large resource version: {wanted}, current: {newest}")),
+        store::Error::Future { wanted, newest } => {
+            Status::failure(504, "Timeout", format!("Too large resource version: {wanted}, current: {newest}"))
+        }
         other => storage_error(other),
     }
 }

@@ -184,7 +184,9 @@ impl Encoder {
 
 enum Phase {
     /// The objects that were there; then, if wanted, the bookmark that ends them.
-    Initial { bookmark: bool },
+    Initial {
+        bookmark: bool,
+    },
     Live,
     /// One last error.
     Failed(Status),
@@ -242,7 +244,8 @@ impl WatchBody {
         match subscription.live.poll_recv(poller) {
             Poll::Ready(Some((change, delivery))) => {
                 self.revision = delivery.event.object.revision;
-                let bytes = if self.encoder.is_plain() { delivery.json(change) } else { self.encoder.event(change, &delivery.event.object) };
+                let bytes =
+                    if self.encoder.is_plain() { delivery.json(change) } else { self.encoder.event(change, &delivery.event.object) };
                 return Poll::Ready(Some(bytes));
             }
             Poll::Ready(None) if subscription.lagged() => {

@@ -12,9 +12,10 @@ use super::{read, read_body, respond};
 use crate::Inner;
 use crate::context::{Context, WriteOptions};
 use crate::negotiate::{self, Media};
-use crate::object::{meta, metadata_mut};
+use crate::object::{Object, meta, metadata_mut};
 use crate::patching::{self, PatchType};
 use crate::registry::Target;
+use crate::registry::catalog::Kind;
 use crate::registry::deletion::{self, Deleted};
 use crate::reply::{self, Body};
 use crate::{codec, views};
@@ -26,8 +27,7 @@ pub async fn create(server: &Arc<Inner>, context: &Context, target: Target<'_>, 
     let format = super::format(context, target.kind)?;
     let options = context.write_options()?;
     let media = negotiate::body_media(&context.headers, true)?;
-    let body = codec::parse(&read_body(request).await?, media)?;
-    let object = codec::decode(context, target.kind, body, &options)?;
+    let object = codec::object(context, target.kind, &read_body(request).await?, media, &options)?;
     let object = server.registry.create(context, target, object, &options).await?;
     respond(context, target.kind, StatusCode::CREATED, &object, format)
 }
@@ -45,8 +45,7 @@ pub async fn update(server: &Arc<Inner>, context: &Context, target: Target<'_>, 
     let format = super::format(context, target.kind)?;
     let options = context.write_options()?;
     let media = negotiate::body_media(&context.headers, true)?;
-    let body = codec::parse(&read_body(request).await?, media)?;
-    let mut object = codec::decode(context, target.kind, body, &options)?;
+    let mut object = codec::object(context, target.kind, &read_body(request).await?, media, &options)?;
     place(target, &mut object)?;
     let part = part(context, target);
     let wanted = object.clone();
@@ -94,7 +93,7 @@ pub async fn patch(server: &Arc<Inner>, context: &Context, target: Target<'_>, r
     if kind == PatchType::Apply {
         return apply(server, context, target, part, &bytes, &options, format).await;
     }
-    let patch = patching::Patch::parse(kind, &bytes)?;
+    let patch = patching::Patch::parse(kind, bytes)?;
     let make = |old: &Value| {
         let served = if target.kind.converts() { crate::convert::from_storage(target.kind, old.clone()) } else { old.clone() };
         let patched = patch.apply(target.kind, served)?;
@@ -130,7 +129,7 @@ async fn delete_options(context: &Context, request: Request<Body>) -> Result<del
     let bytes = read_body(request).await?;
     let body = match bytes.is_empty() {
         true => Value::Null,
-        false => codec::parse(&bytes, negotiate::body_media(&context.headers, true).unwrap_or(Media::Json))?,
+        false => codec::parse(&bytes, negotiate::body_media(&context.headers, true).unwrap_or(Media::Json), "DeleteOptions")?.value,
     };
     if !body.is_null() && body["kind"].as_str().is_some_and(|kind| kind != "DeleteOptions" && !kind.is_empty()) {
         return Err(Status::bad_request(format!("decoded object cannot be converted to DeleteOptions: {}", body["kind"])));
@@ -154,7 +153,8 @@ pub async fn delete(server: &Arc<Inner>, context: &Context, target: Target<'_>, 
 }
 
 /// Kinds whose deletion answers with the object (upstream: ReturnDeletedObject).
-const RETURNS_DELETED: [&str; 6] = ["pods", "podtemplates", "persistentvolumes", "persistentvolumeclaims", "serviceaccounts", "resourcequotas"];
+const RETURNS_DELETED: [&str; 6] =
+    ["pods", "podtemplates", "persistentvolumes", "persistentvolumeclaims", "serviceaccounts", "resourcequotas"];
 
 pub async fn delete_collection(
     server: &Arc<Inner>,
@@ -169,17 +169,8 @@ pub async fn delete_collection(
     let caches = &server.registry.caches;
     let cache = caches.of(target.kind.storage.prefix.as_bytes());
     let page = cache.list(&selection.prefix, b"", 0, &selection, caches.observed());
-    let deletions = page.objects.iter().map(|object| {
-        let value = object.value();
-        let (server, options) = (server.clone(), options.clone());
-        async move {
-            let (namespace, name) = (meta(&value, "namespace"), meta(&value, "name"));
-            match server.registry.delete(Target { kind: target.kind, namespace, name }, &options).await {
-                Err(status) if !status.is("NotFound") => Err(status),
-                _ => Ok(()),
-            }
-        }
-    });
+    let kind = target.kind;
+    let deletions: Vec<_> = page.objects.iter().map(|object| delete_one(server.clone(), kind, object.clone(), options.clone())).collect();
     let mut running = futures_util::stream::iter(deletions).buffer_unordered(COLLECTION_WORKERS);
     while let Some(outcome) = running.next().await {
         outcome?;
@@ -187,4 +178,13 @@ pub async fn delete_collection(
     let metadata = serde_json::json!({"resourceVersion": page.revision.to_string()});
     let include = views::Include::parse(&context.query)?;
     Ok(reply::value(StatusCode::OK, &views::many(target.kind, &page.objects, format, include, metadata), format))
+}
+
+async fn delete_one(server: Arc<Inner>, kind: &'static Kind, object: Arc<Object>, options: deletion::Options) -> Result<(), Status> {
+    let value = object.value();
+    let (namespace, name) = (meta(&value, "namespace"), meta(&value, "name"));
+    match server.registry.delete(Target { kind, namespace, name }, &options).await {
+        Err(status) if !status.is("NotFound") => Err(status),
+        _ => Ok(()),
+    }
 }

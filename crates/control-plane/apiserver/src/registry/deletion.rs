@@ -94,7 +94,9 @@ pub fn completes(object: &Value) -> bool {
 
 /// A namespace is held by the finalizers of its spec.
 fn is_held_namespace(object: &Value) -> bool {
-    object["kind"] == "Namespace" && object["apiVersion"] == "v1" && object["spec"]["finalizers"].as_array().is_some_and(|list| !list.is_empty())
+    object["kind"] == "Namespace"
+        && object["apiVersion"] == "v1"
+        && object["spec"]["finalizers"].as_array().is_some_and(|list| !list.is_empty())
 }
 
 impl Registry {

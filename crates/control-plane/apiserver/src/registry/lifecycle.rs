@@ -158,7 +158,8 @@ pub fn validate_update(target: Target<'_>, new: &Value, old: &Value, part: Part)
         let before: Vec<&str> = finalizers(old).collect();
         let added: Vec<&str> = finalizers(new).filter(|finalizer| !before.contains(finalizer)).collect();
         if !added.is_empty() {
-            let detail = format!("no new finalizers can be added if the object is being deleted, found new finalizers {}", go_strings(&added));
+            let detail =
+                format!("no new finalizers can be added if the object is being deleted, found new finalizers {}", go_strings(&added));
             errors.push(field::Error::forbidden(&metadata.child("finalizers"), detail));
         }
     }
