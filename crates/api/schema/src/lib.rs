@@ -6,6 +6,7 @@
 //! A CRD's structural schema becomes the same [`model::Schema`]: there is no second path. Pure; no I/O, no tasks.
 
 pub mod decode;
+pub mod default;
 pub mod merge;
 pub mod model;
 pub mod resources;

@@ -102,7 +102,7 @@ impl File<'_> {
     }
 
     fn field(&mut self, definition: &str, json: &str, field: &Field, required: bool) -> String {
-        let go = self.facts.go(definition, json, field);
+        let go = self.facts.go(definition, json, field, required);
         // The data keep the format of a plain field only; for maps of bytes Go tells.
         let bytes = go.name.ends_with("[]uint8").then(|| "byte".to_owned());
         let schema = self.schema(&field.t, &Field { fmt: bytes.or(field.fmt.clone()), ..field.clone() });

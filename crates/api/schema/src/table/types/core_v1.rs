@@ -999,7 +999,7 @@ static NodeSystemInfoFields: [Field; 12] = [
     f("machineID", Schema::String, 1, 1, "string"),
     f("operatingSystem", Schema::String, 9, 1, "string"),
     f("osImage", Schema::String, 5, 1, "string"),
-    f("runningInUserNamespace", Schema::Bool, 0, 0, ""),
+    f("runningInUserNamespace", Schema::Bool, 0, 4, ""),
     f("swap", Schema::Object(Ref::Static(&NodeSwapStatus)), 11, 6, "v1.NodeSwapStatus"),
     f("systemUUID", Schema::String, 2, 1, "string"),
 ];
