@@ -3,6 +3,9 @@
 //! Read in this order: [`UserInfo`], then `authenticate` (client certificates, service account tokens, static and bootstrap tokens),
 //! `authorize` (RBAC), `pki` (the cluster's CAs and leaves), `tokens` (service account JWTs).
 
+pub mod authenticate;
+pub mod authorize;
+
 use std::collections::BTreeMap;
 
 /// An authenticated identity (upstream: `user.Info`).
