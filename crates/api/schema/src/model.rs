@@ -114,8 +114,14 @@ pub struct Type {
 }
 
 impl Type {
-    /// The field with this JSON name.
+    /// The field with this JSON name. Fields of the table stand in order of their names.
     pub fn field(&self, json: &str) -> Option<&Field> {
+        if let Slice::Static(fields) = &self.fields
+            && fields.len() > 8
+            && let Ok(at) = fields.binary_search_by(|field| (*field.json).cmp(json))
+        {
+            return fields.get(at);
+        }
         self.fields.iter().find(|field| &*field.json == json)
     }
 }

@@ -68,13 +68,13 @@ impl Facts {
         Ok(Self { types: file.types, go: go_types()? })
     }
 
-    /// What Go says of a field; where it is newer than the Go sources, what its markers suggest.
-    pub fn go(&self, definition: &str, name: &str, field: &Field) -> Go {
+    /// What Go says of a field; where it is newer than the Go sources, what its markers and being required suggest.
+    pub fn go(&self, definition: &str, name: &str, field: &Field, required: bool) -> Go {
         if let Some(go) = self.go.get(&(definition.to_owned(), name.to_owned())) {
             return go.clone();
         }
         let pointer = field.ptr.is_some();
-        let optional = field.mk.iter().any(|marker| marker.ends_with("optional"));
+        let optional = !required || field.mk.iter().any(|marker| marker.ends_with("optional"));
         let structure = field.t.starts_with("io.k8s.") && !pointer;
         Go { omit: (optional || pointer) && !structure, pointer, number: field.pb.unwrap_or(0), ..Go::default() }
     }

@@ -102,8 +102,10 @@ impl File<'_> {
     }
 
     fn field(&mut self, definition: &str, json: &str, field: &Field, required: bool) -> String {
-        let go = self.facts.go(definition, json, field);
-        let schema = self.schema(&field.t, field);
+        let go = self.facts.go(definition, json, field, required);
+        // The data keep the format of a plain field only; for maps of bytes Go tells.
+        let bytes = go.name.ends_with("[]uint8").then(|| "byte".to_owned());
+        let schema = self.schema(&field.t, &Field { fmt: bytes.or(field.fmt.clone()), ..field.clone() });
         let flags = u8::from(required) | u8::from(go.pointer) << 1 | u8::from(go.omit) << 2;
         let plain = format!("f({json:?}, {schema}, {}, {flags}, {:?}", go.number, go.name);
         let default = field.def.as_ref().map(default_text);

@@ -11,139 +11,140 @@ static L4: List = List { items: Schema::String, topology: Topology::Atomic };
 static E5: [Str; 1] = [s("type")];
 static L6: List = List { items: Schema::Object(Ref::Static(&ComponentCondition)), topology: Topology::Map(Slice::Static(&E5)) };
 static L7: List = List { items: Schema::Object(Ref::Static(&ComponentStatus)), topology: Topology::Atomic };
-static L8: List = List { items: Schema::Object(Ref::Static(&ConfigMap)), topology: Topology::Atomic };
-static L9: List = List { items: Schema::Object(Ref::Static(&KeyToPath)), topology: Topology::Atomic };
-static E10: [Str; 1] = [s("name")];
-static L11: List = List { items: Schema::Object(Ref::Static(&EnvVar)), topology: Topology::Map(Slice::Static(&E10)) };
-static L12: List = List { items: Schema::Object(Ref::Static(&EnvFromSource)), topology: Topology::Atomic };
-static E13: [Str; 3] = [s("Always"), s("IfNotPresent"), s("Never")];
-static E14: [Str; 2] = [s("containerPort"), s("protocol")];
-static L15: List = List { items: Schema::Object(Ref::Static(&ContainerPort)), topology: Topology::Map(Slice::Static(&E14)) };
-static L16: List = List { items: Schema::Object(Ref::Static(&ContainerResizePolicy)), topology: Topology::Atomic };
-static L17: List = List { items: Schema::Object(Ref::Static(&ContainerRestartRule)), topology: Topology::Atomic };
-static E18: [Str; 2] = [s("FallbackToLogsOnError"), s("File")];
-static E19: [Str; 1] = [s("devicePath")];
-static L20: List = List { items: Schema::Object(Ref::Static(&VolumeDevice)), topology: Topology::Map(Slice::Static(&E19)) };
-static E21: [Str; 1] = [s("mountPath")];
-static L22: List = List { items: Schema::Object(Ref::Static(&VolumeMount)), topology: Topology::Map(Slice::Static(&E21)) };
-static E23: [Str; 3] = [s("SCTP"), s("TCP"), s("UDP")];
-static L24: List = List { items: Schema::Int32, topology: Topology::Set };
-static M25: Map = Map { values: Schema::Quantity, atomic: false };
-static L26: List = List { items: Schema::Object(Ref::Static(&ResourceStatus)), topology: Topology::Map(Slice::Static(&E10)) };
-static E27: [Str; 65] = [s("SIGABRT"), s("SIGALRM"), s("SIGBUS"), s("SIGCHLD"), s("SIGCLD"), s("SIGCONT"), s("SIGFPE"), s("SIGHUP"), s("SIGILL"), s("SIGINT"), s("SIGIO"), s("SIGIOT"), s("SIGKILL"), s("SIGPIPE"), s("SIGPOLL"), s("SIGPROF"), s("SIGPWR"), s("SIGQUIT"), s("SIGRTMAX"), s("SIGRTMAX-1"), s("SIGRTMAX-10"), s("SIGRTMAX-11"), s("SIGRTMAX-12"), s("SIGRTMAX-13"), s("SIGRTMAX-14"), s("SIGRTMAX-2"), s("SIGRTMAX-3"), s("SIGRTMAX-4"), s("SIGRTMAX-5"), s("SIGRTMAX-6"), s("SIGRTMAX-7"), s("SIGRTMAX-8"), s("SIGRTMAX-9"), s("SIGRTMIN"), s("SIGRTMIN+1"), s("SIGRTMIN+10"), s("SIGRTMIN+11"), s("SIGRTMIN+12"), s("SIGRTMIN+13"), s("SIGRTMIN+14"), s("SIGRTMIN+15"), s("SIGRTMIN+2"), s("SIGRTMIN+3"), s("SIGRTMIN+4"), s("SIGRTMIN+5"), s("SIGRTMIN+6"), s("SIGRTMIN+7"), s("SIGRTMIN+8"), s("SIGRTMIN+9"), s("SIGSEGV"), s("SIGSTKFLT"), s("SIGSTOP"), s("SIGSYS"), s("SIGTERM"), s("SIGTRAP"), s("SIGTSTP"), s("SIGTTIN"), s("SIGTTOU"), s("SIGURG"), s("SIGUSR1"), s("SIGUSR2"), s("SIGVTALRM"), s("SIGWINCH"), s("SIGXCPU"), s("SIGXFSZ")];
-static L28: List = List { items: Schema::Object(Ref::Static(&VolumeMountStatus)), topology: Topology::Map(Slice::Static(&E21)) };
-static L29: List = List { items: Schema::Object(Ref::Static(&DownwardAPIVolumeFile)), topology: Topology::Atomic };
-static L30: List = List { items: Schema::Object(Ref::Static(&EndpointAddress)), topology: Topology::Atomic };
-static L31: List = List { items: Schema::Object(Ref::Static(&EndpointPort)), topology: Topology::Atomic };
-static L32: List = List { items: Schema::Object(Ref::Static(&EndpointSubset)), topology: Topology::Atomic };
-static L33: List = List { items: Schema::Object(Ref::Static(&Endpoints)), topology: Topology::Atomic };
-static L34: List = List { items: Schema::Object(Ref::Static(&Event)), topology: Topology::Atomic };
-static E35: [Str; 2] = [s("Plaintext"), s("TLS")];
-static L36: List = List { items: Schema::Object(Ref::Static(&HTTPHeader)), topology: Topology::Atomic };
-static E37: [Str; 2] = [s("HTTP1"), s("HTTP2")];
-static E38: [Str; 2] = [s("HTTP"), s("HTTPS")];
-static E39: [Str; 8] = [s(""), s("BlockDevice"), s("CharDevice"), s("Directory"), s("DirectoryOrCreate"), s("File"), s("FileOrCreate"), s("Socket")];
-static L40: List = List { items: Schema::Object(Ref::Static(&LimitRange)), topology: Topology::Atomic };
-static L41: List = List { items: Schema::Object(Ref::Static(&LimitRangeItem)), topology: Topology::Atomic };
-static L42: List = List { items: Schema::Int64, topology: Topology::Atomic };
-static L43: List = List { items: Schema::Object(Ref::Static(&PortStatus)), topology: Topology::Atomic };
-static L44: List = List { items: Schema::Object(Ref::Static(&LoadBalancerIngress)), topology: Topology::Atomic };
-static E45: [Str; 3] = [s("InProgress"), s("Infeasible"), s("Pending")];
-static L46: List = List { items: Schema::Object(Ref::Static(&Namespace)), topology: Topology::Atomic };
-static L47: List = List { items: Schema::Object(Ref::Static(&NamespaceCondition)), topology: Topology::Map(Slice::Static(&E5)) };
-static E48: [Str; 2] = [s("Active"), s("Terminating")];
-static L49: List = List { items: Schema::Object(Ref::Static(&PreferredSchedulingTerm)), topology: Topology::Atomic };
-static L50: List = List { items: Schema::String, topology: Topology::Set };
-static L51: List = List { items: Schema::Object(Ref::Static(&NodeAllocatableMappedResources)), topology: Topology::Map(Slice::Static(&E10)) };
-static L52: List = List { items: Schema::Object(Ref::Static(&NodeAllocatableOverheadResources)), topology: Topology::Map(Slice::Static(&E10)) };
-static L53: List = List { items: Schema::Object(Ref::Static(&Node)), topology: Topology::Atomic };
-static L54: List = List { items: Schema::Object(Ref::Static(&NodeSelectorTerm)), topology: Topology::Atomic };
-static E55: [Str; 6] = [s("DoesNotExist"), s("Exists"), s("Gt"), s("In"), s("Lt"), s("NotIn")];
-static L56: List = List { items: Schema::Object(Ref::Static(&NodeSelectorRequirement)), topology: Topology::Atomic };
-static L57: List = List { items: Schema::Object(Ref::Static(&Taint)), topology: Topology::Atomic };
-static L58: List = List { items: Schema::Object(Ref::Static(&NodeAddress)), topology: Topology::Map(Slice::Static(&E5)) };
-static L59: List = List { items: Schema::Object(Ref::Static(&NodeCondition)), topology: Topology::Map(Slice::Static(&E5)) };
-static L60: List = List { items: Schema::Object(Ref::Static(&ContainerImage)), topology: Topology::Atomic };
-static E61: [Str; 3] = [s("Pending"), s("Running"), s("Terminated")];
-static L62: List = List { items: Schema::Object(Ref::Static(&NodeRuntimeHandler)), topology: Topology::Atomic };
-static L63: List = List { items: Schema::Object(Ref::Static(&AttachedVolume)), topology: Topology::Atomic };
-static L64: List = List { items: Schema::Object(Ref::Static(&PersistentVolumeClaim)), topology: Topology::Atomic };
-static E65: [Str; 4] = [s("ReadOnlyMany"), s("ReadWriteMany"), s("ReadWriteOnce"), s("ReadWriteOncePod")];
-static E66: [Str; 2] = [s("Block"), s("Filesystem")];
-static L67: List = List { items: Schema::Object(Ref::Static(&PersistentVolumeClaimCondition)), topology: Topology::Map(Slice::Static(&E5)) };
-static E68: [Str; 3] = [s("Bound"), s("Lost"), s("Pending")];
-static L69: List = List { items: Schema::Object(Ref::Static(&PersistentVolume)), topology: Topology::Atomic };
-static E70: [Str; 3] = [s("Delete"), s("Recycle"), s("Retain")];
-static E71: [Str; 5] = [s("Available"), s("Bound"), s("Failed"), s("Pending"), s("Released")];
-static L72: List = List { items: Schema::Object(Ref::Static(&WeightedPodAffinityTerm)), topology: Topology::Atomic };
-static L73: List = List { items: Schema::Object(Ref::Static(&PodAffinityTerm)), topology: Topology::Atomic };
-static L74: List = List { items: Schema::Object(Ref::Static(&PodDNSConfigOption)), topology: Topology::Atomic };
-static L75: List = List { items: Schema::Object(Ref::Static(&ContainerExtendedResourceRequest)), topology: Topology::Atomic };
-static L76: List = List { items: Schema::Object(Ref::Static(&Pod)), topology: Topology::Atomic };
-static E77: [Str; 2] = [s("Always"), s("OnRootMismatch")];
-static E78: [Str; 2] = [s("Merge"), s("Strict")];
-static L79: List = List { items: Schema::Object(Ref::Static(&Sysctl)), topology: Topology::Atomic };
-static L80: List = List { items: Schema::Object(Ref::Static(&Container)), topology: Topology::Map(Slice::Static(&E10)) };
-static E81: [Str; 4] = [s("ClusterFirst"), s("ClusterFirstWithHostNet"), s("Default"), s("None")];
-static L82: List = List { items: Schema::Object(Ref::Static(&EphemeralContainer)), topology: Topology::Map(Slice::Static(&E10)) };
-static L83: List = List { items: Schema::Object(Ref::Static(&EvictionResponder)), topology: Topology::Map(Slice::Static(&E10)) };
-static E84: [Str; 1] = [s("ip")];
-static L85: List = List { items: Schema::Object(Ref::Static(&HostAlias)), topology: Topology::Map(Slice::Static(&E84)) };
-static L86: List = List { items: Schema::Object(Ref::Static(&LocalObjectReference)), topology: Topology::Map(Slice::Static(&E10)) };
-static M87: Map = Map { values: Schema::String, atomic: true };
-static E88: [Str; 2] = [s("Never"), s("PreemptLowerPriority")];
-static L89: List = List { items: Schema::Object(Ref::Static(&PodReadinessGate)), topology: Topology::Atomic };
-static L90: List = List { items: Schema::Object(Ref::Static(&PodResourceClaim)), topology: Topology::Map(Slice::Static(&E10)) };
-static E91: [Str; 3] = [s("Always"), s("Never"), s("OnFailure")];
-static L92: List = List { items: Schema::Object(Ref::Static(&PodSchedulingGate)), topology: Topology::Map(Slice::Static(&E10)) };
-static L93: List = List { items: Schema::Object(Ref::Static(&Toleration)), topology: Topology::Atomic };
-static E94: [Str; 2] = [s("topologyKey"), s("whenUnsatisfiable")];
-static L95: List = List { items: Schema::Object(Ref::Static(&TopologySpreadConstraint)), topology: Topology::Map(Slice::Static(&E94)) };
-static L96: List = List { items: Schema::Object(Ref::Static(&Volume)), topology: Topology::Map(Slice::Static(&E10)) };
-static L97: List = List { items: Schema::Object(Ref::Static(&PodCondition)), topology: Topology::Map(Slice::Static(&E5)) };
-static L98: List = List { items: Schema::Object(Ref::Static(&ContainerStatus)), topology: Topology::Atomic };
-static L99: List = List { items: Schema::Object(Ref::Static(&HostIP)), topology: Topology::Atomic };
-static E100: [Str; 1] = [s("resourceClaimName")];
-static L101: List = List { items: Schema::Object(Ref::Static(&NodeAllocatableResourceClaimStatus)), topology: Topology::Map(Slice::Static(&E100)) };
-static E102: [Str; 5] = [s("Failed"), s("Pending"), s("Running"), s("Succeeded"), s("Unknown")];
-static L103: List = List { items: Schema::Object(Ref::Static(&PodIP)), topology: Topology::Map(Slice::Static(&E84)) };
-static E104: [Str; 3] = [s("BestEffort"), s("Burstable"), s("Guaranteed")];
-static L105: List = List { items: Schema::Object(Ref::Static(&PodResourceClaimStatus)), topology: Topology::Map(Slice::Static(&E10)) };
-static L106: List = List { items: Schema::Object(Ref::Static(&PodVolumeHealth)), topology: Topology::Map(Slice::Static(&E10)) };
-static L107: List = List { items: Schema::Object(Ref::Static(&PodTemplate)), topology: Topology::Atomic };
-static E108: [Str; 2] = [s("status"), s("reason")];
-static L109: List = List { items: Schema::Object(Ref::Static(&VolumeHealthCondition)), topology: Topology::Map(Slice::Static(&E108)) };
-static L110: List = List { items: Schema::Object(Ref::Static(&VolumeProjection)), topology: Topology::Atomic };
-static L111: List = List { items: Schema::Object(Ref::Static(&ReplicationController)), topology: Topology::Atomic };
-static L112: List = List { items: Schema::Object(Ref::Static(&ReplicationControllerCondition)), topology: Topology::Map(Slice::Static(&E5)) };
-static L113: List = List { items: Schema::Object(Ref::Static(&ResourceQuota)), topology: Topology::Atomic };
-static E114: [Str; 7] = [s("BestEffort"), s("CrossNamespacePodAffinity"), s("NotBestEffort"), s("NotTerminating"), s("PriorityClass"), s("Terminating"), s("VolumeAttributesClass")];
-static L115: List = List { items: Schema::Object(Ref::Static(&ResourceClaim)), topology: Topology::Map(Slice::Static(&E10)) };
-static E116: [Str; 1] = [s("resourceID")];
-static L117: List = List { items: Schema::Object(Ref::Static(&ResourceHealth)), topology: Topology::Map(Slice::Static(&E116)) };
-static L118: List = List { items: Schema::Object(Ref::Static(&ScopedResourceSelectorRequirement)), topology: Topology::Atomic };
-static E119: [Str; 4] = [s("DoesNotExist"), s("Exists"), s("In"), s("NotIn")];
-static L120: List = List { items: Schema::Object(Ref::Static(&Secret)), topology: Topology::Atomic };
-static E121: [Str; 2] = [s("Default"), s("Unmasked")];
-static L122: List = List { items: Schema::Object(Ref::Static(&LocalObjectReference)), topology: Topology::Atomic };
-static L123: List = List { items: Schema::Object(Ref::Static(&ObjectReference)), topology: Topology::Map(Slice::Static(&E10)) };
-static L124: List = List { items: Schema::Object(Ref::Static(&ServiceAccount)), topology: Topology::Atomic };
-static L125: List = List { items: Schema::Object(Ref::Static(&Service)), topology: Topology::Atomic };
-static E126: [Str; 2] = [s("Cluster"), s("Local")];
-static E127: [Str; 3] = [s(""), s("IPv4"), s("IPv6")];
-static E128: [Str; 3] = [s("PreferDualStack"), s("RequireDualStack"), s("SingleStack")];
-static E129: [Str; 2] = [s("port"), s("protocol")];
-static L130: List = List { items: Schema::Object(Ref::Static(&ServicePort)), topology: Topology::Map(Slice::Static(&E129)) };
-static E131: [Str; 2] = [s("ClientIP"), s("None")];
-static E132: [Str; 4] = [s("ClusterIP"), s("ExternalName"), s("LoadBalancer"), s("NodePort")];
-static L133: List = List { items: Schema::Object(Ref::Static(&super::meta_v1::Condition)), topology: Topology::Map(Slice::Static(&E5)) };
-static E134: [Str; 3] = [s("NoExecute"), s("NoSchedule"), s("PreferNoSchedule")];
-static E135: [Str; 4] = [s("Equal"), s("Exists"), s("Gt"), s("Lt")];
-static L136: List = List { items: Schema::Object(Ref::Static(&TopologySelectorLabelRequirement)), topology: Topology::Atomic };
-static E137: [Str; 2] = [s("Honor"), s("Ignore")];
-static E138: [Str; 2] = [s("DoNotSchedule"), s("ScheduleAnyway")];
-static E139: [Str; 3] = [s("DataLoss"), s("Degraded"), s("Inaccessible")];
-static E140: [Str; 3] = [s("Bidirectional"), s("HostToContainer"), s("None")];
+static M8: Map = Map { values: Schema::Bytes, atomic: false };
+static L9: List = List { items: Schema::Object(Ref::Static(&ConfigMap)), topology: Topology::Atomic };
+static L10: List = List { items: Schema::Object(Ref::Static(&KeyToPath)), topology: Topology::Atomic };
+static E11: [Str; 1] = [s("name")];
+static L12: List = List { items: Schema::Object(Ref::Static(&EnvVar)), topology: Topology::Map(Slice::Static(&E11)) };
+static L13: List = List { items: Schema::Object(Ref::Static(&EnvFromSource)), topology: Topology::Atomic };
+static E14: [Str; 3] = [s("Always"), s("IfNotPresent"), s("Never")];
+static E15: [Str; 2] = [s("containerPort"), s("protocol")];
+static L16: List = List { items: Schema::Object(Ref::Static(&ContainerPort)), topology: Topology::Map(Slice::Static(&E15)) };
+static L17: List = List { items: Schema::Object(Ref::Static(&ContainerResizePolicy)), topology: Topology::Atomic };
+static L18: List = List { items: Schema::Object(Ref::Static(&ContainerRestartRule)), topology: Topology::Atomic };
+static E19: [Str; 2] = [s("FallbackToLogsOnError"), s("File")];
+static E20: [Str; 1] = [s("devicePath")];
+static L21: List = List { items: Schema::Object(Ref::Static(&VolumeDevice)), topology: Topology::Map(Slice::Static(&E20)) };
+static E22: [Str; 1] = [s("mountPath")];
+static L23: List = List { items: Schema::Object(Ref::Static(&VolumeMount)), topology: Topology::Map(Slice::Static(&E22)) };
+static E24: [Str; 3] = [s("SCTP"), s("TCP"), s("UDP")];
+static L25: List = List { items: Schema::Int32, topology: Topology::Set };
+static M26: Map = Map { values: Schema::Quantity, atomic: false };
+static L27: List = List { items: Schema::Object(Ref::Static(&ResourceStatus)), topology: Topology::Map(Slice::Static(&E11)) };
+static E28: [Str; 65] = [s("SIGABRT"), s("SIGALRM"), s("SIGBUS"), s("SIGCHLD"), s("SIGCLD"), s("SIGCONT"), s("SIGFPE"), s("SIGHUP"), s("SIGILL"), s("SIGINT"), s("SIGIO"), s("SIGIOT"), s("SIGKILL"), s("SIGPIPE"), s("SIGPOLL"), s("SIGPROF"), s("SIGPWR"), s("SIGQUIT"), s("SIGRTMAX"), s("SIGRTMAX-1"), s("SIGRTMAX-10"), s("SIGRTMAX-11"), s("SIGRTMAX-12"), s("SIGRTMAX-13"), s("SIGRTMAX-14"), s("SIGRTMAX-2"), s("SIGRTMAX-3"), s("SIGRTMAX-4"), s("SIGRTMAX-5"), s("SIGRTMAX-6"), s("SIGRTMAX-7"), s("SIGRTMAX-8"), s("SIGRTMAX-9"), s("SIGRTMIN"), s("SIGRTMIN+1"), s("SIGRTMIN+10"), s("SIGRTMIN+11"), s("SIGRTMIN+12"), s("SIGRTMIN+13"), s("SIGRTMIN+14"), s("SIGRTMIN+15"), s("SIGRTMIN+2"), s("SIGRTMIN+3"), s("SIGRTMIN+4"), s("SIGRTMIN+5"), s("SIGRTMIN+6"), s("SIGRTMIN+7"), s("SIGRTMIN+8"), s("SIGRTMIN+9"), s("SIGSEGV"), s("SIGSTKFLT"), s("SIGSTOP"), s("SIGSYS"), s("SIGTERM"), s("SIGTRAP"), s("SIGTSTP"), s("SIGTTIN"), s("SIGTTOU"), s("SIGURG"), s("SIGUSR1"), s("SIGUSR2"), s("SIGVTALRM"), s("SIGWINCH"), s("SIGXCPU"), s("SIGXFSZ")];
+static L29: List = List { items: Schema::Object(Ref::Static(&VolumeMountStatus)), topology: Topology::Map(Slice::Static(&E22)) };
+static L30: List = List { items: Schema::Object(Ref::Static(&DownwardAPIVolumeFile)), topology: Topology::Atomic };
+static L31: List = List { items: Schema::Object(Ref::Static(&EndpointAddress)), topology: Topology::Atomic };
+static L32: List = List { items: Schema::Object(Ref::Static(&EndpointPort)), topology: Topology::Atomic };
+static L33: List = List { items: Schema::Object(Ref::Static(&EndpointSubset)), topology: Topology::Atomic };
+static L34: List = List { items: Schema::Object(Ref::Static(&Endpoints)), topology: Topology::Atomic };
+static L35: List = List { items: Schema::Object(Ref::Static(&Event)), topology: Topology::Atomic };
+static E36: [Str; 2] = [s("Plaintext"), s("TLS")];
+static L37: List = List { items: Schema::Object(Ref::Static(&HTTPHeader)), topology: Topology::Atomic };
+static E38: [Str; 2] = [s("HTTP1"), s("HTTP2")];
+static E39: [Str; 2] = [s("HTTP"), s("HTTPS")];
+static E40: [Str; 8] = [s(""), s("BlockDevice"), s("CharDevice"), s("Directory"), s("DirectoryOrCreate"), s("File"), s("FileOrCreate"), s("Socket")];
+static L41: List = List { items: Schema::Object(Ref::Static(&LimitRange)), topology: Topology::Atomic };
+static L42: List = List { items: Schema::Object(Ref::Static(&LimitRangeItem)), topology: Topology::Atomic };
+static L43: List = List { items: Schema::Int64, topology: Topology::Atomic };
+static L44: List = List { items: Schema::Object(Ref::Static(&PortStatus)), topology: Topology::Atomic };
+static L45: List = List { items: Schema::Object(Ref::Static(&LoadBalancerIngress)), topology: Topology::Atomic };
+static E46: [Str; 3] = [s("InProgress"), s("Infeasible"), s("Pending")];
+static L47: List = List { items: Schema::Object(Ref::Static(&Namespace)), topology: Topology::Atomic };
+static L48: List = List { items: Schema::Object(Ref::Static(&NamespaceCondition)), topology: Topology::Map(Slice::Static(&E5)) };
+static E49: [Str; 2] = [s("Active"), s("Terminating")];
+static L50: List = List { items: Schema::Object(Ref::Static(&PreferredSchedulingTerm)), topology: Topology::Atomic };
+static L51: List = List { items: Schema::String, topology: Topology::Set };
+static L52: List = List { items: Schema::Object(Ref::Static(&NodeAllocatableMappedResources)), topology: Topology::Map(Slice::Static(&E11)) };
+static L53: List = List { items: Schema::Object(Ref::Static(&NodeAllocatableOverheadResources)), topology: Topology::Map(Slice::Static(&E11)) };
+static L54: List = List { items: Schema::Object(Ref::Static(&Node)), topology: Topology::Atomic };
+static L55: List = List { items: Schema::Object(Ref::Static(&NodeSelectorTerm)), topology: Topology::Atomic };
+static E56: [Str; 6] = [s("DoesNotExist"), s("Exists"), s("Gt"), s("In"), s("Lt"), s("NotIn")];
+static L57: List = List { items: Schema::Object(Ref::Static(&NodeSelectorRequirement)), topology: Topology::Atomic };
+static L58: List = List { items: Schema::Object(Ref::Static(&Taint)), topology: Topology::Atomic };
+static L59: List = List { items: Schema::Object(Ref::Static(&NodeAddress)), topology: Topology::Map(Slice::Static(&E5)) };
+static L60: List = List { items: Schema::Object(Ref::Static(&NodeCondition)), topology: Topology::Map(Slice::Static(&E5)) };
+static L61: List = List { items: Schema::Object(Ref::Static(&ContainerImage)), topology: Topology::Atomic };
+static E62: [Str; 3] = [s("Pending"), s("Running"), s("Terminated")];
+static L63: List = List { items: Schema::Object(Ref::Static(&NodeRuntimeHandler)), topology: Topology::Atomic };
+static L64: List = List { items: Schema::Object(Ref::Static(&AttachedVolume)), topology: Topology::Atomic };
+static L65: List = List { items: Schema::Object(Ref::Static(&PersistentVolumeClaim)), topology: Topology::Atomic };
+static E66: [Str; 4] = [s("ReadOnlyMany"), s("ReadWriteMany"), s("ReadWriteOnce"), s("ReadWriteOncePod")];
+static E67: [Str; 2] = [s("Block"), s("Filesystem")];
+static L68: List = List { items: Schema::Object(Ref::Static(&PersistentVolumeClaimCondition)), topology: Topology::Map(Slice::Static(&E5)) };
+static E69: [Str; 3] = [s("Bound"), s("Lost"), s("Pending")];
+static L70: List = List { items: Schema::Object(Ref::Static(&PersistentVolume)), topology: Topology::Atomic };
+static E71: [Str; 3] = [s("Delete"), s("Recycle"), s("Retain")];
+static E72: [Str; 5] = [s("Available"), s("Bound"), s("Failed"), s("Pending"), s("Released")];
+static L73: List = List { items: Schema::Object(Ref::Static(&WeightedPodAffinityTerm)), topology: Topology::Atomic };
+static L74: List = List { items: Schema::Object(Ref::Static(&PodAffinityTerm)), topology: Topology::Atomic };
+static L75: List = List { items: Schema::Object(Ref::Static(&PodDNSConfigOption)), topology: Topology::Atomic };
+static L76: List = List { items: Schema::Object(Ref::Static(&ContainerExtendedResourceRequest)), topology: Topology::Atomic };
+static L77: List = List { items: Schema::Object(Ref::Static(&Pod)), topology: Topology::Atomic };
+static E78: [Str; 2] = [s("Always"), s("OnRootMismatch")];
+static E79: [Str; 2] = [s("Merge"), s("Strict")];
+static L80: List = List { items: Schema::Object(Ref::Static(&Sysctl)), topology: Topology::Atomic };
+static L81: List = List { items: Schema::Object(Ref::Static(&Container)), topology: Topology::Map(Slice::Static(&E11)) };
+static E82: [Str; 4] = [s("ClusterFirst"), s("ClusterFirstWithHostNet"), s("Default"), s("None")];
+static L83: List = List { items: Schema::Object(Ref::Static(&EphemeralContainer)), topology: Topology::Map(Slice::Static(&E11)) };
+static L84: List = List { items: Schema::Object(Ref::Static(&EvictionResponder)), topology: Topology::Map(Slice::Static(&E11)) };
+static E85: [Str; 1] = [s("ip")];
+static L86: List = List { items: Schema::Object(Ref::Static(&HostAlias)), topology: Topology::Map(Slice::Static(&E85)) };
+static L87: List = List { items: Schema::Object(Ref::Static(&LocalObjectReference)), topology: Topology::Map(Slice::Static(&E11)) };
+static M88: Map = Map { values: Schema::String, atomic: true };
+static E89: [Str; 2] = [s("Never"), s("PreemptLowerPriority")];
+static L90: List = List { items: Schema::Object(Ref::Static(&PodReadinessGate)), topology: Topology::Atomic };
+static L91: List = List { items: Schema::Object(Ref::Static(&PodResourceClaim)), topology: Topology::Map(Slice::Static(&E11)) };
+static E92: [Str; 3] = [s("Always"), s("Never"), s("OnFailure")];
+static L93: List = List { items: Schema::Object(Ref::Static(&PodSchedulingGate)), topology: Topology::Map(Slice::Static(&E11)) };
+static L94: List = List { items: Schema::Object(Ref::Static(&Toleration)), topology: Topology::Atomic };
+static E95: [Str; 2] = [s("topologyKey"), s("whenUnsatisfiable")];
+static L96: List = List { items: Schema::Object(Ref::Static(&TopologySpreadConstraint)), topology: Topology::Map(Slice::Static(&E95)) };
+static L97: List = List { items: Schema::Object(Ref::Static(&Volume)), topology: Topology::Map(Slice::Static(&E11)) };
+static L98: List = List { items: Schema::Object(Ref::Static(&PodCondition)), topology: Topology::Map(Slice::Static(&E5)) };
+static L99: List = List { items: Schema::Object(Ref::Static(&ContainerStatus)), topology: Topology::Atomic };
+static L100: List = List { items: Schema::Object(Ref::Static(&HostIP)), topology: Topology::Atomic };
+static E101: [Str; 1] = [s("resourceClaimName")];
+static L102: List = List { items: Schema::Object(Ref::Static(&NodeAllocatableResourceClaimStatus)), topology: Topology::Map(Slice::Static(&E101)) };
+static E103: [Str; 5] = [s("Failed"), s("Pending"), s("Running"), s("Succeeded"), s("Unknown")];
+static L104: List = List { items: Schema::Object(Ref::Static(&PodIP)), topology: Topology::Map(Slice::Static(&E85)) };
+static E105: [Str; 3] = [s("BestEffort"), s("Burstable"), s("Guaranteed")];
+static L106: List = List { items: Schema::Object(Ref::Static(&PodResourceClaimStatus)), topology: Topology::Map(Slice::Static(&E11)) };
+static L107: List = List { items: Schema::Object(Ref::Static(&PodVolumeHealth)), topology: Topology::Map(Slice::Static(&E11)) };
+static L108: List = List { items: Schema::Object(Ref::Static(&PodTemplate)), topology: Topology::Atomic };
+static E109: [Str; 2] = [s("status"), s("reason")];
+static L110: List = List { items: Schema::Object(Ref::Static(&VolumeHealthCondition)), topology: Topology::Map(Slice::Static(&E109)) };
+static L111: List = List { items: Schema::Object(Ref::Static(&VolumeProjection)), topology: Topology::Atomic };
+static L112: List = List { items: Schema::Object(Ref::Static(&ReplicationController)), topology: Topology::Atomic };
+static L113: List = List { items: Schema::Object(Ref::Static(&ReplicationControllerCondition)), topology: Topology::Map(Slice::Static(&E5)) };
+static L114: List = List { items: Schema::Object(Ref::Static(&ResourceQuota)), topology: Topology::Atomic };
+static E115: [Str; 7] = [s("BestEffort"), s("CrossNamespacePodAffinity"), s("NotBestEffort"), s("NotTerminating"), s("PriorityClass"), s("Terminating"), s("VolumeAttributesClass")];
+static L116: List = List { items: Schema::Object(Ref::Static(&ResourceClaim)), topology: Topology::Map(Slice::Static(&E11)) };
+static E117: [Str; 1] = [s("resourceID")];
+static L118: List = List { items: Schema::Object(Ref::Static(&ResourceHealth)), topology: Topology::Map(Slice::Static(&E117)) };
+static L119: List = List { items: Schema::Object(Ref::Static(&ScopedResourceSelectorRequirement)), topology: Topology::Atomic };
+static E120: [Str; 4] = [s("DoesNotExist"), s("Exists"), s("In"), s("NotIn")];
+static L121: List = List { items: Schema::Object(Ref::Static(&Secret)), topology: Topology::Atomic };
+static E122: [Str; 2] = [s("Default"), s("Unmasked")];
+static L123: List = List { items: Schema::Object(Ref::Static(&LocalObjectReference)), topology: Topology::Atomic };
+static L124: List = List { items: Schema::Object(Ref::Static(&ObjectReference)), topology: Topology::Map(Slice::Static(&E11)) };
+static L125: List = List { items: Schema::Object(Ref::Static(&ServiceAccount)), topology: Topology::Atomic };
+static L126: List = List { items: Schema::Object(Ref::Static(&Service)), topology: Topology::Atomic };
+static E127: [Str; 2] = [s("Cluster"), s("Local")];
+static E128: [Str; 3] = [s(""), s("IPv4"), s("IPv6")];
+static E129: [Str; 3] = [s("PreferDualStack"), s("RequireDualStack"), s("SingleStack")];
+static E130: [Str; 2] = [s("port"), s("protocol")];
+static L131: List = List { items: Schema::Object(Ref::Static(&ServicePort)), topology: Topology::Map(Slice::Static(&E130)) };
+static E132: [Str; 2] = [s("ClientIP"), s("None")];
+static E133: [Str; 4] = [s("ClusterIP"), s("ExternalName"), s("LoadBalancer"), s("NodePort")];
+static L134: List = List { items: Schema::Object(Ref::Static(&super::meta_v1::Condition)), topology: Topology::Map(Slice::Static(&E5)) };
+static E135: [Str; 3] = [s("NoExecute"), s("NoSchedule"), s("PreferNoSchedule")];
+static E136: [Str; 4] = [s("Equal"), s("Exists"), s("Gt"), s("Lt")];
+static L137: List = List { items: Schema::Object(Ref::Static(&TopologySelectorLabelRequirement)), topology: Topology::Atomic };
+static E138: [Str; 2] = [s("Honor"), s("Ignore")];
+static E139: [Str; 2] = [s("DoNotSchedule"), s("ScheduleAnyway")];
+static E140: [Str; 3] = [s("DataLoss"), s("Degraded"), s("Inaccessible")];
+static E141: [Str; 3] = [s("Bidirectional"), s("HostToContainer"), s("None")];
 static AWSElasticBlockStoreVolumeSourceFields: [Field; 4] = [
     f("fsType", Schema::String, 2, 4, "string"),
     f("partition", Schema::Int32, 3, 4, "int32"),
@@ -290,7 +291,7 @@ static ComponentStatusListFields: [Field; 4] = [
 pub static ComponentStatusList: Type = t("io.k8s.api.core.v1.ComponentStatusList", &ComponentStatusListFields, false);
 static ConfigMapFields: [Field; 6] = [
     f("apiVersion", Schema::String, 0, 4, "string"),
-    f("binaryData", Schema::Map(Ref::Static(&M3)), 3, 4, "map[string][]uint8"),
+    f("binaryData", Schema::Map(Ref::Static(&M8)), 3, 4, "map[string][]uint8"),
     f("data", Schema::Map(Ref::Static(&M3)), 2, 4, "map[string]string"),
     f("immutable", Schema::Bool, 4, 6, "bool"),
     f("kind", Schema::String, 0, 4, "string"),
@@ -310,7 +311,7 @@ static ConfigMapKeySelectorFields: [Field; 3] = [
 pub static ConfigMapKeySelector: Type = t("io.k8s.api.core.v1.ConfigMapKeySelector", &ConfigMapKeySelectorFields, true);
 static ConfigMapListFields: [Field; 4] = [
     f("apiVersion", Schema::String, 0, 4, "string"),
-    f("items", Schema::List(Ref::Static(&L8)), 2, 1, "[]v1.ConfigMap"),
+    f("items", Schema::List(Ref::Static(&L9)), 2, 1, "[]v1.ConfigMap"),
     f("kind", Schema::String, 0, 4, "string"),
     f("metadata", Schema::Object(Ref::Static(&super::meta_v1::ListMeta)), 1, 0, "v1.ListMeta"),
 ];
@@ -324,7 +325,7 @@ static ConfigMapNodeConfigSourceFields: [Field; 5] = [
 ];
 pub static ConfigMapNodeConfigSource: Type = t("io.k8s.api.core.v1.ConfigMapNodeConfigSource", &ConfigMapNodeConfigSourceFields, false);
 static ConfigMapProjectionFields: [Field; 3] = [
-    f("items", Schema::List(Ref::Static(&L9)), 2, 4, "[]v1.KeyToPath"),
+    f("items", Schema::List(Ref::Static(&L10)), 2, 4, "[]v1.KeyToPath"),
     xf("name", Schema::String, 1, 4, "string", Some("\"\""), &[], Patch::NONE, 1, 0),
     f("optional", Schema::Bool, 4, 6, "bool"),
 ];
@@ -332,7 +333,7 @@ pub static ConfigMapProjection: Type = t("io.k8s.api.core.v1.ConfigMapProjection
 static ConfigMapVolumeSourceFields: [Field; 5] = [
     f("defaultMode", Schema::Int32, 3, 6, "int32"),
     f("defaultUser", Schema::Int64, 5, 6, "int64"),
-    f("items", Schema::List(Ref::Static(&L9)), 2, 4, "[]v1.KeyToPath"),
+    f("items", Schema::List(Ref::Static(&L10)), 2, 4, "[]v1.KeyToPath"),
     xf("name", Schema::String, 1, 4, "string", Some("\"\""), &[], Patch::NONE, 1, 0),
     f("optional", Schema::Bool, 4, 6, "bool"),
 ];
@@ -340,28 +341,28 @@ pub static ConfigMapVolumeSource: Type = t("io.k8s.api.core.v1.ConfigMapVolumeSo
 static ContainerFields: [Field; 25] = [
     f("args", Schema::List(Ref::Static(&L4)), 4, 4, "[]string"),
     f("command", Schema::List(Ref::Static(&L4)), 3, 4, "[]string"),
-    xf("env", Schema::List(Ref::Static(&L11)), 7, 4, "[]v1.EnvVar", None, &[], Patch { merge: true, replace: false, retain_keys: false, merge_key: Some(s("name")) }, 0, 0),
-    f("envFrom", Schema::List(Ref::Static(&L12)), 19, 4, "[]v1.EnvFromSource"),
+    xf("env", Schema::List(Ref::Static(&L12)), 7, 4, "[]v1.EnvVar", None, &[], Patch { merge: true, replace: false, retain_keys: false, merge_key: Some(s("name")) }, 0, 0),
+    f("envFrom", Schema::List(Ref::Static(&L13)), 19, 4, "[]v1.EnvFromSource"),
     f("image", Schema::String, 2, 4, "string"),
-    xf("imagePullPolicy", Schema::String, 14, 4, "v1.PullPolicy", None, &E13, Patch::NONE, 0, 0),
+    xf("imagePullPolicy", Schema::String, 14, 4, "v1.PullPolicy", None, &E14, Patch::NONE, 0, 0),
     f("lifecycle", Schema::Object(Ref::Static(&Lifecycle)), 12, 6, "v1.Lifecycle"),
     f("livenessProbe", Schema::Object(Ref::Static(&Probe)), 10, 6, "v1.Probe"),
     f("name", Schema::String, 1, 1, "string"),
-    xf("ports", Schema::List(Ref::Static(&L15)), 6, 4, "[]v1.ContainerPort", None, &[], Patch { merge: true, replace: false, retain_keys: false, merge_key: Some(s("containerPort")) }, 0, 0),
+    xf("ports", Schema::List(Ref::Static(&L16)), 6, 4, "[]v1.ContainerPort", None, &[], Patch { merge: true, replace: false, retain_keys: false, merge_key: Some(s("containerPort")) }, 0, 0),
     f("readinessProbe", Schema::Object(Ref::Static(&Probe)), 11, 6, "v1.Probe"),
-    f("resizePolicy", Schema::List(Ref::Static(&L16)), 23, 4, "[]v1.ContainerResizePolicy"),
+    f("resizePolicy", Schema::List(Ref::Static(&L17)), 23, 4, "[]v1.ContainerResizePolicy"),
     f("resources", Schema::Object(Ref::Static(&ResourceRequirements)), 8, 0, "v1.ResourceRequirements"),
     f("restartPolicy", Schema::String, 24, 6, "v1.ContainerRestartPolicy"),
-    f("restartPolicyRules", Schema::List(Ref::Static(&L17)), 25, 4, "[]v1.ContainerRestartRule"),
+    f("restartPolicyRules", Schema::List(Ref::Static(&L18)), 25, 4, "[]v1.ContainerRestartRule"),
     f("securityContext", Schema::Object(Ref::Static(&SecurityContext)), 15, 6, "v1.SecurityContext"),
     f("startupProbe", Schema::Object(Ref::Static(&Probe)), 22, 6, "v1.Probe"),
     f("stdin", Schema::Bool, 16, 4, "bool"),
     f("stdinOnce", Schema::Bool, 17, 4, "bool"),
     f("terminationMessagePath", Schema::String, 13, 4, "string"),
-    xf("terminationMessagePolicy", Schema::String, 20, 4, "v1.TerminationMessagePolicy", None, &E18, Patch::NONE, 0, 0),
+    xf("terminationMessagePolicy", Schema::String, 20, 4, "v1.TerminationMessagePolicy", None, &E19, Patch::NONE, 0, 0),
     f("tty", Schema::Bool, 18, 4, "bool"),
-    xf("volumeDevices", Schema::List(Ref::Static(&L20)), 21, 4, "[]v1.VolumeDevice", None, &[], Patch { merge: true, replace: false, retain_keys: false, merge_key: Some(s("devicePath")) }, 0, 0),
-    xf("volumeMounts", Schema::List(Ref::Static(&L22)), 9, 4, "[]v1.VolumeMount", None, &[], Patch { merge: true, replace: false, retain_keys: false, merge_key: Some(s("mountPath")) }, 0, 0),
+    xf("volumeDevices", Schema::List(Ref::Static(&L21)), 21, 4, "[]v1.VolumeDevice", None, &[], Patch { merge: true, replace: false, retain_keys: false, merge_key: Some(s("devicePath")) }, 0, 0),
+    xf("volumeMounts", Schema::List(Ref::Static(&L23)), 9, 4, "[]v1.VolumeMount", None, &[], Patch { merge: true, replace: false, retain_keys: false, merge_key: Some(s("mountPath")) }, 0, 0),
     f("workingDir", Schema::String, 5, 4, "string"),
 ];
 pub static Container: Type = t("io.k8s.api.core.v1.Container", &ContainerFields, false);
@@ -381,7 +382,7 @@ static ContainerPortFields: [Field; 5] = [
     f("hostIP", Schema::String, 5, 4, "string"),
     f("hostPort", Schema::Int32, 2, 4, "int32"),
     f("name", Schema::String, 1, 4, "string"),
-    xf("protocol", Schema::String, 4, 4, "v1.Protocol", Some("\"TCP\""), &E23, Patch::NONE, 0, 0),
+    xf("protocol", Schema::String, 4, 4, "v1.Protocol", Some("\"TCP\""), &E24, Patch::NONE, 0, 0),
 ];
 pub static ContainerPort: Type = t("io.k8s.api.core.v1.ContainerPort", &ContainerPortFields, false);
 static ContainerResizePolicyFields: [Field; 2] = [
@@ -396,7 +397,7 @@ static ContainerRestartRuleFields: [Field; 2] = [
 pub static ContainerRestartRule: Type = t("io.k8s.api.core.v1.ContainerRestartRule", &ContainerRestartRuleFields, false);
 static ContainerRestartRuleOnExitCodesFields: [Field; 2] = [
     f("operator", Schema::String, 1, 5, "v1.ContainerRestartRuleOnExitCodesOperator"),
-    f("values", Schema::List(Ref::Static(&L24)), 2, 4, "[]int32"),
+    f("values", Schema::List(Ref::Static(&L25)), 2, 4, "[]int32"),
 ];
 pub static ContainerRestartRuleOnExitCodes: Type = t("io.k8s.api.core.v1.ContainerRestartRuleOnExitCodes", &ContainerRestartRuleOnExitCodesFields, false);
 static ContainerStateFields: [Field; 3] = [
@@ -425,8 +426,8 @@ static ContainerStateWaitingFields: [Field; 2] = [
 ];
 pub static ContainerStateWaiting: Type = t("io.k8s.api.core.v1.ContainerStateWaiting", &ContainerStateWaitingFields, false);
 static ContainerStatusFields: [Field; 15] = [
-    f("allocatedResources", Schema::Map(Ref::Static(&M25)), 10, 4, "v1.ResourceList"),
-    xf("allocatedResourcesStatus", Schema::List(Ref::Static(&L26)), 14, 4, "[]v1.ResourceStatus", None, &[], Patch { merge: true, replace: false, retain_keys: false, merge_key: Some(s("name")) }, 0, 0),
+    f("allocatedResources", Schema::Map(Ref::Static(&M26)), 10, 4, "v1.ResourceList"),
+    xf("allocatedResourcesStatus", Schema::List(Ref::Static(&L27)), 14, 4, "[]v1.ResourceStatus", None, &[], Patch { merge: true, replace: false, retain_keys: false, merge_key: Some(s("name")) }, 0, 0),
     f("containerID", Schema::String, 8, 4, "string"),
     f("image", Schema::String, 6, 1, "string"),
     f("imageID", Schema::String, 7, 1, "string"),
@@ -437,9 +438,9 @@ static ContainerStatusFields: [Field; 15] = [
     f("restartCount", Schema::Int32, 5, 1, "int32"),
     f("started", Schema::Bool, 9, 6, "bool"),
     f("state", Schema::Object(Ref::Static(&ContainerState)), 2, 0, "v1.ContainerState"),
-    xf("stopSignal", Schema::String, 15, 6, "v1.Signal", None, &E27, Patch::NONE, 0, 0),
+    xf("stopSignal", Schema::String, 15, 6, "v1.Signal", None, &E28, Patch::NONE, 0, 0),
     f("user", Schema::Object(Ref::Static(&ContainerUser)), 13, 6, "v1.ContainerUser"),
-    xf("volumeMounts", Schema::List(Ref::Static(&L28)), 12, 4, "[]v1.VolumeMountStatus", None, &[], Patch { merge: true, replace: false, retain_keys: false, merge_key: Some(s("mountPath")) }, 0, 0),
+    xf("volumeMounts", Schema::List(Ref::Static(&L29)), 12, 4, "[]v1.VolumeMountStatus", None, &[], Patch { merge: true, replace: false, retain_keys: false, merge_key: Some(s("mountPath")) }, 0, 0),
 ];
 pub static ContainerStatus: Type = t("io.k8s.api.core.v1.ContainerStatus", &ContainerStatusFields, false);
 static ContainerUserFields: [Field; 1] = [
@@ -451,7 +452,7 @@ static DaemonEndpointFields: [Field; 1] = [
 ];
 pub static DaemonEndpoint: Type = t("io.k8s.api.core.v1.DaemonEndpoint", &DaemonEndpointFields, false);
 static DownwardAPIProjectionFields: [Field; 1] = [
-    f("items", Schema::List(Ref::Static(&L29)), 1, 4, "[]v1.DownwardAPIVolumeFile"),
+    f("items", Schema::List(Ref::Static(&L30)), 1, 4, "[]v1.DownwardAPIVolumeFile"),
 ];
 pub static DownwardAPIProjection: Type = t("io.k8s.api.core.v1.DownwardAPIProjection", &DownwardAPIProjectionFields, false);
 static DownwardAPIVolumeFileFields: [Field; 5] = [
@@ -465,7 +466,7 @@ pub static DownwardAPIVolumeFile: Type = t("io.k8s.api.core.v1.DownwardAPIVolume
 static DownwardAPIVolumeSourceFields: [Field; 3] = [
     f("defaultMode", Schema::Int32, 2, 6, "int32"),
     f("defaultUser", Schema::Int64, 3, 6, "int64"),
-    f("items", Schema::List(Ref::Static(&L29)), 1, 4, "[]v1.DownwardAPIVolumeFile"),
+    f("items", Schema::List(Ref::Static(&L30)), 1, 4, "[]v1.DownwardAPIVolumeFile"),
 ];
 pub static DownwardAPIVolumeSource: Type = t("io.k8s.api.core.v1.DownwardAPIVolumeSource", &DownwardAPIVolumeSourceFields, false);
 static EmptyDirVolumeSourceFields: [Field; 3] = [
@@ -485,25 +486,25 @@ static EndpointPortFields: [Field; 4] = [
     f("appProtocol", Schema::String, 4, 6, "string"),
     f("name", Schema::String, 1, 4, "string"),
     f("port", Schema::Int32, 2, 1, "int32"),
-    xf("protocol", Schema::String, 3, 4, "v1.Protocol", None, &E23, Patch::NONE, 0, 0),
+    xf("protocol", Schema::String, 3, 4, "v1.Protocol", None, &E24, Patch::NONE, 0, 0),
 ];
 pub static EndpointPort: Type = t("io.k8s.api.core.v1.EndpointPort", &EndpointPortFields, true);
 static EndpointSubsetFields: [Field; 3] = [
-    f("addresses", Schema::List(Ref::Static(&L30)), 1, 4, "[]v1.EndpointAddress"),
-    f("notReadyAddresses", Schema::List(Ref::Static(&L30)), 2, 4, "[]v1.EndpointAddress"),
-    f("ports", Schema::List(Ref::Static(&L31)), 3, 4, "[]v1.EndpointPort"),
+    f("addresses", Schema::List(Ref::Static(&L31)), 1, 4, "[]v1.EndpointAddress"),
+    f("notReadyAddresses", Schema::List(Ref::Static(&L31)), 2, 4, "[]v1.EndpointAddress"),
+    f("ports", Schema::List(Ref::Static(&L32)), 3, 4, "[]v1.EndpointPort"),
 ];
 pub static EndpointSubset: Type = t("io.k8s.api.core.v1.EndpointSubset", &EndpointSubsetFields, false);
 static EndpointsFields: [Field; 4] = [
     f("apiVersion", Schema::String, 0, 4, "string"),
     f("kind", Schema::String, 0, 4, "string"),
     f("metadata", Schema::Object(Ref::Static(&super::meta_v1::ObjectMeta)), 1, 0, "v1.ObjectMeta"),
-    f("subsets", Schema::List(Ref::Static(&L32)), 2, 4, "[]v1.EndpointSubset"),
+    f("subsets", Schema::List(Ref::Static(&L33)), 2, 4, "[]v1.EndpointSubset"),
 ];
 pub static Endpoints: Type = t("io.k8s.api.core.v1.Endpoints", &EndpointsFields, false);
 static EndpointsListFields: [Field; 4] = [
     f("apiVersion", Schema::String, 0, 4, "string"),
-    f("items", Schema::List(Ref::Static(&L33)), 2, 1, "[]v1.Endpoints"),
+    f("items", Schema::List(Ref::Static(&L34)), 2, 1, "[]v1.Endpoints"),
     f("kind", Schema::String, 0, 4, "string"),
     f("metadata", Schema::Object(Ref::Static(&super::meta_v1::ListMeta)), 1, 0, "v1.ListMeta"),
 ];
@@ -531,29 +532,29 @@ pub static EnvVarSource: Type = t("io.k8s.api.core.v1.EnvVarSource", &EnvVarSour
 static EphemeralContainerFields: [Field; 26] = [
     xf("args", Schema::List(Ref::Static(&L4)), 4, 4, "[]string", None, &[], Patch::NONE, 1, 0),
     xf("command", Schema::List(Ref::Static(&L4)), 3, 4, "[]string", None, &[], Patch::NONE, 1, 0),
-    xf("env", Schema::List(Ref::Static(&L11)), 7, 4, "[]v1.EnvVar", None, &[], Patch { merge: true, replace: false, retain_keys: false, merge_key: Some(s("name")) }, 1, 0),
-    xf("envFrom", Schema::List(Ref::Static(&L12)), 19, 4, "[]v1.EnvFromSource", None, &[], Patch::NONE, 1, 0),
+    xf("env", Schema::List(Ref::Static(&L12)), 7, 4, "[]v1.EnvVar", None, &[], Patch { merge: true, replace: false, retain_keys: false, merge_key: Some(s("name")) }, 1, 0),
+    xf("envFrom", Schema::List(Ref::Static(&L13)), 19, 4, "[]v1.EnvFromSource", None, &[], Patch::NONE, 1, 0),
     xf("image", Schema::String, 2, 4, "string", None, &[], Patch::NONE, 1, 0),
-    xf("imagePullPolicy", Schema::String, 14, 4, "v1.PullPolicy", None, &E13, Patch::NONE, 1, 0),
+    xf("imagePullPolicy", Schema::String, 14, 4, "v1.PullPolicy", None, &E14, Patch::NONE, 1, 0),
     xf("lifecycle", Schema::Object(Ref::Static(&Lifecycle)), 12, 6, "v1.Lifecycle", None, &[], Patch::NONE, 1, 0),
     xf("livenessProbe", Schema::Object(Ref::Static(&Probe)), 10, 6, "v1.Probe", None, &[], Patch::NONE, 1, 0),
     xf("name", Schema::String, 1, 1, "string", None, &[], Patch::NONE, 1, 0),
-    xf("ports", Schema::List(Ref::Static(&L15)), 6, 4, "[]v1.ContainerPort", None, &[], Patch { merge: true, replace: false, retain_keys: false, merge_key: Some(s("containerPort")) }, 1, 0),
+    xf("ports", Schema::List(Ref::Static(&L16)), 6, 4, "[]v1.ContainerPort", None, &[], Patch { merge: true, replace: false, retain_keys: false, merge_key: Some(s("containerPort")) }, 1, 0),
     xf("readinessProbe", Schema::Object(Ref::Static(&Probe)), 11, 6, "v1.Probe", None, &[], Patch::NONE, 1, 0),
-    xf("resizePolicy", Schema::List(Ref::Static(&L16)), 23, 4, "[]v1.ContainerResizePolicy", None, &[], Patch::NONE, 1, 0),
+    xf("resizePolicy", Schema::List(Ref::Static(&L17)), 23, 4, "[]v1.ContainerResizePolicy", None, &[], Patch::NONE, 1, 0),
     xf("resources", Schema::Object(Ref::Static(&ResourceRequirements)), 8, 0, "v1.ResourceRequirements", None, &[], Patch::NONE, 1, 0),
     xf("restartPolicy", Schema::String, 24, 6, "v1.ContainerRestartPolicy", None, &[], Patch::NONE, 1, 0),
-    xf("restartPolicyRules", Schema::List(Ref::Static(&L17)), 25, 4, "[]v1.ContainerRestartRule", None, &[], Patch::NONE, 1, 0),
+    xf("restartPolicyRules", Schema::List(Ref::Static(&L18)), 25, 4, "[]v1.ContainerRestartRule", None, &[], Patch::NONE, 1, 0),
     xf("securityContext", Schema::Object(Ref::Static(&SecurityContext)), 15, 6, "v1.SecurityContext", None, &[], Patch::NONE, 1, 0),
     xf("startupProbe", Schema::Object(Ref::Static(&Probe)), 22, 6, "v1.Probe", None, &[], Patch::NONE, 1, 0),
     xf("stdin", Schema::Bool, 16, 4, "bool", None, &[], Patch::NONE, 1, 0),
     xf("stdinOnce", Schema::Bool, 17, 4, "bool", None, &[], Patch::NONE, 1, 0),
     f("targetContainerName", Schema::String, 2, 4, "string"),
     xf("terminationMessagePath", Schema::String, 13, 4, "string", None, &[], Patch::NONE, 1, 0),
-    xf("terminationMessagePolicy", Schema::String, 20, 4, "v1.TerminationMessagePolicy", None, &E18, Patch::NONE, 1, 0),
+    xf("terminationMessagePolicy", Schema::String, 20, 4, "v1.TerminationMessagePolicy", None, &E19, Patch::NONE, 1, 0),
     xf("tty", Schema::Bool, 18, 4, "bool", None, &[], Patch::NONE, 1, 0),
-    xf("volumeDevices", Schema::List(Ref::Static(&L20)), 21, 4, "[]v1.VolumeDevice", None, &[], Patch { merge: true, replace: false, retain_keys: false, merge_key: Some(s("devicePath")) }, 1, 0),
-    xf("volumeMounts", Schema::List(Ref::Static(&L22)), 9, 4, "[]v1.VolumeMount", None, &[], Patch { merge: true, replace: false, retain_keys: false, merge_key: Some(s("mountPath")) }, 1, 0),
+    xf("volumeDevices", Schema::List(Ref::Static(&L21)), 21, 4, "[]v1.VolumeDevice", None, &[], Patch { merge: true, replace: false, retain_keys: false, merge_key: Some(s("devicePath")) }, 1, 0),
+    xf("volumeMounts", Schema::List(Ref::Static(&L23)), 9, 4, "[]v1.VolumeMount", None, &[], Patch { merge: true, replace: false, retain_keys: false, merge_key: Some(s("mountPath")) }, 1, 0),
     xf("workingDir", Schema::String, 5, 4, "string", None, &[], Patch::NONE, 1, 0),
 ];
 pub static EphemeralContainer: Type = t("io.k8s.api.core.v1.EphemeralContainer", &EphemeralContainerFields, false);
@@ -583,7 +584,7 @@ static EventFields: [Field; 17] = [
 pub static Event: Type = t("io.k8s.api.core.v1.Event", &EventFields, false);
 static EventListFields: [Field; 4] = [
     f("apiVersion", Schema::String, 0, 4, "string"),
-    f("items", Schema::List(Ref::Static(&L34)), 2, 1, "[]v1.Event"),
+    f("items", Schema::List(Ref::Static(&L35)), 2, 1, "[]v1.Event"),
     f("kind", Schema::String, 0, 4, "string"),
     f("metadata", Schema::Object(Ref::Static(&super::meta_v1::ListMeta)), 1, 0, "v1.ListMeta"),
 ];
@@ -651,7 +652,7 @@ static GCEPersistentDiskVolumeSourceFields: [Field; 4] = [
 ];
 pub static GCEPersistentDiskVolumeSource: Type = t("io.k8s.api.core.v1.GCEPersistentDiskVolumeSource", &GCEPersistentDiskVolumeSourceFields, false);
 static GRPCActionFields: [Field; 3] = [
-    xf("mode", Schema::String, 3, 6, "v1.GRPCProbeMode", None, &E35, Patch::NONE, 0, 0),
+    xf("mode", Schema::String, 3, 6, "v1.GRPCProbeMode", None, &E36, Patch::NONE, 0, 0),
     f("port", Schema::Int32, 1, 1, "int32"),
     xf("service", Schema::String, 2, 2, "string", Some("\"\""), &[], Patch::NONE, 0, 0),
 ];
@@ -677,11 +678,11 @@ static GlusterfsVolumeSourceFields: [Field; 3] = [
 pub static GlusterfsVolumeSource: Type = t("io.k8s.api.core.v1.GlusterfsVolumeSource", &GlusterfsVolumeSourceFields, false);
 static HTTPGetActionFields: [Field; 6] = [
     f("host", Schema::String, 3, 4, "string"),
-    f("httpHeaders", Schema::List(Ref::Static(&L36)), 5, 4, "[]v1.HTTPHeader"),
+    f("httpHeaders", Schema::List(Ref::Static(&L37)), 5, 4, "[]v1.HTTPHeader"),
     f("path", Schema::String, 1, 4, "string"),
     f("port", Schema::IntOrString, 2, 1, "intstr.IntOrString"),
-    xf("protocol", Schema::String, 6, 6, "v1.HTTPProtocol", None, &E37, Patch::NONE, 0, 0),
-    xf("scheme", Schema::String, 4, 4, "v1.URIScheme", None, &E38, Patch::NONE, 0, 0),
+    xf("protocol", Schema::String, 6, 6, "v1.HTTPProtocol", None, &E38, Patch::NONE, 0, 0),
+    xf("scheme", Schema::String, 4, 4, "v1.URIScheme", None, &E39, Patch::NONE, 0, 0),
 ];
 pub static HTTPGetAction: Type = t("io.k8s.api.core.v1.HTTPGetAction", &HTTPGetActionFields, false);
 static HTTPHeaderFields: [Field; 2] = [
@@ -700,7 +701,7 @@ static HostIPFields: [Field; 1] = [
 pub static HostIP: Type = t("io.k8s.api.core.v1.HostIP", &HostIPFields, false);
 static HostPathVolumeSourceFields: [Field; 2] = [
     f("path", Schema::String, 1, 1, "string"),
-    xf("type", Schema::String, 2, 6, "v1.HostPathType", None, &E39, Patch::NONE, 0, 0),
+    xf("type", Schema::String, 2, 6, "v1.HostPathType", None, &E40, Patch::NONE, 0, 0),
 ];
 pub static HostPathVolumeSource: Type = t("io.k8s.api.core.v1.HostPathVolumeSource", &HostPathVolumeSourceFields, false);
 static ISCSIPersistentVolumeSourceFields: [Field; 11] = [
@@ -732,7 +733,7 @@ static ISCSIVolumeSourceFields: [Field; 11] = [
 ];
 pub static ISCSIVolumeSource: Type = t("io.k8s.api.core.v1.ISCSIVolumeSource", &ISCSIVolumeSourceFields, false);
 static ImageVolumeSourceFields: [Field; 2] = [
-    xf("pullPolicy", Schema::String, 2, 4, "v1.PullPolicy", None, &E13, Patch::NONE, 0, 0),
+    xf("pullPolicy", Schema::String, 2, 4, "v1.PullPolicy", None, &E14, Patch::NONE, 0, 0),
     f("reference", Schema::String, 1, 4, "string"),
 ];
 pub static ImageVolumeSource: Type = t("io.k8s.api.core.v1.ImageVolumeSource", &ImageVolumeSourceFields, false);
@@ -750,7 +751,7 @@ pub static KeyToPath: Type = t("io.k8s.api.core.v1.KeyToPath", &KeyToPathFields,
 static LifecycleFields: [Field; 3] = [
     f("postStart", Schema::Object(Ref::Static(&LifecycleHandler)), 1, 6, "v1.LifecycleHandler"),
     f("preStop", Schema::Object(Ref::Static(&LifecycleHandler)), 2, 6, "v1.LifecycleHandler"),
-    xf("stopSignal", Schema::String, 3, 6, "v1.Signal", None, &E27, Patch::NONE, 0, 0),
+    xf("stopSignal", Schema::String, 3, 6, "v1.Signal", None, &E28, Patch::NONE, 0, 0),
 ];
 pub static Lifecycle: Type = t("io.k8s.api.core.v1.Lifecycle", &LifecycleFields, false);
 static LifecycleHandlerFields: [Field; 4] = [
@@ -768,28 +769,28 @@ static LimitRangeFields: [Field; 4] = [
 ];
 pub static LimitRange: Type = t("io.k8s.api.core.v1.LimitRange", &LimitRangeFields, false);
 static LimitRangeItemFields: [Field; 6] = [
-    f("default", Schema::Map(Ref::Static(&M25)), 4, 4, "v1.ResourceList"),
-    f("defaultRequest", Schema::Map(Ref::Static(&M25)), 5, 4, "v1.ResourceList"),
-    f("max", Schema::Map(Ref::Static(&M25)), 2, 4, "v1.ResourceList"),
-    f("maxLimitRequestRatio", Schema::Map(Ref::Static(&M25)), 6, 4, "v1.ResourceList"),
-    f("min", Schema::Map(Ref::Static(&M25)), 3, 4, "v1.ResourceList"),
+    f("default", Schema::Map(Ref::Static(&M26)), 4, 4, "v1.ResourceList"),
+    f("defaultRequest", Schema::Map(Ref::Static(&M26)), 5, 4, "v1.ResourceList"),
+    f("max", Schema::Map(Ref::Static(&M26)), 2, 4, "v1.ResourceList"),
+    f("maxLimitRequestRatio", Schema::Map(Ref::Static(&M26)), 6, 4, "v1.ResourceList"),
+    f("min", Schema::Map(Ref::Static(&M26)), 3, 4, "v1.ResourceList"),
     f("type", Schema::String, 1, 1, "v1.LimitType"),
 ];
 pub static LimitRangeItem: Type = t("io.k8s.api.core.v1.LimitRangeItem", &LimitRangeItemFields, false);
 static LimitRangeListFields: [Field; 4] = [
     f("apiVersion", Schema::String, 0, 4, "string"),
-    f("items", Schema::List(Ref::Static(&L40)), 2, 1, "[]v1.LimitRange"),
+    f("items", Schema::List(Ref::Static(&L41)), 2, 1, "[]v1.LimitRange"),
     f("kind", Schema::String, 0, 4, "string"),
     f("metadata", Schema::Object(Ref::Static(&super::meta_v1::ListMeta)), 1, 0, "v1.ListMeta"),
 ];
 pub static LimitRangeList: Type = t("io.k8s.api.core.v1.LimitRangeList", &LimitRangeListFields, false);
 static LimitRangeSpecFields: [Field; 1] = [
-    f("limits", Schema::List(Ref::Static(&L41)), 1, 1, "[]v1.LimitRangeItem"),
+    f("limits", Schema::List(Ref::Static(&L42)), 1, 1, "[]v1.LimitRangeItem"),
 ];
 pub static LimitRangeSpec: Type = t("io.k8s.api.core.v1.LimitRangeSpec", &LimitRangeSpecFields, false);
 static LinuxContainerUserFields: [Field; 3] = [
     f("gid", Schema::Int64, 2, 1, "int64"),
-    f("supplementalGroups", Schema::List(Ref::Static(&L42)), 3, 4, "[]int64"),
+    f("supplementalGroups", Schema::List(Ref::Static(&L43)), 3, 4, "[]int64"),
     f("uid", Schema::Int64, 1, 1, "int64"),
 ];
 pub static LinuxContainerUser: Type = t("io.k8s.api.core.v1.LinuxContainerUser", &LinuxContainerUserFields, false);
@@ -797,11 +798,11 @@ static LoadBalancerIngressFields: [Field; 4] = [
     f("hostname", Schema::String, 2, 4, "string"),
     f("ip", Schema::String, 1, 4, "string"),
     f("ipMode", Schema::String, 3, 6, "v1.LoadBalancerIPMode"),
-    f("ports", Schema::List(Ref::Static(&L43)), 4, 4, "[]v1.PortStatus"),
+    f("ports", Schema::List(Ref::Static(&L44)), 4, 4, "[]v1.PortStatus"),
 ];
 pub static LoadBalancerIngress: Type = t("io.k8s.api.core.v1.LoadBalancerIngress", &LoadBalancerIngressFields, false);
 static LoadBalancerStatusFields: [Field; 1] = [
-    f("ingress", Schema::List(Ref::Static(&L44)), 1, 4, "[]v1.LoadBalancerIngress"),
+    f("ingress", Schema::List(Ref::Static(&L45)), 1, 4, "[]v1.LoadBalancerIngress"),
 ];
 pub static LoadBalancerStatus: Type = t("io.k8s.api.core.v1.LoadBalancerStatus", &LoadBalancerStatusFields, false);
 static LocalObjectReferenceFields: [Field; 1] = [
@@ -814,7 +815,7 @@ static LocalVolumeSourceFields: [Field; 2] = [
 ];
 pub static LocalVolumeSource: Type = t("io.k8s.api.core.v1.LocalVolumeSource", &LocalVolumeSourceFields, false);
 static ModifyVolumeStatusFields: [Field; 2] = [
-    xf("status", Schema::String, 2, 1, "v1.PersistentVolumeClaimModifyVolumeStatus", None, &E45, Patch::NONE, 0, 0),
+    xf("status", Schema::String, 2, 1, "v1.PersistentVolumeClaimModifyVolumeStatus", None, &E46, Patch::NONE, 0, 0),
     f("targetVolumeAttributesClassName", Schema::String, 1, 4, "string"),
 ];
 pub static ModifyVolumeStatus: Type = t("io.k8s.api.core.v1.ModifyVolumeStatus", &ModifyVolumeStatusFields, false);
@@ -842,7 +843,7 @@ static NamespaceConditionFields: [Field; 5] = [
 pub static NamespaceCondition: Type = t("io.k8s.api.core.v1.NamespaceCondition", &NamespaceConditionFields, false);
 static NamespaceListFields: [Field; 4] = [
     f("apiVersion", Schema::String, 0, 4, "string"),
-    f("items", Schema::List(Ref::Static(&L46)), 2, 1, "[]v1.Namespace"),
+    f("items", Schema::List(Ref::Static(&L47)), 2, 1, "[]v1.Namespace"),
     f("kind", Schema::String, 0, 4, "string"),
     f("metadata", Schema::Object(Ref::Static(&super::meta_v1::ListMeta)), 1, 0, "v1.ListMeta"),
 ];
@@ -852,8 +853,8 @@ static NamespaceSpecFields: [Field; 1] = [
 ];
 pub static NamespaceSpec: Type = t("io.k8s.api.core.v1.NamespaceSpec", &NamespaceSpecFields, false);
 static NamespaceStatusFields: [Field; 2] = [
-    xf("conditions", Schema::List(Ref::Static(&L47)), 2, 4, "[]v1.NamespaceCondition", None, &[], Patch { merge: true, replace: false, retain_keys: false, merge_key: Some(s("type")) }, 0, 0),
-    xf("phase", Schema::String, 1, 4, "v1.NamespacePhase", None, &E48, Patch::NONE, 0, 0),
+    xf("conditions", Schema::List(Ref::Static(&L48)), 2, 4, "[]v1.NamespaceCondition", None, &[], Patch { merge: true, replace: false, retain_keys: false, merge_key: Some(s("type")) }, 0, 0),
+    xf("phase", Schema::String, 1, 4, "v1.NamespacePhase", None, &E49, Patch::NONE, 0, 0),
 ];
 pub static NamespaceStatus: Type = t("io.k8s.api.core.v1.NamespaceStatus", &NamespaceStatusFields, false);
 static NodeFields: [Field; 5] = [
@@ -870,7 +871,7 @@ static NodeAddressFields: [Field; 2] = [
 ];
 pub static NodeAddress: Type = t("io.k8s.api.core.v1.NodeAddress", &NodeAddressFields, false);
 static NodeAffinityFields: [Field; 2] = [
-    f("preferredDuringSchedulingIgnoredDuringExecution", Schema::List(Ref::Static(&L49)), 2, 4, "[]v1.PreferredSchedulingTerm"),
+    f("preferredDuringSchedulingIgnoredDuringExecution", Schema::List(Ref::Static(&L50)), 2, 4, "[]v1.PreferredSchedulingTerm"),
     f("requiredDuringSchedulingIgnoredDuringExecution", Schema::Object(Ref::Static(&NodeSelector)), 1, 6, "v1.NodeSelector"),
 ];
 pub static NodeAffinity: Type = t("io.k8s.api.core.v1.NodeAffinity", &NodeAffinityFields, false);
@@ -886,9 +887,9 @@ static NodeAllocatableOverheadResourcesFields: [Field; 3] = [
 ];
 pub static NodeAllocatableOverheadResources: Type = t("io.k8s.api.core.v1.NodeAllocatableOverheadResources", &NodeAllocatableOverheadResourcesFields, false);
 static NodeAllocatableResourceClaimStatusFields: [Field; 4] = [
-    f("containers", Schema::List(Ref::Static(&L50)), 2, 4, "[]string"),
-    xf("mapping", Schema::List(Ref::Static(&L51)), 4, 4, "[]v1.NodeAllocatableMappedResources", None, &[], Patch { merge: true, replace: false, retain_keys: false, merge_key: Some(s("name")) }, 0, 0),
-    xf("overhead", Schema::List(Ref::Static(&L52)), 5, 4, "[]v1.NodeAllocatableOverheadResources", None, &[], Patch { merge: true, replace: false, retain_keys: false, merge_key: Some(s("name")) }, 0, 0),
+    f("containers", Schema::List(Ref::Static(&L51)), 2, 4, "[]string"),
+    xf("mapping", Schema::List(Ref::Static(&L52)), 4, 4, "[]v1.NodeAllocatableMappedResources", None, &[], Patch { merge: true, replace: false, retain_keys: false, merge_key: Some(s("name")) }, 0, 0),
+    xf("overhead", Schema::List(Ref::Static(&L53)), 5, 4, "[]v1.NodeAllocatableOverheadResources", None, &[], Patch { merge: true, replace: false, retain_keys: false, merge_key: Some(s("name")) }, 0, 0),
     f("resourceClaimName", Schema::String, 1, 1, "string"),
 ];
 pub static NodeAllocatableResourceClaimStatus: Type = t("io.k8s.api.core.v1.NodeAllocatableResourceClaimStatus", &NodeAllocatableResourceClaimStatusFields, false);
@@ -922,13 +923,13 @@ static NodeFeaturesFields: [Field; 1] = [
 pub static NodeFeatures: Type = t("io.k8s.api.core.v1.NodeFeatures", &NodeFeaturesFields, false);
 static NodeListFields: [Field; 4] = [
     f("apiVersion", Schema::String, 0, 4, "string"),
-    f("items", Schema::List(Ref::Static(&L53)), 2, 1, "[]v1.Node"),
+    f("items", Schema::List(Ref::Static(&L54)), 2, 1, "[]v1.Node"),
     f("kind", Schema::String, 0, 4, "string"),
     f("metadata", Schema::Object(Ref::Static(&super::meta_v1::ListMeta)), 1, 0, "v1.ListMeta"),
 ];
 pub static NodeList: Type = t("io.k8s.api.core.v1.NodeList", &NodeListFields, false);
 static NodePodPreemptionPolicyFields: [Field; 1] = [
-    f("disableResizePreemption", Schema::List(Ref::Static(&L50)), 1, 4, "[]string"),
+    f("disableResizePreemption", Schema::List(Ref::Static(&L51)), 1, 4, "[]string"),
 ];
 pub static NodePodPreemptionPolicy: Type = t("io.k8s.api.core.v1.NodePodPreemptionPolicy", &NodePodPreemptionPolicyFields, false);
 static NodeRuntimeHandlerFields: [Field; 2] = [
@@ -942,45 +943,45 @@ static NodeRuntimeHandlerFeaturesFields: [Field; 2] = [
 ];
 pub static NodeRuntimeHandlerFeatures: Type = t("io.k8s.api.core.v1.NodeRuntimeHandlerFeatures", &NodeRuntimeHandlerFeaturesFields, false);
 static NodeSelectorFields: [Field; 1] = [
-    f("nodeSelectorTerms", Schema::List(Ref::Static(&L54)), 1, 1, "[]v1.NodeSelectorTerm"),
+    f("nodeSelectorTerms", Schema::List(Ref::Static(&L55)), 1, 1, "[]v1.NodeSelectorTerm"),
 ];
 pub static NodeSelector: Type = t("io.k8s.api.core.v1.NodeSelector", &NodeSelectorFields, true);
 static NodeSelectorRequirementFields: [Field; 3] = [
     f("key", Schema::String, 1, 1, "string"),
-    xf("operator", Schema::String, 2, 1, "v1.NodeSelectorOperator", None, &E55, Patch::NONE, 0, 0),
+    xf("operator", Schema::String, 2, 1, "v1.NodeSelectorOperator", None, &E56, Patch::NONE, 0, 0),
     f("values", Schema::List(Ref::Static(&L4)), 3, 4, "[]string"),
 ];
 pub static NodeSelectorRequirement: Type = t("io.k8s.api.core.v1.NodeSelectorRequirement", &NodeSelectorRequirementFields, false);
 static NodeSelectorTermFields: [Field; 2] = [
-    f("matchExpressions", Schema::List(Ref::Static(&L56)), 1, 4, "[]v1.NodeSelectorRequirement"),
-    f("matchFields", Schema::List(Ref::Static(&L56)), 2, 4, "[]v1.NodeSelectorRequirement"),
+    f("matchExpressions", Schema::List(Ref::Static(&L57)), 1, 4, "[]v1.NodeSelectorRequirement"),
+    f("matchFields", Schema::List(Ref::Static(&L57)), 2, 4, "[]v1.NodeSelectorRequirement"),
 ];
 pub static NodeSelectorTerm: Type = t("io.k8s.api.core.v1.NodeSelectorTerm", &NodeSelectorTermFields, true);
 static NodeSpecFields: [Field; 8] = [
     f("configSource", Schema::Object(Ref::Static(&NodeConfigSource)), 6, 6, "v1.NodeConfigSource"),
     f("externalID", Schema::String, 2, 4, "string"),
     f("podCIDR", Schema::String, 1, 4, "string"),
-    xf("podCIDRs", Schema::List(Ref::Static(&L50)), 7, 4, "[]string", None, &[], Patch { merge: true, replace: false, retain_keys: false, merge_key: None }, 0, 0),
+    xf("podCIDRs", Schema::List(Ref::Static(&L51)), 7, 4, "[]string", None, &[], Patch { merge: true, replace: false, retain_keys: false, merge_key: None }, 0, 0),
     f("podPreemptionPolicy", Schema::Object(Ref::Static(&NodePodPreemptionPolicy)), 8, 6, "v1.NodePodPreemptionPolicy"),
     f("providerID", Schema::String, 3, 4, "string"),
-    f("taints", Schema::List(Ref::Static(&L57)), 5, 4, "[]v1.Taint"),
+    f("taints", Schema::List(Ref::Static(&L58)), 5, 4, "[]v1.Taint"),
     f("unschedulable", Schema::Bool, 4, 4, "bool"),
 ];
 pub static NodeSpec: Type = t("io.k8s.api.core.v1.NodeSpec", &NodeSpecFields, false);
 static NodeStatusFields: [Field; 14] = [
-    xf("addresses", Schema::List(Ref::Static(&L58)), 5, 4, "[]v1.NodeAddress", None, &[], Patch { merge: true, replace: false, retain_keys: false, merge_key: Some(s("type")) }, 0, 0),
-    f("allocatable", Schema::Map(Ref::Static(&M25)), 2, 4, "v1.ResourceList"),
-    f("capacity", Schema::Map(Ref::Static(&M25)), 1, 4, "v1.ResourceList"),
-    xf("conditions", Schema::List(Ref::Static(&L59)), 4, 4, "[]v1.NodeCondition", None, &[], Patch { merge: true, replace: false, retain_keys: false, merge_key: Some(s("type")) }, 0, 0),
+    xf("addresses", Schema::List(Ref::Static(&L59)), 5, 4, "[]v1.NodeAddress", None, &[], Patch { merge: true, replace: false, retain_keys: false, merge_key: Some(s("type")) }, 0, 0),
+    f("allocatable", Schema::Map(Ref::Static(&M26)), 2, 4, "v1.ResourceList"),
+    f("capacity", Schema::Map(Ref::Static(&M26)), 1, 4, "v1.ResourceList"),
+    xf("conditions", Schema::List(Ref::Static(&L60)), 4, 4, "[]v1.NodeCondition", None, &[], Patch { merge: true, replace: false, retain_keys: false, merge_key: Some(s("type")) }, 0, 0),
     f("config", Schema::Object(Ref::Static(&NodeConfigStatus)), 11, 6, "v1.NodeConfigStatus"),
     f("daemonEndpoints", Schema::Object(Ref::Static(&NodeDaemonEndpoints)), 6, 0, "v1.NodeDaemonEndpoints"),
     f("declaredFeatures", Schema::List(Ref::Static(&L4)), 14, 4, "[]string"),
     f("features", Schema::Object(Ref::Static(&NodeFeatures)), 13, 6, "v1.NodeFeatures"),
-    f("images", Schema::List(Ref::Static(&L60)), 8, 4, "[]v1.ContainerImage"),
+    f("images", Schema::List(Ref::Static(&L61)), 8, 4, "[]v1.ContainerImage"),
     f("nodeInfo", Schema::Object(Ref::Static(&NodeSystemInfo)), 7, 0, "v1.NodeSystemInfo"),
-    xf("phase", Schema::String, 3, 4, "v1.NodePhase", None, &E61, Patch::NONE, 0, 0),
-    f("runtimeHandlers", Schema::List(Ref::Static(&L62)), 12, 4, "[]v1.NodeRuntimeHandler"),
-    f("volumesAttached", Schema::List(Ref::Static(&L63)), 10, 4, "[]v1.AttachedVolume"),
+    xf("phase", Schema::String, 3, 4, "v1.NodePhase", None, &E62, Patch::NONE, 0, 0),
+    f("runtimeHandlers", Schema::List(Ref::Static(&L63)), 12, 4, "[]v1.NodeRuntimeHandler"),
+    f("volumesAttached", Schema::List(Ref::Static(&L64)), 10, 4, "[]v1.AttachedVolume"),
     f("volumesInUse", Schema::List(Ref::Static(&L4)), 9, 4, "[]v1.UniqueVolumeName"),
 ];
 pub static NodeStatus: Type = t("io.k8s.api.core.v1.NodeStatus", &NodeStatusFields, false);
@@ -998,7 +999,7 @@ static NodeSystemInfoFields: [Field; 12] = [
     f("machineID", Schema::String, 1, 1, "string"),
     f("operatingSystem", Schema::String, 9, 1, "string"),
     f("osImage", Schema::String, 5, 1, "string"),
-    f("runningInUserNamespace", Schema::Bool, 0, 0, ""),
+    f("runningInUserNamespace", Schema::Bool, 0, 4, ""),
     f("swap", Schema::Object(Ref::Static(&NodeSwapStatus)), 11, 6, "v1.NodeSwapStatus"),
     f("systemUUID", Schema::String, 2, 1, "string"),
 ];
@@ -1046,33 +1047,33 @@ static PersistentVolumeClaimConditionFields: [Field; 6] = [
 pub static PersistentVolumeClaimCondition: Type = t("io.k8s.api.core.v1.PersistentVolumeClaimCondition", &PersistentVolumeClaimConditionFields, false);
 static PersistentVolumeClaimListFields: [Field; 4] = [
     f("apiVersion", Schema::String, 0, 4, "string"),
-    f("items", Schema::List(Ref::Static(&L64)), 2, 1, "[]v1.PersistentVolumeClaim"),
+    f("items", Schema::List(Ref::Static(&L65)), 2, 1, "[]v1.PersistentVolumeClaim"),
     f("kind", Schema::String, 0, 4, "string"),
     f("metadata", Schema::Object(Ref::Static(&super::meta_v1::ListMeta)), 1, 0, "v1.ListMeta"),
 ];
 pub static PersistentVolumeClaimList: Type = t("io.k8s.api.core.v1.PersistentVolumeClaimList", &PersistentVolumeClaimListFields, false);
 static PersistentVolumeClaimSpecFields: [Field; 9] = [
-    xf("accessModes", Schema::List(Ref::Static(&L4)), 1, 4, "[]v1.PersistentVolumeAccessMode", None, &E65, Patch::NONE, 0, 0),
+    xf("accessModes", Schema::List(Ref::Static(&L4)), 1, 4, "[]v1.PersistentVolumeAccessMode", None, &E66, Patch::NONE, 0, 0),
     f("dataSource", Schema::Object(Ref::Static(&TypedLocalObjectReference)), 7, 6, "v1.TypedLocalObjectReference"),
     f("dataSourceRef", Schema::Object(Ref::Static(&TypedObjectReference)), 8, 6, "v1.TypedObjectReference"),
     f("resources", Schema::Object(Ref::Static(&VolumeResourceRequirements)), 2, 0, "v1.VolumeResourceRequirements"),
     f("selector", Schema::Object(Ref::Static(&super::meta_v1::LabelSelector)), 4, 6, "v1.LabelSelector"),
     f("storageClassName", Schema::String, 5, 6, "string"),
     f("volumeAttributesClassName", Schema::String, 9, 6, "string"),
-    xf("volumeMode", Schema::String, 6, 6, "v1.PersistentVolumeMode", None, &E66, Patch::NONE, 0, 0),
+    xf("volumeMode", Schema::String, 6, 6, "v1.PersistentVolumeMode", None, &E67, Patch::NONE, 0, 0),
     f("volumeName", Schema::String, 3, 4, "string"),
 ];
 pub static PersistentVolumeClaimSpec: Type = t("io.k8s.api.core.v1.PersistentVolumeClaimSpec", &PersistentVolumeClaimSpecFields, false);
 static PersistentVolumeClaimStatusFields: [Field; 9] = [
-    xf("accessModes", Schema::List(Ref::Static(&L4)), 2, 4, "[]v1.PersistentVolumeAccessMode", None, &E65, Patch::NONE, 0, 0),
+    xf("accessModes", Schema::List(Ref::Static(&L4)), 2, 4, "[]v1.PersistentVolumeAccessMode", None, &E66, Patch::NONE, 0, 0),
     f("allocatedResourceStatuses", Schema::Map(Ref::Static(&M3)), 7, 4, "map[v1.ResourceName]v1.ClaimResourceStatus"),
-    f("allocatedResources", Schema::Map(Ref::Static(&M25)), 5, 4, "v1.ResourceList"),
-    f("capacity", Schema::Map(Ref::Static(&M25)), 3, 4, "v1.ResourceList"),
-    xf("conditions", Schema::List(Ref::Static(&L67)), 4, 4, "[]v1.PersistentVolumeClaimCondition", None, &[], Patch { merge: true, replace: false, retain_keys: false, merge_key: Some(s("type")) }, 0, 0),
+    f("allocatedResources", Schema::Map(Ref::Static(&M26)), 5, 4, "v1.ResourceList"),
+    f("capacity", Schema::Map(Ref::Static(&M26)), 3, 4, "v1.ResourceList"),
+    xf("conditions", Schema::List(Ref::Static(&L68)), 4, 4, "[]v1.PersistentVolumeClaimCondition", None, &[], Patch { merge: true, replace: false, retain_keys: false, merge_key: Some(s("type")) }, 0, 0),
     f("currentVolumeAttributesClassName", Schema::String, 8, 6, "string"),
     f("healthStatus", Schema::Object(Ref::Static(&VolumeHealthStatus)), 10, 6, "v1.VolumeHealthStatus"),
     f("modifyVolumeStatus", Schema::Object(Ref::Static(&ModifyVolumeStatus)), 9, 6, "v1.ModifyVolumeStatus"),
-    xf("phase", Schema::String, 1, 4, "v1.PersistentVolumeClaimPhase", None, &E68, Patch::NONE, 0, 0),
+    xf("phase", Schema::String, 1, 4, "v1.PersistentVolumeClaimPhase", None, &E69, Patch::NONE, 0, 0),
 ];
 pub static PersistentVolumeClaimStatus: Type = t("io.k8s.api.core.v1.PersistentVolumeClaimStatus", &PersistentVolumeClaimStatusFields, false);
 static PersistentVolumeClaimTemplateFields: [Field; 2] = [
@@ -1087,17 +1088,17 @@ static PersistentVolumeClaimVolumeSourceFields: [Field; 2] = [
 pub static PersistentVolumeClaimVolumeSource: Type = t("io.k8s.api.core.v1.PersistentVolumeClaimVolumeSource", &PersistentVolumeClaimVolumeSourceFields, false);
 static PersistentVolumeListFields: [Field; 4] = [
     f("apiVersion", Schema::String, 0, 4, "string"),
-    f("items", Schema::List(Ref::Static(&L69)), 2, 1, "[]v1.PersistentVolume"),
+    f("items", Schema::List(Ref::Static(&L70)), 2, 1, "[]v1.PersistentVolume"),
     f("kind", Schema::String, 0, 4, "string"),
     f("metadata", Schema::Object(Ref::Static(&super::meta_v1::ListMeta)), 1, 0, "v1.ListMeta"),
 ];
 pub static PersistentVolumeList: Type = t("io.k8s.api.core.v1.PersistentVolumeList", &PersistentVolumeListFields, false);
 static PersistentVolumeSpecFields: [Field; 31] = [
-    xf("accessModes", Schema::List(Ref::Static(&L4)), 3, 4, "[]v1.PersistentVolumeAccessMode", None, &E65, Patch::NONE, 0, 0),
+    xf("accessModes", Schema::List(Ref::Static(&L4)), 3, 4, "[]v1.PersistentVolumeAccessMode", None, &E66, Patch::NONE, 0, 0),
     xf("awsElasticBlockStore", Schema::Object(Ref::Static(&AWSElasticBlockStoreVolumeSource)), 2, 6, "v1.AWSElasticBlockStoreVolumeSource", None, &[], Patch::NONE, 2, 0),
     xf("azureDisk", Schema::Object(Ref::Static(&AzureDiskVolumeSource)), 16, 6, "v1.AzureDiskVolumeSource", None, &[], Patch::NONE, 2, 0),
     xf("azureFile", Schema::Object(Ref::Static(&AzureFilePersistentVolumeSource)), 13, 6, "v1.AzureFilePersistentVolumeSource", None, &[], Patch::NONE, 2, 0),
-    f("capacity", Schema::Map(Ref::Static(&M25)), 1, 4, "v1.ResourceList"),
+    f("capacity", Schema::Map(Ref::Static(&M26)), 1, 4, "v1.ResourceList"),
     xf("cephfs", Schema::Object(Ref::Static(&CephFSPersistentVolumeSource)), 9, 6, "v1.CephFSPersistentVolumeSource", None, &[], Patch::NONE, 2, 0),
     xf("cinder", Schema::Object(Ref::Static(&CinderPersistentVolumeSource)), 8, 6, "v1.CinderPersistentVolumeSource", None, &[], Patch::NONE, 2, 0),
     f("claimRef", Schema::Object(Ref::Static(&ObjectReferenceGranular)), 4, 6, "v1.ObjectReference"),
@@ -1113,7 +1114,7 @@ static PersistentVolumeSpecFields: [Field; 31] = [
     f("mountOptions", Schema::List(Ref::Static(&L4)), 7, 4, "[]string"),
     xf("nfs", Schema::Object(Ref::Static(&NFSVolumeSource)), 5, 6, "v1.NFSVolumeSource", None, &[], Patch::NONE, 2, 0),
     f("nodeAffinity", Schema::Object(Ref::Static(&VolumeNodeAffinity)), 9, 6, "v1.VolumeNodeAffinity"),
-    xf("persistentVolumeReclaimPolicy", Schema::String, 5, 4, "v1.PersistentVolumeReclaimPolicy", None, &E70, Patch::NONE, 0, 0),
+    xf("persistentVolumeReclaimPolicy", Schema::String, 5, 4, "v1.PersistentVolumeReclaimPolicy", None, &E71, Patch::NONE, 0, 0),
     xf("photonPersistentDisk", Schema::Object(Ref::Static(&PhotonPersistentDiskVolumeSource)), 17, 6, "v1.PhotonPersistentDiskVolumeSource", None, &[], Patch::NONE, 2, 0),
     xf("portworxVolume", Schema::Object(Ref::Static(&PortworxVolumeSource)), 18, 6, "v1.PortworxVolumeSource", None, &[], Patch::NONE, 2, 0),
     xf("quobyte", Schema::Object(Ref::Static(&QuobyteVolumeSource)), 15, 6, "v1.QuobyteVolumeSource", None, &[], Patch::NONE, 2, 0),
@@ -1122,14 +1123,14 @@ static PersistentVolumeSpecFields: [Field; 31] = [
     f("storageClassName", Schema::String, 6, 4, "string"),
     xf("storageos", Schema::Object(Ref::Static(&StorageOSPersistentVolumeSource)), 21, 6, "v1.StorageOSPersistentVolumeSource", None, &[], Patch::NONE, 2, 0),
     f("volumeAttributesClassName", Schema::String, 10, 6, "string"),
-    xf("volumeMode", Schema::String, 8, 6, "v1.PersistentVolumeMode", None, &E66, Patch::NONE, 0, 0),
+    xf("volumeMode", Schema::String, 8, 6, "v1.PersistentVolumeMode", None, &E67, Patch::NONE, 0, 0),
     xf("vsphereVolume", Schema::Object(Ref::Static(&VsphereVirtualDiskVolumeSource)), 14, 6, "v1.VsphereVirtualDiskVolumeSource", None, &[], Patch::NONE, 2, 0),
 ];
 pub static PersistentVolumeSpec: Type = t("io.k8s.api.core.v1.PersistentVolumeSpec", &PersistentVolumeSpecFields, false);
 static PersistentVolumeStatusFields: [Field; 4] = [
     f("lastPhaseTransitionTime", Schema::Time, 4, 6, "v1.Time"),
     f("message", Schema::String, 2, 4, "string"),
-    xf("phase", Schema::String, 1, 4, "v1.PersistentVolumePhase", None, &E71, Patch::NONE, 0, 0),
+    xf("phase", Schema::String, 1, 4, "v1.PersistentVolumePhase", None, &E72, Patch::NONE, 0, 0),
     f("reason", Schema::String, 3, 4, "string"),
 ];
 pub static PersistentVolumeStatus: Type = t("io.k8s.api.core.v1.PersistentVolumeStatus", &PersistentVolumeStatusFields, false);
@@ -1147,8 +1148,8 @@ static PodFields: [Field; 5] = [
 ];
 pub static Pod: Type = t("io.k8s.api.core.v1.Pod", &PodFields, false);
 static PodAffinityFields: [Field; 2] = [
-    f("preferredDuringSchedulingIgnoredDuringExecution", Schema::List(Ref::Static(&L72)), 2, 4, "[]v1.WeightedPodAffinityTerm"),
-    f("requiredDuringSchedulingIgnoredDuringExecution", Schema::List(Ref::Static(&L73)), 1, 4, "[]v1.PodAffinityTerm"),
+    f("preferredDuringSchedulingIgnoredDuringExecution", Schema::List(Ref::Static(&L73)), 2, 4, "[]v1.WeightedPodAffinityTerm"),
+    f("requiredDuringSchedulingIgnoredDuringExecution", Schema::List(Ref::Static(&L74)), 1, 4, "[]v1.PodAffinityTerm"),
 ];
 pub static PodAffinity: Type = t("io.k8s.api.core.v1.PodAffinity", &PodAffinityFields, false);
 static PodAffinityTermFields: [Field; 6] = [
@@ -1161,8 +1162,8 @@ static PodAffinityTermFields: [Field; 6] = [
 ];
 pub static PodAffinityTerm: Type = t("io.k8s.api.core.v1.PodAffinityTerm", &PodAffinityTermFields, false);
 static PodAntiAffinityFields: [Field; 2] = [
-    f("preferredDuringSchedulingIgnoredDuringExecution", Schema::List(Ref::Static(&L72)), 2, 4, "[]v1.WeightedPodAffinityTerm"),
-    f("requiredDuringSchedulingIgnoredDuringExecution", Schema::List(Ref::Static(&L73)), 1, 4, "[]v1.PodAffinityTerm"),
+    f("preferredDuringSchedulingIgnoredDuringExecution", Schema::List(Ref::Static(&L73)), 2, 4, "[]v1.WeightedPodAffinityTerm"),
+    f("requiredDuringSchedulingIgnoredDuringExecution", Schema::List(Ref::Static(&L74)), 1, 4, "[]v1.PodAffinityTerm"),
 ];
 pub static PodAntiAffinity: Type = t("io.k8s.api.core.v1.PodAntiAffinity", &PodAntiAffinityFields, false);
 static PodCertificateProjectionFields: [Field; 8] = [
@@ -1188,7 +1189,7 @@ static PodConditionFields: [Field; 7] = [
 pub static PodCondition: Type = t("io.k8s.api.core.v1.PodCondition", &PodConditionFields, false);
 static PodDNSConfigFields: [Field; 3] = [
     f("nameservers", Schema::List(Ref::Static(&L4)), 1, 4, "[]string"),
-    f("options", Schema::List(Ref::Static(&L74)), 3, 4, "[]v1.PodDNSConfigOption"),
+    f("options", Schema::List(Ref::Static(&L75)), 3, 4, "[]v1.PodDNSConfigOption"),
     f("searches", Schema::List(Ref::Static(&L4)), 2, 4, "[]string"),
 ];
 pub static PodDNSConfig: Type = t("io.k8s.api.core.v1.PodDNSConfig", &PodDNSConfigFields, false);
@@ -1198,7 +1199,7 @@ static PodDNSConfigOptionFields: [Field; 2] = [
 ];
 pub static PodDNSConfigOption: Type = t("io.k8s.api.core.v1.PodDNSConfigOption", &PodDNSConfigOptionFields, false);
 static PodExtendedResourceClaimStatusFields: [Field; 2] = [
-    f("requestMappings", Schema::List(Ref::Static(&L75)), 1, 1, "[]v1.ContainerExtendedResourceRequest"),
+    f("requestMappings", Schema::List(Ref::Static(&L76)), 1, 1, "[]v1.ContainerExtendedResourceRequest"),
     f("resourceClaimName", Schema::String, 2, 1, "string"),
 ];
 pub static PodExtendedResourceClaimStatus: Type = t("io.k8s.api.core.v1.PodExtendedResourceClaimStatus", &PodExtendedResourceClaimStatusFields, false);
@@ -1208,7 +1209,7 @@ static PodIPFields: [Field; 1] = [
 pub static PodIP: Type = t("io.k8s.api.core.v1.PodIP", &PodIPFields, false);
 static PodListFields: [Field; 4] = [
     f("apiVersion", Schema::String, 0, 4, "string"),
-    f("items", Schema::List(Ref::Static(&L76)), 2, 1, "[]v1.Pod"),
+    f("items", Schema::List(Ref::Static(&L77)), 2, 1, "[]v1.Pod"),
     f("kind", Schema::String, 0, 4, "string"),
     f("metadata", Schema::Object(Ref::Static(&super::meta_v1::ListMeta)), 1, 0, "v1.ListMeta"),
 ];
@@ -1243,16 +1244,16 @@ pub static PodSchedulingGroup: Type = t("io.k8s.api.core.v1.PodSchedulingGroup",
 static PodSecurityContextFields: [Field; 13] = [
     f("appArmorProfile", Schema::Object(Ref::Static(&AppArmorProfile)), 11, 6, "v1.AppArmorProfile"),
     f("fsGroup", Schema::Int64, 5, 6, "int64"),
-    xf("fsGroupChangePolicy", Schema::String, 9, 6, "v1.PodFSGroupChangePolicy", None, &E77, Patch::NONE, 0, 0),
+    xf("fsGroupChangePolicy", Schema::String, 9, 6, "v1.PodFSGroupChangePolicy", None, &E78, Patch::NONE, 0, 0),
     f("runAsGroup", Schema::Int64, 6, 6, "int64"),
     f("runAsNonRoot", Schema::Bool, 3, 6, "bool"),
     f("runAsUser", Schema::Int64, 2, 6, "int64"),
     f("seLinuxChangePolicy", Schema::String, 13, 6, "v1.PodSELinuxChangePolicy"),
     f("seLinuxOptions", Schema::Object(Ref::Static(&SELinuxOptions)), 1, 6, "v1.SELinuxOptions"),
     f("seccompProfile", Schema::Object(Ref::Static(&SeccompProfile)), 10, 6, "v1.SeccompProfile"),
-    f("supplementalGroups", Schema::List(Ref::Static(&L42)), 4, 4, "[]int64"),
-    xf("supplementalGroupsPolicy", Schema::String, 12, 6, "v1.SupplementalGroupsPolicy", None, &E78, Patch::NONE, 0, 0),
-    f("sysctls", Schema::List(Ref::Static(&L79)), 7, 4, "[]v1.Sysctl"),
+    f("supplementalGroups", Schema::List(Ref::Static(&L43)), 4, 4, "[]int64"),
+    xf("supplementalGroupsPolicy", Schema::String, 12, 6, "v1.SupplementalGroupsPolicy", None, &E79, Patch::NONE, 0, 0),
+    f("sysctls", Schema::List(Ref::Static(&L80)), 7, 4, "[]v1.Sysctl"),
     f("windowsOptions", Schema::Object(Ref::Static(&WindowsSecurityContextOptions)), 8, 6, "v1.WindowsSecurityContextOptions"),
 ];
 pub static PodSecurityContext: Type = t("io.k8s.api.core.v1.PodSecurityContext", &PodSecurityContextFields, false);
@@ -1260,35 +1261,35 @@ static PodSpecFields: [Field; 43] = [
     f("activeDeadlineSeconds", Schema::Int64, 5, 6, "int64"),
     f("affinity", Schema::Object(Ref::Static(&Affinity)), 18, 6, "v1.Affinity"),
     f("automountServiceAccountToken", Schema::Bool, 21, 6, "bool"),
-    xf("containers", Schema::List(Ref::Static(&L80)), 2, 1, "[]v1.Container", None, &[], Patch { merge: true, replace: false, retain_keys: false, merge_key: Some(s("name")) }, 0, 0),
+    xf("containers", Schema::List(Ref::Static(&L81)), 2, 1, "[]v1.Container", None, &[], Patch { merge: true, replace: false, retain_keys: false, merge_key: Some(s("name")) }, 0, 0),
     f("dnsConfig", Schema::Object(Ref::Static(&PodDNSConfig)), 26, 6, "v1.PodDNSConfig"),
-    xf("dnsPolicy", Schema::String, 6, 4, "v1.DNSPolicy", None, &E81, Patch::NONE, 0, 0),
+    xf("dnsPolicy", Schema::String, 6, 4, "v1.DNSPolicy", None, &E82, Patch::NONE, 0, 0),
     f("enableServiceLinks", Schema::Bool, 30, 6, "bool"),
-    xf("ephemeralContainers", Schema::List(Ref::Static(&L82)), 34, 4, "[]v1.EphemeralContainer", None, &[], Patch { merge: true, replace: false, retain_keys: false, merge_key: Some(s("name")) }, 0, 0),
-    xf("evictionResponders", Schema::List(Ref::Static(&L83)), 44, 4, "[]v1.EvictionResponder", None, &[], Patch { merge: true, replace: false, retain_keys: false, merge_key: Some(s("name")) }, 0, 0),
-    xf("hostAliases", Schema::List(Ref::Static(&L85)), 23, 4, "[]v1.HostAlias", None, &[], Patch { merge: true, replace: false, retain_keys: false, merge_key: Some(s("ip")) }, 0, 0),
+    xf("ephemeralContainers", Schema::List(Ref::Static(&L83)), 34, 4, "[]v1.EphemeralContainer", None, &[], Patch { merge: true, replace: false, retain_keys: false, merge_key: Some(s("name")) }, 0, 0),
+    xf("evictionResponders", Schema::List(Ref::Static(&L84)), 44, 4, "[]v1.EvictionResponder", None, &[], Patch { merge: true, replace: false, retain_keys: false, merge_key: Some(s("name")) }, 0, 0),
+    xf("hostAliases", Schema::List(Ref::Static(&L86)), 23, 4, "[]v1.HostAlias", None, &[], Patch { merge: true, replace: false, retain_keys: false, merge_key: Some(s("ip")) }, 0, 0),
     f("hostIPC", Schema::Bool, 13, 4, "bool"),
     f("hostNetwork", Schema::Bool, 11, 4, "bool"),
     f("hostPID", Schema::Bool, 12, 4, "bool"),
     f("hostUsers", Schema::Bool, 37, 6, "bool"),
     f("hostname", Schema::String, 16, 4, "string"),
     f("hostnameOverride", Schema::String, 41, 6, "string"),
-    xf("imagePullSecrets", Schema::List(Ref::Static(&L86)), 15, 4, "[]v1.LocalObjectReference", None, &[], Patch { merge: true, replace: false, retain_keys: false, merge_key: Some(s("name")) }, 0, 0),
-    xf("initContainers", Schema::List(Ref::Static(&L80)), 20, 4, "[]v1.Container", None, &[], Patch { merge: true, replace: false, retain_keys: false, merge_key: Some(s("name")) }, 0, 0),
+    xf("imagePullSecrets", Schema::List(Ref::Static(&L87)), 15, 4, "[]v1.LocalObjectReference", None, &[], Patch { merge: true, replace: false, retain_keys: false, merge_key: Some(s("name")) }, 0, 0),
+    xf("initContainers", Schema::List(Ref::Static(&L81)), 20, 4, "[]v1.Container", None, &[], Patch { merge: true, replace: false, retain_keys: false, merge_key: Some(s("name")) }, 0, 0),
     f("nodeName", Schema::String, 10, 4, "string"),
-    f("nodeSelector", Schema::Map(Ref::Static(&M87)), 7, 4, "map[string]string"),
+    f("nodeSelector", Schema::Map(Ref::Static(&M88)), 7, 4, "map[string]string"),
     f("os", Schema::Object(Ref::Static(&PodOS)), 36, 6, "v1.PodOS"),
-    f("overhead", Schema::Map(Ref::Static(&M25)), 32, 4, "v1.ResourceList"),
-    xf("preemptionPolicy", Schema::String, 31, 6, "v1.PreemptionPolicy", None, &E88, Patch::NONE, 0, 0),
+    f("overhead", Schema::Map(Ref::Static(&M26)), 32, 4, "v1.ResourceList"),
+    xf("preemptionPolicy", Schema::String, 31, 6, "v1.PreemptionPolicy", None, &E89, Patch::NONE, 0, 0),
     f("priority", Schema::Int32, 25, 6, "int32"),
     f("priorityClassName", Schema::String, 24, 4, "string"),
-    f("readinessGates", Schema::List(Ref::Static(&L89)), 28, 4, "[]v1.PodReadinessGate"),
-    xf("resourceClaims", Schema::List(Ref::Static(&L90)), 39, 4, "[]v1.PodResourceClaim", None, &[], Patch { merge: true, replace: false, retain_keys: true, merge_key: Some(s("name")) }, 0, 0),
+    f("readinessGates", Schema::List(Ref::Static(&L90)), 28, 4, "[]v1.PodReadinessGate"),
+    xf("resourceClaims", Schema::List(Ref::Static(&L91)), 39, 4, "[]v1.PodResourceClaim", None, &[], Patch { merge: true, replace: false, retain_keys: true, merge_key: Some(s("name")) }, 0, 0),
     f("resources", Schema::Object(Ref::Static(&ResourceRequirements)), 40, 6, "v1.ResourceRequirements"),
-    xf("restartPolicy", Schema::String, 3, 4, "v1.RestartPolicy", None, &E91, Patch::NONE, 0, 0),
+    xf("restartPolicy", Schema::String, 3, 4, "v1.RestartPolicy", None, &E92, Patch::NONE, 0, 0),
     f("runtimeClassName", Schema::String, 29, 6, "string"),
     f("schedulerName", Schema::String, 19, 4, "string"),
-    xf("schedulingGates", Schema::List(Ref::Static(&L92)), 38, 4, "[]v1.PodSchedulingGate", None, &[], Patch { merge: true, replace: false, retain_keys: false, merge_key: Some(s("name")) }, 0, 0),
+    xf("schedulingGates", Schema::List(Ref::Static(&L93)), 38, 4, "[]v1.PodSchedulingGate", None, &[], Patch { merge: true, replace: false, retain_keys: false, merge_key: Some(s("name")) }, 0, 0),
     f("schedulingGroup", Schema::Object(Ref::Static(&PodSchedulingGroup)), 43, 6, "v1.PodSchedulingGroup"),
     f("securityContext", Schema::Object(Ref::Static(&PodSecurityContext)), 14, 6, "v1.PodSecurityContext"),
     f("serviceAccount", Schema::String, 9, 4, "string"),
@@ -1297,34 +1298,34 @@ static PodSpecFields: [Field; 43] = [
     f("shareProcessNamespace", Schema::Bool, 27, 6, "bool"),
     f("subdomain", Schema::String, 17, 4, "string"),
     f("terminationGracePeriodSeconds", Schema::Int64, 4, 6, "int64"),
-    f("tolerations", Schema::List(Ref::Static(&L93)), 22, 4, "[]v1.Toleration"),
-    xf("topologySpreadConstraints", Schema::List(Ref::Static(&L95)), 33, 4, "[]v1.TopologySpreadConstraint", None, &[], Patch { merge: true, replace: false, retain_keys: false, merge_key: Some(s("topologyKey")) }, 0, 0),
-    xf("volumes", Schema::List(Ref::Static(&L96)), 1, 4, "[]v1.Volume", None, &[], Patch { merge: true, replace: false, retain_keys: true, merge_key: Some(s("name")) }, 0, 0),
+    f("tolerations", Schema::List(Ref::Static(&L94)), 22, 4, "[]v1.Toleration"),
+    xf("topologySpreadConstraints", Schema::List(Ref::Static(&L96)), 33, 4, "[]v1.TopologySpreadConstraint", None, &[], Patch { merge: true, replace: false, retain_keys: false, merge_key: Some(s("topologyKey")) }, 0, 0),
+    xf("volumes", Schema::List(Ref::Static(&L97)), 1, 4, "[]v1.Volume", None, &[], Patch { merge: true, replace: false, retain_keys: true, merge_key: Some(s("name")) }, 0, 0),
 ];
 pub static PodSpec: Type = t("io.k8s.api.core.v1.PodSpec", &PodSpecFields, false);
 static PodStatusFields: [Field; 22] = [
-    f("allocatedResources", Schema::Map(Ref::Static(&M25)), 19, 4, "v1.ResourceList"),
-    xf("conditions", Schema::List(Ref::Static(&L97)), 2, 4, "[]v1.PodCondition", None, &[], Patch { merge: true, replace: false, retain_keys: false, merge_key: Some(s("type")) }, 0, 0),
-    f("containerStatuses", Schema::List(Ref::Static(&L98)), 8, 4, "[]v1.ContainerStatus"),
-    f("ephemeralContainerStatuses", Schema::List(Ref::Static(&L98)), 13, 4, "[]v1.ContainerStatus"),
+    f("allocatedResources", Schema::Map(Ref::Static(&M26)), 19, 4, "v1.ResourceList"),
+    xf("conditions", Schema::List(Ref::Static(&L98)), 2, 4, "[]v1.PodCondition", None, &[], Patch { merge: true, replace: false, retain_keys: false, merge_key: Some(s("type")) }, 0, 0),
+    f("containerStatuses", Schema::List(Ref::Static(&L99)), 8, 4, "[]v1.ContainerStatus"),
+    f("ephemeralContainerStatuses", Schema::List(Ref::Static(&L99)), 13, 4, "[]v1.ContainerStatus"),
     f("extendedResourceClaimStatus", Schema::Object(Ref::Static(&PodExtendedResourceClaimStatus)), 18, 6, "v1.PodExtendedResourceClaimStatus"),
     f("hostIP", Schema::String, 5, 4, "string"),
-    xf("hostIPs", Schema::List(Ref::Static(&L99)), 16, 4, "[]v1.HostIP", None, &[], Patch { merge: true, replace: false, retain_keys: false, merge_key: Some(s("ip")) }, 0, 0),
-    f("initContainerStatuses", Schema::List(Ref::Static(&L98)), 10, 4, "[]v1.ContainerStatus"),
+    xf("hostIPs", Schema::List(Ref::Static(&L100)), 16, 4, "[]v1.HostIP", None, &[], Patch { merge: true, replace: false, retain_keys: false, merge_key: Some(s("ip")) }, 0, 0),
+    f("initContainerStatuses", Schema::List(Ref::Static(&L99)), 10, 4, "[]v1.ContainerStatus"),
     f("message", Schema::String, 3, 4, "string"),
-    xf("nodeAllocatableResourceClaimStatuses", Schema::List(Ref::Static(&L101)), 21, 4, "[]v1.NodeAllocatableResourceClaimStatus", None, &[], Patch { merge: true, replace: false, retain_keys: false, merge_key: Some(s("resourceClaimName")) }, 0, 0),
+    xf("nodeAllocatableResourceClaimStatuses", Schema::List(Ref::Static(&L102)), 21, 4, "[]v1.NodeAllocatableResourceClaimStatus", None, &[], Patch { merge: true, replace: false, retain_keys: false, merge_key: Some(s("resourceClaimName")) }, 0, 0),
     f("nominatedNodeName", Schema::String, 11, 4, "string"),
     f("observedGeneration", Schema::Int64, 17, 4, "int64"),
-    xf("phase", Schema::String, 1, 4, "v1.PodPhase", None, &E102, Patch::NONE, 0, 0),
+    xf("phase", Schema::String, 1, 4, "v1.PodPhase", None, &E103, Patch::NONE, 0, 0),
     f("podIP", Schema::String, 6, 4, "string"),
-    xf("podIPs", Schema::List(Ref::Static(&L103)), 12, 4, "[]v1.PodIP", None, &[], Patch { merge: true, replace: false, retain_keys: false, merge_key: Some(s("ip")) }, 0, 0),
-    xf("qosClass", Schema::String, 9, 4, "v1.PodQOSClass", None, &E104, Patch::NONE, 0, 0),
+    xf("podIPs", Schema::List(Ref::Static(&L104)), 12, 4, "[]v1.PodIP", None, &[], Patch { merge: true, replace: false, retain_keys: false, merge_key: Some(s("ip")) }, 0, 0),
+    xf("qosClass", Schema::String, 9, 4, "v1.PodQOSClass", None, &E105, Patch::NONE, 0, 0),
     f("reason", Schema::String, 4, 4, "string"),
     f("resize", Schema::String, 14, 4, "v1.PodResizeStatus"),
-    xf("resourceClaimStatuses", Schema::List(Ref::Static(&L105)), 15, 4, "[]v1.PodResourceClaimStatus", None, &[], Patch { merge: true, replace: false, retain_keys: true, merge_key: Some(s("name")) }, 0, 0),
+    xf("resourceClaimStatuses", Schema::List(Ref::Static(&L106)), 15, 4, "[]v1.PodResourceClaimStatus", None, &[], Patch { merge: true, replace: false, retain_keys: true, merge_key: Some(s("name")) }, 0, 0),
     f("resources", Schema::Object(Ref::Static(&ResourceRequirements)), 20, 6, "v1.ResourceRequirements"),
     f("startTime", Schema::Time, 7, 6, "v1.Time"),
-    f("volumeHealth", Schema::List(Ref::Static(&L106)), 22, 4, "[]v1.PodVolumeHealth"),
+    f("volumeHealth", Schema::List(Ref::Static(&L107)), 22, 4, "[]v1.PodVolumeHealth"),
 ];
 pub static PodStatus: Type = t("io.k8s.api.core.v1.PodStatus", &PodStatusFields, false);
 static PodTemplateFields: [Field; 4] = [
@@ -1336,7 +1337,7 @@ static PodTemplateFields: [Field; 4] = [
 pub static PodTemplate: Type = t("io.k8s.api.core.v1.PodTemplate", &PodTemplateFields, false);
 static PodTemplateListFields: [Field; 4] = [
     f("apiVersion", Schema::String, 0, 4, "string"),
-    f("items", Schema::List(Ref::Static(&L107)), 2, 1, "[]v1.PodTemplate"),
+    f("items", Schema::List(Ref::Static(&L108)), 2, 1, "[]v1.PodTemplate"),
     f("kind", Schema::String, 0, 4, "string"),
     f("metadata", Schema::Object(Ref::Static(&super::meta_v1::ListMeta)), 1, 0, "v1.ListMeta"),
 ];
@@ -1347,7 +1348,7 @@ static PodTemplateSpecFields: [Field; 2] = [
 ];
 pub static PodTemplateSpec: Type = t("io.k8s.api.core.v1.PodTemplateSpec", &PodTemplateSpecFields, false);
 static PodVolumeHealthFields: [Field; 3] = [
-    xf("healthConditions", Schema::List(Ref::Static(&L109)), 2, 4, "[]v1.VolumeHealthCondition", None, &[], Patch { merge: true, replace: false, retain_keys: false, merge_key: Some(s("status")) }, 0, 0),
+    xf("healthConditions", Schema::List(Ref::Static(&L110)), 2, 4, "[]v1.VolumeHealthCondition", None, &[], Patch { merge: true, replace: false, retain_keys: false, merge_key: Some(s("status")) }, 0, 0),
     f("lastTransitionTime", Schema::Time, 3, 0, "v1.Time"),
     f("name", Schema::String, 1, 1, "string"),
 ];
@@ -1355,7 +1356,7 @@ pub static PodVolumeHealth: Type = t("io.k8s.api.core.v1.PodVolumeHealth", &PodV
 static PortStatusFields: [Field; 3] = [
     f("error", Schema::String, 3, 6, "string"),
     f("port", Schema::Int32, 1, 1, "int32"),
-    xf("protocol", Schema::String, 2, 1, "v1.Protocol", None, &E23, Patch::NONE, 0, 0),
+    xf("protocol", Schema::String, 2, 1, "v1.Protocol", None, &E24, Patch::NONE, 0, 0),
 ];
 pub static PortStatus: Type = t("io.k8s.api.core.v1.PortStatus", &PortStatusFields, false);
 static PortworxVolumeSourceFields: [Field; 3] = [
@@ -1385,7 +1386,7 @@ pub static Probe: Type = t("io.k8s.api.core.v1.Probe", &ProbeFields, false);
 static ProjectedVolumeSourceFields: [Field; 3] = [
     f("defaultMode", Schema::Int32, 2, 6, "int32"),
     f("defaultUser", Schema::Int64, 3, 6, "int64"),
-    f("sources", Schema::List(Ref::Static(&L110)), 1, 0, "[]v1.VolumeProjection"),
+    f("sources", Schema::List(Ref::Static(&L111)), 1, 0, "[]v1.VolumeProjection"),
 ];
 pub static ProjectedVolumeSource: Type = t("io.k8s.api.core.v1.ProjectedVolumeSource", &ProjectedVolumeSourceFields, false);
 static QuobyteVolumeSourceFields: [Field; 6] = [
@@ -1437,7 +1438,7 @@ static ReplicationControllerConditionFields: [Field; 5] = [
 pub static ReplicationControllerCondition: Type = t("io.k8s.api.core.v1.ReplicationControllerCondition", &ReplicationControllerConditionFields, false);
 static ReplicationControllerListFields: [Field; 4] = [
     f("apiVersion", Schema::String, 0, 4, "string"),
-    f("items", Schema::List(Ref::Static(&L111)), 2, 1, "[]v1.ReplicationController"),
+    f("items", Schema::List(Ref::Static(&L112)), 2, 1, "[]v1.ReplicationController"),
     f("kind", Schema::String, 0, 4, "string"),
     f("metadata", Schema::Object(Ref::Static(&super::meta_v1::ListMeta)), 1, 0, "v1.ListMeta"),
 ];
@@ -1445,13 +1446,13 @@ pub static ReplicationControllerList: Type = t("io.k8s.api.core.v1.ReplicationCo
 static ReplicationControllerSpecFields: [Field; 4] = [
     xf("minReadySeconds", Schema::Int32, 4, 4, "int32", Some("0"), &[], Patch::NONE, 0, 0),
     xf("replicas", Schema::Int32, 1, 6, "int32", Some("1"), &[], Patch::NONE, 0, 0),
-    f("selector", Schema::Map(Ref::Static(&M87)), 2, 4, "map[string]string"),
+    f("selector", Schema::Map(Ref::Static(&M88)), 2, 4, "map[string]string"),
     f("template", Schema::Object(Ref::Static(&PodTemplateSpec)), 3, 6, "v1.PodTemplateSpec"),
 ];
 pub static ReplicationControllerSpec: Type = t("io.k8s.api.core.v1.ReplicationControllerSpec", &ReplicationControllerSpecFields, false);
 static ReplicationControllerStatusFields: [Field; 6] = [
     f("availableReplicas", Schema::Int32, 5, 4, "int32"),
-    xf("conditions", Schema::List(Ref::Static(&L112)), 6, 4, "[]v1.ReplicationControllerCondition", None, &[], Patch { merge: true, replace: false, retain_keys: false, merge_key: Some(s("type")) }, 0, 0),
+    xf("conditions", Schema::List(Ref::Static(&L113)), 6, 4, "[]v1.ReplicationControllerCondition", None, &[], Patch { merge: true, replace: false, retain_keys: false, merge_key: Some(s("type")) }, 0, 0),
     f("fullyLabeledReplicas", Schema::Int32, 2, 4, "int32"),
     f("observedGeneration", Schema::Int64, 3, 4, "int64"),
     f("readyReplicas", Schema::Int32, 4, 4, "int32"),
@@ -1485,31 +1486,31 @@ static ResourceQuotaFields: [Field; 5] = [
 pub static ResourceQuota: Type = t("io.k8s.api.core.v1.ResourceQuota", &ResourceQuotaFields, false);
 static ResourceQuotaListFields: [Field; 4] = [
     f("apiVersion", Schema::String, 0, 4, "string"),
-    f("items", Schema::List(Ref::Static(&L113)), 2, 1, "[]v1.ResourceQuota"),
+    f("items", Schema::List(Ref::Static(&L114)), 2, 1, "[]v1.ResourceQuota"),
     f("kind", Schema::String, 0, 4, "string"),
     f("metadata", Schema::Object(Ref::Static(&super::meta_v1::ListMeta)), 1, 0, "v1.ListMeta"),
 ];
 pub static ResourceQuotaList: Type = t("io.k8s.api.core.v1.ResourceQuotaList", &ResourceQuotaListFields, false);
 static ResourceQuotaSpecFields: [Field; 3] = [
-    f("hard", Schema::Map(Ref::Static(&M25)), 1, 4, "v1.ResourceList"),
+    f("hard", Schema::Map(Ref::Static(&M26)), 1, 4, "v1.ResourceList"),
     f("scopeSelector", Schema::Object(Ref::Static(&ScopeSelector)), 3, 6, "v1.ScopeSelector"),
-    xf("scopes", Schema::List(Ref::Static(&L4)), 2, 4, "[]v1.ResourceQuotaScope", None, &E114, Patch::NONE, 0, 0),
+    xf("scopes", Schema::List(Ref::Static(&L4)), 2, 4, "[]v1.ResourceQuotaScope", None, &E115, Patch::NONE, 0, 0),
 ];
 pub static ResourceQuotaSpec: Type = t("io.k8s.api.core.v1.ResourceQuotaSpec", &ResourceQuotaSpecFields, false);
 static ResourceQuotaStatusFields: [Field; 2] = [
-    f("hard", Schema::Map(Ref::Static(&M25)), 1, 4, "v1.ResourceList"),
-    f("used", Schema::Map(Ref::Static(&M25)), 2, 4, "v1.ResourceList"),
+    f("hard", Schema::Map(Ref::Static(&M26)), 1, 4, "v1.ResourceList"),
+    f("used", Schema::Map(Ref::Static(&M26)), 2, 4, "v1.ResourceList"),
 ];
 pub static ResourceQuotaStatus: Type = t("io.k8s.api.core.v1.ResourceQuotaStatus", &ResourceQuotaStatusFields, false);
 static ResourceRequirementsFields: [Field; 3] = [
-    f("claims", Schema::List(Ref::Static(&L115)), 3, 4, "[]v1.ResourceClaim"),
-    f("limits", Schema::Map(Ref::Static(&M25)), 1, 4, "v1.ResourceList"),
-    f("requests", Schema::Map(Ref::Static(&M25)), 2, 4, "v1.ResourceList"),
+    f("claims", Schema::List(Ref::Static(&L116)), 3, 4, "[]v1.ResourceClaim"),
+    f("limits", Schema::Map(Ref::Static(&M26)), 1, 4, "v1.ResourceList"),
+    f("requests", Schema::Map(Ref::Static(&M26)), 2, 4, "v1.ResourceList"),
 ];
 pub static ResourceRequirements: Type = t("io.k8s.api.core.v1.ResourceRequirements", &ResourceRequirementsFields, false);
 static ResourceStatusFields: [Field; 2] = [
     f("name", Schema::String, 1, 1, "v1.ResourceName"),
-    f("resources", Schema::List(Ref::Static(&L117)), 2, 4, "[]v1.ResourceHealth"),
+    f("resources", Schema::List(Ref::Static(&L118)), 2, 4, "[]v1.ResourceHealth"),
 ];
 pub static ResourceStatus: Type = t("io.k8s.api.core.v1.ResourceStatus", &ResourceStatusFields, false);
 static SELinuxOptionsFields: [Field; 4] = [
@@ -1546,12 +1547,12 @@ static ScaleIOVolumeSourceFields: [Field; 10] = [
 ];
 pub static ScaleIOVolumeSource: Type = t("io.k8s.api.core.v1.ScaleIOVolumeSource", &ScaleIOVolumeSourceFields, false);
 static ScopeSelectorFields: [Field; 1] = [
-    f("matchExpressions", Schema::List(Ref::Static(&L118)), 1, 4, "[]v1.ScopedResourceSelectorRequirement"),
+    f("matchExpressions", Schema::List(Ref::Static(&L119)), 1, 4, "[]v1.ScopedResourceSelectorRequirement"),
 ];
 pub static ScopeSelector: Type = t("io.k8s.api.core.v1.ScopeSelector", &ScopeSelectorFields, true);
 static ScopedResourceSelectorRequirementFields: [Field; 3] = [
-    xf("operator", Schema::String, 2, 1, "v1.ScopeSelectorOperator", None, &E119, Patch::NONE, 0, 0),
-    xf("scopeName", Schema::String, 1, 1, "v1.ResourceQuotaScope", None, &E114, Patch::NONE, 0, 0),
+    xf("operator", Schema::String, 2, 1, "v1.ScopeSelectorOperator", None, &E120, Patch::NONE, 0, 0),
+    xf("scopeName", Schema::String, 1, 1, "v1.ResourceQuotaScope", None, &E115, Patch::NONE, 0, 0),
     f("values", Schema::List(Ref::Static(&L4)), 3, 4, "[]string"),
 ];
 pub static ScopedResourceSelectorRequirement: Type = t("io.k8s.api.core.v1.ScopedResourceSelectorRequirement", &ScopedResourceSelectorRequirementFields, false);
@@ -1562,7 +1563,7 @@ static SeccompProfileFields: [Field; 2] = [
 pub static SeccompProfile: Type = t("io.k8s.api.core.v1.SeccompProfile", &SeccompProfileFields, false);
 static SecretFields: [Field; 7] = [
     f("apiVersion", Schema::String, 0, 4, "string"),
-    f("data", Schema::Map(Ref::Static(&M3)), 2, 4, "map[string][]uint8"),
+    f("data", Schema::Map(Ref::Static(&M8)), 2, 4, "map[string][]uint8"),
     f("immutable", Schema::Bool, 5, 6, "bool"),
     f("kind", Schema::String, 0, 4, "string"),
     f("metadata", Schema::Object(Ref::Static(&super::meta_v1::ObjectMeta)), 1, 0, "v1.ObjectMeta"),
@@ -1583,13 +1584,13 @@ static SecretKeySelectorFields: [Field; 3] = [
 pub static SecretKeySelector: Type = t("io.k8s.api.core.v1.SecretKeySelector", &SecretKeySelectorFields, true);
 static SecretListFields: [Field; 4] = [
     f("apiVersion", Schema::String, 0, 4, "string"),
-    f("items", Schema::List(Ref::Static(&L120)), 2, 1, "[]v1.Secret"),
+    f("items", Schema::List(Ref::Static(&L121)), 2, 1, "[]v1.Secret"),
     f("kind", Schema::String, 0, 4, "string"),
     f("metadata", Schema::Object(Ref::Static(&super::meta_v1::ListMeta)), 1, 0, "v1.ListMeta"),
 ];
 pub static SecretList: Type = t("io.k8s.api.core.v1.SecretList", &SecretListFields, false);
 static SecretProjectionFields: [Field; 3] = [
-    f("items", Schema::List(Ref::Static(&L9)), 2, 4, "[]v1.KeyToPath"),
+    f("items", Schema::List(Ref::Static(&L10)), 2, 4, "[]v1.KeyToPath"),
     xf("name", Schema::String, 1, 4, "string", Some("\"\""), &[], Patch::NONE, 1, 0),
     f("optional", Schema::Bool, 4, 6, "bool"),
 ];
@@ -1602,7 +1603,7 @@ pub static SecretReference: Type = t("io.k8s.api.core.v1.SecretReference", &Secr
 static SecretVolumeSourceFields: [Field; 5] = [
     f("defaultMode", Schema::Int32, 3, 6, "int32"),
     f("defaultUser", Schema::Int64, 5, 6, "int64"),
-    f("items", Schema::List(Ref::Static(&L9)), 2, 4, "[]v1.KeyToPath"),
+    f("items", Schema::List(Ref::Static(&L10)), 2, 4, "[]v1.KeyToPath"),
     f("optional", Schema::Bool, 4, 6, "bool"),
     f("secretName", Schema::String, 1, 4, "string"),
 ];
@@ -1612,7 +1613,7 @@ static SecurityContextFields: [Field; 12] = [
     f("appArmorProfile", Schema::Object(Ref::Static(&AppArmorProfile)), 12, 6, "v1.AppArmorProfile"),
     f("capabilities", Schema::Object(Ref::Static(&Capabilities)), 1, 6, "v1.Capabilities"),
     f("privileged", Schema::Bool, 2, 6, "bool"),
-    xf("procMount", Schema::String, 9, 6, "v1.ProcMountType", None, &E121, Patch::NONE, 0, 0),
+    xf("procMount", Schema::String, 9, 6, "v1.ProcMountType", None, &E122, Patch::NONE, 0, 0),
     f("readOnlyRootFilesystem", Schema::Bool, 6, 6, "bool"),
     f("runAsGroup", Schema::Int64, 8, 6, "int64"),
     f("runAsNonRoot", Schema::Bool, 5, 6, "bool"),
@@ -1633,15 +1634,15 @@ pub static Service: Type = t("io.k8s.api.core.v1.Service", &ServiceFields, false
 static ServiceAccountFields: [Field; 6] = [
     f("apiVersion", Schema::String, 0, 4, "string"),
     f("automountServiceAccountToken", Schema::Bool, 4, 6, "bool"),
-    f("imagePullSecrets", Schema::List(Ref::Static(&L122)), 3, 4, "[]v1.LocalObjectReference"),
+    f("imagePullSecrets", Schema::List(Ref::Static(&L123)), 3, 4, "[]v1.LocalObjectReference"),
     f("kind", Schema::String, 0, 4, "string"),
     f("metadata", Schema::Object(Ref::Static(&super::meta_v1::ObjectMeta)), 1, 0, "v1.ObjectMeta"),
-    xf("secrets", Schema::List(Ref::Static(&L123)), 2, 4, "[]v1.ObjectReference", None, &[], Patch { merge: true, replace: false, retain_keys: false, merge_key: Some(s("name")) }, 0, 0),
+    xf("secrets", Schema::List(Ref::Static(&L124)), 2, 4, "[]v1.ObjectReference", None, &[], Patch { merge: true, replace: false, retain_keys: false, merge_key: Some(s("name")) }, 0, 0),
 ];
 pub static ServiceAccount: Type = t("io.k8s.api.core.v1.ServiceAccount", &ServiceAccountFields, false);
 static ServiceAccountListFields: [Field; 4] = [
     f("apiVersion", Schema::String, 0, 4, "string"),
-    f("items", Schema::List(Ref::Static(&L124)), 2, 1, "[]v1.ServiceAccount"),
+    f("items", Schema::List(Ref::Static(&L125)), 2, 1, "[]v1.ServiceAccount"),
     f("kind", Schema::String, 0, 4, "string"),
     f("metadata", Schema::Object(Ref::Static(&super::meta_v1::ListMeta)), 1, 0, "v1.ListMeta"),
 ];
@@ -1655,7 +1656,7 @@ static ServiceAccountTokenProjectionFields: [Field; 4] = [
 pub static ServiceAccountTokenProjection: Type = t("io.k8s.api.core.v1.ServiceAccountTokenProjection", &ServiceAccountTokenProjectionFields, false);
 static ServiceListFields: [Field; 4] = [
     f("apiVersion", Schema::String, 0, 4, "string"),
-    f("items", Schema::List(Ref::Static(&L125)), 2, 1, "[]v1.Service"),
+    f("items", Schema::List(Ref::Static(&L126)), 2, 1, "[]v1.Service"),
     f("kind", Schema::String, 0, 4, "string"),
     f("metadata", Schema::Object(Ref::Static(&super::meta_v1::ListMeta)), 1, 0, "v1.ListMeta"),
 ];
@@ -1665,7 +1666,7 @@ static ServicePortFields: [Field; 6] = [
     f("name", Schema::String, 1, 4, "string"),
     f("nodePort", Schema::Int32, 5, 4, "int32"),
     f("port", Schema::Int32, 3, 1, "int32"),
-    xf("protocol", Schema::String, 2, 4, "v1.Protocol", Some("\"TCP\""), &E23, Patch::NONE, 0, 0),
+    xf("protocol", Schema::String, 2, 4, "v1.Protocol", Some("\"TCP\""), &E24, Patch::NONE, 0, 0),
     f("targetPort", Schema::IntOrString, 4, 0, "intstr.IntOrString"),
 ];
 pub static ServicePort: Type = t("io.k8s.api.core.v1.ServicePort", &ServicePortFields, false);
@@ -1675,25 +1676,25 @@ static ServiceSpecFields: [Field; 20] = [
     f("clusterIPs", Schema::List(Ref::Static(&L4)), 18, 4, "[]string"),
     f("externalIPs", Schema::List(Ref::Static(&L4)), 5, 4, "[]string"),
     f("externalName", Schema::String, 10, 4, "string"),
-    xf("externalTrafficPolicy", Schema::String, 11, 4, "v1.ServiceExternalTrafficPolicy", None, &E126, Patch::NONE, 0, 0),
+    xf("externalTrafficPolicy", Schema::String, 11, 4, "v1.ServiceExternalTrafficPolicy", None, &E127, Patch::NONE, 0, 0),
     f("healthCheckNodePort", Schema::Int32, 12, 4, "int32"),
-    xf("internalTrafficPolicy", Schema::String, 22, 6, "v1.ServiceInternalTrafficPolicy", None, &E126, Patch::NONE, 0, 0),
-    xf("ipFamilies", Schema::List(Ref::Static(&L4)), 19, 4, "[]v1.IPFamily", None, &E127, Patch::NONE, 0, 0),
-    xf("ipFamilyPolicy", Schema::String, 17, 6, "v1.IPFamilyPolicy", None, &E128, Patch::NONE, 0, 0),
+    xf("internalTrafficPolicy", Schema::String, 22, 6, "v1.ServiceInternalTrafficPolicy", None, &E127, Patch::NONE, 0, 0),
+    xf("ipFamilies", Schema::List(Ref::Static(&L4)), 19, 4, "[]v1.IPFamily", None, &E128, Patch::NONE, 0, 0),
+    xf("ipFamilyPolicy", Schema::String, 17, 6, "v1.IPFamilyPolicy", None, &E129, Patch::NONE, 0, 0),
     f("loadBalancerClass", Schema::String, 21, 6, "string"),
     f("loadBalancerIP", Schema::String, 8, 4, "string"),
     f("loadBalancerSourceRanges", Schema::List(Ref::Static(&L4)), 9, 4, "[]string"),
-    xf("ports", Schema::List(Ref::Static(&L130)), 1, 4, "[]v1.ServicePort", None, &[], Patch { merge: true, replace: false, retain_keys: false, merge_key: Some(s("port")) }, 0, 0),
+    xf("ports", Schema::List(Ref::Static(&L131)), 1, 4, "[]v1.ServicePort", None, &[], Patch { merge: true, replace: false, retain_keys: false, merge_key: Some(s("port")) }, 0, 0),
     f("publishNotReadyAddresses", Schema::Bool, 13, 4, "bool"),
-    f("selector", Schema::Map(Ref::Static(&M87)), 2, 4, "map[string]string"),
-    xf("sessionAffinity", Schema::String, 7, 4, "v1.ServiceAffinity", None, &E131, Patch::NONE, 0, 0),
+    f("selector", Schema::Map(Ref::Static(&M88)), 2, 4, "map[string]string"),
+    xf("sessionAffinity", Schema::String, 7, 4, "v1.ServiceAffinity", None, &E132, Patch::NONE, 0, 0),
     f("sessionAffinityConfig", Schema::Object(Ref::Static(&SessionAffinityConfig)), 14, 6, "v1.SessionAffinityConfig"),
     f("trafficDistribution", Schema::String, 23, 6, "string"),
-    xf("type", Schema::String, 4, 4, "v1.ServiceType", None, &E132, Patch::NONE, 0, 0),
+    xf("type", Schema::String, 4, 4, "v1.ServiceType", None, &E133, Patch::NONE, 0, 0),
 ];
 pub static ServiceSpec: Type = t("io.k8s.api.core.v1.ServiceSpec", &ServiceSpecFields, false);
 static ServiceStatusFields: [Field; 2] = [
-    xf("conditions", Schema::List(Ref::Static(&L133)), 2, 4, "[]v1.Condition", None, &[], Patch { merge: true, replace: false, retain_keys: false, merge_key: Some(s("type")) }, 0, 0),
+    xf("conditions", Schema::List(Ref::Static(&L134)), 2, 4, "[]v1.Condition", None, &[], Patch { merge: true, replace: false, retain_keys: false, merge_key: Some(s("type")) }, 0, 0),
     f("loadBalancer", Schema::Object(Ref::Static(&LoadBalancerStatus)), 1, 0, "v1.LoadBalancerStatus"),
 ];
 pub static ServiceStatus: Type = t("io.k8s.api.core.v1.ServiceStatus", &ServiceStatusFields, false);
@@ -1732,16 +1733,16 @@ static TCPSocketActionFields: [Field; 2] = [
 ];
 pub static TCPSocketAction: Type = t("io.k8s.api.core.v1.TCPSocketAction", &TCPSocketActionFields, false);
 static TaintFields: [Field; 4] = [
-    xf("effect", Schema::String, 3, 1, "v1.TaintEffect", None, &E134, Patch::NONE, 0, 0),
+    xf("effect", Schema::String, 3, 1, "v1.TaintEffect", None, &E135, Patch::NONE, 0, 0),
     f("key", Schema::String, 1, 1, "string"),
     f("timeAdded", Schema::Time, 4, 6, "v1.Time"),
     f("value", Schema::String, 2, 4, "string"),
 ];
 pub static Taint: Type = t("io.k8s.api.core.v1.Taint", &TaintFields, false);
 static TolerationFields: [Field; 5] = [
-    xf("effect", Schema::String, 4, 4, "v1.TaintEffect", None, &E134, Patch::NONE, 0, 0),
+    xf("effect", Schema::String, 4, 4, "v1.TaintEffect", None, &E135, Patch::NONE, 0, 0),
     f("key", Schema::String, 1, 4, "string"),
-    xf("operator", Schema::String, 2, 4, "v1.TolerationOperator", None, &E135, Patch::NONE, 0, 0),
+    xf("operator", Schema::String, 2, 4, "v1.TolerationOperator", None, &E136, Patch::NONE, 0, 0),
     f("tolerationSeconds", Schema::Int64, 5, 6, "int64"),
     f("value", Schema::String, 3, 4, "string"),
 ];
@@ -1752,7 +1753,7 @@ static TopologySelectorLabelRequirementFields: [Field; 2] = [
 ];
 pub static TopologySelectorLabelRequirement: Type = t("io.k8s.api.core.v1.TopologySelectorLabelRequirement", &TopologySelectorLabelRequirementFields, false);
 static TopologySelectorTermFields: [Field; 1] = [
-    f("matchLabelExpressions", Schema::List(Ref::Static(&L136)), 1, 4, "[]v1.TopologySelectorLabelRequirement"),
+    f("matchLabelExpressions", Schema::List(Ref::Static(&L137)), 1, 4, "[]v1.TopologySelectorLabelRequirement"),
 ];
 pub static TopologySelectorTerm: Type = t("io.k8s.api.core.v1.TopologySelectorTerm", &TopologySelectorTermFields, true);
 static TopologySpreadConstraintFields: [Field; 8] = [
@@ -1760,10 +1761,10 @@ static TopologySpreadConstraintFields: [Field; 8] = [
     f("matchLabelKeys", Schema::List(Ref::Static(&L4)), 8, 4, "[]string"),
     f("maxSkew", Schema::Int32, 1, 1, "int32"),
     f("minDomains", Schema::Int32, 5, 6, "int32"),
-    xf("nodeAffinityPolicy", Schema::String, 6, 6, "v1.NodeInclusionPolicy", None, &E137, Patch::NONE, 0, 0),
-    xf("nodeTaintsPolicy", Schema::String, 7, 6, "v1.NodeInclusionPolicy", None, &E137, Patch::NONE, 0, 0),
+    xf("nodeAffinityPolicy", Schema::String, 6, 6, "v1.NodeInclusionPolicy", None, &E138, Patch::NONE, 0, 0),
+    xf("nodeTaintsPolicy", Schema::String, 7, 6, "v1.NodeInclusionPolicy", None, &E138, Patch::NONE, 0, 0),
     f("topologyKey", Schema::String, 2, 1, "string"),
-    xf("whenUnsatisfiable", Schema::String, 3, 1, "v1.UnsatisfiableConstraintAction", None, &E138, Patch::NONE, 0, 0),
+    xf("whenUnsatisfiable", Schema::String, 3, 1, "v1.UnsatisfiableConstraintAction", None, &E139, Patch::NONE, 0, 0),
 ];
 pub static TopologySpreadConstraint: Type = t("io.k8s.api.core.v1.TopologySpreadConstraint", &TopologySpreadConstraintFields, false);
 static TypedLocalObjectReferenceFields: [Field; 3] = [
@@ -1821,18 +1822,18 @@ pub static VolumeDevice: Type = t("io.k8s.api.core.v1.VolumeDevice", &VolumeDevi
 static VolumeHealthConditionFields: [Field; 3] = [
     f("message", Schema::String, 3, 4, "string"),
     f("reason", Schema::String, 2, 1, "string"),
-    xf("status", Schema::String, 1, 1, "v1.VolumeHealthStatusType", None, &E139, Patch::NONE, 0, 0),
+    xf("status", Schema::String, 1, 1, "v1.VolumeHealthStatusType", None, &E140, Patch::NONE, 0, 0),
 ];
 pub static VolumeHealthCondition: Type = t("io.k8s.api.core.v1.VolumeHealthCondition", &VolumeHealthConditionFields, false);
 static VolumeHealthStatusFields: [Field; 2] = [
-    xf("healthConditions", Schema::List(Ref::Static(&L109)), 1, 4, "[]v1.VolumeHealthCondition", None, &[], Patch { merge: true, replace: false, retain_keys: false, merge_key: Some(s("status")) }, 0, 0),
+    xf("healthConditions", Schema::List(Ref::Static(&L110)), 1, 4, "[]v1.VolumeHealthCondition", None, &[], Patch { merge: true, replace: false, retain_keys: false, merge_key: Some(s("status")) }, 0, 0),
     f("lastTransitionTime", Schema::Time, 2, 0, "v1.Time"),
 ];
 pub static VolumeHealthStatus: Type = t("io.k8s.api.core.v1.VolumeHealthStatus", &VolumeHealthStatusFields, false);
 static VolumeMountFields: [Field; 8] = [
-    f("bindMountOptions", Schema::List(Ref::Static(&L50)), 8, 4, "[]string"),
+    f("bindMountOptions", Schema::List(Ref::Static(&L51)), 8, 4, "[]string"),
     f("mountPath", Schema::String, 3, 1, "string"),
-    xf("mountPropagation", Schema::String, 5, 6, "v1.MountPropagationMode", None, &E140, Patch::NONE, 0, 0),
+    xf("mountPropagation", Schema::String, 5, 6, "v1.MountPropagationMode", None, &E141, Patch::NONE, 0, 0),
     f("name", Schema::String, 1, 1, "string"),
     f("readOnly", Schema::Bool, 2, 4, "bool"),
     f("recursiveReadOnly", Schema::String, 7, 6, "v1.RecursiveReadOnlyMode"),
@@ -1862,8 +1863,8 @@ static VolumeProjectionFields: [Field; 6] = [
 ];
 pub static VolumeProjection: Type = t("io.k8s.api.core.v1.VolumeProjection", &VolumeProjectionFields, false);
 static VolumeResourceRequirementsFields: [Field; 2] = [
-    f("limits", Schema::Map(Ref::Static(&M25)), 1, 4, "v1.ResourceList"),
-    f("requests", Schema::Map(Ref::Static(&M25)), 2, 4, "v1.ResourceList"),
+    f("limits", Schema::Map(Ref::Static(&M26)), 1, 4, "v1.ResourceList"),
+    f("requests", Schema::Map(Ref::Static(&M26)), 2, 4, "v1.ResourceList"),
 ];
 pub static VolumeResourceRequirements: Type = t("io.k8s.api.core.v1.VolumeResourceRequirements", &VolumeResourceRequirementsFields, false);
 static VolumeStatusFields: [Field; 1] = [

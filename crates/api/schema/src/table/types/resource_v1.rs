@@ -172,7 +172,7 @@ static DeviceConstraintFields: [Field; 3] = [
 ];
 pub static DeviceConstraint: Type = t("io.k8s.api.resource.v1.DeviceConstraint", &DeviceConstraintFields, false);
 static DeviceCounterConsumptionFields: [Field; 3] = [
-    f("compatibilityGroups", Schema::List(Ref::Static(&L6)), 0, 0, ""),
+    f("compatibilityGroups", Schema::List(Ref::Static(&L6)), 0, 4, ""),
     f("counterSet", Schema::String, 1, 1, "string"),
     f("counters", Schema::Map(Ref::Static(&M4)), 2, 5, "map[string]v1.Counter"),
 ];
@@ -210,7 +210,7 @@ static DeviceSubRequestFields: [Field; 8] = [
     f("allocationMode", Schema::String, 4, 4, "v1.DeviceAllocationMode"),
     f("capacity", Schema::Object(Ref::Static(&CapacityRequirements)), 7, 6, "v1.CapacityRequirements"),
     f("count", Schema::Int64, 5, 4, "int64"),
-    f("derivedAttributes", Schema::List(Ref::Static(&L26)), 0, 0, ""),
+    f("derivedAttributes", Schema::List(Ref::Static(&L26)), 0, 4, ""),
     f("deviceClassName", Schema::String, 2, 1, "string"),
     f("name", Schema::String, 1, 1, "string"),
     f("selectors", Schema::List(Ref::Static(&L21)), 3, 4, "[]v1.DeviceSelector"),
@@ -267,7 +267,7 @@ static ExactDeviceRequestFields: [Field; 8] = [
     f("allocationMode", Schema::String, 3, 4, "v1.DeviceAllocationMode"),
     f("capacity", Schema::Object(Ref::Static(&CapacityRequirements)), 7, 6, "v1.CapacityRequirements"),
     f("count", Schema::Int64, 4, 4, "int64"),
-    f("derivedAttributes", Schema::List(Ref::Static(&L26)), 0, 0, ""),
+    f("derivedAttributes", Schema::List(Ref::Static(&L26)), 0, 4, ""),
     f("deviceClassName", Schema::String, 1, 1, "string"),
     f("selectors", Schema::List(Ref::Static(&L21)), 2, 4, "[]v1.DeviceSelector"),
     f("tolerations", Schema::List(Ref::Static(&L25)), 6, 4, "[]v1.DeviceToleration"),

@@ -175,7 +175,7 @@ static DeviceConstraintFields: [Field; 3] = [
 ];
 pub static DeviceConstraint: Type = t("io.k8s.api.resource.v1beta1.DeviceConstraint", &DeviceConstraintFields, false);
 static DeviceCounterConsumptionFields: [Field; 3] = [
-    f("compatibilityGroups", Schema::List(Ref::Static(&L3)), 0, 0, ""),
+    f("compatibilityGroups", Schema::List(Ref::Static(&L3)), 0, 4, ""),
     f("counterSet", Schema::String, 1, 1, "string"),
     f("counters", Schema::Map(Ref::Static(&M10)), 2, 5, "map[string]v1beta1.Counter"),
 ];
@@ -190,7 +190,7 @@ static DeviceRequestFields: [Field; 10] = [
     f("allocationMode", Schema::String, 4, 4, "v1beta1.DeviceAllocationMode"),
     f("capacity", Schema::Object(Ref::Static(&CapacityRequirements)), 9, 6, "v1beta1.CapacityRequirements"),
     f("count", Schema::Int64, 5, 4, "int64"),
-    f("derivedAttributes", Schema::List(Ref::Static(&L22)), 0, 0, ""),
+    f("derivedAttributes", Schema::List(Ref::Static(&L22)), 0, 4, ""),
     f("deviceClassName", Schema::String, 2, 0, "string"),
     f("firstAvailable", Schema::List(Ref::Static(&L23)), 7, 4, "[]v1beta1.DeviceSubRequest"),
     f("name", Schema::String, 1, 1, "string"),
@@ -220,7 +220,7 @@ static DeviceSubRequestFields: [Field; 8] = [
     f("allocationMode", Schema::String, 4, 4, "v1beta1.DeviceAllocationMode"),
     f("capacity", Schema::Object(Ref::Static(&CapacityRequirements)), 8, 6, "v1beta1.CapacityRequirements"),
     f("count", Schema::Int64, 5, 4, "int64"),
-    f("derivedAttributes", Schema::List(Ref::Static(&L22)), 0, 0, ""),
+    f("derivedAttributes", Schema::List(Ref::Static(&L22)), 0, 4, ""),
     f("deviceClassName", Schema::String, 2, 1, "string"),
     f("name", Schema::String, 1, 1, "string"),
     f("selectors", Schema::List(Ref::Static(&L21)), 3, 4, "[]v1beta1.DeviceSelector"),
