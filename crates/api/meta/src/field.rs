@@ -103,10 +103,9 @@ impl Error {
     pub fn forbidden(path: &Path, detail: impl Into<String>) -> Self {
         Self { kind: Type::Forbidden, path: path.clone(), value: Value::Null, detail: detail.into() }
     }
-    /// `supported` is printed sorted, as upstream does.
+    /// `supported` is printed in the order given: upstream's callers list some sets sorted, some not.
     pub fn not_supported(path: &Path, value: impl Into<Value>, supported: &[&str]) -> Self {
-        let mut quoted: Vec<String> = supported.iter().map(|word| format!("{word:?}")).collect();
-        quoted.sort();
+        let quoted: Vec<String> = supported.iter().map(|word| format!("{word:?}")).collect();
         let detail = if quoted.is_empty() { String::new() } else { format!("supported values: {}", quoted.join(", ")) };
         Self { kind: Type::NotSupported, path: path.clone(), value: value.into(), detail }
     }
@@ -115,7 +114,7 @@ impl Error {
         Self { kind: Type::TooLong, path: path.clone(), value: Value::Null, detail }
     }
     pub fn too_many(path: &Path, actual: usize, max: usize) -> Self {
-        let detail = format!("must have at most {max} items");
+        let detail = format!("must have at most {max} {}", if max == 1 { "item" } else { "items" });
         Self { kind: Type::TooMany, path: path.clone(), value: actual.into(), detail }
     }
 

@@ -5,7 +5,13 @@
 
 pub mod field;
 pub mod gvk;
+pub mod names;
+pub mod quantity;
+pub mod selector;
 pub mod status;
+pub mod time;
 
 pub use gvk::{GroupResource, GroupVersion, GroupVersionKind, GroupVersionResource};
+pub use quantity::Quantity;
+pub use selector::{FieldSelector, LabelSelector};
 pub use status::Status;

@@ -2,6 +2,17 @@
 //!
 //! A file per kind, one [`all`] list. A kind without a file is served by the generic path with [`Rules`]'s own answers.
 //! Pure functions over JSON values that were already decoded, pruned and typed by `schema`; no I/O, no tasks.
+//!
+//! Read in this order: [`Rules`], [`value`] (reading objects by path), [`metadata`] (what every object must fulfil), [`checks`] and
+//! [`printing`] (shared by many kinds), [`pod_spec`] and [`template`] (shared by everything that makes pods), then [`kinds`].
+
+pub mod checks;
+pub mod kinds;
+pub mod metadata;
+pub mod pod_spec;
+pub mod printing;
+pub mod template;
+pub mod value;
 
 use meta::field;
 use serde_json::Value;
@@ -90,5 +101,73 @@ pub const GENERIC_COLUMNS: &[Column] = &[
 
 /// The rules of every kind that has any, in the order of their files.
 pub fn all() -> &'static [&'static dyn Rules] {
-    &[]
+    use kinds::*;
+    &[
+        &pod::Pod,
+        &deployment::Deployment,
+        &replica_set::ReplicaSet,
+        &service::Service,
+        &node::Node,
+        &namespace::Namespace,
+        &config_map::ConfigMap,
+        &secret::Secret,
+        &service_account::ServiceAccount,
+        &endpoint_slice::EndpointSlice,
+        &endpoints::Endpoints,
+        &lease::Lease,
+        &event::Event,
+        &event::NewEvent,
+        &rbac::Role,
+        &rbac::ClusterRole,
+        &rbac::RoleBinding,
+        &rbac::ClusterRoleBinding,
+        &daemon_set::DaemonSet,
+        &stateful_set::StatefulSet,
+        &controller_revision::ControllerRevision,
+        &job::Job,
+        &cron_job::CronJob,
+        &pod_template::PodTemplate,
+        &priority_class::PriorityClass,
+        &storage_class::StorageClass,
+        &ingress::Ingress,
+        &network_policy::NetworkPolicy,
+    ]
+}
+
+/// The rules of one kind, where it has any.
+pub fn of(group: &str, version: &str, kind: &str) -> Option<&'static dyn Rules> {
+    all().iter().copied().find(|rules| rules.gvk() == (group, version, kind))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_has_one_file_and_a_cell_for_every_column() {
+        let mut seen = std::collections::BTreeSet::new();
+        for rules in all() {
+            assert!(seen.insert(rules.gvk()), "{:?} twice", rules.gvk());
+            assert_eq!(rules.cells(&serde_json::json!({}), 0).len(), rules.columns().len(), "{:?}", rules.gvk());
+            let names: Vec<_> = rules.selectable_fields(&Value::Null).into_iter().map(|(name, _)| name).collect();
+            assert_eq!(names, rules.selectable_field_names(), "{:?}", rules.gvk());
+        }
+    }
+
+    #[test]
+    fn odd_objects_never_panic() {
+        let odd = [serde_json::json!(null), serde_json::json!([]), serde_json::json!({"metadata": 1, "spec": [], "status": "x"})];
+        for rules in all() {
+            for object in &odd {
+                let mut copy = object.clone();
+                rules.default(&mut copy);
+                rules.prepare_create(&mut copy);
+                rules.prepare_update(&mut copy, object, Part::Main);
+                rules.validate(object);
+                rules.validate_update(object, object, Part::Main);
+                rules.cells(object, 0);
+                rules.default_grace_seconds(object);
+            }
+        }
+    }
 }

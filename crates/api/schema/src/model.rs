@@ -114,8 +114,14 @@ pub struct Type {
 }
 
 impl Type {
-    /// The field with this JSON name.
+    /// The field with this JSON name. Fields of the table stand in order of their names.
     pub fn field(&self, json: &str) -> Option<&Field> {
+        if let Slice::Static(fields) = &self.fields
+            && fields.len() > 8
+            && let Ok(at) = fields.binary_search_by(|field| (*field.json).cmp(json))
+        {
+            return fields.get(at);
+        }
         self.fields.iter().find(|field| &*field.json == json)
     }
 }
@@ -130,6 +136,10 @@ pub struct Field {
     pub pb: u32,
     /// Where Go embeds a struct that is a message of its own on the wire: that message's field number in the parent, else 0.
     pub pb_inline: u32,
+    /// The same once more, inside that message (webhook rules), else 0.
+    pub pb_inline_inner: u32,
+    /// Go's name of the field's type, pointer taken off (`v1.PullPolicy`, `map[string]string`): errors show it. Empty for CRDs.
+    pub go: Str,
     pub required: bool,
     /// Go has a pointer: absent and zero differ.
     pub pointer: bool,
@@ -143,6 +153,27 @@ pub struct Field {
     pub enumeration: Slice<Str>,
     /// Strategic merge patch.
     pub patch: Patch,
+}
+
+impl Field {
+    /// A plain optional field without default, enumeration or patch rule: the base for those of CRDs (`Field { required, ..Field::new(…) }`).
+    pub fn new(json: &str, schema: Schema) -> Field {
+        Field {
+            json: Str::Owned(json.into()),
+            schema,
+            pb: 0,
+            pb_inline: 0,
+            pb_inline_inner: 0,
+            go: Str::Static(""),
+            required: false,
+            pointer: false,
+            omit_empty: false,
+            nullable: false,
+            default: None,
+            enumeration: Slice::Static(&[]),
+            patch: Patch::NONE,
+        }
+    }
 }
 
 /// A field's strategic merge patch rule (`patchStrategy`, `patchMergeKey`).
@@ -177,4 +208,11 @@ pub enum Topology {
 pub struct Map {
     pub values: Schema,
     pub atomic: bool,
+}
+
+// Errors and table dumps print a string as itself.
+impl std::fmt::Display for Str {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self)
+    }
 }

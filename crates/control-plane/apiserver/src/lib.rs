@@ -1,1 +1,170 @@
-//! (story of the crate: to be written by its first author)
+//! The API server: HTTPS and in-process requests in, one generic path over the table of kinds, bytes in the store.
+//!
+//! Read in the order a request goes: `serve` (TLS, HTTP/1 and 2, upgrades) → `pipeline` (the one list of stages) over
+//! `request` (what is it about) → `handlers` (a function per verb) → `registry` (the life cycle of objects) → the store; back through
+//! `views` and `reply`. Reads of many objects and watches come from `cache`.
+//!
+//! Way in: [`Server::new`], [`Server::bootstrap`], [`Server::serve`] for sockets, [`Server::handle`] for the in-process transport.
+//! Tasks: one feed from the store's events into the watch cache, one that turns RBAC objects into the policy, one per connection, the
+//! audit writer's thread. Channels: the store's events (bounded by the store), one bounded queue per watcher (full: the watcher is closed
+//! with 410), the bounded audit queue (full: counted, dropped). An idle server writes nothing.
+
+mod audit;
+mod cache;
+mod codec;
+mod context;
+mod convert;
+mod discovery;
+mod flow;
+mod handlers;
+mod health;
+mod metrics;
+mod negotiate;
+mod object;
+mod patching;
+mod pipeline;
+mod registry;
+mod reply;
+mod request;
+mod selection;
+mod serve;
+mod views;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use auth::UserInfo;
+use auth::authenticate::Authenticator;
+use http::{Request, Response};
+use meta::Status;
+use stdx::Drain;
+
+pub use reply::Body;
+
+use context::Context;
+use registry::Registry;
+
+/// What a server is told. Nothing is read from elsewhere.
+pub struct Config {
+    /// Tokens and their issuer; client certificates are checked by TLS.
+    pub authenticator: Authenticator,
+    /// The audit trail; none where absent.
+    pub audit_file: Option<PathBuf>,
+    /// Requests at the same time, long-running ones not counted.
+    pub reads_inflight_max: usize,
+    pub writes_inflight_max: usize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { authenticator: Authenticator::default(), audit_file: None, reads_inflight_max: 400, writes_inflight_max: 200 }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("audit file {path}")]
+    Audit { path: PathBuf, source: std::io::Error },
+    #[error("metrics")]
+    Metrics(#[source] telemetry::prometheus::Error),
+    #[error("bootstrap: {what}: {status}")]
+    Bootstrap { what: String, status: Status },
+}
+
+/// A running API server. Cloning shares it.
+#[derive(Clone)]
+pub struct Server(Arc<Inner>);
+
+pub(crate) struct Inner {
+    pub authenticator: Authenticator,
+    pub registry: Registry,
+    pub flow: flow::Flow,
+    pub audit: Option<audit::Sink>,
+    pub metrics: metrics::Metrics,
+    pub drain: Drain,
+    bootstrapped: AtomicBool,
+}
+
+impl Server {
+    /// Starts the watch cache's feed; must be called inside a runtime.
+    pub fn new(config: Config, store: Arc<dyn store::Store>) -> Result<Self, Error> {
+        let audit = match config.audit_file {
+            Some(path) => Some(audit::Sink::open(&path).map_err(|source| Error::Audit { path, source })?),
+            None => None,
+        };
+        let registry = Registry::new(store.clone());
+        let drain = stdx::drain();
+        let (caches, stop) = (registry.caches.clone(), drain.clone());
+        tokio::spawn(async move { stop.run(cache::feed::run(store, caches)).await });
+        Ok(Self(Arc::new(Inner {
+            authenticator: config.authenticator,
+            registry,
+            flow: flow::Flow::new(config.reads_inflight_max, config.writes_inflight_max),
+            audit,
+            metrics: metrics::Metrics::new().map_err(Error::Metrics)?,
+            drain,
+            bootstrapped: AtomicBool::new(false),
+        })))
+    }
+
+    /// Answers one request. With an `identity` the caller vouches for who asks (the in-process transport); authorization still applies.
+    pub async fn handle(&self, request: Request<Body>, identity: Option<UserInfo>) -> Response<Body> {
+        pipeline::run(self.0.clone(), request, identity).await
+    }
+
+    /// Makes what every cluster has. Idempotent.
+    pub async fn bootstrap(&self) -> Result<(), Error> {
+        self.0.bootstrapped.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Ends watches and makes `/readyz` fail; connections finish what they are doing.
+    pub fn stop(&self) {
+        self.0.drain.stop();
+    }
+}
+
+impl Inner {
+    pub fn bootstrapped(&self) -> bool {
+        self.bootstrapped.load(Ordering::Relaxed)
+    }
+    /// The caches have seen everything that the store had at the start.
+    pub fn loaded(&self) -> bool {
+        self.registry.caches.loaded()
+    }
+
+    async fn authenticate(&self, request: &Request<Body>) -> Result<UserInfo, Status> {
+        let certificate = request.extensions().get::<serve::ClientCertificate>().map(|certificate| certificate.0.clone());
+        if let Some(user) = certificate {
+            return Ok(user);
+        }
+        match self.authenticator.authenticate(request.headers()) {
+            Ok(Some(user)) => Ok(user),
+            Ok(None) => Ok(UserInfo::anonymous()),
+            Err(error) => {
+                tracing::debug!(%error, "authentication");
+                Err(Status::unauthorized())
+            }
+        }
+    }
+
+    fn impersonate(&self, _context: &mut Context) -> Result<(), Status> {
+        Ok(())
+    }
+
+    fn authorize(&self, context: &Context) -> Result<(), Status> {
+        let user = &context.user;
+        if user.groups.iter().any(|group| group == "system:masters") {
+            return Ok(());
+        }
+        let open = ["/healthz", "/livez", "/readyz", "/version"];
+        let path = context.info.path.as_str();
+        if !context.info.is_resource
+            && open.iter().any(|open| path == *open || path.strip_prefix(open).is_some_and(|rest| rest.starts_with('/')))
+        {
+            return Ok(());
+        }
+        Err(auth::authorize::forbidden(user, &context.attributes()))
+    }
+}

@@ -3,6 +3,11 @@
 //! Read in this order: [`UserInfo`], then `authenticate` (client certificates, service account tokens, static and bootstrap tokens),
 //! `authorize` (RBAC), `pki` (the cluster's CAs and leaves), `tokens` (service account JWTs).
 
+pub mod authenticate;
+pub mod authorize;
+
+pub mod pki;
+
 use std::collections::BTreeMap;
 
 /// An authenticated identity (upstream: `user.Info`).

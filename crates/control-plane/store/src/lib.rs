@@ -1,13 +1,15 @@
 //! The store: versioned keys and values, as bytes. It knows no kinds.
 //!
-//! [`Store`] is the contract; `contract` (feature-free, used by tests) holds the suite that every backend passes. Backends:
-//! [`memory`] (tests and simulation) and `log` (the default: an append-only, checksummed, group-committed log).
+//! [`Store`] is the contract; `tests/contract.rs` is the suite that every backend passes. Backends:
+//! [`memory`] (tests and simulation) and [`log`] (the default: an append-only, checksummed, group-committed log).
 //!
 //! One 64-bit revision per transaction, counted from 1. Keys are laid out by the API server as upstream does
 //! (`/registry/pods/<namespace>/<name>`).
 
+pub mod log;
 pub mod memory;
 mod types;
+mod watchers;
 
 use std::pin::Pin;
 

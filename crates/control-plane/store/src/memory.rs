@@ -4,12 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use tokio::sync::mpsc;
 
+use crate::watchers::Watchers;
 use crate::{Call, Entry, Error, Event, Expect, Range, RangeResult, Store, Watch};
-
-/// How many undelivered live events a watcher may have before it is closed.
-const WATCH_BACKLOG: usize = 8_192;
 
 #[derive(Default)]
 pub struct Memory {
@@ -22,17 +19,12 @@ struct State {
     compacted: u64,
     keys: BTreeMap<Bytes, Vec<Version>>,
     events: Vec<Event>,
-    watchers: Vec<Watcher>,
+    watchers: Watchers,
 }
 
 struct Version {
     revision: u64,
     entry: Option<Entry>,
-}
-
-struct Watcher {
-    prefix: Bytes,
-    sender: mpsc::Sender<Result<Event, Error>>,
 }
 
 impl Memory {
@@ -66,7 +58,7 @@ impl State {
             Event::Delete { .. } => None,
         };
         self.keys.entry(event.key().clone()).or_default().push(Version { revision: self.revision, entry });
-        self.watchers.retain(|watcher| !event.key().starts_with(&watcher.prefix) || watcher.sender.try_send(Ok(event.clone())).is_ok());
+        self.watchers.notify(&event, self.compacted);
         self.events.push(event);
     }
 }
@@ -113,14 +105,9 @@ impl Store for Memory {
         if after < state.compacted {
             return Err(Error::Compacted { oldest: state.compacted });
         }
-        let missed: Vec<Event> =
-            state.events.iter().filter(|event| event.revision() > after && event.key().starts_with(prefix)).cloned().collect();
-        let (sender, events) = mpsc::channel(WATCH_BACKLOG + missed.len());
-        for event in missed {
-            let _ = sender.try_send(Ok(event));
-        }
-        state.watchers.push(Watcher { prefix: Bytes::copy_from_slice(prefix), sender });
-        Ok(Watch { events })
+        let after_it = state.events.iter().filter(|event| event.revision() > after && event.key().starts_with(prefix));
+        let missed = after_it.cloned().collect();
+        Ok(state.watchers.add(prefix, missed))
     }
 
     fn compact(&self, revision: u64) -> Call<'_, ()> {

@@ -1,1 +1,5 @@
-//! (story of the crate: to be written by its first author)
+//! What tests of several crates share; never part of the product.
+//!
+//! [`fake_api`]: an API server in memory behind `client::Transport`, for the loops of controllers.
+
+pub mod fake_api;

@@ -1,0 +1,108 @@
+//! The order of merged lists: the patch's order first, the live list's order as far as it does not contradict.
+
+use std::cmp::Ordering;
+
+use serde_json::Value;
+
+use super::super::Error;
+use super::super::go_format::plain_list;
+use super::{bad_argument, is_deletion, no_merge_key};
+
+/// The one Go type that all elements of lists to be merged must have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Map,
+    Slice,
+    String,
+    Int,
+    Float,
+    Bool,
+    Null,
+}
+
+fn kind(value: &Value) -> Kind {
+    match value {
+        Value::Null => Kind::Null,
+        Value::Bool(_) => Kind::Bool,
+        Value::Number(number) if number.is_f64() => Kind::Float,
+        Value::Number(_) => Kind::Int,
+        Value::String(_) => Kind::String,
+        Value::Array(_) => Kind::Slice,
+        Value::Object(_) => Kind::Map,
+    }
+}
+
+/// The kind that every element of `lists` has.
+pub(super) fn element_kind(lists: &[&[Value]]) -> Result<Kind, Error> {
+    let mut elements = lists.iter().flat_map(|list| list.iter()).map(kind);
+    let first = elements.next().ok_or_else(|| Error::Contradiction("no elements in any of the given slices".to_owned()))?;
+    if first == Kind::Slice {
+        return Err(Error::DoesNotApply("lists of lists are not supported".to_owned()));
+    }
+    if elements.any(|kind| kind != first) {
+        let lists: Vec<String> = lists.iter().map(|list| plain_list(list)).collect();
+        return Err(Error::Contradiction(format!("list element types are not identical: [{}]", lists.join(" "))));
+    }
+    Ok(first)
+}
+
+/// Puts the items of `merged` that `patch_order` names into its order, the others into `server_order`, and interleaves.
+pub(super) fn list_arrange(
+    merged: Vec<Value>,
+    patch_order: &[Value],
+    server_order: &[Value],
+    merge_key: Option<&str>,
+    kind: Kind,
+) -> Result<Vec<Value>, Error> {
+    let key = if kind == Kind::Map { merge_key } else { None };
+    if let Some(key) = key {
+        [&merged, patch_order, server_order].into_iter().try_for_each(|list| check_keys(list, key))?;
+    }
+    let (mut patched, mut server_only): (Vec<Value>, Vec<Value>) =
+        merged.into_iter().partition(|item| position(patch_order, item, key).is_some());
+    sort(&mut patched, patch_order, key);
+    sort(&mut server_only, server_order, key);
+    Ok(interleave(server_only, patched, server_order, key))
+}
+
+fn check_keys(list: &[Value], key: &str) -> Result<(), Error> {
+    for item in list {
+        let fields = item.as_object().ok_or_else(|| bad_argument("map[string]interface {}", item))?;
+        if !fields.contains_key(key) {
+            return Err(no_merge_key(fields, key));
+        }
+    }
+    Ok(())
+}
+
+fn position(list: &[Value], item: &Value, key: Option<&str>) -> Option<usize> {
+    match key {
+        Some(key) => {
+            let wanted = item.get(key)?;
+            list.iter().position(|other| other.get(key) == Some(wanted))
+        }
+        None => list.iter().position(|other| other == item),
+    }
+}
+
+fn sort(items: &mut [Value], order: &[Value], key: Option<&str>) {
+    items.sort_by_cached_key(|item| {
+        let last = key.is_some() && is_deletion(item);
+        (last, position(order, item, key))
+    });
+}
+
+/// Inserts each server item before the first patched item that stands behind it in the live list.
+fn interleave(server_only: Vec<Value>, patched: Vec<Value>, server_order: &[Value], key: Option<&str>) -> Vec<Value> {
+    let mut out = Vec::with_capacity(server_only.len() + patched.len());
+    let mut server_only = server_only.into_iter().peekable();
+    let mut patched = patched.into_iter().peekable();
+    while let (Some(left), Some(right)) = (server_only.peek(), patched.peek()) {
+        let places = (position(server_order, left, key), position(server_order, right, key));
+        let left_first = matches!(places, (Some(left), Some(right)) if left.cmp(&right) == Ordering::Less);
+        out.extend(if left_first { server_only.next() } else { patched.next() });
+    }
+    out.extend(server_only);
+    out.extend(patched);
+    out
+}

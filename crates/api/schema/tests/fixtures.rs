@@ -1,0 +1,122 @@
+//! Upstream's golden files: every kind with every field filled, as JSON, YAML and protobuf.
+//!
+//! The published data lies beside the repository, in `../shared/spec`; without it these tests fail.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use schema::decode::{self, Mode};
+use schema::model::Type;
+use schema::{protobuf, table};
+use serde_json::Value;
+
+fn spec() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../../shared/spec")
+}
+
+/// The newest fixtures of kinds in the table: name without extension to extension to bytes.
+fn fixtures() -> BTreeMap<String, BTreeMap<String, Vec<u8>>> {
+    let folder = tempfile::tempdir().unwrap();
+    let archive = spec().join("api-testdata.tar.xz");
+    let status = Command::new("tar").arg("xJf").arg(&archive).arg("-C").arg(folder.path()).status().unwrap();
+    assert!(status.success(), "cannot unpack {}", archive.display());
+    let mut all: BTreeMap<String, BTreeMap<String, Vec<u8>>> = BTreeMap::new();
+    for entry in std::fs::read_dir(folder.path().join("testdata/HEAD")).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        let (stem, extension) = name.rsplit_once('.').unwrap();
+        all.entry(stem.to_owned()).or_default().insert(extension.to_owned(), std::fs::read(&path).unwrap());
+    }
+    all
+}
+
+fn kind_of(value: &Value) -> Option<&'static Type> {
+    let api_version = value["apiVersion"].as_str()?;
+    let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
+    table::by_gvk(group, version, value["kind"].as_str()?)
+}
+
+/// Name, type, JSON, and the files by extension.
+type Fixture = (String, &'static Type, Value, BTreeMap<String, Vec<u8>>);
+
+/// Fixtures whose kind the table knows, each with its JSON.
+fn known() -> Vec<Fixture> {
+    let mut known = Vec::new();
+    for (name, files) in fixtures() {
+        let value = decode::parse_json(&files["json"]).unwrap().value;
+        if let Some(found) = kind_of(&value) {
+            known.push((name, found, value, files));
+        }
+    }
+    assert!(known.len() > 100, "only {} fixtures", known.len());
+    known
+}
+
+/// The first place where two values differ, with both sides.
+fn difference(path: &str, left: &Value, right: &Value) -> Option<String> {
+    match (left, right) {
+        (Value::Object(a), Value::Object(b)) => {
+            let keys: std::collections::BTreeSet<&String> = a.keys().chain(b.keys()).collect();
+            let side = |map: &serde_json::Map<String, Value>, key: &str| map.get(key).cloned().unwrap_or("(absent)".into());
+            keys.into_iter().find_map(|key| difference(&format!("{path}.{key}"), &side(a, key), &side(b, key)))
+        }
+        (Value::Array(a), Value::Array(b)) if a.len() == b.len() => {
+            a.iter().zip(b).enumerate().find_map(|(at, (a, b))| difference(&format!("{path}[{at}]"), a, b))
+        }
+        _ => (left != right).then(|| format!("{path}: {left} is not {right}")),
+    }
+}
+
+fn check(differences: Vec<String>) {
+    assert!(differences.is_empty(), "{} differ:\n{}", differences.len(), differences.join("\n"));
+}
+
+#[test]
+fn every_fixture_decodes_strictly_to_itself() {
+    let fixtures = known();
+    let read = |(name, found, value, _): &Fixture| match decode::decode_type(value.clone(), found, Mode::Strict) {
+        Ok((decoded, _)) => difference(name, &decoded, value),
+        Err(error) => Some(format!("{name}: {error}")),
+    };
+    check(fixtures.iter().filter_map(read).collect());
+}
+
+#[test]
+fn yaml_and_json_of_every_fixture_are_the_same_object() {
+    let fixtures = known();
+    let read = |(name, found, value, files): &Fixture| {
+        let yaml = decode::parse_yaml(files.get("yaml")?);
+        match yaml.and_then(|yaml| decode::decode_type(yaml, found, Mode::Strict)) {
+            Ok((decoded, _)) => difference(name, &decoded, value),
+            Err(error) => Some(format!("{name}: {error}")),
+        }
+    };
+    check(fixtures.iter().filter_map(read).collect());
+}
+
+#[test]
+fn protobuf_and_json_of_every_fixture_are_the_same_object() {
+    let fixtures = known();
+    let read = |(name, found, value, files): &Fixture| match protobuf::decode(files.get("pb")?, Some(found)) {
+        Ok(object) => difference(name, &object.value, value),
+        Err(error) => Some(format!("{name}: {error}")),
+    };
+    check(fixtures.iter().filter_map(read).collect());
+}
+
+/// Field order differs from Go's, so bytes are compared by their number, and by what they decode to.
+#[test]
+fn every_fixture_is_written_in_as_many_bytes_as_go_writes() {
+    let fixtures = known();
+    let write = |(name, found, value, files): &Fixture| {
+        let ours = protobuf::encode(value, found);
+        let theirs = files.get("pb")?;
+        match protobuf::decode(&ours, Some(found)) {
+            Ok(object) if object.value != *value => difference(name, &object.value, value),
+            Ok(_) => (ours.len() != theirs.len()).then(|| format!("{name}: {} bytes, Go writes {}", ours.len(), theirs.len())),
+            Err(error) => Some(format!("{name}: {error}")),
+        }
+    };
+    check(fixtures.iter().filter_map(write).collect());
+}

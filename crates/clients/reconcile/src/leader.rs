@@ -1,0 +1,198 @@
+//! One of many identical processes acts: whoever holds a Lease (KEP-589's `coordination.k8s.io/v1` lock, as client-go's
+//! `leaderelection`).
+//!
+//! Time is compared against our own clock at the moment we last saw the Lease change, never against the times written in it: clocks
+//! of other machines are not trusted.
+
+use std::time::Duration;
+
+use client::{Client, Error};
+use jiff::Timestamp;
+use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
+use stdx::Drain;
+use tokio::time::Instant;
+use tracing::{debug, info, warn};
+
+/// Which Lease, who we are, and the times; upstream's defaults are 15, 10 and 2 seconds.
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub namespace: String,
+    pub name: String,
+    /// Unique among the candidates.
+    pub identity: String,
+    pub lease_duration: Duration,
+    pub renew_deadline: Duration,
+    pub retry_period: Duration,
+}
+
+impl Config {
+    pub fn new(namespace: &str, name: &str, identity: &str) -> Self {
+        Self {
+            namespace: namespace.into(),
+            name: name.into(),
+            identity: identity.into(),
+            lease_duration: Duration::from_secs(15),
+            renew_deadline: Duration::from_secs(10),
+            retry_period: Duration::from_secs(2),
+        }
+    }
+}
+
+/// Waits for leadership, runs `work` with a drain that stops when leadership is lost, and starts over; ends with `drain`.
+/// The Lease is given back on an orderly end, so that the next leader need not wait.
+pub async fn run<F, R>(client: Client, config: Config, drain: Drain, work: F)
+where
+    F: Fn(Drain) -> R,
+    R: Future<Output = ()>,
+{
+    let mut election = Election { client, config, observed: None };
+    while !drain.is_stopping() {
+        if drain.run(election.acquire()).await.is_none() {
+            return;
+        }
+        info!(lease = %election.config.name, "became leader");
+        let term = drain.child();
+        let lead = work(term.clone());
+        tokio::pin!(lead);
+        tokio::select! {
+            () = &mut lead => {}
+            () = election.hold() => {
+                warn!(lease = %election.config.name, "lost leadership");
+                term.stop();
+                lead.await;
+            }
+            () = drain.stopping() => {
+                term.stop();
+                lead.await;
+                election.release().await;
+            }
+        }
+    }
+}
+
+struct Election {
+    client: Client,
+    config: Config,
+    /// The Lease as last seen, and when by our clock.
+    observed: Option<(Lease, Instant)>,
+}
+
+impl Election {
+    async fn acquire(&mut self) {
+        loop {
+            match self.try_hold().await {
+                Ok(true) => return,
+                Ok(false) => {}
+                Err(error) => debug!(lease = %self.config.name, %error, "cannot take the lease"),
+            }
+            tokio::time::sleep(self.config.retry_period).await;
+        }
+    }
+
+    /// Renews until it failed for `renew_deadline`.
+    async fn hold(&mut self) {
+        let mut renewed = Instant::now();
+        loop {
+            tokio::time::sleep(self.config.retry_period).await;
+            let left = self.config.renew_deadline.saturating_sub(renewed.elapsed());
+            match tokio::time::timeout(left, self.try_hold()).await {
+                Ok(Ok(true)) => renewed = Instant::now(),
+                Ok(Ok(false)) => return,
+                Ok(Err(error)) => debug!(lease = %self.config.name, %error, "cannot renew the lease"),
+                Err(_) => return,
+            }
+            if renewed.elapsed() >= self.config.renew_deadline {
+                return;
+            }
+        }
+    }
+
+    /// True where the Lease is ours now.
+    async fn try_hold(&mut self) -> Result<bool, Error> {
+        let config = &self.config;
+        let found = match self.client.get::<Lease>(Some(&config.namespace), &config.name).await {
+            Ok(lease) => lease,
+            Err(error) if error.is_not_found() => {
+                let lease = self.client.create(&next_lease(config, None)).await?;
+                self.observed = Some((lease, Instant::now()));
+                return Ok(true);
+            }
+            Err(error) => return Err(error),
+        };
+        let unchanged = self.observed.as_ref().is_some_and(|(seen, _)| seen.spec == found.spec);
+        if !unchanged {
+            self.observed = Some((found.clone(), Instant::now()));
+        }
+        let seen_at = self.observed.as_ref().map_or_else(Instant::now, |(_, at)| *at);
+        if !may_take(&self.config, &found, seen_at.elapsed()) {
+            return Ok(false);
+        }
+        match self.client.replace(&next_lease(&self.config, Some(&found))).await {
+            Ok(lease) => {
+                self.observed = Some((lease, Instant::now()));
+                Ok(true)
+            }
+            Err(error) if error.is_conflict() => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn release(&mut self) {
+        let Some((lease, _)) = self.observed.take() else { return };
+        let mut lease = next_lease(&self.config, Some(&lease));
+        if let Some(spec) = &mut lease.spec {
+            spec.holder_identity = Some(String::new());
+            spec.lease_duration_seconds = Some(1);
+        }
+        if let Err(error) = self.client.replace(&lease).await {
+            debug!(lease = %self.config.name, %error, "cannot give the lease back");
+        }
+    }
+}
+
+/// Ours, nobody's, or unchanged for as long as its holder asked.
+fn may_take(config: &Config, lease: &Lease, unchanged_for: Duration) -> bool {
+    let Some(spec) = &lease.spec else { return true };
+    let holder = spec.holder_identity.as_deref().unwrap_or_default();
+    let granted =
+        spec.lease_duration_seconds.and_then(|seconds| u64::try_from(seconds).ok()).map_or(config.lease_duration, Duration::from_secs);
+    holder.is_empty() || holder == config.identity || unchanged_for >= granted
+}
+
+fn next_lease(config: &Config, current: Option<&Lease>) -> Lease {
+    let now = MicroTime(Timestamp::now());
+    let spec = current.and_then(|lease| lease.spec.clone()).unwrap_or_default();
+    let ours = spec.holder_identity.as_deref() == Some(config.identity.as_str());
+    let transitions = spec.lease_transitions.unwrap_or(0) + i32::from(!ours && current.is_some());
+    let next = LeaseSpec {
+        holder_identity: Some(config.identity.clone()),
+        lease_duration_seconds: i32::try_from(config.lease_duration.as_secs()).ok(),
+        acquire_time: if ours { spec.acquire_time } else { Some(now.clone()) },
+        renew_time: Some(now),
+        lease_transitions: Some(transitions),
+        ..LeaseSpec::default()
+    };
+    let fresh = || ObjectMeta { namespace: Some(config.namespace.clone()), name: Some(config.name.clone()), ..ObjectMeta::default() };
+    Lease { metadata: current.map_or_else(fresh, |lease| lease.metadata.clone()), spec: Some(next) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lease_is_taken_when_free_ours_or_left_unchanged_too_long() {
+        let config = Config::new("kube-system", "c", "me");
+        let held_by = |holder: &str| {
+            let spec = LeaseSpec { holder_identity: Some(holder.into()), lease_duration_seconds: Some(15), ..LeaseSpec::default() };
+            Lease { spec: Some(spec), ..Lease::default() }
+        };
+        let cases = [("", 0, true), ("me", 0, true), ("other", 14, false), ("other", 15, true)];
+        for (holder, seconds, expected) in cases {
+            assert_eq!(may_take(&config, &held_by(holder), Duration::from_secs(seconds)), expected, "{holder} after {seconds} s");
+        }
+        let taken = next_lease(&config, Some(&held_by("other"))).spec.unwrap();
+        assert_eq!((taken.holder_identity.as_deref(), taken.lease_transitions), (Some("me"), Some(1)));
+    }
+}

@@ -1,0 +1,104 @@
+//! Bodies into objects and objects into protobuf; what is wrong with a body in upstream's words.
+
+use bytes::Bytes;
+use meta::Status;
+use schema::decode::{Error, Parsed, decode_type, parse_json, parse_yaml};
+use schema::model::Type;
+use serde_json::Value;
+
+use crate::context::{Context, WriteOptions};
+use crate::negotiate::{JSON, Media, PROTOBUF, YAML};
+use crate::registry::catalog::Kind;
+
+/// Reads a body as a tree, with no look at its type. `expected` is the kind that the endpoint takes.
+pub fn parse(bytes: &[u8], media: Media, expected: &str) -> Result<Parsed, Status> {
+    let parsed = match media {
+        Media::Json => parse_json(bytes),
+        Media::Yaml => parse_yaml(bytes),
+        Media::Protobuf => return from_protobuf(bytes).map(Parsed::from),
+    };
+    parsed.map_err(|error| error.status(expected, "", expected, bytes))
+}
+
+/// From a body to an object of the kind in its stored version: typed, pruned, defaulted. Warnings go to the client.
+pub fn object(context: &Context, kind: &Kind, bytes: &[u8], media: Media, options: &WriteOptions) -> Result<Value, Status> {
+    let mut parsed = parse(bytes, media, kind.facts.kind)?;
+    expect_type(&mut parsed.value, kind.facts.kind, &kind.api_version())?;
+    decode(context, kind, parsed, options)
+}
+
+/// The same for a tree that is already there (a patched object).
+pub fn decode(context: &Context, kind: &Kind, parsed: impl Into<Parsed>, options: &WriteOptions) -> Result<Value, Status> {
+    let mut object = typed(context, kind.schema, kind.facts.kind, kind.facts.version, parsed.into(), options)?;
+    if kind.converts() {
+        object = crate::convert::to_storage(kind, object);
+    }
+    default(kind, &mut object);
+    Ok(object)
+}
+
+/// Sets what the stored version's table and rules say about absent fields.
+pub fn default(kind: &Kind, object: &mut Value) {
+    kind.storage.rules.default(object);
+}
+
+/// An object that a subresource takes (`Binding`, `Scale`, `TokenRequest`), decoded.
+pub fn other(context: &Context, schema: &'static Type, api_version: &str, kind: &str, bytes: &[u8], media: Media) -> Result<Value, Status> {
+    let mut parsed = parse(bytes, media, kind)?;
+    expect_type(&mut parsed.value, kind, api_version)?;
+    let options = context.write_options()?;
+    typed(context, schema, kind, api_version.rsplit('/').next().unwrap_or_default(), parsed, &options)
+}
+
+fn typed(
+    context: &Context,
+    schema: &'static Type,
+    kind: &str,
+    version: &str,
+    parsed: Parsed,
+    options: &WriteOptions,
+) -> Result<Value, Status> {
+    match decode_type(parsed, schema, options.validation) {
+        Ok((object, warnings)) => {
+            warnings.into_iter().for_each(|warning| context.warn(warning));
+            Ok(object)
+        }
+        Err(error @ Error::Strict(_)) => {
+            Err(Status::bad_request(format!("{kind} in version {version:?} cannot be handled as a {kind}: {error}")))
+        }
+        Err(error) => Err(error.status(kind, version, kind, b"")),
+    }
+}
+
+/// kind and apiVersion of the body are those of the path; absent ones are filled in.
+pub fn expect_type(object: &mut Value, kind: &str, api_version: &str) -> Result<(), Status> {
+    let Some(members) = object.as_object_mut() else { return Ok(()) };
+    let given = |name: &str| members.get(name).and_then(Value::as_str).unwrap_or_default();
+    let (given_version, given_kind) = (given("apiVersion"), given("kind"));
+    if !given_version.is_empty() && given_version != api_version {
+        let message = format!("the API version in the data ({given_version}) does not match the expected API version ({api_version})");
+        return Err(Status::bad_request(message));
+    }
+    if !given_kind.is_empty() && given_kind != kind {
+        let version = api_version.rsplit('/').next().unwrap_or_default();
+        let why = format!("converting ({given_kind}) to ({kind}): unknown conversion");
+        return Err(Status::bad_request(format!("{given_kind} in version {version:?} cannot be handled as a {kind}: {why}")));
+    }
+    members.insert("apiVersion".into(), api_version.into());
+    members.insert("kind".into(), kind.into());
+    Ok(())
+}
+
+/// `None` where the kind has no protobuf form.
+pub fn to_protobuf(_value: &Value) -> Option<Vec<u8>> {
+    None
+}
+
+fn from_protobuf(_bytes: &[u8]) -> Result<Value, Status> {
+    Err(Status::unsupported_media_type(PROTOBUF, &[JSON, YAML]))
+}
+
+/// One frame of a protobuf watch stream; `None` where the object has no protobuf form.
+pub fn watch_frame(_word: &str, _object: &Value) -> Option<Bytes> {
+    None
+}

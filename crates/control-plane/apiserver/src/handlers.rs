@@ -1,0 +1,121 @@
+//! From a request about an object to its answer: one function per verb, for all kinds.
+
+pub mod read;
+pub mod watch;
+pub mod write;
+
+use std::sync::Arc;
+
+use http::{Method, Response, StatusCode};
+use meta::Status;
+
+use crate::Inner;
+use crate::context::Context;
+use crate::negotiate::{self, Format, Offer};
+use crate::object::Object;
+use crate::registry::Target;
+use crate::registry::catalog::{self, Kind};
+use crate::reply::{self, Body};
+use crate::views::{self, Include};
+
+/// The largest body, as upstream's default (3 MiB).
+pub const BODY_BYTES_MAX: usize = 3 << 20;
+
+/// A request about API objects.
+pub async fn resource(server: &Arc<Inner>, context: &Context, request: http::Request<Body>) -> Result<Response<Body>, Status> {
+    let info = &context.info;
+    let Some(kind) = catalog::find(&info.group, &info.version, &info.resource) else {
+        return Ok(crate::pipeline::page_not_found());
+    };
+    let namespace = if kind.facts.namespaced { info.namespace.as_str() } else { "" };
+    let target = Target { kind, namespace, name: &info.name };
+    if !info.subresource.is_empty() {
+        return subresource(server, context, target, request).await;
+    }
+    let verb = info.verb.as_str();
+    let on_collection = matches!(verb, "list" | "watch" | "create" | "deletecollection");
+    if !kind.has_verb(verb) || (!on_collection && kind.facts.namespaced && namespace.is_empty()) {
+        return Err(Status::method_not_supported(&kind.group_resource(), request.method().as_str()).code_405());
+    }
+    if verb == "create" && kind.facts.namespaced && namespace.is_empty() {
+        return Err(Status::method_not_supported(&kind.group_resource(), "POST").code_405());
+    }
+    match verb {
+        "get" => read::get(server, context, target).await,
+        "list" => read::list(server, context, target).await,
+        "watch" => watch::watch(server, context, target).await,
+        "create" => write::create(server, context, target, request).await,
+        "update" => write::update(server, context, target, request).await,
+        "patch" => write::patch(server, context, target, request).await,
+        "delete" => write::delete(server, context, target, request).await,
+        "deletecollection" => write::delete_collection(server, context, target, request).await,
+        other => Err(Status::method_not_supported(&kind.group_resource(), other)),
+    }
+}
+
+async fn subresource(
+    server: &Arc<Inner>,
+    context: &Context,
+    target: Target<'_>,
+    request: http::Request<Body>,
+) -> Result<Response<Body>, Status> {
+    let info = &context.info;
+    let Some(sub) = target.kind.subresource(&info.subresource) else {
+        return Ok(crate::pipeline::page_not_found());
+    };
+    let verb = info.verb.as_str();
+    if !sub.verbs.contains(&verb) {
+        return Err(Status::method_not_supported(&target.kind.group_resource(), verb).code_405());
+    }
+    match (sub.name, verb) {
+        ("status" | "resize" | "ephemeralcontainers" | "finalize" | "approval", "get") => read::get(server, context, target).await,
+        ("status" | "resize" | "ephemeralcontainers" | "finalize" | "approval", "update") => {
+            write::update(server, context, target, request).await
+        }
+        ("status" | "resize" | "ephemeralcontainers" | "finalize" | "approval", "patch") => {
+            write::patch(server, context, target, request).await
+        }
+        _ => Err(Status::method_not_supported(&target.kind.group_resource(), verb)),
+    }
+}
+
+/// What an endpoint of this kind offers and the client takes.
+pub fn format(context: &Context, _kind: &Kind) -> Result<Format, Status> {
+    negotiate::accept(&context.headers, &context.query, Offer { yaml: true, protobuf: true, views: true })
+}
+
+/// One object as the answer.
+pub fn respond(context: &Context, kind: &Kind, code: StatusCode, object: &Object, format: Format) -> Result<Response<Body>, Status> {
+    if format.view == negotiate::View::Object && !kind.converts() {
+        return Ok(reply::object(code, object, format));
+    }
+    let include = Include::parse(&context.query)?;
+    Ok(reply::value(code, &views::one(kind, object, format, include), format))
+}
+
+/// The whole body, if it is not too large.
+pub async fn read_body(request: http::Request<Body>) -> Result<bytes::Bytes, Status> {
+    use http_body_util::{BodyExt, Limited};
+    let too_large = || Status::request_entity_too_large(format!("Request entity too large: limit is {BODY_BYTES_MAX}"));
+    match Limited::new(request.into_body(), BODY_BYTES_MAX).collect().await {
+        Ok(body) => Ok(body.to_bytes()),
+        Err(error) if error.is::<http_body_util::LengthLimitError>() => Err(too_large()),
+        Err(error) => Err(Status::bad_request(format!("the body of the request could not be read: {error}"))),
+    }
+}
+
+/// `true` for methods that carry no body of an object.
+pub fn is_read(method: &Method) -> bool {
+    matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS)
+}
+
+trait MethodNotAllowed {
+    fn code_405(self) -> Status;
+}
+
+impl MethodNotAllowed for Status {
+    /// Upstream's router answers so, before any kind is asked.
+    fn code_405(self) -> Status {
+        Status { message: "the server does not allow this method on the requested resource".into(), ..self }
+    }
+}

@@ -1,0 +1,190 @@
+//! `create`, `update`, `patch`, `delete`, `deletecollection`.
+
+use std::sync::Arc;
+
+use futures_util::StreamExt;
+use http::{Request, Response, StatusCode};
+use meta::Status;
+use rules::Part;
+use serde_json::Value;
+
+use super::{read, read_body, respond};
+use crate::Inner;
+use crate::context::{Context, WriteOptions};
+use crate::negotiate::{self, Media};
+use crate::object::{Object, meta, metadata_mut};
+use crate::patching::{self, PatchType};
+use crate::registry::Target;
+use crate::registry::catalog::Kind;
+use crate::registry::deletion::{self, Deleted};
+use crate::reply::{self, Body};
+use crate::{codec, views};
+
+/// Deletions of one collection that run at the same time.
+const COLLECTION_WORKERS: usize = 16;
+
+pub async fn create(server: &Arc<Inner>, context: &Context, target: Target<'_>, request: Request<Body>) -> Result<Response<Body>, Status> {
+    let format = super::format(context, target.kind)?;
+    let options = context.write_options()?;
+    let media = negotiate::body_media(&context.headers, true)?;
+    let object = codec::object(context, target.kind, &read_body(request).await?, media, &options)?;
+    let object = server.registry.create(context, target, object, &options).await?;
+    respond(context, target.kind, StatusCode::CREATED, &object, format)
+}
+
+/// The part of the object that the path names.
+pub fn part(context: &Context, target: Target<'_>) -> Part {
+    match target.kind.subresource(&context.info.subresource).map(|sub| sub.name) {
+        None => Part::Main,
+        Some("status") => Part::Status,
+        Some(other) => Part::Subresource(other),
+    }
+}
+
+pub async fn update(server: &Arc<Inner>, context: &Context, target: Target<'_>, request: Request<Body>) -> Result<Response<Body>, Status> {
+    let format = super::format(context, target.kind)?;
+    let options = context.write_options()?;
+    let media = negotiate::body_media(&context.headers, true)?;
+    let mut object = codec::object(context, target.kind, &read_body(request).await?, media, &options)?;
+    place(target, &mut object)?;
+    let part = part(context, target);
+    let wanted = object.clone();
+    let written = server.registry.update(context, target, part, &options, |_| Ok(wanted.clone())).await;
+    match written {
+        Err(status) if status.is("NotFound") && part == Part::Main && target.kind.rules.create_on_update() => {
+            let object = server.registry.create(context, target, object, &options).await?;
+            respond(context, target.kind, StatusCode::CREATED, &object, format)
+        }
+        Err(status) => Err(status),
+        Ok(written) => respond(context, target.kind, StatusCode::OK, &written.object, format),
+    }
+}
+
+/// Name and namespace of the body are those of the path, or absent.
+fn place(target: Target<'_>, object: &mut Value) -> Result<(), Status> {
+    let name = meta(object, "name").to_owned();
+    if name.is_empty() {
+        metadata_mut(object).insert("name".into(), target.name.into());
+    } else if name != target.name {
+        let message = format!("the name of the object ({name}) does not match the name on the URL ({})", target.name);
+        return Err(Status::bad_request(message));
+    }
+    let namespace = meta(object, "namespace").to_owned();
+    if namespace.is_empty() && !target.namespace.is_empty() {
+        metadata_mut(object).insert("namespace".into(), target.namespace.into());
+    } else if namespace != target.namespace {
+        let message =
+            format!("the namespace of the object ({namespace}) does not match the namespace on the request ({})", target.namespace);
+        return Err(Status::bad_request(message));
+    }
+    Ok(())
+}
+
+pub async fn patch(server: &Arc<Inner>, context: &Context, target: Target<'_>, request: Request<Body>) -> Result<Response<Body>, Status> {
+    let format = super::format(context, target.kind)?;
+    let options = context.write_options()?;
+    let kind = PatchType::of(&context.headers)?;
+    if kind != PatchType::Apply && options.force {
+        let error = meta::field::Error::forbidden(&meta::field::Path::new("force"), "may not be specified for non-apply patch");
+        return Err(Status::invalid("meta.k8s.io", "PatchOptions", "", &[error]));
+    }
+    let bytes = read_body(request).await?;
+    let part = part(context, target);
+    if kind == PatchType::Apply {
+        return apply(server, context, target, part, &bytes, &options, format).await;
+    }
+    let patch = patching::Patch::parse(kind, bytes)?;
+    let make = |old: &Value| {
+        let served = if target.kind.converts() { crate::convert::from_storage(target.kind, old.clone()) } else { old.clone() };
+        let patched = patch.apply(target.kind, served)?;
+        let mut new = codec::decode(context, target.kind, patched, &options)?;
+        unpatched_version(&mut new, old);
+        Ok(new)
+    };
+    let written = server.registry.update(context, target, part, &options, make).await?;
+    respond(context, target.kind, StatusCode::OK, &written.object, format)
+}
+
+/// A patch that does not name a resourceVersion may be repeated on a newer object: the version it inherited is no precondition.
+fn unpatched_version(new: &mut Value, old: &Value) {
+    if meta(new, "resourceVersion") == meta(old, "resourceVersion") {
+        metadata_mut(new).remove("resourceVersion");
+    }
+}
+
+async fn apply(
+    _server: &Arc<Inner>,
+    _context: &Context,
+    target: Target<'_>,
+    _part: Part,
+    _bytes: &[u8],
+    _options: &WriteOptions,
+    _format: negotiate::Format,
+) -> Result<Response<Body>, Status> {
+    Err(Status::method_not_supported(&target.kind.group_resource(), "apply"))
+}
+
+/// The options in a deletion's body; `null` where there is none.
+async fn delete_options(context: &Context, request: Request<Body>) -> Result<deletion::Options, Status> {
+    let bytes = read_body(request).await?;
+    let body = match bytes.is_empty() {
+        true => Value::Null,
+        false => codec::parse(&bytes, negotiate::body_media(&context.headers, true).unwrap_or(Media::Json), "DeleteOptions")?.value,
+    };
+    if !body.is_null() && body["kind"].as_str().is_some_and(|kind| kind != "DeleteOptions" && !kind.is_empty()) {
+        return Err(Status::bad_request(format!("decoded object cannot be converted to DeleteOptions: {}", body["kind"])));
+    }
+    deletion::Options::parse(&body, context)
+}
+
+pub async fn delete(server: &Arc<Inner>, context: &Context, target: Target<'_>, request: Request<Body>) -> Result<Response<Body>, Status> {
+    let format = super::format(context, target.kind)?;
+    let options = delete_options(context, request).await?;
+    match server.registry.delete(target, &options).await? {
+        Deleted::Pending(object) => respond(context, target.kind, StatusCode::OK, &object, format),
+        Deleted::Gone(object) if RETURNS_DELETED.contains(&target.kind.facts.plural) => {
+            respond(context, target.kind, StatusCode::OK, &object, format)
+        }
+        Deleted::Gone(object) => {
+            let value = object.value();
+            Ok(reply::status(&Status::deleted(&target.kind.group_resource(), target.name, meta(&value, "uid")), format))
+        }
+    }
+}
+
+/// Kinds whose deletion answers with the object (upstream: ReturnDeletedObject).
+const RETURNS_DELETED: [&str; 6] =
+    ["pods", "podtemplates", "persistentvolumes", "persistentvolumeclaims", "serviceaccounts", "resourcequotas"];
+
+pub async fn delete_collection(
+    server: &Arc<Inner>,
+    context: &Context,
+    target: Target<'_>,
+    request: Request<Body>,
+) -> Result<Response<Body>, Status> {
+    let format = super::format(context, target.kind)?;
+    let options = delete_options(context, request).await?;
+    let selection = read::selection(context, target)?;
+    read::reach(server, server.registry.store.revision()).await?;
+    let caches = &server.registry.caches;
+    let cache = caches.of(target.kind.storage.prefix.as_bytes());
+    let page = cache.list(&selection.prefix, b"", 0, &selection, caches.observed());
+    let kind = target.kind;
+    let deletions: Vec<_> = page.objects.iter().map(|object| delete_one(server.clone(), kind, object.clone(), options.clone())).collect();
+    let mut running = futures_util::stream::iter(deletions).buffer_unordered(COLLECTION_WORKERS);
+    while let Some(outcome) = running.next().await {
+        outcome?;
+    }
+    let metadata = serde_json::json!({"resourceVersion": page.revision.to_string()});
+    let include = views::Include::parse(&context.query)?;
+    Ok(reply::value(StatusCode::OK, &views::many(target.kind, &page.objects, format, include, metadata), format))
+}
+
+async fn delete_one(server: Arc<Inner>, kind: &'static Kind, object: Arc<Object>, options: deletion::Options) -> Result<(), Status> {
+    let value = object.value();
+    let (namespace, name) = (meta(&value, "namespace"), meta(&value, "name"));
+    match server.registry.delete(Target { kind, namespace, name }, &options).await {
+        Err(status) if !status.is("NotFound") => Err(status),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,66 @@
+//! The four kinds of patch; three of them are applied here, on objects in their served version.
+
+use bytes::Bytes;
+use http::HeaderMap;
+use meta::Status;
+use schema::merge;
+use serde_json::Value;
+
+use crate::negotiate;
+use crate::registry::catalog::Kind;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PatchType {
+    Json,
+    Merge,
+    StrategicMerge,
+    Apply,
+}
+
+pub const JSON_PATCH: &str = "application/json-patch+json";
+pub const MERGE_PATCH: &str = "application/merge-patch+json";
+pub const STRATEGIC_MERGE_PATCH: &str = "application/strategic-merge-patch+json";
+pub const APPLY_PATCH: &str = "application/apply-patch+yaml";
+
+impl PatchType {
+    pub fn of(headers: &HeaderMap) -> Result<Self, Status> {
+        match negotiate::content_type(headers).as_str() {
+            JSON_PATCH => Ok(PatchType::Json),
+            MERGE_PATCH => Ok(PatchType::Merge),
+            STRATEGIC_MERGE_PATCH => Ok(PatchType::StrategicMerge),
+            APPLY_PATCH => Ok(PatchType::Apply),
+            other => Err(Status::unsupported_media_type(other, &[JSON_PATCH, MERGE_PATCH, STRATEGIC_MERGE_PATCH, APPLY_PATCH])),
+        }
+    }
+}
+
+/// A patch that was read.
+pub enum Patch {
+    Json(Bytes),
+    Merge(Value),
+    StrategicMerge(Value),
+}
+
+impl Patch {
+    pub fn parse(kind: PatchType, bytes: Bytes) -> Result<Self, Status> {
+        if kind == PatchType::Json {
+            return Ok(Patch::Json(bytes));
+        }
+        let patch: Value = serde_json::from_slice(&bytes).map_err(|error| Status::bad_request(format!("error decoding patch: {error}")))?;
+        if !patch.is_object() {
+            return Err(Status::bad_request("error decoding patch: the patch is not an object"));
+        }
+        Ok(if kind == PatchType::Merge { Patch::Merge(patch) } else { Patch::StrategicMerge(patch) })
+    }
+
+    pub fn apply(&self, kind: &Kind, mut object: Value) -> Result<Value, Status> {
+        match self {
+            Patch::Json(patch) => merge::json_patch(&mut object, patch).map_err(|error| error.status())?,
+            Patch::Merge(patch) => merge::json_merge_patch(&mut object, patch),
+            Patch::StrategicMerge(patch) => {
+                merge::strategic_merge_patch(&mut object, patch, kind.schema).map_err(|error| error.status())?
+            }
+        }
+        Ok(object)
+    }
+}

@@ -1,0 +1,102 @@
+//! The one list that every request goes through, from both transports.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Instant;
+
+use auth::UserInfo;
+use futures_util::FutureExt;
+use http::header::{HeaderName, HeaderValue};
+use http::{Request, Response, StatusCode};
+use meta::Status;
+
+use crate::context::Context;
+use crate::negotiate::{self, Format, Offer};
+use crate::reply::{self, Body};
+use crate::request::{Query, RequestInfo};
+use crate::{Inner, audit, discovery, handlers, health};
+
+static AUDIT_ID: HeaderName = HeaderName::from_static("audit-id");
+
+/// Answers a request. `identity` is set by the in-process transport, which vouches for it.
+pub async fn run(server: Arc<Inner>, request: Request<Body>, identity: Option<UserInfo>) -> Response<Body> {
+    let audit_id = audit_id(&request);
+    let stages = AssertUnwindSafe(stages(&server, request, identity, &audit_id)).catch_unwind();
+    let mut response = stages.await.unwrap_or_else(|_| {
+        tracing::error!(audit_id, "a request handler panicked");
+        reply::status(&Status::internal("the request handler failed"), Format::JSON)
+    });
+    if let Ok(value) = HeaderValue::from_str(&audit_id) {
+        response.headers_mut().insert(AUDIT_ID.clone(), value);
+    }
+    response
+}
+
+async fn stages(server: &Arc<Inner>, request: Request<Body>, identity: Option<UserInfo>, audit_id: &str) -> Response<Body> {
+    let started = Instant::now();
+    let query = Query::parse(request.uri().query());
+    let info = RequestInfo::parse(request.method(), request.uri().path(), &query);
+    let headers = request.headers().clone();
+    let user = match identity {
+        Some(user) => Ok(user),
+        None => server.authenticate(&request).await,
+    };
+    let (user, refused) = match user {
+        Ok(user) => (user, None),
+        Err(status) => (UserInfo::anonymous(), Some(status)),
+    };
+    let mut context = Context::new(info, query, headers, user);
+    let outcome = match refused {
+        Some(status) => Err(status),
+        None => admitted(server, &mut context, request).await,
+    };
+    let mut response = outcome.unwrap_or_else(|status| failure(&context, &status));
+    for warning in context.take_warnings() {
+        if let Ok(value) = HeaderValue::from_str(&warning_header(&warning)) {
+            response.headers_mut().append(http::header::WARNING, value);
+        }
+    }
+    audit::finish(server, &context, &response, started, audit_id);
+    response
+}
+
+/// Who may go on, and where to.
+async fn admitted(server: &Arc<Inner>, context: &mut Context, request: Request<Body>) -> Result<Response<Body>, Status> {
+    server.impersonate(context)?;
+    let _place = server.flow.enter(context)?;
+    server.authorize(context)?;
+    let path = context.info.path.as_str();
+    if context.info.is_resource {
+        return handlers::resource(server, context, request).await;
+    }
+    if let Some(response) = health::respond(server, context) {
+        return Ok(response);
+    }
+    match path {
+        "/api" | "/api/" | "/apis" | "/apis/" => discovery::root(context),
+        _ if path.starts_with("/api/") || path.starts_with("/apis/") => discovery::group(context),
+        _ => Ok(page_not_found()),
+    }
+}
+
+fn failure(context: &Context, status: &Status) -> Response<Body> {
+    let offer = Offer { yaml: true, protobuf: true, views: true };
+    let format = negotiate::accept(&context.headers, &context.query, offer).unwrap_or(Format::JSON);
+    reply::status(status, format)
+}
+
+pub fn page_not_found() -> Response<Body> {
+    reply::text(StatusCode::NOT_FOUND, "404 page not found\n")
+}
+
+/// The client's own audit id where it gives one.
+fn audit_id(request: &Request<Body>) -> String {
+    let given = request.headers().get(&AUDIT_ID).and_then(|value| value.to_str().ok());
+    given.filter(|id| !id.is_empty() && id.len() <= 64).map_or_else(meta::names::uid, str::to_owned)
+}
+
+/// RFC 7234: code 299, no agent, a quoted sentence.
+fn warning_header(sentence: &str) -> String {
+    let printable: String = sentence.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    format!("299 - \"{}\"", printable.replace('\\', "\\\\").replace('"', "\\\""))
+}

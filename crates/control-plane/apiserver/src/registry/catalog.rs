@@ -1,0 +1,127 @@
+//! The kinds that are served: facts of the table joined with the rules of the kind.
+
+use std::collections::HashMap;
+use std::sync::OnceLock;
+
+use meta::{GroupResource, Status};
+use rules::{GENERIC_COLUMNS, Rules};
+use schema::model::Type;
+use schema::resources::{Resource, Subresource};
+use serde_json::{Value, json};
+
+use crate::object::meta;
+
+/// One resource in one served version.
+pub struct Kind {
+    pub facts: &'static Resource,
+    pub schema: &'static Type,
+    pub rules: &'static dyn Rules,
+    /// Where objects are stored, in which form. `None` for create-only kinds that are answered and forgotten.
+    pub storage: Storage,
+}
+
+pub struct Storage {
+    /// `/registry/pods/`.
+    pub prefix: String,
+    pub group: &'static str,
+    pub version: &'static str,
+    /// The rules of the stored version (they know its selectable fields).
+    pub rules: &'static dyn Rules,
+}
+
+impl Kind {
+    pub fn group_resource(&self) -> GroupResource {
+        GroupResource { group: self.facts.group.into(), resource: self.facts.plural.into() }
+    }
+    pub fn api_version(&self) -> String {
+        self.facts.api_version()
+    }
+    /// Served in another version than stored.
+    pub fn converts(&self) -> bool {
+        (self.storage.group, self.storage.version) != (self.facts.group, self.facts.version)
+    }
+    pub fn has_verb(&self, verb: &str) -> bool {
+        self.facts.verbs.contains(&verb)
+    }
+    pub fn subresource(&self, name: &str) -> Option<&'static Subresource> {
+        self.facts.subresource(name)
+    }
+    pub fn has_status(&self) -> bool {
+        self.subresource("status").is_some()
+    }
+    /// The key of an object.
+    pub fn key(&self, namespace: &str, name: &str) -> Vec<u8> {
+        let mut key = self.prefix(namespace);
+        key.extend_from_slice(name.as_bytes());
+        key
+    }
+    /// The prefix of a namespace's objects; of all objects where `namespace` is empty.
+    pub fn prefix(&self, namespace: &str) -> Vec<u8> {
+        let mut prefix = self.storage.prefix.clone().into_bytes();
+        if self.facts.namespaced && !namespace.is_empty() {
+            prefix.extend_from_slice(namespace.as_bytes());
+            prefix.push(b'/');
+        }
+        prefix
+    }
+    pub fn not_found(&self, name: &str) -> Status {
+        Status::not_found(&self.group_resource(), name)
+    }
+    pub fn invalid(&self, name: &str, errors: &[meta::field::Error]) -> Status {
+        Status::invalid(self.facts.group, self.facts.kind, name, errors)
+    }
+}
+
+/// A kind without a rules file.
+struct Generic(&'static Resource);
+
+impl Rules for Generic {
+    fn gvk(&self) -> (&'static str, &'static str, &'static str) {
+        (self.0.group, self.0.version, self.0.kind)
+    }
+    fn columns(&self) -> &'static [rules::Column] {
+        GENERIC_COLUMNS
+    }
+    fn cells(&self, object: &Value, _now: i64) -> Vec<Value> {
+        vec![json!(meta(object, "name")), json!(meta(object, "creationTimestamp"))]
+    }
+}
+
+/// All served kinds, in the table's order.
+pub fn all() -> &'static [Kind] {
+    static KINDS: OnceLock<Vec<Kind>> = OnceLock::new();
+    KINDS.get_or_init(|| schema::resources::all().iter().filter(|facts| facts.served).filter_map(join).collect())
+}
+
+fn join(facts: &'static Resource) -> Option<Kind> {
+    let schema = schema::table::by_gvk(facts.group, facts.version, facts.kind)?;
+    let storage = Storage {
+        prefix: format!("/registry/{}/", facts.storage_prefix()),
+        group: facts.storage_group(),
+        version: facts.storage_version,
+        rules: rules_of(facts.storage_group(), facts.storage_version, facts.kind).unwrap_or_else(|| generic(facts)),
+    };
+    let own = rules_of(facts.group, facts.version, facts.kind).unwrap_or_else(|| generic(facts));
+    Some(Kind { facts, schema, rules: own, storage })
+}
+
+fn rules_of(group: &str, version: &str, kind: &str) -> Option<&'static dyn Rules> {
+    rules::all().iter().copied().find(|rules| rules.gvk() == (group, version, kind))
+}
+
+/// Lives as long as the process: called once per kind.
+fn generic(facts: &'static Resource) -> &'static dyn Rules {
+    Box::leak(Box::new(Generic(facts)))
+}
+
+/// The kind behind a path.
+pub fn find(group: &str, version: &str, plural: &str) -> Option<&'static Kind> {
+    static INDEX: OnceLock<HashMap<(&str, &str, &str), &Kind>> = OnceLock::new();
+    let index = INDEX.get_or_init(|| all().iter().map(|kind| ((kind.facts.group, kind.facts.version, kind.facts.plural), kind)).collect());
+    index.get(&(group, version, plural)).copied()
+}
+
+/// The kind in the version in which it is stored.
+pub fn stored(group: &str, plural: &str) -> Option<&'static Kind> {
+    all().iter().find(|kind| kind.facts.group == group && kind.facts.plural == plural && !kind.converts())
+}

@@ -1,0 +1,216 @@
+//! Answers: the one place where objects, lists and failures become HTTP responses.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http::header::{CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, VARY};
+use http::{HeaderValue, Response, StatusCode};
+use http_body::Frame;
+use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyExt, Full};
+use meta::Status;
+use serde_json::Value;
+
+use crate::negotiate::{Format, Media};
+use crate::object::Object;
+
+/// A body, whole or streamed; the same type in both directions and for both transports.
+pub type Body = BoxBody<Bytes, io::Error>;
+
+/// Bodies from this size on are compressed where the client accepts it (upstream: 128 KiB).
+const GZIP_MIN: usize = 128 << 10;
+/// The size of a chunk of a list.
+const CHUNK: usize = 64 << 10;
+
+pub fn full(bytes: impl Into<Bytes>) -> Body {
+    Full::new(bytes.into()).map_err(|never| match never {}).boxed()
+}
+
+pub fn empty() -> Body {
+    full(Bytes::new())
+}
+
+/// A response with a content type and a whole body.
+pub fn bytes(code: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Response<Body> {
+    let mut response = Response::new(full(body));
+    *response.status_mut() = code;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
+    response
+}
+
+pub fn text(code: StatusCode, body: impl Into<Bytes>) -> Response<Body> {
+    bytes(code, "text/plain; charset=utf-8", body)
+}
+
+/// Any tree in the wanted media type.
+pub fn value(code: StatusCode, value: &Value, format: Format) -> Response<Body> {
+    let encoded = match format.media {
+        Media::Json if format.pretty => serde_json::to_vec_pretty(value).map(|mut bytes| {
+            bytes.push(b'\n');
+            bytes
+        }),
+        Media::Json => serde_json::to_vec(value).map(|mut bytes| {
+            bytes.push(b'\n');
+            bytes
+        }),
+        Media::Yaml => return yaml(code, value),
+        Media::Protobuf => return protobuf(code, value),
+    };
+    bytes(code, Media::Json.content_type(), encoded.unwrap_or_default())
+}
+
+fn yaml(code: StatusCode, value: &Value) -> Response<Body> {
+    match serde_saphyr::to_string(value) {
+        Ok(text) => bytes(code, Media::Yaml.content_type(), text),
+        Err(error) => status(&Status::internal(error), Format::JSON),
+    }
+}
+
+fn protobuf(code: StatusCode, value: &Value) -> Response<Body> {
+    match crate::codec::to_protobuf(value) {
+        Some(encoded) => bytes(code, Media::Protobuf.content_type(), encoded),
+        None => self::value(code, value, Format::JSON),
+    }
+}
+
+/// A failure (or a deletion's success).
+pub fn status(status: &Status, format: Format) -> Response<Body> {
+    let code = StatusCode::from_u16(status.code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let mut response = value(code, &status.to_value(), format);
+    let retry_after = status.details.as_ref().map_or(0, |details| details.retry_after_seconds);
+    if retry_after > 0 {
+        response.headers_mut().insert(http::header::RETRY_AFTER, retry_after.into());
+    }
+    response
+}
+
+/// The stored object itself; JSON without indentation is served from its bytes.
+pub fn object(code: StatusCode, object: &Object, format: Format) -> Response<Body> {
+    if format.media == Media::Json && !format.pretty {
+        return bytes(code, Media::Json.content_type(), object.json());
+    }
+    value(code, &object.value(), format)
+}
+
+/// A list that is made while it is sent, from the stored bytes of its items.
+pub fn list(head: Vec<u8>, objects: Vec<Arc<Object>>, with_type: bool, gzip: bool) -> Response<Body> {
+    let size: usize = objects.iter().map(|object| object.bytes.len() + 32).sum();
+    let mut body = ListBody { head: Some(head), objects: objects.into_iter(), with_type, first: true, done: false };
+    if size < CHUNK {
+        let mut out = Vec::with_capacity(size + 256);
+        while body.fill(&mut out) {}
+        return bytes(StatusCode::OK, Media::Json.content_type(), out);
+    }
+    let gzip = gzip && size >= GZIP_MIN;
+    let body = if gzip { GzipBody::new(body).boxed() } else { body.boxed() };
+    let mut response = Response::new(body);
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(Media::Json.content_type()));
+    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
+    if gzip {
+        response.headers_mut().insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+        response.headers_mut().insert(VARY, HeaderValue::from_static("Accept-Encoding"));
+    }
+    response
+}
+
+/// `{head}"items":[…]}` in chunks.
+struct ListBody {
+    head: Option<Vec<u8>>,
+    objects: std::vec::IntoIter<Arc<Object>>,
+    /// Items carry kind and apiVersion (custom resources).
+    with_type: bool,
+    first: bool,
+    done: bool,
+}
+
+impl ListBody {
+    /// Appends the next part up to about a chunk. `false` when nothing is left.
+    fn fill(&mut self, out: &mut Vec<u8>) -> bool {
+        if self.done {
+            return false;
+        }
+        if let Some(head) = self.head.take() {
+            out.extend_from_slice(&head);
+            out.extend_from_slice(b"\"items\":[");
+        }
+        let enough = out.len() + CHUNK;
+        while out.len() < enough {
+            let Some(object) = self.objects.next() else {
+                out.extend_from_slice(b"]}\n");
+                self.done = true;
+                break;
+            };
+            if !std::mem::take(&mut self.first) {
+                out.push(b',');
+            }
+            if self.with_type { object.write_json(out) } else { object.write_item(out) }
+        }
+        true
+    }
+}
+
+impl http_body::Body for ListBody {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        let mut out = Vec::with_capacity(CHUNK + (8 << 10));
+        Poll::Ready(self.fill(&mut out).then(|| Ok(Frame::data(out.into()))))
+    }
+}
+
+struct GzipBody {
+    list: ListBody,
+    encoder: Option<flate2::write::GzEncoder<Vec<u8>>>,
+}
+
+impl GzipBody {
+    fn new(list: ListBody) -> Self {
+        Self { list, encoder: Some(flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::new(1))) }
+    }
+}
+
+impl http_body::Body for GzipBody {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        use std::io::Write;
+        let this = &mut *self;
+        let Some(mut encoder) = this.encoder.take() else {
+            return Poll::Ready(None);
+        };
+        loop {
+            let mut out = Vec::with_capacity(CHUNK + (8 << 10));
+            if !this.list.fill(&mut out) {
+                return Poll::Ready(Some(encoder.finish().map(|rest| Frame::data(rest.into()))));
+            }
+            if let Err(error) = encoder.write_all(&out) {
+                return Poll::Ready(Some(Err(error)));
+            }
+            if !encoder.get_ref().is_empty() {
+                let ready = std::mem::take(encoder.get_mut());
+                this.encoder = Some(encoder);
+                return Poll::Ready(Some(Ok(Frame::data(ready.into()))));
+            }
+        }
+    }
+}
+
+/// A body that is fed from a queue: watches, logs.
+pub struct StreamBody {
+    pub chunks: tokio::sync::mpsc::Receiver<io::Result<Bytes>>,
+}
+
+impl http_body::Body for StreamBody {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        self.chunks.poll_recv(context).map(|chunk| chunk.map(|chunk| chunk.map(Frame::data)))
+    }
+}

@@ -1,0 +1,103 @@
+//! Sockets: TLS with optional client certificates, HTTP/1.1 and HTTP/2 and upgrades on one port, orderly stop.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use auth::UserInfo;
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use hyper_util::server::graceful::GracefulShutdown;
+use stdx::Drain;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
+
+use crate::Server;
+
+/// hyper's own limit of 200 starves clients with more watches than that.
+const HTTP2_STREAMS_MAX: u32 = 1_000;
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
+const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(30);
+/// How long connections may finish after the drain began.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The identity of a verified client certificate; put into the request's extensions.
+#[derive(Clone)]
+pub struct ClientCertificate(pub UserInfo);
+
+impl Server {
+    /// Serves until `drain`; then no new connection is taken and running requests get ten seconds. Client certificates are whatever
+    /// `tls`'s verifier let through; `None` serves plain HTTP (tests).
+    pub async fn serve(&self, listener: TcpListener, tls: Option<Arc<rustls::ServerConfig>>, drain: Drain) -> std::io::Result<()> {
+        let graceful = GracefulShutdown::new();
+        let acceptor = tls.map(TlsAcceptor::from);
+        while let Some(accepted) = drain.run(listener.accept()).await {
+            match accepted {
+                Ok((stream, _)) => {
+                    let watcher = graceful.watcher();
+                    tokio::spawn(connection(self.clone(), stream, acceptor.clone(), watcher));
+                }
+                Err(error) => {
+                    // Out of file descriptors, or the peer is gone already: the listener itself stays good.
+                    tracing::warn!(%error, "accept");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            }
+        }
+        drop(listener);
+        self.stop();
+        if tokio::time::timeout(DRAIN_TIMEOUT, graceful.shutdown()).await.is_err() {
+            tracing::warn!("connections were still open when the drain ended");
+        }
+        Ok(())
+    }
+}
+
+async fn connection(server: Server, stream: TcpStream, acceptor: Option<TlsAcceptor>, watcher: hyper_util::server::graceful::Watcher) {
+    let _ = stream.set_nodelay(true);
+    let Some(acceptor) = acceptor else {
+        return http(server, stream, None, watcher).await;
+    };
+    match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
+        Ok(Ok(stream)) => {
+            let chain = stream.get_ref().1.peer_certificates();
+            let user = chain.and_then(|chain| chain.first()).and_then(|leaf| auth::authenticate::certificate_user(leaf));
+            http(server, stream, user, watcher).await;
+        }
+        Ok(Err(error)) => tracing::debug!(%error, "TLS handshake"),
+        Err(_) => tracing::debug!("TLS handshake timed out"),
+    }
+}
+
+async fn http<S>(server: Server, stream: S, user: Option<UserInfo>, watcher: hyper_util::server::graceful::Watcher)
+where
+    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+{
+    let service = service_fn(move |request: http::Request<Incoming>| {
+        let (server, user) = (server.clone(), user.clone());
+        async move {
+            let mut request = request.map(|body| body.map_err(std::io::Error::other).boxed());
+            if let Some(user) = user {
+                request.extensions_mut().insert(ClientCertificate(user));
+            }
+            Ok::<_, Infallible>(server.handle(request, None).await)
+        }
+    });
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(HTTP2_STREAMS_MAX)
+        .keep_alive_interval(KEEP_ALIVE_EVERY)
+        .initial_stream_window_size(1 << 20)
+        .initial_connection_window_size(4 << 20);
+    let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
+    if let Err(error) = watcher.watch(connection.into_owned()).await {
+        tracing::debug!(%error, "connection");
+    }
+}

@@ -1,0 +1,57 @@
+//! Who asks: client certificates, service account tokens, static tokens.
+
+use std::collections::HashMap;
+
+use sha2::{Digest, Sha256};
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+use crate::UserInfo;
+
+/// The user of a verified client certificate: the common name, with the organizations as groups. `None` without a common name.
+pub fn certificate_user(der: &[u8]) -> Option<UserInfo> {
+    let (_, certificate) = X509Certificate::from_der(der).ok()?;
+    let subject = certificate.subject();
+    let name = subject.iter_common_name().next()?.as_str().ok()?.to_owned();
+    let groups: Vec<&str> = subject.iter_organization().filter_map(|attribute| attribute.as_str().ok()).collect();
+    (!name.is_empty()).then(|| UserInfo::authenticated(&name, &groups))
+}
+
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum Error {
+    #[error("the bearer token is not known here")]
+    UnknownToken,
+}
+
+/// Reads credentials from request headers.
+#[derive(Default)]
+pub struct Authenticator {
+    /// By hash, so that the comparison's time says nothing about the token.
+    tokens: HashMap<[u8; 32], UserInfo>,
+}
+
+impl Authenticator {
+    /// Adds a token that stands for `user` as long as the process lives.
+    pub fn add_token(&mut self, token: &str, user: UserInfo) {
+        self.tokens.insert(Sha256::digest(token.as_bytes()).into(), user);
+    }
+
+    /// `None`: the request carries no credentials.
+    pub fn authenticate(&self, headers: &http::HeaderMap) -> Result<Option<UserInfo>, Error> {
+        let Some(token) = bearer(headers) else {
+            return Ok(None);
+        };
+        let hash: [u8; 32] = Sha256::digest(token.as_bytes()).into();
+        match self.tokens.get(&hash) {
+            Some(user) => Ok(Some(user.clone())),
+            None => Err(Error::UnknownToken),
+        }
+    }
+}
+
+/// The token of `Authorization: Bearer`.
+pub fn bearer(headers: &http::HeaderMap) -> Option<&str> {
+    let header = headers.get(http::header::AUTHORIZATION)?.to_str().ok()?;
+    let (scheme, token) = header.split_once(' ')?;
+    let token = token.trim();
+    (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty()).then_some(token)
+}

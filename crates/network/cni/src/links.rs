@@ -1,0 +1,305 @@
+//! rtnetlink requests: veth pairs, addresses, routes, neighbours. Several requests travel in one datagram, each with its own answer.
+
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use nft::Socket;
+use nft::wire::{self, Encoder};
+
+const NEWLINK: u16 = 16;
+const DELLINK: u16 = 17;
+const GETLINK: u16 = 18;
+const SETLINK: u16 = 19;
+const NEWADDR: u16 = 20;
+const NEWROUTE: u16 = 24;
+const GETROUTE: u16 = 26;
+const NEWNEIGH: u16 = 28;
+
+const IFLA_ADDRESS: u16 = 1;
+const IFLA_IFNAME: u16 = 3;
+const IFLA_MTU: u16 = 4;
+const IFLA_LINKINFO: u16 = 18;
+const IFLA_AF_SPEC: u16 = 26;
+const IFLA_GROUP: u16 = 27;
+const IFLA_NET_NS_FD: u16 = 28;
+const IFF_UP: u32 = 1;
+const AF_INET: u8 = 2;
+const AF_INET6: u8 = 10;
+/// Bytes of `ifinfomsg` and `rtmsg` before the attributes.
+const IFINFO_BYTES: usize = 16;
+const ROUTE_BYTES: usize = 12;
+
+pub type Mac = [u8; 6];
+
+/// Requests that are sent together.
+#[derive(Debug)]
+pub struct Requests<'a> {
+    socket: &'a mut Socket,
+    encoder: Encoder,
+    steps: Vec<&'static str>,
+    first: u32,
+}
+
+/// The request that the kernel refused.
+#[derive(Debug)]
+pub struct Refused {
+    pub step: &'static str,
+    pub source: io::Error,
+}
+
+impl<'a> Requests<'a> {
+    /// At most `count` requests will be added.
+    pub fn new(socket: &'a mut Socket, count: u32) -> Self {
+        let first = socket.sequences(count);
+        Self { socket, encoder: Encoder::new(), steps: Vec::new(), first }
+    }
+    /// A veth pair whose other end, `eth0`, is born inside `netns`. IFF_UP here would be ENOTCONN: the ends come up later.
+    pub fn add_veth(&mut self, name: &str, mac: Mac, mtu: u32, netns: BorrowedFd<'_>, peer_mac: Mac) {
+        self.add("create veth", NEWLINK, wire::CREATE | wire::EXCL, |body| {
+            body.raw(&link_header(0, 0));
+            body.string(IFLA_IFNAME, name);
+            body.attribute(IFLA_ADDRESS, &mac);
+            body.u32_ne(IFLA_MTU, mtu);
+            body.nested(IFLA_LINKINFO, |info| {
+                info.string(1, "veth");
+                info.nested(2, |data| {
+                    data.nested(1, |peer| {
+                        peer.raw(&link_header(0, 0));
+                        peer.string(IFLA_IFNAME, "eth0");
+                        peer.attribute(IFLA_ADDRESS, &peer_mac);
+                        peer.u32_ne(IFLA_MTU, mtu);
+                        peer.u32_ne(IFLA_NET_NS_FD, netns.as_raw_fd().cast_unsigned());
+                    });
+                });
+            });
+        });
+    }
+    pub fn up(&mut self, index: u32) {
+        self.add("set link up", SETLINK, 0, |body| body.raw(&link_header(index, IFF_UP)));
+    }
+    /// Forwarding of IPv4 on this link, and no IPv6 link-local address: nothing speaks to it and each would cost timers and packets.
+    pub fn make_router_end(&mut self, index: u32) {
+        const INET_CONF: u16 = 1;
+        const DEVCONF_FORWARDING: u16 = 1;
+        self.add("set link options", SETLINK, 0, |body| {
+            body.raw(&link_header(index, 0));
+            body.nested(IFLA_AF_SPEC, |families| {
+                families.nested(u16::from(AF_INET), |inet| inet.nested(INET_CONF, |conf| conf.u32_ne(DEVCONF_FORWARDING, 1)));
+            });
+        });
+    }
+    /// Must come before [`Requests::up`]. Fails where the kernel has no IPv6.
+    pub fn no_link_local(&mut self, index: u32) {
+        const ADDR_GEN_MODE: u16 = 8;
+        const MODE_NONE: u8 = 1;
+        self.add("set address generation", SETLINK, 0, |body| {
+            body.raw(&link_header(index, 0));
+            body.nested(IFLA_AF_SPEC, |families| {
+                families.nested(u16::from(AF_INET6), |inet| inet.attribute(ADDR_GEN_MODE, &[MODE_NONE]));
+            });
+        });
+    }
+    /// As the only one of its network.
+    pub fn add_address(&mut self, index: u32, address: IpAddr) {
+        const IFA_F_NODAD: u8 = 2;
+        self.add("add address", NEWADDR, wire::CREATE | wire::REPLACE, |body| {
+            let [a, b, c, d] = index.to_ne_bytes();
+            body.raw(&[family(address), prefix(address), if address.is_ipv6() { IFA_F_NODAD } else { 0 }, 0, a, b, c, d]);
+            attribute(body, 2, address);
+            attribute(body, 1, address);
+        });
+    }
+    /// To the one address, directly over the link.
+    pub fn add_link_route(&mut self, index: u32, destination: IpAddr) {
+        const SCOPE_LINK: u8 = 253;
+        self.add("add route", NEWROUTE, wire::CREATE | wire::REPLACE, |body| {
+            body.raw(&route_header(destination, prefix(destination), SCOPE_LINK));
+            attribute(body, 1, destination);
+            body.u32_ne(4, index);
+        });
+    }
+    pub fn add_default_route(&mut self, index: u32, gateway: IpAddr) {
+        self.add("add default route", NEWROUTE, wire::CREATE | wire::REPLACE, |body| {
+            body.raw(&route_header(gateway, 0, 0));
+            attribute(body, 5, gateway);
+            body.u32_ne(4, index);
+        });
+    }
+    /// For ever, without asking.
+    pub fn add_neighbour(&mut self, index: u32, address: IpAddr, mac: Mac) {
+        const NUD_PERMANENT: u16 = 0x80;
+        self.add("add neighbour", NEWNEIGH, wire::CREATE | wire::REPLACE, |body| {
+            let mut header = [0; 12];
+            header[0] = family(address);
+            header[4..8].copy_from_slice(&index.to_ne_bytes());
+            header[8..10].copy_from_slice(&NUD_PERMANENT.to_ne_bytes());
+            body.raw(&header);
+            attribute(body, 1, address);
+            body.attribute(2, &mac);
+        });
+    }
+    pub fn set_group(&mut self, name: &str, group: u32) {
+        self.add("set link group", SETLINK, 0, |body| {
+            body.raw(&link_header(0, 0));
+            body.string(IFLA_IFNAME, name);
+            body.u32_ne(IFLA_GROUP, group);
+        });
+    }
+    /// All links of the group at once: the kernel waits for its readers once, not once per link.
+    pub fn delete_group(&mut self, group: u32) {
+        self.add("delete links", DELLINK, 0, |body| {
+            body.raw(&link_header(0, 0));
+            body.u32_ne(IFLA_GROUP, group);
+        });
+    }
+
+    fn add(&mut self, step: &'static str, kind: u16, flags: u16, body: impl FnOnce(&mut Encoder)) {
+        let sequence = self.first + u32::try_from(self.steps.len()).unwrap_or(0);
+        self.steps.push(step);
+        self.encoder.message(kind, wire::REQUEST | wire::ACK | flags, sequence, body);
+    }
+
+    /// Every request is tried; answers with the first that was refused for a reason other than one of `tolerated`.
+    pub fn send(self, tolerated: &[rustix::io::Errno]) -> Result<(), Refused> {
+        let Self { socket, encoder, steps, first } = self;
+        let Some(last) = steps.len().checked_sub(1) else { return Ok(()) };
+        let exchange = |source| Refused { step: steps[0], source };
+        socket.drain();
+        socket.send(&encoder).map_err(exchange)?;
+        let mut refused = None;
+        socket
+            .receive(|message| {
+                let Some(errno) = message.errno() else { return false };
+                let index = message.sequence.wrapping_sub(first) as usize;
+                if errno != 0 && refused.is_none() && !tolerated.iter().any(|code| code.raw_os_error() == errno) {
+                    let step = steps.get(index).copied().unwrap_or("netlink request");
+                    refused = Some(Refused { step, source: io::Error::from_raw_os_error(errno) });
+                }
+                index == last
+            })
+            .map_err(exchange)?;
+        refused.map_or(Ok(()), Err)
+    }
+}
+
+/// The interface index, or `None` when there is no such link.
+pub fn index_of(socket: &mut Socket, name: &str) -> io::Result<Option<u32>> {
+    let sequence = socket.sequences(1);
+    let mut encoder = Encoder::new();
+    encoder.message(GETLINK, wire::REQUEST, sequence, |body| {
+        body.raw(&link_header(0, 0));
+        body.string(IFLA_IFNAME, name);
+    });
+    socket.drain();
+    socket.send(&encoder)?;
+    let mut answer = Ok(None);
+    socket.receive(|message| {
+        if message.sequence != sequence {
+            return false;
+        }
+        answer = match message.errno() {
+            Some(errno) if errno == rustix::io::Errno::NODEV.raw_os_error() => Ok(None),
+            Some(errno) => Err(io::Error::from_raw_os_error(errno)),
+            None => Ok(index(message.payload)),
+        };
+        true
+    })?;
+    answer
+}
+
+/// Names of all links.
+pub fn names(socket: &mut Socket) -> io::Result<Vec<String>> {
+    let mut names = Vec::new();
+    socket.dump(
+        GETLINK,
+        |body| body.raw(&link_header(0, 0)),
+        |message| {
+            names.extend(message.attributes(IFINFO_BYTES).string(IFLA_IFNAME).map(str::to_owned));
+        },
+    )?;
+    Ok(names)
+}
+
+/// The MTU of the link that the IPv4 default route leaves by.
+pub fn default_mtu(socket: &mut Socket) -> io::Result<Option<u32>> {
+    let mut outgoing = None;
+    socket.dump(
+        GETROUTE,
+        |body| body.raw(&[AF_INET, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
+        |message| {
+            const RTA_OIF: u16 = 4;
+            let default = message.payload.get(1) == Some(&0);
+            if default && outgoing.is_none() {
+                outgoing = message.attributes(ROUTE_BYTES).u32_ne(RTA_OIF);
+            }
+        },
+    )?;
+    let mut mtu = None;
+    socket.dump(
+        GETLINK,
+        |body| body.raw(&link_header(0, 0)),
+        |message| {
+            if outgoing.is_some() && index(message.payload) == outgoing {
+                mtu = message.attributes(IFINFO_BYTES).u32_ne(IFLA_MTU);
+            }
+        },
+    )?;
+    Ok(mtu)
+}
+
+fn index(ifinfo: &[u8]) -> Option<u32> {
+    Some(u32::from_ne_bytes(ifinfo.get(4..8)?.try_into().ok()?))
+}
+
+/// `ifinfomsg`; `up` is IFF_UP or 0.
+fn link_header(index: u32, up: u32) -> [u8; IFINFO_BYTES] {
+    let mut header = [0; IFINFO_BYTES];
+    header[4..8].copy_from_slice(&index.to_ne_bytes());
+    header[8..12].copy_from_slice(&up.to_ne_bytes());
+    header[12..16].copy_from_slice(&up.to_ne_bytes());
+    header
+}
+
+fn route_header(destination: IpAddr, prefix: u8, scope: u8) -> [u8; ROUTE_BYTES] {
+    const TABLE_MAIN: u8 = 254;
+    const PROTOCOL_STATIC: u8 = 4;
+    const UNICAST: u8 = 1;
+    [family(destination), prefix, 0, 0, TABLE_MAIN, PROTOCOL_STATIC, scope, UNICAST, 0, 0, 0, 0]
+}
+
+fn family(address: IpAddr) -> u8 {
+    if address.is_ipv4() { AF_INET } else { AF_INET6 }
+}
+
+fn prefix(address: IpAddr) -> u8 {
+    if address.is_ipv4() { 32 } else { 128 }
+}
+
+fn attribute(into: &mut Encoder, kind: u16, address: IpAddr) {
+    match address {
+        IpAddr::V4(address) => into.attribute(kind, &address.octets()),
+        IpAddr::V6(address) => into.attribute(kind, &address.octets()),
+    }
+}
+
+/// Whether the address is on the link (used to see that a sandbox is attached already).
+pub fn has_address(socket: &mut Socket, index: u32, wanted: IpAddr) -> io::Result<bool> {
+    const GETADDR: u16 = 22;
+    const IFA_ADDRESS: u16 = 1;
+    let mut found = false;
+    socket.dump(
+        GETADDR,
+        |body| body.raw(&[family(wanted), 0, 0, 0, 0, 0, 0, 0]),
+        |message| {
+            let on_link = message.payload.get(4..8) == Some(&index.to_ne_bytes()[..]);
+            let bytes = message.attributes(8).get(IFA_ADDRESS);
+            found |= on_link
+                && match wanted {
+                    IpAddr::V4(address) => bytes == Some(&address.octets()[..]),
+                    IpAddr::V6(address) => bytes == Some(&address.octets()[..]),
+                };
+        },
+    )?;
+    Ok(found)
+}
