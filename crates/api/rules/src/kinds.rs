@@ -11,6 +11,7 @@ pub mod event;
 pub mod ingress;
 pub mod job;
 pub mod lease;
+pub mod limit_range;
 pub mod namespace;
 pub mod network_policy;
 pub mod node;

@@ -129,6 +129,7 @@ pub fn all() -> &'static [&'static dyn Rules] {
         &pod_template::PodTemplate,
         &priority_class::PriorityClass,
         &storage_class::StorageClass,
+        &limit_range::LimitRange,
         &ingress::Ingress,
         &network_policy::NetworkPolicy,
     ]
