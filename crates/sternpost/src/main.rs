@@ -1,1 +1,7 @@
-fn main() {}
+mod toolbox;
+fn main() {
+    if let Some(code) = toolbox::dispatch() {
+        std::process::exit(code);
+    }
+    let _ = toolbox::links();
+}

@@ -5,9 +5,11 @@
 //! `protobuf`, `merge` (JSON merge and strategic merge patch), `apply` (server-side apply), `openapi`.
 //! A CRD's structural schema becomes the same [`model::Schema`]: there is no second path. Pure; no I/O, no tasks.
 
+pub mod apply;
 pub mod decode;
 pub mod default;
 pub mod merge;
 pub mod model;
+pub mod openapi;
 pub mod resources;
 pub mod table;

@@ -1,368 +1,297 @@
-//! The cluster's own keys and certificates, in a directory: made where they are missing, renewed when they run out.
+//! The cluster's own keys and certificates, in one folder that only root can read.
 //!
-//! One P-256 CA signs everything. Private files have mode 600. Calling [`ensure`] again changes nothing unless a leaf is close to its end
-//! or its names changed.
+//! [`Pki::open`] makes what is missing and renews what expires soon or no longer names the right hosts; everything else stays as it
+//! is, so that a restart changes no identity. Keys are P-256. The layout follows kubeadm's `/etc/kubernetes/pki`.
 
+use std::fs;
+use std::io::{self, Write};
 use std::net::IpAddr;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType};
+use jiff::ToSpan;
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    PublicKeyData, SanType,
+};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use x509_parser::extensions::GeneralName;
-use x509_parser::prelude::{FromDer, X509Certificate};
+use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
-const DAY: Duration = Duration::from_secs(24 * 3600);
-const CA_VALID: Duration = Duration::from_secs(3650 * 24 * 3600);
-const LEAF_VALID: Duration = Duration::from_secs(365 * 24 * 3600);
-/// A leaf with less than this left is made anew.
-const RENEW_BEFORE: Duration = Duration::from_secs(90 * 24 * 3600);
+/// Validity of the CA and of leaves, in days, and how long before its end a leaf is renewed.
+const CA_DAYS: i64 = 3_650;
+const LEAF_DAYS: i64 = 365;
+const RENEW_DAYS: i64 = 60;
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("{path}")]
-    File { path: PathBuf, source: std::io::Error },
-    #[error("certificate {name}")]
-    Make { name: String, source: rcgen::Error },
-    #[error("{path} is no PEM file of the expected kind: {why}")]
-    Pem { path: PathBuf, why: String },
-    #[error("TLS configuration from {path}")]
-    Tls { path: PathBuf, source: rustls::Error },
-    #[error("TLS client verifier: {0}")]
-    Verifier(String),
+    File { path: PathBuf, source: io::Error },
+    #[error("{path}: not a certificate or key that can be read")]
+    Damaged { path: PathBuf },
+    #[error("make certificate {name}")]
+    Make { name: &'static str, source: rcgen::Error },
+    #[error("TLS configuration")]
+    Tls(#[source] rustls::Error),
+    #[error("client certificate verifier")]
+    Verifier(#[source] rustls::server::VerifierBuilderError),
 }
 
-/// The names that go into the certificates.
-#[derive(Clone, Debug)]
-pub struct Options {
-    pub node_name: String,
-    /// Addresses under which the API server and the kubelet of this node are reached.
-    pub addresses: Vec<IpAddr>,
-    /// Further DNS names of the API server.
-    pub hosts: Vec<String>,
-    /// The address of the `kubernetes` Service.
-    pub service_address: IpAddr,
-    pub cluster_domain: String,
-}
-
-/// A certificate and its key, as PEM, with their files.
-#[derive(Clone, Debug)]
+/// A certificate with its key, both PEM.
+#[derive(Clone)]
 pub struct Pair {
     pub certificate: String,
     pub key: String,
-    pub certificate_file: PathBuf,
-    pub key_file: PathBuf,
 }
 
-/// Everything that a cluster of one node needs.
+/// Names that certificates must carry.
 #[derive(Clone, Debug)]
+pub struct Names {
+    /// DNS names of the API server besides `localhost` and `kubernetes[.default[.svc[.<domain>]]]`.
+    pub api_hosts: Vec<String>,
+    /// Addresses of the API server besides the loopbacks: the node's, and the first of the Service range.
+    pub api_addresses: Vec<IpAddr>,
+    pub cluster_domain: String,
+    pub node_name: String,
+    pub node_addresses: Vec<IpAddr>,
+}
+
+/// The keys of one cluster with one control-plane node.
+#[derive(Clone)]
 pub struct Pki {
-    pub ca: Pair,
-    /// The API server's serving certificate.
-    pub apiserver: Pair,
-    /// The API server as a client of kubelets (`kube-apiserver-kubelet-client`, `system:masters`).
-    pub apiserver_kubelet_client: Pair,
-    /// The kubelet's serving certificate.
-    pub kubelet: Pair,
-    /// `system:node:<name>` in `system:nodes`.
+    /// The CA's certificate, PEM.
+    pub ca: String,
+    pub api_server: Pair,
+    /// What the API server shows to kubelets.
     pub kubelet_client: Pair,
-    /// `kubernetes-admin` in `system:masters`.
+    /// What the kubelet shows to its callers.
+    pub kubelet_server: Pair,
+    /// Group `system:masters`.
     pub admin: Pair,
-    pub controller_manager: Pair,
-    pub scheduler: Pair,
-    /// Signs service account tokens (PKCS#8 PEM of a P-256 key).
+    /// Signs service account tokens: a P-256 key, PKCS#8 PEM, and its public half.
     pub service_account_key: String,
+    pub service_account_public: String,
 }
 
-/// Loads the PKI from `directory` and makes what is missing or about to expire.
-pub fn ensure(directory: &Path, options: &Options) -> Result<Pki, Error> {
-    std::fs::create_dir_all(directory).map_err(|source| Error::File { path: directory.into(), source })?;
-    let authority = Authority::ensure(directory)?;
-    let client = |file: &str, name: &str, group: Option<&str>| authority.leaf(directory, file, Leaf::client(name, group));
-    let node_user = format!("system:node:{}", options.node_name);
-    Ok(Pki {
-        apiserver: authority.leaf(directory, "apiserver", Leaf::server("kube-apiserver", apiserver_names(options)))?,
-        apiserver_kubelet_client: client("apiserver-kubelet-client", "kube-apiserver-kubelet-client", Some("system:masters"))?,
-        kubelet: authority.leaf(directory, "kubelet", Leaf::server(&node_user, kubelet_names(options)))?,
-        kubelet_client: client("kubelet-client", &node_user, Some("system:nodes"))?,
-        admin: client("admin", "kubernetes-admin", Some("system:masters"))?,
-        controller_manager: client("controller-manager", "system:kube-controller-manager", None)?,
-        scheduler: client("scheduler", "system:kube-scheduler", None)?,
-        service_account_key: service_account_key(directory)?,
-        ca: authority.pair,
-    })
-}
-
-fn apiserver_names(options: &Options) -> Vec<Name> {
-    let domain = &options.cluster_domain;
-    let mut names: Vec<Name> =
-        ["kubernetes", "kubernetes.default", "kubernetes.default.svc", "localhost"].map(|name| Name::Host(name.into())).into();
-    names.push(Name::Host(format!("kubernetes.default.svc.{domain}")));
-    names.push(Name::Host(options.node_name.clone()));
-    names.extend(options.hosts.iter().cloned().map(Name::Host));
-    names.extend([Name::Address(IpAddr::from([127, 0, 0, 1])), Name::Address(IpAddr::from(std::net::Ipv6Addr::LOCALHOST))]);
-    names.push(Name::Address(options.service_address));
-    names.extend(options.addresses.iter().copied().map(Name::Address));
-    dedup(names)
-}
-
-fn kubelet_names(options: &Options) -> Vec<Name> {
-    let mut names =
-        vec![Name::Host(options.node_name.clone()), Name::Host("localhost".into()), Name::Address(IpAddr::from([127, 0, 0, 1]))];
-    names.extend(options.addresses.iter().copied().map(Name::Address));
-    dedup(names)
-}
-
-fn dedup(mut names: Vec<Name>) -> Vec<Name> {
-    names.sort();
-    names.dedup();
-    names
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Name {
-    Host(String),
-    Address(IpAddr),
-}
-
+/// What a leaf certificate says.
 struct Leaf {
+    name: &'static str,
     common_name: String,
-    group: Option<String>,
-    /// Empty: a client.
-    names: Vec<Name>,
-}
-
-impl Leaf {
-    fn client(name: &str, group: Option<&str>) -> Self {
-        Self { common_name: name.into(), group: group.map(str::to_owned), names: Vec::new() }
-    }
-    fn server(name: &str, names: Vec<Name>) -> Self {
-        Self { common_name: name.into(), group: None, names }
-    }
-
-    fn params(&self) -> CertificateParams {
-        let mut params = CertificateParams::default();
-        set_validity(&mut params, LEAF_VALID);
-        params.distinguished_name.push(DnType::CommonName, self.common_name.as_str());
-        if let Some(group) = &self.group {
-            params.distinguished_name.push(DnType::OrganizationName, group.as_str());
-        }
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.use_authority_key_identifier_extension = true;
-        params.extended_key_usages = match self.names.is_empty() {
-            true => vec![ExtendedKeyUsagePurpose::ClientAuth],
-            false => vec![ExtendedKeyUsagePurpose::ServerAuth],
-        };
-        // A host name that cannot stand in a certificate is left out.
-        params.subject_alt_names = self.names.iter().filter_map(san).collect();
-        params
-    }
-
-    /// The existing certificate still says what it should, for long enough, and comes from this CA.
-    fn is_current(&self, der: &[u8], ca: &[u8]) -> bool {
-        let (Ok((_, leaf)), Ok((_, ca))) = (X509Certificate::from_der(der), X509Certificate::from_der(ca)) else {
-            return false;
-        };
-        let names: Vec<Name> = leaf.subject_alternative_name().ok().flatten().map(|san| sans(&san.value.general_names)).unwrap_or_default();
-        let wanted: Vec<Name> = self.names.iter().filter(|name| san(name).is_some()).cloned().collect();
-        let common_name = leaf.subject().iter_common_name().next().and_then(|name| name.as_str().ok());
-        common_name == Some(self.common_name.as_str())
-            && dedup(names) == dedup(wanted)
-            && leaf.validity().not_after.timestamp() > (now() + RENEW_BEFORE).as_secs() as i64
-            && authority_key(&leaf) == subject_key(&ca)
-    }
-}
-
-fn san(name: &Name) -> Option<SanType> {
-    match name {
-        Name::Host(host) => host.as_str().try_into().ok().map(SanType::DnsName),
-        Name::Address(address) => Some(SanType::IpAddress(*address)),
-    }
-}
-
-fn sans(names: &[GeneralName<'_>]) -> Vec<Name> {
-    let one = |name: &GeneralName<'_>| match name {
-        GeneralName::DNSName(host) => Some(Name::Host((*host).to_owned())),
-        GeneralName::IPAddress(bytes) => match bytes.len() {
-            4 => <[u8; 4]>::try_from(*bytes).ok().map(|bytes| Name::Address(bytes.into())),
-            _ => <[u8; 16]>::try_from(*bytes).ok().map(|bytes| Name::Address(bytes.into())),
-        },
-        _ => None,
-    };
-    names.iter().filter_map(one).collect()
-}
-
-fn authority_key(certificate: &X509Certificate<'_>) -> Option<Vec<u8>> {
-    certificate.extensions().iter().find_map(|extension| match extension.parsed_extension() {
-        x509_parser::extensions::ParsedExtension::AuthorityKeyIdentifier(id) => id.key_identifier.as_ref().map(|id| id.0.to_vec()),
-        _ => None,
-    })
-}
-
-fn subject_key(certificate: &X509Certificate<'_>) -> Option<Vec<u8>> {
-    certificate.extensions().iter().find_map(|extension| match extension.parsed_extension() {
-        x509_parser::extensions::ParsedExtension::SubjectKeyIdentifier(id) => Some(id.0.to_vec()),
-        _ => None,
-    })
-}
-
-fn now() -> Duration {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
-}
-
-/// From yesterday (clocks differ) until `valid` from now.
-fn set_validity(params: &mut CertificateParams, valid: Duration) {
-    let epoch = rcgen::date_time_ymd(1970, 1, 1);
-    params.not_before = epoch + now().saturating_sub(DAY);
-    params.not_after = epoch + now() + valid;
-}
-
-struct Authority {
-    pair: Pair,
-    issuer: Issuer<'static, KeyPair>,
-    der: Vec<u8>,
-}
-
-impl Authority {
-    fn ensure(directory: &Path) -> Result<Self, Error> {
-        let (certificate_file, key_file) = (directory.join("ca.crt"), directory.join("ca.key"));
-        let make = |source| Error::Make { name: "ca".into(), source };
-        let (certificate, key) = match (read(&certificate_file)?, read(&key_file)?) {
-            (Some(certificate), Some(key)) => (certificate, key),
-            _ => {
-                let key = KeyPair::generate().map_err(make)?;
-                let mut params = CertificateParams::default();
-                set_validity(&mut params, CA_VALID);
-                params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-                params.distinguished_name.push(DnType::CommonName, "kubernetes");
-                params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-                let certificate = params.self_signed(&key).map_err(make)?.pem();
-                let key = key.serialize_pem();
-                write_private(&key_file, &key)?;
-                write_public(&certificate_file, &certificate)?;
-                (certificate, key)
-            }
-        };
-        let der = certificate_der(&certificate, &certificate_file)?.to_vec();
-        let signer = KeyPair::from_pem(&key).map_err(make)?;
-        let issuer = Issuer::from_ca_cert_pem(&certificate, signer).map_err(make)?;
-        Ok(Self { pair: Pair { certificate, key, certificate_file, key_file }, issuer, der })
-    }
-
-    fn leaf(&self, directory: &Path, file: &str, leaf: Leaf) -> Result<Pair, Error> {
-        let (certificate_file, key_file) = (directory.join(format!("{file}.crt")), directory.join(format!("{file}.key")));
-        if let (Some(certificate), Some(key)) = (read(&certificate_file)?, read(&key_file)?) {
-            let der = certificate_der(&certificate, &certificate_file)?;
-            if leaf.is_current(&der, &self.der) {
-                return Ok(Pair { certificate, key, certificate_file, key_file });
-            }
-        }
-        let make = |source| Error::Make { name: file.into(), source };
-        let key = KeyPair::generate().map_err(make)?;
-        let certificate = leaf.params().signed_by(&key, &self.issuer).map_err(make)?.pem();
-        let key = key.serialize_pem();
-        write_private(&key_file, &key)?;
-        write_public(&certificate_file, &certificate)?;
-        Ok(Pair { certificate, key, certificate_file, key_file })
-    }
-}
-
-fn service_account_key(directory: &Path) -> Result<String, Error> {
-    let file = directory.join("sa.key");
-    if let Some(key) = read(&file)? {
-        return Ok(key);
-    }
-    let key = KeyPair::generate().map_err(|source| Error::Make { name: "sa".into(), source })?;
-    write_private(&file, &key.serialize_pem())?;
-    write_public(&directory.join("sa.pub"), &key.public_key_pem())?;
-    Ok(key.serialize_pem())
-}
-
-fn read(path: &Path) -> Result<Option<String>, Error> {
-    match std::fs::read_to_string(path) {
-        Ok(text) => Ok(Some(text)),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(Error::File { path: path.into(), source }),
-    }
-}
-
-fn write_private(path: &Path, text: &str) -> Result<(), Error> {
-    write(path, text, 0o600)
-}
-
-fn write_public(path: &Path, text: &str) -> Result<(), Error> {
-    write(path, text, 0o644)
-}
-
-/// Complete or not at all: a crash in between leaves the old file.
-fn write(path: &Path, text: &str, mode: u32) -> Result<(), Error> {
-    use std::io::Write;
-    use std::os::unix::fs::OpenOptionsExt;
-    let fail = |source| Error::File { path: path.into(), source };
-    let fresh = path.with_extension("new");
-    let _ = std::fs::remove_file(&fresh);
-    let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&fresh).map_err(fail)?;
-    file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(fail)?;
-    std::fs::rename(&fresh, path).map_err(fail)
-}
-
-fn certificate_der(pem: &str, path: &Path) -> Result<CertificateDer<'static>, Error> {
-    CertificateDer::from_pem_slice(pem.as_bytes()).map_err(|error| Error::Pem { path: path.into(), why: error.to_string() })
-}
-
-impl Pair {
-    fn der(&self) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), Error> {
-        let key = PrivateKeyDer::from_pem_slice(self.key.as_bytes())
-            .map_err(|error| Error::Pem { path: self.key_file.clone(), why: error.to_string() })?;
-        Ok((vec![certificate_der(&self.certificate, &self.certificate_file)?], key))
-    }
+    organization: Option<&'static str>,
+    hosts: Vec<String>,
+    addresses: Vec<IpAddr>,
 }
 
 impl Pki {
-    fn roots(&self) -> Result<rustls::RootCertStore, Error> {
-        let mut roots = rustls::RootCertStore::empty();
-        let ca = certificate_der(&self.ca.certificate, &self.ca.certificate_file)?;
-        roots.add(ca).map_err(|source| Error::Tls { path: self.ca.certificate_file.clone(), source })?;
-        Ok(roots)
-    }
-
-    /// A server that takes client certificates of the cluster's CA, or none.
-    pub fn server_config(&self, pair: &Pair) -> Result<Arc<rustls::ServerConfig>, Error> {
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let verifier = rustls::server::WebPkiClientVerifier::builder_with_provider(Arc::new(self.roots()?), provider.clone());
-        let verifier = verifier.allow_unauthenticated().build().map_err(|error| Error::Verifier(error.to_string()))?;
-        let tls = |source| Error::Tls { path: pair.certificate_file.clone(), source };
-        let (chain, key) = pair.der()?;
-        let builder = rustls::ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().map_err(tls)?;
-        let mut config = builder.with_client_cert_verifier(verifier).with_single_cert(chain, key).map_err(tls)?;
-        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-        Ok(Arc::new(config))
-    }
-
-    /// A client that trusts the cluster's CA and shows `pair`. No ALPN is offered: HTTP/1.1, as upgrades need it.
-    pub fn client_config(&self, pair: &Pair) -> Result<Arc<rustls::ClientConfig>, Error> {
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let tls = |source| Error::Tls { path: pair.certificate_file.clone(), source };
-        let (chain, key) = pair.der()?;
-        let builder = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().map_err(tls)?;
-        Ok(Arc::new(builder.with_root_certificates(self.roots()?).with_client_auth_cert(chain, key).map_err(tls)?))
+    /// Reads the folder, making and renewing what has to be.
+    pub fn open(dir: &Path, names: &Names) -> Result<Self, Error> {
+        make_dir(dir)?;
+        let (ca, issuer) = authority(dir)?;
+        let leaf = |leaf: Leaf| leaf.open(dir, &issuer);
+        let service_account = key(dir, "sa")?;
+        write(&dir.join("sa.pub"), &service_account.public_key_pem())?;
+        Ok(Self {
+            ca,
+            api_server: leaf(api_server(names))?,
+            kubelet_client: leaf(client("apiserver-kubelet-client", "kube-apiserver-kubelet-client", "system:masters"))?,
+            kubelet_server: leaf(kubelet_server(names))?,
+            admin: leaf(client("admin", "kubernetes-admin", "system:masters"))?,
+            service_account_public: service_account.public_key_pem(),
+            service_account_key: service_account.serialize_pem(),
+        })
     }
 }
 
-/// A kubeconfig for one user of one cluster, all data inline. `name` names cluster, user and context.
-pub fn kubeconfig(name: &str, server: &str, ca: &str, user: &Pair) -> String {
-    use base64::Engine;
-    let encode = |text: &str| base64::engine::general_purpose::STANDARD.encode(text);
-    format!(
-        "apiVersion: v1\nkind: Config\nclusters:\n- name: {name}\n  cluster:\n    server: {server}\n    certificate-authority-data: {}\n\
-         users:\n- name: {name}\n  user:\n    client-certificate-data: {}\n    client-key-data: {}\n\
-         contexts:\n- name: {name}\n  context:\n    cluster: {name}\n    user: {name}\ncurrent-context: {name}\n",
-        encode(ca),
-        encode(&user.certificate),
-        encode(&user.key)
-    )
+impl Pair {
+    /// Serves with this certificate over HTTP/2 and HTTP/1.1; clients may show a certificate of `client_ca` (PEM).
+    pub fn server_config(&self, client_ca: &str) -> Result<Arc<rustls::ServerConfig>, Error> {
+        let damaged = || Error::Damaged { path: PathBuf::from("serving certificate") };
+        let mut roots = rustls::RootCertStore::empty();
+        for certificate in CertificateDer::pem_slice_iter(client_ca.as_bytes()) {
+            roots.add(certificate.map_err(|_| damaged())?).map_err(Error::Tls)?;
+        }
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let verifier = rustls::server::WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone());
+        let verifier = verifier.allow_unauthenticated().build().map_err(Error::Verifier)?;
+        let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(self.certificate.as_bytes()).collect();
+        let key = PrivateKeyDer::from_pem_slice(self.key.as_bytes()).map_err(|_| damaged())?;
+        let builder = rustls::ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().map_err(Error::Tls)?;
+        let with_verifier = builder.with_client_cert_verifier(verifier);
+        let mut config = with_verifier.with_single_cert(chain.map_err(|_| damaged())?, key).map_err(Error::Tls)?;
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        Ok(Arc::new(config))
+    }
+}
+
+impl Pair {
+    /// Shows this certificate to servers that `server_ca` (PEM) vouches for. No ALPN: HTTP/1.1, as upgrades need it.
+    pub fn client_config(&self, server_ca: &str) -> Result<Arc<rustls::ClientConfig>, Error> {
+        let damaged = || Error::Damaged { path: PathBuf::from("client certificate") };
+        let mut roots = rustls::RootCertStore::empty();
+        for certificate in CertificateDer::pem_slice_iter(server_ca.as_bytes()) {
+            roots.add(certificate.map_err(|_| damaged())?).map_err(Error::Tls)?;
+        }
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(self.certificate.as_bytes()).collect();
+        let key = PrivateKeyDer::from_pem_slice(self.key.as_bytes()).map_err(|_| damaged())?;
+        let builder = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().map_err(Error::Tls)?;
+        let config = builder.with_root_certificates(roots).with_client_auth_cert(chain.map_err(|_| damaged())?, key).map_err(Error::Tls)?;
+        Ok(Arc::new(config))
+    }
+}
+
+fn api_server(names: &Names) -> Leaf {
+    let domain = &names.cluster_domain;
+    let fixed = ["localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc"].map(str::to_owned);
+    let mut hosts: Vec<String> = fixed.into();
+    hosts.push(format!("kubernetes.default.svc.{domain}"));
+    hosts.extend(names.api_hosts.iter().cloned());
+    let mut addresses = vec![IpAddr::from([127, 0, 0, 1]), IpAddr::from(std::net::Ipv6Addr::LOCALHOST)];
+    addresses.extend(&names.api_addresses);
+    Leaf { name: "apiserver", common_name: "kube-apiserver".into(), organization: None, hosts, addresses }
+}
+
+fn kubelet_server(names: &Names) -> Leaf {
+    Leaf {
+        name: "kubelet",
+        common_name: format!("system:node:{}", names.node_name),
+        organization: Some("system:nodes"),
+        hosts: vec![names.node_name.clone()],
+        addresses: names.node_addresses.clone(),
+    }
+}
+
+fn client(name: &'static str, common_name: &str, organization: &'static str) -> Leaf {
+    Leaf { name, common_name: common_name.into(), organization: Some(organization), hosts: Vec::new(), addresses: Vec::new() }
+}
+
+impl Leaf {
+    fn open(&self, dir: &Path, issuer: &Issuer<'_, KeyPair>) -> Result<Pair, Error> {
+        let path = dir.join(format!("{}.crt", self.name));
+        let key = key(dir, self.name)?;
+        let stored = read(&path)?.filter(|pem| self.is_good(pem, &key, issuer));
+        let certificate = match stored {
+            Some(pem) => pem,
+            None => {
+                let made = self.params().and_then(|params| params.signed_by(&key, issuer));
+                let pem = made.map_err(|source| Error::Make { name: self.name, source })?.pem();
+                write(&path, &pem)?;
+                pem
+            }
+        };
+        Ok(Pair { certificate, key: key.serialize_pem() })
+    }
+
+    fn params(&self) -> Result<CertificateParams, rcgen::Error> {
+        let mut params = CertificateParams::new(self.hosts.clone())?;
+        params.subject_alt_names.extend(self.addresses.iter().map(|address| SanType::IpAddress(*address)));
+        params.distinguished_name = subject(&self.common_name, self.organization);
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        let server = !self.hosts.is_empty();
+        params.extended_key_usages = vec![if server { ExtendedKeyUsagePurpose::ServerAuth } else { ExtendedKeyUsagePurpose::ClientAuth }];
+        params.use_authority_key_identifier_extension = true;
+        (params.not_before, params.not_after) = (day(-1), day(LEAF_DAYS));
+        Ok(params)
+    }
+
+    /// Still valid for a while, made for this key by this CA, naming at least the wanted hosts.
+    fn is_good(&self, pem: &str, key: &KeyPair, issuer: &Issuer<'_, KeyPair>) -> bool {
+        let Ok(der) = CertificateDer::from_pem_slice(pem.as_bytes()) else { return false };
+        let Ok((_, certificate)) = X509Certificate::from_der(&der) else { return false };
+        let soon = jiff::Timestamp::now().as_second() + RENEW_DAYS * 86_400;
+        let (mut hosts, mut addresses) = (Vec::new(), Vec::new());
+        let names = certificate.subject_alternative_name().ok().flatten();
+        for name in names.iter().flat_map(|extension| &extension.value.general_names) {
+            match name {
+                GeneralName::DNSName(host) => hosts.push((*host).to_owned()),
+                GeneralName::IPAddress(bytes) => addresses.extend(address(bytes)),
+                _ => {}
+            }
+        }
+        let by_our_ca = x509_parser::x509::SubjectPublicKeyInfo::from_der(&issuer.key().subject_public_key_info())
+            .is_ok_and(|(_, ca_key)| certificate.verify_signature(Some(&ca_key)).is_ok());
+        certificate.validity().not_after.timestamp() > soon
+            && certificate.public_key().raw == key.subject_public_key_info()
+            && by_our_ca
+            && self.hosts.iter().all(|host| hosts.contains(host))
+            && self.addresses.iter().all(|address| addresses.contains(address))
+    }
+}
+
+fn address(bytes: &[u8]) -> Option<IpAddr> {
+    let v4 = <[u8; 4]>::try_from(bytes).map(IpAddr::from);
+    v4.or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from)).ok()
+}
+
+fn authority(dir: &Path) -> Result<(String, Issuer<'static, KeyPair>), Error> {
+    let path = dir.join("ca.crt");
+    let key = key(dir, "ca")?;
+    let make = |source| Error::Make { name: "ca", source };
+    if let Some(pem) = read(&path)? {
+        let issuer = Issuer::from_ca_cert_pem(&pem, key).map_err(|_| Error::Damaged { path })?;
+        return Ok((pem, issuer));
+    }
+    let mut params = CertificateParams::new(Vec::new()).map_err(make)?;
+    params.distinguished_name = subject("kubernetes", None);
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    (params.not_before, params.not_after) = (day(-1), day(CA_DAYS));
+    let pem = params.self_signed(&key).map_err(make)?.pem();
+    write(&path, &pem)?;
+    Ok((pem, Issuer::new(params, key)))
+}
+
+fn subject(common_name: &str, organization: Option<&str>) -> DistinguishedName {
+    let mut subject = DistinguishedName::new();
+    if let Some(organization) = organization {
+        subject.push(DnType::OrganizationName, organization);
+    }
+    subject.push(DnType::CommonName, common_name);
+    subject
+}
+
+/// Midnight so many days from today.
+fn day(from_today: i64) -> time::OffsetDateTime {
+    let today = jiff::Timestamp::now().to_zoned(jiff::tz::TimeZone::UTC).date();
+    let date = today.saturating_add(from_today.days());
+    rcgen::date_time_ymd(date.year().into(), date.month().unsigned_abs(), date.day().unsigned_abs())
+}
+
+/// The key `<name>.key`, made when absent.
+fn key(dir: &Path, name: &'static str) -> Result<KeyPair, Error> {
+    let path = dir.join(format!("{name}.key"));
+    if let Some(pem) = read(&path)? {
+        return KeyPair::from_pem(&pem).map_err(|_| Error::Damaged { path });
+    }
+    let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).map_err(|source| Error::Make { name, source })?;
+    write(&path, &key.serialize_pem())?;
+    Ok(key)
+}
+
+fn make_dir(dir: &Path) -> Result<(), Error> {
+    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
+    made.map_err(|source| Error::File { path: dir.to_owned(), source })
+}
+
+fn read(path: &Path) -> Result<Option<String>, Error> {
+    match fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(Error::File { path: path.to_owned(), source }),
+    }
+}
+
+/// Replaces the file atomically and durably; nobody but its owner may read it.
+fn write(path: &Path, text: &str) -> Result<(), Error> {
+    let temporary = path.with_extension("new");
+    let written = (|| {
+        let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        fs::rename(&temporary, path)
+    })();
+    written.map_err(|source| Error::File { path: path.to_owned(), source })
 }
 
 #[cfg(test)]
@@ -371,41 +300,62 @@ mod tests {
 
     use super::*;
 
-    fn options() -> Options {
-        Options {
-            node_name: "node-a".into(),
-            addresses: vec![IpAddr::from([192, 0, 2, 7])],
-            hosts: vec!["api.example.com".into()],
-            service_address: IpAddr::from([10, 96, 0, 1]),
+    fn names() -> Names {
+        Names {
+            api_hosts: vec!["box".into()],
+            api_addresses: vec![[192, 0, 2, 1].into(), [10, 96, 0, 1].into()],
             cluster_domain: "cluster.local".into(),
+            node_name: "box".into(),
+            node_addresses: vec![[192, 0, 2, 1].into()],
         }
     }
 
     #[test]
-    fn a_second_start_keeps_every_key_and_a_new_name_renews_only_its_leaf() {
-        let directory = tempfile::tempdir().unwrap();
-        let first = ensure(directory.path(), &options()).unwrap();
-        let second = ensure(directory.path(), &options()).unwrap();
-        assert_eq!(first.apiserver.certificate, second.apiserver.certificate);
-        assert_eq!(first.service_account_key, second.service_account_key);
-        let third = ensure(directory.path(), &Options { hosts: vec!["other.example.com".into()], ..options() }).unwrap();
-        assert_ne!(first.apiserver.certificate, third.apiserver.certificate);
-        assert_eq!(first.admin.certificate, third.admin.certificate);
-        for file in ["ca.key", "apiserver.key", "sa.key"] {
-            let mode = std::fs::metadata(directory.path().join(file)).unwrap().permissions().mode();
-            assert_eq!(mode & 0o777, 0o600, "{file}");
-        }
+    fn opening_again_changes_no_identity() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = Pki::open(dir.path(), &names()).unwrap();
+        let again = Pki::open(dir.path(), &names()).unwrap();
+        assert_eq!((first.ca, first.api_server.certificate, first.admin.key), (again.ca, again.api_server.certificate, again.admin.key));
+        assert_eq!(first.service_account_public, again.service_account_public);
     }
 
     #[test]
-    fn certificates_carry_their_identity() {
-        let directory = tempfile::tempdir().unwrap();
-        let pki = ensure(directory.path(), &options()).unwrap();
-        let user = |pair: &Pair| crate::authenticate::certificate_user(&pair.der().unwrap().0[0]).unwrap();
-        assert_eq!(user(&pki.admin), crate::UserInfo::authenticated("kubernetes-admin", &["system:masters"]));
-        assert_eq!(user(&pki.kubelet_client), crate::UserInfo::authenticated("system:node:node-a", &["system:nodes"]));
-        assert_eq!(user(&pki.scheduler), crate::UserInfo::authenticated("system:kube-scheduler", &[]));
-        pki.server_config(&pki.apiserver).unwrap();
-        pki.client_config(&pki.admin).unwrap();
+    fn a_new_address_renews_the_certificate_that_must_name_it_and_no_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = Pki::open(dir.path(), &names()).unwrap();
+        let mut moved = names();
+        moved.api_addresses.push([198, 51, 100, 7].into());
+        let again = Pki::open(dir.path(), &moved).unwrap();
+        assert_ne!(first.api_server.certificate, again.api_server.certificate);
+        assert_eq!((first.api_server.key, first.admin.certificate), (again.api_server.key, again.admin.certificate));
+    }
+
+    #[test]
+    fn nobody_but_the_owner_can_read_the_keys() {
+        let dir = tempfile::tempdir().unwrap();
+        let pki = dir.path().join("pki");
+        Pki::open(&pki, &names()).unwrap();
+        for entry in fs::read_dir(&pki).unwrap() {
+            let entry = entry.unwrap();
+            assert_eq!(entry.metadata().unwrap().permissions().mode() & 0o077, 0, "{:?}", entry.path());
+        }
+        assert_eq!(fs::metadata(&pki).unwrap().permissions().mode() & 0o777, 0o700);
+    }
+
+    #[test]
+    fn a_damaged_key_is_named_and_not_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        Pki::open(dir.path(), &names()).unwrap();
+        fs::write(dir.path().join("ca.key"), "rubbish").unwrap();
+        let error = Pki::open(dir.path(), &names()).err().unwrap().to_string();
+        assert!(error.contains("ca.key"), "{error}");
+        assert_eq!(fs::read_to_string(dir.path().join("ca.key")).unwrap(), "rubbish");
+    }
+
+    #[test]
+    fn the_serving_certificate_is_accepted_by_tls() {
+        let dir = tempfile::tempdir().unwrap();
+        let pki = Pki::open(dir.path(), &names()).unwrap();
+        assert_eq!(pki.api_server.server_config(&pki.ca).unwrap().alpn_protocols.len(), 2);
     }
 }

@@ -23,7 +23,6 @@ pub(crate) fn plain_list(items: &[Value]) -> String {
 }
 
 /// `%#v` of a value inside an interface.
-#[allow(dead_code)] // For the words of server-side apply.
 pub(crate) fn syntax(value: &Value) -> String {
     match value {
         Value::Null => "interface {}(nil)".to_owned(),
