@@ -37,6 +37,11 @@ pub fn decode(context: &Context, kind: &Kind, parsed: impl Into<Parsed>, options
     Ok(object)
 }
 
+/// Only looks for what is wrong with a tree.
+pub fn check(context: &Context, kind: &Kind, parsed: Parsed, options: &WriteOptions) -> Result<(), Status> {
+    typed(context, kind.schema, kind.facts.kind, kind.facts.version, parsed, options).map(drop)
+}
+
 /// Sets what the stored version's table and rules say about absent fields.
 pub fn default(kind: &Kind, object: &mut Value) {
     schema::default::apply(object, &Schema::Object(Ref::Static(kind.storage.schema)));

@@ -138,7 +138,8 @@ impl Registry {
             context.warn(warning);
         }
         self.judge(context, target, Operation::Create, Some(&object), None, options.dry_run).await?;
-        let reserved = self.services.reserve(kind, &mut object, None, options.dry_run).map_err(|errors| kind.invalid(target.name, &errors))?;
+        let reserved =
+            self.services.reserve(kind, &mut object, None, options.dry_run).map_err(|errors| kind.invalid(target.name, &errors))?;
         own(target, &mut object, None, Part::Main, options, owners);
         let (key, bytes) = (Bytes::from(target.key()), object::encode(&object));
         if options.dry_run {

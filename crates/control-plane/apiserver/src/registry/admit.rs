@@ -24,7 +24,12 @@ pub struct Reader {
 }
 
 impl Lookup for Reader {
-    fn get<'a>(&'a self, resource: &'a GroupResource, namespace: &'a str, name: &'a str) -> BoxFuture<'a, Result<Option<Arc<Value>>, Status>> {
+    fn get<'a>(
+        &'a self,
+        resource: &'a GroupResource,
+        namespace: &'a str,
+        name: &'a str,
+    ) -> BoxFuture<'a, Result<Option<Arc<Value>>, Status>> {
         async move {
             let Some(kind) = catalog::stored(&resource.group, &resource.resource) else {
                 return Ok(None);

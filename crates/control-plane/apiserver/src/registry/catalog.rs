@@ -114,7 +114,6 @@ fn join(facts: &'static Resource) -> Option<Kind> {
     Some(Kind { facts, schema, rules: own, storage })
 }
 
-
 /// Lives as long as the process: called once per kind.
 fn generic(facts: &'static Resource) -> &'static dyn Rules {
     Box::leak(Box::new(Generic(facts)))

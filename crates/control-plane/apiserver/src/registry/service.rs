@@ -76,8 +76,12 @@ impl Drop for Reservation<'_> {
     fn drop(&mut self) {
         if !self.kept {
             let mut taken = self.allocators.lock();
-            self.addresses.iter().for_each(|address| drop(taken.addresses.remove(&u32::from(*address))));
-            self.ports.iter().for_each(|port| drop(taken.ports.remove(port)));
+            for address in &self.addresses {
+                taken.addresses.remove(&u32::from(*address));
+            }
+            for port in &self.ports {
+                taken.ports.remove(port);
+            }
         }
     }
 }
@@ -99,7 +103,13 @@ impl Allocators {
     }
 
     /// Gives the Service what it needs and lacks. What `old` has is its own already.
-    pub fn reserve(&self, kind: &Kind, service: &mut Value, old: Option<&Value>, dry_run: bool) -> Result<Reservation<'_>, Vec<field::Error>> {
+    pub fn reserve(
+        &self,
+        kind: &Kind,
+        service: &mut Value,
+        old: Option<&Value>,
+        dry_run: bool,
+    ) -> Result<Reservation<'_>, Vec<field::Error>> {
         let mut reserved = Reservation { allocators: self, addresses: Vec::new(), ports: Vec::new(), kept: false };
         if kind.facts.plural != "services" {
             return Ok(reserved);
@@ -124,7 +134,9 @@ impl Allocators {
         let path = Path::new("spec").child("clusterIPs");
         let refuse = |text: &str, why: String| field::Error::invalid(&path, json!([text]), format!("failed to allocate IP {text}: {why}"));
         if given.is_empty() {
-            let address = self.free_address().ok_or_else(|| field::Error::invalid(&path, json!([]), "failed to allocate a serviceIP: range is full"))?;
+            let address = self
+                .free_address()
+                .ok_or_else(|| field::Error::invalid(&path, json!([]), "failed to allocate a serviceIP: range is full"))?;
             reserved.addresses.push(address);
             self.describe(service, &address.to_string());
             return Ok(());
@@ -186,7 +198,8 @@ impl Allocators {
             let wanted = port["nodePort"].as_u64().and_then(|number| u16::try_from(number).ok()).unwrap_or(0);
             match wanted {
                 0 if allocate => {
-                    let number = self.free_port().ok_or_else(|| field::Error::invalid(&path, 0, "failed to allocate a nodePort: range is full"))?;
+                    let number =
+                        self.free_port().ok_or_else(|| field::Error::invalid(&path, 0, "failed to allocate a nodePort: range is full"))?;
                     reserved.ports.push(number);
                     own.insert(number);
                     port["nodePort"] = number.into();
@@ -235,7 +248,10 @@ impl Allocators {
         let (low, high) = (u32::from(*self.ranges.node_ports.start()), u32::from(*self.ranges.node_ports.end()));
         let start = low + random_below(high - low + 1);
         let mut taken = self.lock();
-        let number = (start..=high).chain(low..start).filter_map(|number| u16::try_from(number).ok()).find(|number| !taken.ports.contains(number))?;
+        let number = (start..=high)
+            .chain(low..start)
+            .filter_map(|number| u16::try_from(number).ok())
+            .find(|number| !taken.ports.contains(number))?;
         taken.ports.insert(number);
         Some(number)
     }
