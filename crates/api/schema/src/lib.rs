@@ -10,5 +10,7 @@ pub mod decode;
 pub mod default;
 pub mod merge;
 pub mod model;
+pub mod openapi;
+pub mod protobuf;
 pub mod resources;
 pub mod table;

@@ -6,6 +6,8 @@
 pub mod authenticate;
 pub mod authorize;
 
+pub mod pki;
+
 use std::collections::BTreeMap;
 
 /// An authenticated identity (upstream: `user.Info`).

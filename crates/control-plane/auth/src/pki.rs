@@ -1,0 +1,344 @@
+//! The cluster's own keys and certificates, in one folder that only root can read.
+//!
+//! [`Pki::open`] makes what is missing and renews what expires soon or no longer names the right hosts; everything else stays as it
+//! is, so that a restart changes no identity. Keys are P-256. The layout follows kubeadm's `/etc/kubernetes/pki`.
+
+use std::fs;
+use std::io::{self, Write};
+use std::net::IpAddr;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use jiff::ToSpan;
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    PublicKeyData, SanType,
+};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
+
+/// Validity of the CA and of leaves, in days, and how long before its end a leaf is renewed.
+const CA_DAYS: i64 = 3_650;
+const LEAF_DAYS: i64 = 365;
+const RENEW_DAYS: i64 = 60;
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("{path}")]
+    File { path: PathBuf, source: io::Error },
+    #[error("{path}: not a certificate or key that can be read")]
+    Damaged { path: PathBuf },
+    #[error("make certificate {name}")]
+    Make { name: &'static str, source: rcgen::Error },
+    #[error("TLS configuration")]
+    Tls(#[source] rustls::Error),
+    #[error("client certificate verifier")]
+    Verifier(#[source] rustls::server::VerifierBuilderError),
+}
+
+/// A certificate with its key, both PEM.
+#[derive(Clone)]
+pub struct Pair {
+    pub certificate: String,
+    pub key: String,
+}
+
+/// Names that certificates must carry.
+#[derive(Clone, Debug)]
+pub struct Names {
+    /// DNS names of the API server besides `localhost` and `kubernetes[.default[.svc[.<domain>]]]`.
+    pub api_hosts: Vec<String>,
+    /// Addresses of the API server besides the loopbacks: the node's, and the first of the Service range.
+    pub api_addresses: Vec<IpAddr>,
+    pub cluster_domain: String,
+    pub node_name: String,
+    pub node_addresses: Vec<IpAddr>,
+}
+
+/// The keys of one cluster with one control-plane node.
+#[derive(Clone)]
+pub struct Pki {
+    /// The CA's certificate, PEM.
+    pub ca: String,
+    pub api_server: Pair,
+    /// What the API server shows to kubelets.
+    pub kubelet_client: Pair,
+    /// What the kubelet shows to its callers.
+    pub kubelet_server: Pair,
+    /// Group `system:masters`.
+    pub admin: Pair,
+    /// Signs service account tokens: a P-256 key, PKCS#8 PEM, and its public half.
+    pub service_account_key: String,
+    pub service_account_public: String,
+}
+
+/// What a leaf certificate says.
+struct Leaf {
+    name: &'static str,
+    common_name: String,
+    organization: Option<&'static str>,
+    hosts: Vec<String>,
+    addresses: Vec<IpAddr>,
+}
+
+impl Pki {
+    /// Reads the folder, making and renewing what has to be.
+    pub fn open(dir: &Path, names: &Names) -> Result<Self, Error> {
+        make_dir(dir)?;
+        let (ca, issuer) = authority(dir)?;
+        let leaf = |leaf: Leaf| leaf.open(dir, &issuer);
+        let service_account = key(dir, "sa")?;
+        write(&dir.join("sa.pub"), &service_account.public_key_pem())?;
+        Ok(Self {
+            ca,
+            api_server: leaf(api_server(names))?,
+            kubelet_client: leaf(client("apiserver-kubelet-client", "kube-apiserver-kubelet-client", "system:masters"))?,
+            kubelet_server: leaf(kubelet_server(names))?,
+            admin: leaf(client("admin", "kubernetes-admin", "system:masters"))?,
+            service_account_public: service_account.public_key_pem(),
+            service_account_key: service_account.serialize_pem(),
+        })
+    }
+}
+
+impl Pair {
+    /// Serves with this certificate over HTTP/2 and HTTP/1.1; clients may show a certificate of `client_ca` (PEM).
+    pub fn server_config(&self, client_ca: &str) -> Result<Arc<rustls::ServerConfig>, Error> {
+        let damaged = || Error::Damaged { path: PathBuf::from("serving certificate") };
+        let mut roots = rustls::RootCertStore::empty();
+        for certificate in CertificateDer::pem_slice_iter(client_ca.as_bytes()) {
+            roots.add(certificate.map_err(|_| damaged())?).map_err(Error::Tls)?;
+        }
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let verifier = rustls::server::WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone());
+        let verifier = verifier.allow_unauthenticated().build().map_err(Error::Verifier)?;
+        let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(self.certificate.as_bytes()).collect();
+        let key = PrivateKeyDer::from_pem_slice(self.key.as_bytes()).map_err(|_| damaged())?;
+        let builder = rustls::ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().map_err(Error::Tls)?;
+        let with_verifier = builder.with_client_cert_verifier(verifier);
+        let mut config = with_verifier.with_single_cert(chain.map_err(|_| damaged())?, key).map_err(Error::Tls)?;
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        Ok(Arc::new(config))
+    }
+}
+
+fn api_server(names: &Names) -> Leaf {
+    let domain = &names.cluster_domain;
+    let fixed = ["localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc"].map(str::to_owned);
+    let mut hosts: Vec<String> = fixed.into();
+    hosts.push(format!("kubernetes.default.svc.{domain}"));
+    hosts.extend(names.api_hosts.iter().cloned());
+    let mut addresses = vec![IpAddr::from([127, 0, 0, 1]), IpAddr::from(std::net::Ipv6Addr::LOCALHOST)];
+    addresses.extend(&names.api_addresses);
+    Leaf { name: "apiserver", common_name: "kube-apiserver".into(), organization: None, hosts, addresses }
+}
+
+fn kubelet_server(names: &Names) -> Leaf {
+    Leaf {
+        name: "kubelet",
+        common_name: format!("system:node:{}", names.node_name),
+        organization: Some("system:nodes"),
+        hosts: vec![names.node_name.clone()],
+        addresses: names.node_addresses.clone(),
+    }
+}
+
+fn client(name: &'static str, common_name: &str, organization: &'static str) -> Leaf {
+    Leaf { name, common_name: common_name.into(), organization: Some(organization), hosts: Vec::new(), addresses: Vec::new() }
+}
+
+impl Leaf {
+    fn open(&self, dir: &Path, issuer: &Issuer<'_, KeyPair>) -> Result<Pair, Error> {
+        let path = dir.join(format!("{}.crt", self.name));
+        let key = key(dir, self.name)?;
+        let stored = read(&path)?.filter(|pem| self.is_good(pem, &key, issuer));
+        let certificate = match stored {
+            Some(pem) => pem,
+            None => {
+                let made = self.params().and_then(|params| params.signed_by(&key, issuer));
+                let pem = made.map_err(|source| Error::Make { name: self.name, source })?.pem();
+                write(&path, &pem)?;
+                pem
+            }
+        };
+        Ok(Pair { certificate, key: key.serialize_pem() })
+    }
+
+    fn params(&self) -> Result<CertificateParams, rcgen::Error> {
+        let mut params = CertificateParams::new(self.hosts.clone())?;
+        params.subject_alt_names.extend(self.addresses.iter().map(|address| SanType::IpAddress(*address)));
+        params.distinguished_name = subject(&self.common_name, self.organization);
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        let server = !self.hosts.is_empty();
+        params.extended_key_usages = vec![if server { ExtendedKeyUsagePurpose::ServerAuth } else { ExtendedKeyUsagePurpose::ClientAuth }];
+        params.use_authority_key_identifier_extension = true;
+        (params.not_before, params.not_after) = (day(-1), day(LEAF_DAYS));
+        Ok(params)
+    }
+
+    /// Still valid for a while, made for this key by this CA, naming at least the wanted hosts.
+    fn is_good(&self, pem: &str, key: &KeyPair, issuer: &Issuer<'_, KeyPair>) -> bool {
+        let Ok(der) = CertificateDer::from_pem_slice(pem.as_bytes()) else { return false };
+        let Ok((_, certificate)) = X509Certificate::from_der(&der) else { return false };
+        let soon = jiff::Timestamp::now().as_second() + RENEW_DAYS * 86_400;
+        let (mut hosts, mut addresses) = (Vec::new(), Vec::new());
+        let names = certificate.subject_alternative_name().ok().flatten();
+        for name in names.iter().flat_map(|extension| &extension.value.general_names) {
+            match name {
+                GeneralName::DNSName(host) => hosts.push((*host).to_owned()),
+                GeneralName::IPAddress(bytes) => addresses.extend(address(bytes)),
+                _ => {}
+            }
+        }
+        let by_our_ca = x509_parser::x509::SubjectPublicKeyInfo::from_der(&issuer.key().subject_public_key_info())
+            .is_ok_and(|(_, ca_key)| certificate.verify_signature(Some(&ca_key)).is_ok());
+        certificate.validity().not_after.timestamp() > soon
+            && certificate.public_key().raw == key.subject_public_key_info()
+            && by_our_ca
+            && self.hosts.iter().all(|host| hosts.contains(host))
+            && self.addresses.iter().all(|address| addresses.contains(address))
+    }
+}
+
+fn address(bytes: &[u8]) -> Option<IpAddr> {
+    let v4 = <[u8; 4]>::try_from(bytes).map(IpAddr::from);
+    v4.or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from)).ok()
+}
+
+fn authority(dir: &Path) -> Result<(String, Issuer<'static, KeyPair>), Error> {
+    let path = dir.join("ca.crt");
+    let key = key(dir, "ca")?;
+    let make = |source| Error::Make { name: "ca", source };
+    if let Some(pem) = read(&path)? {
+        let issuer = Issuer::from_ca_cert_pem(&pem, key).map_err(|_| Error::Damaged { path })?;
+        return Ok((pem, issuer));
+    }
+    let mut params = CertificateParams::new(Vec::new()).map_err(make)?;
+    params.distinguished_name = subject("kubernetes", None);
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    (params.not_before, params.not_after) = (day(-1), day(CA_DAYS));
+    let pem = params.self_signed(&key).map_err(make)?.pem();
+    write(&path, &pem)?;
+    Ok((pem, Issuer::new(params, key)))
+}
+
+fn subject(common_name: &str, organization: Option<&str>) -> DistinguishedName {
+    let mut subject = DistinguishedName::new();
+    if let Some(organization) = organization {
+        subject.push(DnType::OrganizationName, organization);
+    }
+    subject.push(DnType::CommonName, common_name);
+    subject
+}
+
+/// Midnight so many days from today.
+fn day(from_today: i64) -> time::OffsetDateTime {
+    let today = jiff::Timestamp::now().to_zoned(jiff::tz::TimeZone::UTC).date();
+    let date = today.saturating_add(from_today.days());
+    rcgen::date_time_ymd(date.year().into(), date.month().unsigned_abs(), date.day().unsigned_abs())
+}
+
+/// The key `<name>.key`, made when absent.
+fn key(dir: &Path, name: &'static str) -> Result<KeyPair, Error> {
+    let path = dir.join(format!("{name}.key"));
+    if let Some(pem) = read(&path)? {
+        return KeyPair::from_pem(&pem).map_err(|_| Error::Damaged { path });
+    }
+    let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).map_err(|source| Error::Make { name, source })?;
+    write(&path, &key.serialize_pem())?;
+    Ok(key)
+}
+
+fn make_dir(dir: &Path) -> Result<(), Error> {
+    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
+    made.map_err(|source| Error::File { path: dir.to_owned(), source })
+}
+
+fn read(path: &Path) -> Result<Option<String>, Error> {
+    match fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(Error::File { path: path.to_owned(), source }),
+    }
+}
+
+/// Replaces the file atomically and durably; nobody but its owner may read it.
+fn write(path: &Path, text: &str) -> Result<(), Error> {
+    let temporary = path.with_extension("new");
+    let written = (|| {
+        let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        fs::rename(&temporary, path)
+    })();
+    written.map_err(|source| Error::File { path: path.to_owned(), source })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    fn names() -> Names {
+        Names {
+            api_hosts: vec!["box".into()],
+            api_addresses: vec![[192, 0, 2, 1].into(), [10, 96, 0, 1].into()],
+            cluster_domain: "cluster.local".into(),
+            node_name: "box".into(),
+            node_addresses: vec![[192, 0, 2, 1].into()],
+        }
+    }
+
+    #[test]
+    fn opening_again_changes_no_identity() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = Pki::open(dir.path(), &names()).unwrap();
+        let again = Pki::open(dir.path(), &names()).unwrap();
+        assert_eq!((first.ca, first.api_server.certificate, first.admin.key), (again.ca, again.api_server.certificate, again.admin.key));
+        assert_eq!(first.service_account_public, again.service_account_public);
+    }
+
+    #[test]
+    fn a_new_address_renews_the_certificate_that_must_name_it_and_no_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = Pki::open(dir.path(), &names()).unwrap();
+        let mut moved = names();
+        moved.api_addresses.push([198, 51, 100, 7].into());
+        let again = Pki::open(dir.path(), &moved).unwrap();
+        assert_ne!(first.api_server.certificate, again.api_server.certificate);
+        assert_eq!((first.api_server.key, first.admin.certificate), (again.api_server.key, again.admin.certificate));
+    }
+
+    #[test]
+    fn nobody_but_the_owner_can_read_the_keys() {
+        let dir = tempfile::tempdir().unwrap();
+        let pki = dir.path().join("pki");
+        Pki::open(&pki, &names()).unwrap();
+        for entry in fs::read_dir(&pki).unwrap() {
+            let entry = entry.unwrap();
+            assert_eq!(entry.metadata().unwrap().permissions().mode() & 0o077, 0, "{:?}", entry.path());
+        }
+        assert_eq!(fs::metadata(&pki).unwrap().permissions().mode() & 0o777, 0o700);
+    }
+
+    #[test]
+    fn a_damaged_key_is_named_and_not_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        Pki::open(dir.path(), &names()).unwrap();
+        fs::write(dir.path().join("ca.key"), "rubbish").unwrap();
+        let error = Pki::open(dir.path(), &names()).err().unwrap().to_string();
+        assert!(error.contains("ca.key"), "{error}");
+        assert_eq!(fs::read_to_string(dir.path().join("ca.key")).unwrap(), "rubbish");
+    }
+
+    #[test]
+    fn the_serving_certificate_is_accepted_by_tls() {
+        let dir = tempfile::tempdir().unwrap();
+        let pki = Pki::open(dir.path(), &names()).unwrap();
+        assert_eq!(pki.api_server.server_config(&pki.ca).unwrap().alpn_protocols.len(), 2);
+    }
+}
