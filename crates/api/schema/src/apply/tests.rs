@@ -383,6 +383,13 @@ fn owners_of_parts_that_have_become_atomic_own_the_whole() {
 }
 
 #[test]
+fn the_fields_of_the_built_in_table_are_sorted() {
+    for schema in table::all() {
+        assert!(schema.fields.is_sorted_by(|left, right| *left.json < *right.json), "{}", &*schema.name);
+    }
+}
+
+#[test]
 fn times_alone_are_no_change() {
     let old = created(deployment(json!({"replicas": 1})), by("a"));
     let mut new = old.clone();

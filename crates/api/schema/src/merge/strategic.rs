@@ -40,7 +40,8 @@ pub(super) fn no_merge_key(item: &Object, key: &str) -> Error {
 }
 
 pub(super) fn bad_argument(expected: &str, actual: &Value) -> Error {
-    Error::Contradiction(format!("expected a {expected}, but received a {}", type_name(actual)))
+    let actual = if actual.is_null() { "%!s(<nil>)" } else { type_name(actual) };
+    Error::Contradiction(format!("expected a {expected}, but received a {actual}"))
 }
 
 fn bad_directive(directive: &Value, patch: &Object) -> Error {
@@ -169,7 +170,10 @@ fn set_element_orders(original: &mut Object, patch: &mut Object, place: Place<'_
             (Some(_), Some(change)) => change.to_vec(),
         };
         let kind = element_kind(&[current.unwrap_or_default(), change.unwrap_or_default()])?;
-        let server_order = current.unwrap_or_default().to_vec();
+        let server_order = match rule.merge_key {
+            Some(key) if rule.merge && kind == Kind::Map => order::seen_after(current, change, key),
+            _ => current.unwrap_or_default().to_vec(),
+        };
         let arranged = list_arrange(merged, &order, &server_order, rule.merge_key, kind)?;
         original.insert(field.to_owned(), Value::Array(arranged));
         patch.remove(field);
@@ -195,23 +199,29 @@ fn check_order(change: &[Value], order: &[Value], merge_key: Option<&str>) -> Re
     {
         return Err(bad_argument("map[string]interface {}", other));
     }
+    let kept: Vec<&Value> = change.iter().filter(|item| merge_key.is_none() || !is_deletion(item)).collect();
+    let mut items = kept.iter().peekable();
     let mut expected = order.iter();
-    let kept = |item: &&Value| merge_key.is_none() || !is_deletion(item);
-    for item in change.iter().filter(kept).filter(|item| item.get(DIRECTIVE).is_none()) {
-        loop {
-            let Some(next) = expected.next() else {
-                return Err(Error::Contradiction(format!(
-                    "The order in patch list:\n{}\n doesn't match {SET_ELEMENT_ORDER} list:\n{}\n",
-                    plain_list(change),
-                    plain_list(order)
-                )));
-            };
-            if same_key(item, next, merge_key)? {
-                break;
-            }
+    while let Some(item) = items.peek() {
+        // As upstream, items with directives are passed over only as long as the order goes on.
+        let Some(next) = expected.as_slice().first() else { break };
+        if item.get(DIRECTIVE).is_some() {
+            items.next();
+            continue;
+        }
+        expected.next();
+        if same_key(item, next, merge_key)? {
+            items.next();
         }
     }
-    Ok(())
+    if items.peek().is_none() {
+        return Ok(());
+    }
+    Err(Error::Contradiction(format!(
+        "The order in patch list:\n{}\n doesn't match {SET_ELEMENT_ORDER} list:\n{}\n",
+        plain_list(change),
+        plain_list(order)
+    )))
 }
 
 fn same_key(left: &Value, right: &Value, merge_key: Option<&str>) -> Result<bool, Error> {

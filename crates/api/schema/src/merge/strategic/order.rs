@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::super::Error;
 use super::super::go_format::plain_list;
-use super::{bad_argument, is_deletion, no_merge_key};
+use super::{DIRECTIVE, bad_argument, is_deletion, no_merge_key};
 
 /// The one Go type that all elements of lists to be merged must have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,4 +105,38 @@ fn interleave(server_only: Vec<Value>, patched: Vec<Value>, server_order: &[Valu
     out.extend(server_only);
     out.extend(patched);
     out
+}
+
+/// The live order as upstream sees it when it interleaves: items that the patch adds stand where deleted ones left room.
+///
+/// Upstream deletes and appends inside the live list's own array. Nobody meant that to have an effect, but it decides where
+/// server-only items (injected sidecars) come to stand when one patch deletes and adds.
+pub(super) fn seen_after(current: Option<&[Value]>, change: Option<&[Value]>, key: &str) -> Vec<Value> {
+    let mut seen = current.unwrap_or_default().to_vec();
+    let change = change.unwrap_or_default();
+    let same_key = |left: &Value, right: &Value| left.get(key).is_some() && left.get(key) == right.get(key);
+    let mut length = seen.len();
+    for doomed in change.iter().filter(|item| is_deletion(item)) {
+        while let Some(at) = seen.iter().take(length).position(|item| same_key(item, doomed)) {
+            // The array keeps its last element behind the shortened list.
+            if let Some(last) = seen.get(length - 1).cloned() {
+                seen.remove(at);
+                seen.insert(length - 1, last);
+            }
+            length -= 1;
+        }
+    }
+    let replaces = |item: &&Value| item.get(DIRECTIVE).and_then(Value::as_str) == Some("replace");
+    if change.iter().any(|item| replaces(&item)) {
+        return seen;
+    }
+    for added in change.iter().filter(|item| item.get(DIRECTIVE).is_none()) {
+        if seen.iter().take(length).any(|item| same_key(item, added)) {
+            continue;
+        }
+        let Some(slot) = seen.get_mut(length) else { break };
+        *slot = added.clone();
+        length += 1;
+    }
+    seen
 }
