@@ -130,6 +130,9 @@ pub fn all() -> &'static [&'static dyn Rules] {
         &priority_class::PriorityClass,
         &storage_class::StorageClass,
         &limit_range::LimitRange,
+        &persistent_volume_claim::PersistentVolumeClaim,
+        &persistent_volume::PersistentVolume,
+        &pod_disruption_budget::PodDisruptionBudget,
         &ingress::Ingress,
         &network_policy::NetworkPolicy,
     ]
