@@ -127,3 +127,52 @@ fn writing_the_same_manifest_again_changes_nothing() {
         assert!(rules.validate_update(&new, &stored, Part::Main).is_empty());
     }
 }
+
+/// Every object that differs from `value` by one subtree replaced.
+fn broken(value: &Value, with: &Value) -> Vec<Value> {
+    let mut all = vec![with.clone()];
+    match value {
+        Value::Object(map) => {
+            for (key, part) in map {
+                for replaced in broken(part, with) {
+                    let mut copy = map.clone();
+                    copy.insert(key.clone(), replaced);
+                    all.push(Value::Object(copy));
+                }
+            }
+        }
+        Value::Array(items) => {
+            for (index, part) in items.iter().enumerate() {
+                for replaced in broken(part, with) {
+                    let mut copy = items.clone();
+                    copy[index] = replaced;
+                    all.push(Value::Array(copy));
+                }
+            }
+        }
+        _ => {}
+    }
+    all
+}
+
+#[test]
+fn no_broken_manifest_makes_the_rules_panic() {
+    for manifest in manifests() {
+        let (rules, object) = load(&manifest);
+        for with in [json!(null), json!([]), json!({}), json!(""), json!("é"), json!(-1), json!([{}])] {
+            for mut odd in broken(&object, &with) {
+                rules.validate_update(&odd, &object, Part::Main);
+                rules.validate_update(&object, &odd, Part::Status);
+                rules.cells(&odd, i64::from(u32::MAX));
+                rules.selectable_fields(&odd);
+                rules.warnings(&odd, None);
+                rules.default(&mut odd);
+                rules.prepare_create(&mut odd);
+                for part in [Part::Main, Part::Status, Part::Subresource("ephemeralcontainers"), Part::Subresource("finalize")] {
+                    rules.prepare_update(&mut odd, &object, part);
+                }
+                rules.validate(&odd);
+            }
+        }
+    }
+}

@@ -127,7 +127,7 @@ impl Amounts {
             let one = Self::of(at(container, "resources"));
             for (all, part) in [(&mut total.requests, one.requests), (&mut total.limits, one.limits)] {
                 for (name, amount) in part {
-                    all.entry(name).and_modify(|sum| *sum = sum.add(amount)).or_insert(amount);
+                    all.entry(name).and_modify(|sum| *sum = *sum + amount).or_insert(amount);
                 }
             }
         }
