@@ -13,8 +13,11 @@ mod act;
 mod context;
 mod pods;
 mod selector;
+mod service;
 
 mod deployment;
+mod endpoint_slice;
+mod endpoints;
 mod replicaset;
 mod root_ca;
 mod service_account;
@@ -42,7 +45,14 @@ macro_rules! controller {
 
 /// Every controller; the order has no meaning.
 fn all() -> Vec<Controller> {
-    vec![controller!(deployment), controller!(replicaset), controller!(service_account), controller!(root_ca)]
+    vec![
+        controller!(endpoint_slice),
+        controller!(endpoints),
+        controller!(deployment),
+        controller!(replicaset),
+        controller!(service_account),
+        controller!(root_ca),
+    ]
 }
 
 /// Runs every controller until `drain`. `client` is `system:kube-controller-manager` or may do as much.
