@@ -11,6 +11,7 @@
 
 mod act;
 mod context;
+mod discovery;
 mod pods;
 mod selector;
 mod service;
@@ -18,6 +19,8 @@ mod service;
 mod deployment;
 mod endpoint_slice;
 mod endpoints;
+mod garbage_collector;
+mod namespace;
 mod replicaset;
 mod root_ca;
 mod service_account;
@@ -46,10 +49,12 @@ macro_rules! controller {
 /// Every controller; the order has no meaning.
 fn all() -> Vec<Controller> {
     vec![
-        controller!(endpoint_slice),
-        controller!(endpoints),
         controller!(deployment),
         controller!(replicaset),
+        controller!(endpoint_slice),
+        controller!(endpoints),
+        controller!(garbage_collector),
+        controller!(namespace),
         controller!(service_account),
         controller!(root_ca),
     ]
