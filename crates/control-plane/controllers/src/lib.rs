@@ -11,10 +11,16 @@
 
 mod act;
 mod context;
+mod discovery;
 mod pods;
 mod selector;
+mod service;
 
 mod deployment;
+mod endpoint_slice;
+mod endpoints;
+mod garbage_collector;
+mod namespace;
 mod replicaset;
 mod root_ca;
 mod service_account;
@@ -42,7 +48,16 @@ macro_rules! controller {
 
 /// Every controller; the order has no meaning.
 fn all() -> Vec<Controller> {
-    vec![controller!(deployment), controller!(replicaset), controller!(service_account), controller!(root_ca)]
+    vec![
+        controller!(deployment),
+        controller!(replicaset),
+        controller!(endpoint_slice),
+        controller!(endpoints),
+        controller!(garbage_collector),
+        controller!(namespace),
+        controller!(service_account),
+        controller!(root_ca),
+    ]
 }
 
 /// Runs every controller until `drain`. `client` is `system:kube-controller-manager` or may do as much.
