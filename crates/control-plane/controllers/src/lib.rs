@@ -11,6 +11,7 @@
 
 mod act;
 mod context;
+mod discovery;
 mod pods;
 mod selector;
 mod service;
@@ -18,9 +19,14 @@ mod service;
 mod deployment;
 mod endpoint_slice;
 mod endpoints;
+mod garbage_collector;
+mod namespace;
+mod node_lifecycle;
+mod pod_gc;
 mod replicaset;
 mod root_ca;
 mod service_account;
+mod taint_eviction;
 
 use std::pin::Pin;
 
@@ -46,10 +52,15 @@ macro_rules! controller {
 /// Every controller; the order has no meaning.
 fn all() -> Vec<Controller> {
     vec![
-        controller!(endpoint_slice),
-        controller!(endpoints),
         controller!(deployment),
         controller!(replicaset),
+        controller!(endpoint_slice),
+        controller!(endpoints),
+        controller!(garbage_collector),
+        controller!(namespace),
+        controller!(node_lifecycle),
+        controller!(taint_eviction),
+        controller!(pod_gc),
         controller!(service_account),
         controller!(root_ca),
     ]
