@@ -1,3 +1,6 @@
+mod config;
+mod kubeconfig;
+mod preflight;
 mod toolbox;
 fn main() {
     if let Some(code) = toolbox::dispatch() {
