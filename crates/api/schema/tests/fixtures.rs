@@ -8,7 +8,7 @@ use std::process::Command;
 
 use schema::decode::{self, Mode};
 use schema::model::Type;
-use schema::table;
+use schema::{protobuf, table};
 use serde_json::Value;
 
 fn spec() -> PathBuf {
@@ -93,4 +93,30 @@ fn yaml_and_json_of_every_fixture_are_the_same_object() {
         }
     };
     check(fixtures.iter().filter_map(read).collect());
+}
+
+#[test]
+fn protobuf_and_json_of_every_fixture_are_the_same_object() {
+    let fixtures = known();
+    let read = |(name, found, value, files): &Fixture| match protobuf::decode(files.get("pb")?, Some(found)) {
+        Ok(object) => difference(name, &object.value, value),
+        Err(error) => Some(format!("{name}: {error}")),
+    };
+    check(fixtures.iter().filter_map(read).collect());
+}
+
+/// Field order differs from Go's, so bytes are compared by their number, and by what they decode to.
+#[test]
+fn every_fixture_is_written_in_as_many_bytes_as_go_writes() {
+    let fixtures = known();
+    let write = |(name, found, value, files): &Fixture| {
+        let ours = protobuf::encode(value, found);
+        let theirs = files.get("pb")?;
+        match protobuf::decode(&ours, Some(found)) {
+            Ok(object) if object.value != *value => difference(name, &object.value, value),
+            Ok(_) => (ours.len() != theirs.len()).then(|| format!("{name}: {} bytes, Go writes {}", ours.len(), theirs.len())),
+            Err(error) => Some(format!("{name}: {error}")),
+        }
+    };
+    check(fixtures.iter().filter_map(write).collect());
 }

@@ -11,6 +11,7 @@
 //! Read in this order: [`cache`], [`queue`], [`expectations`], [`events`], [`leader`].
 
 pub mod cache;
+pub mod caches;
 pub mod events;
 pub mod expectations;
 pub mod leader;
@@ -18,6 +19,7 @@ pub mod object;
 pub mod queue;
 
 pub use cache::{Cache, Scope, Wakeups};
+pub use caches::Caches;
 pub use events::{EventKind, EventRecorder};
 pub use expectations::Expectations;
 pub use object::{Cached, ObjectKey, PartialObject, key_of, reference_to};

@@ -1,1 +1,63 @@
-//! (story of the crate: to be written by its first author)
+//! The controllers: loops that make what is match what was asked for, each reading caches and writing through the API.
+//!
+//! A folder per controller in one shape: `observe` gathers a world from the caches, `plan` decides in a pure function, `act` writes
+//! idempotently. [`all`] lists them; [`run`] starts all of them at once on shared caches. Each controller is one task with one queue
+//! of keys (one key, one running reconcile); wake-ups come from the caches' callbacks.
+//!
+//! An idle cluster writes nothing: every plan compares before it writes. There is no self-imposed rate limit; writes for one owner
+//! go out [`act::IN_FLIGHT`] at a time.
+//!
+//! Read in this order: [`context`], [`replicaset`], [`deployment`], then any other.
+
+mod act;
+mod context;
+mod pods;
+mod selector;
+
+mod deployment;
+mod replicaset;
+mod root_ca;
+mod service_account;
+
+use std::pin::Pin;
+
+use client::Client;
+use reconcile::Caches;
+use stdx::Drain;
+
+pub use context::Config;
+use context::Context;
+
+/// One controller: its name in logs and its life.
+struct Controller {
+    name: &'static str,
+    run: fn(Context) -> Pin<Box<dyn Future<Output = ()> + Send>>,
+}
+
+macro_rules! controller {
+    ($module:ident) => {
+        Controller { name: $module::NAME, run: |context| Box::pin($module::run(context)) }
+    };
+}
+
+/// Every controller; the order has no meaning.
+fn all() -> Vec<Controller> {
+    vec![controller!(deployment), controller!(replicaset), controller!(service_account), controller!(root_ca)]
+}
+
+/// Runs every controller until `drain`. `client` is `system:kube-controller-manager` or may do as much.
+pub async fn run(client: Client, config: Config, drain: Drain) {
+    let caches = Caches::new(&client, drain.clone());
+    run_on(client, caches, config, drain).await;
+}
+
+/// The same on caches that other components of the process share.
+pub async fn run_on(client: Client, caches: Caches, config: Config, drain: Drain) {
+    let context = Context::new(client, caches, config, drain);
+    let mut tasks = tokio::task::JoinSet::new();
+    for controller in all() {
+        tracing::debug!(controller = controller.name, "starting");
+        tasks.spawn((controller.run)(context.clone()));
+    }
+    while tasks.join_next().await.is_some() {}
+}

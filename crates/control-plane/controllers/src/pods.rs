@@ -1,0 +1,68 @@
+//! What controllers ask of a pod.
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Pod, PodCondition, PodStatus};
+
+/// The index of pods by the uid of their controller.
+pub(crate) const BY_CONTROLLER: &str = "controller-uid";
+/// The index of pods without a controller by namespace.
+pub(crate) const ORPHANS: &str = "orphans-by-namespace";
+/// The index of pods by node name.
+pub(crate) const BY_NODE: &str = "node";
+
+/// Registers the indexes that several controllers read.
+pub(crate) fn index(cache: &reconcile::Cache<Pod>) {
+    cache.index(BY_CONTROLLER, |pod| controller_uid(&pod.metadata));
+    cache.index(ORPHANS, |pod| orphan_namespace(&pod.metadata));
+    cache.index(BY_NODE, |pod| node_name(pod).map(str::to_owned).into_iter().collect());
+}
+
+pub(crate) fn controller_uid(meta: &k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta) -> Vec<String> {
+    reconcile::object::controller_of(meta).map(|owner| owner.uid.clone()).into_iter().collect()
+}
+
+pub(crate) fn orphan_namespace(meta: &k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta) -> Vec<String> {
+    let orphan = reconcile::object::controller_of(meta).is_none();
+    meta.namespace.iter().filter(|_| orphan).cloned().collect()
+}
+
+pub(crate) fn node_name(pod: &Pod) -> Option<&str> {
+    pod.spec.as_ref()?.node_name.as_deref().filter(|name| !name.is_empty())
+}
+
+pub(crate) fn phase(pod: &Pod) -> &str {
+    pod.status.as_ref().and_then(|status| status.phase.as_deref()).unwrap_or_default()
+}
+
+pub(crate) fn is_terminal(pod: &Pod) -> bool {
+    matches!(phase(pod), "Succeeded" | "Failed")
+}
+
+/// Neither ended nor on its way out.
+pub(crate) fn is_active(pod: &Pod) -> bool {
+    !is_terminal(pod) && pod.metadata.deletion_timestamp.is_none()
+}
+
+pub(crate) fn condition<'a>(status: &'a PodStatus, kind: &str) -> Option<&'a PodCondition> {
+    status.conditions.as_ref()?.iter().find(|condition| condition.type_ == kind)
+}
+
+pub(crate) fn ready_condition(pod: &Pod) -> Option<&PodCondition> {
+    condition(pod.status.as_ref()?, "Ready")
+}
+
+pub(crate) fn is_ready(pod: &Pod) -> bool {
+    ready_condition(pod).is_some_and(|condition| condition.status == "True")
+}
+
+/// When the pod last became ready; `None` where it is not.
+pub(crate) fn ready_since(pod: &Pod) -> Option<Timestamp> {
+    let condition = ready_condition(pod).filter(|condition| condition.status == "True")?;
+    Some(condition.last_transition_time.as_ref().map_or(Timestamp::UNIX_EPOCH, |time| time.0))
+}
+
+/// Ready for at least `min_ready_seconds`.
+pub(crate) fn is_available(pod: &Pod, min_ready_seconds: i32, now: Timestamp) -> bool {
+    let Some(since) = ready_since(pod) else { return false };
+    min_ready_seconds <= 0 || now.as_second().saturating_sub(since.as_second()) >= i64::from(min_ready_seconds)
+}

@@ -1,0 +1,153 @@
+//! The controllers together on an API server in memory, with a double of a kubelet that makes pods ready.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use controllers::Config;
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::{Namespace, Pod};
+use reconcile::{Caches, Outcome, Queue, key_of};
+use serde_json::{Value, json};
+use stdx::Drain;
+use testkit::fake_api::FakeApi;
+
+const PODS: &str = "/api/v1/pods";
+const SETS: &str = "/apis/apps/v1/replicasets";
+const DEPLOYMENTS: &str = "/apis/apps/v1/deployments";
+
+struct Cluster {
+    api: Arc<FakeApi>,
+    client: client::Client,
+    drain: Drain,
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        self.drain.stop();
+    }
+}
+
+fn cluster() -> Cluster {
+    let api = FakeApi::new();
+    for (group_version, plural, kind, namespaced) in [
+        ("v1", "pods", "Pod", true),
+        ("v1", "namespaces", "Namespace", false),
+        ("v1", "configmaps", "ConfigMap", true),
+        ("v1", "serviceaccounts", "ServiceAccount", true),
+        ("apps/v1", "replicasets", "ReplicaSet", true),
+        ("apps/v1", "deployments", "Deployment", true),
+    ] {
+        api.serve(group_version, plural, kind, namespaced);
+    }
+    let (client, drain) = (api.client(), stdx::drain());
+    let config = Config { root_ca: "PEM".into(), ..Config::default() };
+    tokio::spawn(controllers::run(client.clone(), config, drain.clone()));
+    tokio::spawn(kubelet(client.clone(), drain.clone()));
+    Cluster { api, client, drain }
+}
+
+/// Makes every pod Running and Ready.
+async fn kubelet(client: client::Client, drain: Drain) {
+    let pods = Caches::new(&client, drain.clone()).of::<Pod>();
+    let queue = Queue::new();
+    let wake = queue.clone();
+    pods.on_change(move |_, new| new.into_iter().for_each(|pod| wake.add(key_of(&pod.metadata))));
+    reconcile::run("kubelet", queue, 16, drain, move |key| {
+        let (client, pods) = (client.clone(), pods.clone());
+        async move {
+            let Some(pod) = pods.get_key(&key).filter(|pod| pod.status.is_none()) else { return Outcome::Done };
+            let status = json!({"phase": "Running", "conditions": [{"type": "Ready", "status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z"}]});
+            let ready = Pod { status: serde_json::from_value(status).ok(), ..Pod::clone(&pod) };
+            match client.replace_status(&ready).await {
+                Err(error) if !error.is_not_found() => Outcome::Err(error.into()),
+                _ => Outcome::Done,
+            }
+        }
+    })
+    .await;
+}
+
+/// Waits, for ten seconds at most, until `what` holds.
+async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    for _ in 0..1000 {
+        if holds() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("never: {what}");
+}
+
+fn deployment(replicas: i32, image: &str) -> Deployment {
+    let template = json!({"metadata": {"labels": {"app": "web"}}, "spec": {"containers": [{"name": "c", "image": image}]}});
+    let spec =
+        json!({"replicas": replicas, "selector": {"matchLabels": {"app": "web"}}, "template": template, "progressDeadlineSeconds": 600});
+    serde_json::from_value(json!({"metadata": {"namespace": "a", "name": "web"}, "spec": spec})).unwrap()
+}
+
+fn condition(object: &Value, kind: &str) -> Value {
+    let conditions = object["status"]["conditions"].as_array().cloned().unwrap_or_default();
+    conditions.into_iter().find(|condition| condition["type"] == kind).unwrap_or_default()
+}
+
+fn is_complete(api: &FakeApi, replicas: i32) -> bool {
+    let found = api.get(DEPLOYMENTS, "a", "web").unwrap();
+    found["status"]["availableReplicas"] == replicas
+        && found["status"]["updatedReplicas"] == replicas
+        && found["status"]["replicas"] == replicas
+        && found["status"]["observedGeneration"] == found["metadata"]["generation"]
+        && condition(&found, "Progressing")["reason"] == "NewReplicaSetAvailable"
+}
+
+fn created(api: &FakeApi) -> usize {
+    api.writes().iter().filter(|write| *write == "POST /api/v1/namespaces/a/pods").count()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deployment_makes_exactly_its_pods_rolls_to_a_new_template_and_then_writes_nothing() {
+    let cluster = cluster();
+    cluster.client.create(&deployment(100, "v1")).await.unwrap();
+    until("100 available", || is_complete(&cluster.api, 100)).await;
+    assert_eq!(created(&cluster.api), 100, "not one pod too many was ever made");
+
+    cluster.api.edit(DEPLOYMENTS, "a", "web", |web| {
+        web["spec"]["template"]["spec"]["containers"][0]["image"] = json!("v2");
+        web["metadata"]["generation"] = json!(2);
+    });
+    until("rolled", || is_complete(&cluster.api, 100) && cluster.api.all(PODS).len() == 100).await;
+    let images: Vec<Value> = cluster.api.all(PODS).iter().map(|pod| pod["spec"]["containers"][0]["image"].clone()).collect();
+    assert!(images.iter().all(|image| image == "v2"));
+    assert_eq!((created(&cluster.api), cluster.api.all(SETS).len()), (200, 2));
+    let revision =
+        cluster.api.get(DEPLOYMENTS, "a", "web").unwrap()["metadata"]["annotations"]["deployment.kubernetes.io/revision"].clone();
+    assert_eq!(revision, "2");
+
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let writes = cluster.api.writes().len();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(cluster.api.writes()[writes..], [] as [String; 0], "an idle cluster writes nothing");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deleted_pod_is_replaced_and_a_scale_down_deletes_as_many_as_asked() {
+    let cluster = cluster();
+    cluster.client.create(&deployment(5, "v1")).await.unwrap();
+    until("5 available", || is_complete(&cluster.api, 5)).await;
+    let victim = cluster.api.all(PODS)[0]["metadata"]["name"].as_str().unwrap().to_owned();
+    cluster.client.delete::<Pod>(Some("a"), &victim, &Default::default()).await.unwrap();
+    until("replaced", || created(&cluster.api) == 6 && is_complete(&cluster.api, 5)).await;
+    cluster.api.edit(DEPLOYMENTS, "a", "web", |web| web["spec"]["replicas"] = json!(2));
+    until("2 left", || cluster.api.all(PODS).len() == 2 && is_complete(&cluster.api, 2)).await;
+    assert_eq!(created(&cluster.api), 6);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_namespace_gets_its_account_and_the_root_certificate() {
+    let cluster = cluster();
+    let namespace: Namespace = serde_json::from_value(json!({"metadata": {"name": "fresh"}})).unwrap();
+    cluster.client.create(&namespace).await.unwrap();
+    until("a default account", || cluster.api.get("/api/v1/serviceaccounts", "fresh", "default").is_some()).await;
+    until("the certificate", || cluster.api.get("/api/v1/configmaps", "fresh", "kube-root-ca.crt").is_some()).await;
+    cluster.client.delete::<k8s_openapi::api::core::v1::ServiceAccount>(Some("fresh"), "default", &Default::default()).await.unwrap();
+    until("the account again", || cluster.api.get("/api/v1/serviceaccounts", "fresh", "default").is_some()).await;
+}

@@ -1,0 +1,76 @@
+//! `subPath`: a path inside a volume that can never lead out of it, whatever links a container put there.
+
+use std::fs;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2};
+use rustix::io::Errno;
+
+use crate::Error;
+
+/// The real path of `sub` below `volume`; directories that are missing are made (0750 as upstream, widened to the volume's own mode).
+/// Links are followed only while they stay inside the volume.
+pub fn resolve(volume: &Path, sub: &str) -> Result<PathBuf, Error> {
+    crate::payload::check_path(sub).map_err(|_| Error::Refused(format!("subPath {sub:?} is not a relative path inside the volume")))?;
+    let root =
+        openat(CWD, volume, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).map_err(Error::errno("open", volume))?;
+    let shown = volume.join(sub);
+    let found = match open_beneath(&root, Path::new(sub)) {
+        Ok(found) => found,
+        Err(Errno::NOENT) => make(&root, volume, sub)?,
+        Err(errno) => return Err(Error::errno("open", &shown)(errno)),
+    };
+    use std::os::fd::AsRawFd;
+    fs::read_link(format!("/proc/self/fd/{}", found.as_raw_fd())).map_err(Error::io("resolve", &shown))
+}
+
+fn open_beneath(root: &OwnedFd, sub: &Path) -> Result<OwnedFd, Errno> {
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
+    openat2(root, sub, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve)
+}
+
+fn make(root: &OwnedFd, volume: &Path, sub: &str) -> Result<OwnedFd, Error> {
+    let mode = fs::metadata(volume).map_err(Error::io("stat", volume))?.permissions().mode() & 0o777;
+    let mut at = open_beneath(root, Path::new(".")).map_err(Error::errno("open", volume))?;
+    let mut walked = PathBuf::new();
+    for part in sub.split('/').filter(|part| !part.is_empty() && *part != ".") {
+        walked.push(part);
+        let shown = volume.join(&walked);
+        // Each step starts at the volume's root again, so that a link half-way is judged against the whole volume.
+        at = match open_beneath(root, &walked) {
+            Ok(next) => next,
+            Err(Errno::NOENT) => {
+                rustix::fs::mkdirat(at.as_fd(), part, Mode::from_raw_mode(mode | 0o750))
+                    .map_err(Error::errno("create directory", &shown))?;
+                open_beneath(root, &walked).map_err(Error::errno("open", &shown))?
+            }
+            Err(errno) => return Err(Error::errno("open", &shown)(errno)),
+        };
+    }
+    Ok(at)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn links_are_followed_inside_the_volume_and_refused_outside() {
+        let root = tempfile::tempdir().unwrap();
+        let volume = root.path().canonicalize().unwrap().join("volume");
+        fs::create_dir_all(volume.join("real/deep")).unwrap();
+        symlink("real", volume.join("inside")).unwrap();
+        symlink("/etc", volume.join("absolute")).unwrap();
+        symlink("../..", volume.join("climb")).unwrap();
+        assert_eq!(resolve(&volume, "inside/deep").unwrap(), volume.join("real/deep"));
+        assert_eq!(resolve(&volume, "new/made").unwrap(), volume.join("new/made"));
+        assert!(volume.join("new/made").is_dir());
+        for bad in ["absolute/passwd", "climb/x", "../x", "/etc"] {
+            assert!(resolve(&volume, bad).is_err(), "{bad}");
+        }
+    }
+}
