@@ -117,6 +117,20 @@ pub fn all() -> &'static [&'static dyn Rules] {
         &lease::Lease,
         &event::Event,
         &event::NewEvent,
+        &rbac::Role,
+        &rbac::ClusterRole,
+        &rbac::RoleBinding,
+        &rbac::ClusterRoleBinding,
+        &daemon_set::DaemonSet,
+        &stateful_set::StatefulSet,
+        &controller_revision::ControllerRevision,
+        &job::Job,
+        &cron_job::CronJob,
+        &pod_template::PodTemplate,
+        &priority_class::PriorityClass,
+        &storage_class::StorageClass,
+        &ingress::Ingress,
+        &network_policy::NetworkPolicy,
     ]
 }
 

@@ -25,6 +25,8 @@ const DOOMED_GROUP: u32 = 0x7370_0001;
 /// Interface names have at most 15 bytes, our prefix at most 4.
 const NAME_DIGITS: usize = 11;
 const DEFAULT_MTU: u32 = 1500;
+/// What a veth takes; the loopback interface, where a default route may point too, has one more.
+const VETH_MTUS: std::ops::RangeInclusive<u32> = 576..=65_535;
 
 /// The node's routed pod network, in the network namespace of the thread that opened it; usable from every thread.
 #[derive(Debug)]
@@ -60,7 +62,10 @@ impl Routed {
         let mut sockets = (0..SOCKETS).map(|_| Socket::route()).collect::<io::Result<Vec<_>>>().map_err(node("open rtnetlink socket"))?;
         let mtu = match (config.mtu, sockets.first_mut()) {
             (Some(mtu), _) => mtu,
-            (None, Some(socket)) => links::default_mtu(socket).map_err(node("read the default route's MTU"))?.unwrap_or(DEFAULT_MTU),
+            (None, Some(socket)) => links::default_mtu(socket)
+                .map_err(node("read the default route's MTU"))?
+                .filter(|mtu| VETH_MTUS.contains(mtu))
+                .unwrap_or(DEFAULT_MTU),
             (None, None) => DEFAULT_MTU,
         };
         let ipv6 = [Some(config.pod_cidr), config.pod_cidr_secondary].into_iter().flatten().any(|(address, _)| address.is_ipv6());

@@ -1,0 +1,300 @@
+//! Records of images, and the layers behind them.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::reference::Reference;
+use crate::{ImageConfig, Result, io_error};
+
+/// One image on the node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Image {
+    /// `sha256:<hex>` of the configuration.
+    pub id: String,
+    pub config: ImageConfig,
+    /// Names of layer directories, the lowest first; absolute for a built-in image.
+    pub(crate) layers: Vec<PathBuf>,
+    /// Bytes of the compressed layers and the configuration.
+    pub size: u64,
+    /// References with a tag.
+    pub tags: BTreeSet<String>,
+    /// References with a digest.
+    pub digests: BTreeSet<String>,
+    /// Built in: never removed.
+    pub pinned: bool,
+}
+
+impl Image {
+    /// What a container's status shows as `imageRef`: a digest reference if there is one, else the id.
+    pub fn reference(&self) -> String {
+        self.digests.first().cloned().unwrap_or_else(|| self.id.clone())
+    }
+}
+
+pub(crate) struct State {
+    pub images: BTreeMap<String, Image>,
+    /// How many containers use an image's layers; also of images that were removed meanwhile.
+    leases: HashMap<String, (usize, Vec<PathBuf>)>,
+}
+
+/// All images, below one directory.
+pub struct Store {
+    pub(crate) directory: PathBuf,
+    pub(crate) state: Mutex<State>,
+    pub(crate) inflight: tokio::sync::Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
+}
+
+/// Keeps an image's layers until it is dropped.
+pub struct Lease {
+    store: Arc<Store>,
+    id: String,
+    layers: Vec<PathBuf>,
+}
+
+impl Lease {
+    /// Directories for overlayfs, the lowest first.
+    pub fn layers(&self) -> Vec<PathBuf> {
+        self.layers.iter().map(|layer| self.store.layer_path(layer)).collect()
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        let mut state = self.store.lock();
+        if let Some((count, _)) = state.leases.get_mut(&self.id) {
+            *count -= 1;
+            if *count == 0 {
+                state.leases.remove(&self.id);
+                let unused = unused_layers(&state, &self.layers);
+                drop(state);
+                self.store.remove_layers(&unused);
+            }
+        }
+    }
+}
+
+impl Store {
+    /// Opens the store and removes what an interrupted pull left behind.
+    pub fn open(directory: impl Into<PathBuf>) -> Result<Arc<Self>> {
+        let directory = directory.into();
+        for part in ["blobs", "layers"] {
+            std::fs::create_dir_all(directory.join(part)).map_err(io_error(format!("create {}", directory.join(part).display())))?;
+        }
+        let ingest = directory.join("ingest");
+        if ingest.exists() {
+            std::fs::remove_dir_all(&ingest).map_err(io_error("remove partial downloads"))?;
+        }
+        std::fs::create_dir_all(&ingest).map_err(io_error("create the download directory"))?;
+        let images = match std::fs::read(directory.join("images.json")) {
+            Ok(bytes) => serde_json::from_slice(&bytes).map_err(|e| io_error("read images.json")(e.into()))?,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => BTreeMap::new(),
+            Err(error) => return Err(io_error("read images.json")(error)),
+        };
+        let state = Mutex::new(State { images, leases: HashMap::new() });
+        Ok(Arc::new(Self { directory, state, inflight: tokio::sync::Mutex::default() }))
+    }
+
+    /// The image behind a reference, an id, or an id without `sha256:`.
+    pub fn resolve(&self, name: &str) -> Option<Image> {
+        let state = self.lock();
+        let id = if name.starts_with("sha256:") { name.to_owned() } else { format!("sha256:{name}") };
+        if let Some(image) = state.images.get(&id) {
+            return Some(image.clone());
+        }
+        let whole = Reference::parse(name).ok()?;
+        let without_tag = Reference { tag: None, ..whole.clone() };
+        let whole = if whole.digest.is_some() { without_tag.to_string() } else { whole.to_string() };
+        state.images.values().find(|i| i.tags.contains(&whole) || i.digests.contains(&whole)).cloned()
+    }
+
+    pub fn list(&self) -> Vec<Image> {
+        self.lock().images.values().cloned().collect()
+    }
+
+    /// Keeps the image's layers while the lease lives.
+    pub fn lease(self: &Arc<Self>, image: &Image) -> Lease {
+        let entry = &mut self.lock().leases;
+        entry.entry(image.id.clone()).or_insert_with(|| (0, image.layers.clone())).0 += 1;
+        Lease { store: self.clone(), id: image.id.clone(), layers: image.layers.clone() }
+    }
+
+    /// The image that a container was made from, after a restart; `None` when its record is gone (then its layers are, too).
+    pub fn lease_id(self: &Arc<Self>, id: &str) -> Option<Lease> {
+        let image = self.lock().images.get(id).cloned()?;
+        Some(self.lease(&image))
+    }
+
+    /// Removes one name of an image or, given an id or its last name, the image. An absent image is fine.
+    pub fn remove(&self, name: &str) -> Result<()> {
+        let Some(image) = self.resolve(name) else { return Ok(()) };
+        if image.pinned {
+            return Ok(());
+        }
+        let whole = Reference::parse(name).ok().map(|r| r.to_string());
+        let mut state = self.lock();
+        if let (Some(record), Some(whole)) = (state.images.get_mut(&image.id), whole)
+            && record.tags.contains(&whole)
+            && record.tags.len() > 1
+        {
+            record.tags.remove(&whole);
+            return self.save(&state);
+        }
+        state.images.remove(&image.id);
+        self.save(&state)?;
+        let unused = unused_layers(&state, &image.layers);
+        drop(state);
+        self.remove_layers(&unused);
+        Ok(())
+    }
+
+    /// Removes layer directories and blobs that no image and no lease needs. Called after a start, when every container has its lease back.
+    pub fn collect_garbage(&self) {
+        let all = std::fs::read_dir(self.directory.join("layers")).into_iter().flatten().flatten();
+        let all: Vec<PathBuf> = all.map(|entry| PathBuf::from(entry.file_name())).collect();
+        let state = self.lock();
+        let unused = unused_layers(&state, &all);
+        drop(state);
+        self.remove_layers(&unused);
+    }
+
+    /// Registers an image whose only layer is the directory `rootfs`, under `name`. Registering again replaces it.
+    pub fn add_builtin(&self, name: &str, config: ImageConfig, rootfs: &Path) -> Result<Image> {
+        let reference = Reference::parse(name)?.to_string();
+        let rootfs = rootfs.canonicalize().map_err(io_error(format!("built-in image {name}")))?;
+        let identity = format!("{reference}\n{}\n{}", rootfs.display(), serde_json::to_string(&config).unwrap_or_default());
+        let id = format!("sha256:{}", hex(&Sha256::digest(identity)));
+        let image = Image {
+            id: id.clone(),
+            config,
+            layers: vec![rootfs],
+            size: 0,
+            tags: BTreeSet::from([reference.clone()]),
+            digests: BTreeSet::new(),
+            pinned: true,
+        };
+        let mut state = self.lock();
+        state.images.retain(|_, image| !image.tags.contains(&reference));
+        state.images.insert(id, image.clone());
+        self.save(&state)?;
+        Ok(image)
+    }
+
+    /// Adds or completes an image's record; a tag moves away from the image that had it.
+    pub(crate) fn record(&self, image: Image) -> Result<Image> {
+        let mut state = self.lock();
+        for other in state.images.values_mut().filter(|other| other.id != image.id) {
+            other.tags.retain(|tag| !image.tags.contains(tag));
+        }
+        let merged = state.images.entry(image.id.clone()).or_insert_with(|| image.clone());
+        merged.tags.extend(image.tags);
+        merged.digests.extend(image.digests);
+        let merged = merged.clone();
+        self.save(&state)?;
+        Ok(merged)
+    }
+
+    pub(crate) fn layer_path(&self, layer: &Path) -> PathBuf {
+        if layer.is_absolute() { layer.to_owned() } else { self.directory.join("layers").join(layer) }
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    fn save(&self, state: &State) -> Result<()> {
+        let bytes = serde_json::to_vec(&state.images).map_err(|e| io_error("write images.json")(e.into()))?;
+        let temporary = self.directory.join("images.json.new");
+        std::fs::write(&temporary, bytes).map_err(io_error("write images.json"))?;
+        std::fs::rename(&temporary, self.directory.join("images.json")).map_err(io_error("write images.json"))
+    }
+
+    fn remove_layers(&self, layers: &[PathBuf]) {
+        for layer in layers.iter().filter(|layer| layer.is_relative()) {
+            let path = self.directory.join("layers").join(layer);
+            // Renamed first: a half-removed layer must never look like a whole one.
+            let doomed = self.directory.join("ingest").join(format!("removed-{}", layer.display()));
+            if std::fs::rename(&path, &doomed).is_ok()
+                && let Err(error) = std::fs::remove_dir_all(&doomed)
+            {
+                tracing::warn!(layer = %layer.display(), %error, "cannot remove a layer");
+            }
+        }
+    }
+}
+
+fn unused_layers(state: &State, layers: &[PathBuf]) -> Vec<PathBuf> {
+    let by_image = state.images.values().flat_map(|image| &image.layers);
+    let by_lease = state.leases.values().flat_map(|(_, layers)| layers);
+    let used: BTreeSet<&PathBuf> = by_image.chain(by_lease).collect();
+    layers.iter().filter(|layer| !used.contains(layer)).cloned().collect()
+}
+
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn store() -> (tempfile::TempDir, Arc<Store>) {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(directory.path()).unwrap();
+        (directory, store)
+    }
+
+    fn image(store: &Store, id: char, tag: &str) -> Image {
+        let layer = PathBuf::from(id.to_string());
+        std::fs::create_dir_all(store.layer_path(&layer)).unwrap();
+        let tags = BTreeSet::from([Reference::parse(tag).unwrap().to_string()]);
+        let id = format!("sha256:{}", id.to_string().repeat(64));
+        store
+            .record(Image {
+                id,
+                config: ImageConfig::default(),
+                layers: vec![layer],
+                size: 1,
+                tags,
+                digests: BTreeSet::new(),
+                pinned: false,
+            })
+            .unwrap()
+    }
+
+    #[test]
+    fn a_tag_moves_to_the_newer_image() {
+        let (_directory, store) = store();
+        let old = image(&store, 'a', "app");
+        let new = image(&store, 'b', "app");
+        assert_eq!(store.resolve("app").unwrap().id, new.id);
+        assert!(store.resolve(&old.id).unwrap().tags.is_empty());
+    }
+
+    #[test]
+    fn layers_stay_while_a_container_uses_them_and_go_afterwards() {
+        let (_directory, store) = store();
+        let image = image(&store, 'a', "app");
+        let lease = store.lease(&image);
+        let path = lease.layers().remove(0);
+        store.remove("app").unwrap();
+        assert!(store.resolve("app").is_none());
+        assert!(path.is_dir());
+        drop(lease);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_reopened_store_knows_its_images() {
+        let (directory, store) = store();
+        image(&store, 'a', "app:1");
+        drop(store);
+        std::fs::create_dir_all(directory.path().join("ingest/half")).unwrap();
+        let store = Store::open(directory.path()).unwrap();
+        assert!(store.resolve("docker.io/library/app:1").is_some());
+        assert!(!directory.path().join("ingest/half").exists());
+    }
+}
