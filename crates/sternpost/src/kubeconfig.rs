@@ -47,7 +47,8 @@ impl Invoker {
 /// The three named entries of our cluster.
 fn entries(config: &Config, pki: &auth::pki::Pki) -> [(&'static str, Value); 3] {
     let name = &config.context;
-    let cluster = json!({ "server": format!("https://127.0.0.1:{}", config.api_port), "certificate-authority-data": STANDARD.encode(&pki.ca) });
+    let cluster =
+        json!({ "server": format!("https://127.0.0.1:{}", config.api_port), "certificate-authority-data": STANDARD.encode(&pki.ca) });
     let user = json!({
         "client-certificate-data": STANDARD.encode(&pki.admin.certificate),
         "client-key-data": STANDARD.encode(&pki.admin.key),

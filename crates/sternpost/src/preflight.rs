@@ -72,9 +72,11 @@ fn addresses(config: &Config, faults: &mut Vec<String>) {
         match range {
             Err(error) => faults.push(format!("{error:#}")),
             Ok(range) => {
-                let inside = host_addresses().into_iter().find(|(link, address)| range.contains(*address) && !link.starts_with(&config.link_prefix));
+                let inside =
+                    host_addresses().into_iter().find(|(link, address)| range.contains(*address) && !link.starts_with(&config.link_prefix));
                 if let Some((link, address)) = inside {
-                    faults.push(format!("{name} {}/{} overlaps with {address} on {link}; choose another range", range.address, range.prefix));
+                    faults
+                        .push(format!("{name} {}/{} overlaps with {address} on {link}; choose another range", range.address, range.prefix));
                 }
             }
         }
