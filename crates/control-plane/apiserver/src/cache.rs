@@ -187,6 +187,13 @@ impl Caches {
         self.loaded.load(Ordering::Relaxed)
     }
 
+    /// Waits for that.
+    pub async fn wait_loaded(&self, patience: Duration) -> bool {
+        let mut observed = self.observed.subscribe();
+        let loaded = observed.wait_for(|_| self.loaded());
+        matches!(tokio::time::timeout(patience, loaded).await, Ok(Ok(_)))
+    }
+
     /// Waits until all caches have reached `revision`. `false` when that took longer than `patience`.
     pub async fn reach(&self, revision: u64, patience: Duration) -> bool {
         if self.observed() >= revision {
@@ -235,12 +242,9 @@ impl Cache {
         page
     }
 
-    /// How many objects there are.
-    pub fn len(&self) -> usize {
-        self.read().objects.len()
-    }
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
+    /// The newest change.
+    pub fn revision(&self) -> u64 {
+        self.read().revision
     }
 
     pub fn watch(&self, since: Since, initial: bool, selection: Arc<Selection>, observed: u64) -> Result<Subscription, TooOld> {

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use meta::Status;
 use schema::decode::{Error, Parsed, decode_type, parse_json, parse_yaml};
-use schema::model::Type;
+use schema::model::{Ref, Schema, Type};
 use serde_json::Value;
 
 use crate::context::{Context, WriteOptions};
@@ -37,8 +37,14 @@ pub fn decode(context: &Context, kind: &Kind, parsed: impl Into<Parsed>, options
     Ok(object)
 }
 
+/// Only looks for what is wrong with a tree.
+pub fn check(context: &Context, kind: &Kind, parsed: Parsed, options: &WriteOptions) -> Result<(), Status> {
+    typed(context, kind.schema, kind.facts.kind, kind.facts.version, parsed, options).map(drop)
+}
+
 /// Sets what the stored version's table and rules say about absent fields.
 pub fn default(kind: &Kind, object: &mut Value) {
+    schema::default::apply(object, &Schema::Object(Ref::Static(kind.storage.schema)));
     kind.storage.rules.default(object);
 }
 

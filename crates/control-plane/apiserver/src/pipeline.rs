@@ -39,7 +39,7 @@ async fn stages(server: &Arc<Inner>, request: Request<Body>, identity: Option<Us
     let headers = request.headers().clone();
     let user = match identity {
         Some(user) => Ok(user),
-        None => server.authenticate(&request).await,
+        None => server.access.authenticate(&server.registry, &request).await,
     };
     let (user, refused) = match user {
         Ok(user) => (user, None),
@@ -62,9 +62,9 @@ async fn stages(server: &Arc<Inner>, request: Request<Body>, identity: Option<Us
 
 /// Who may go on, and where to.
 async fn admitted(server: &Arc<Inner>, context: &mut Context, request: Request<Body>) -> Result<Response<Body>, Status> {
-    server.impersonate(context)?;
+    server.access.impersonate(&server.registry.caches, context)?;
     let _place = server.flow.enter(context)?;
-    server.authorize(context)?;
+    server.access.authorize(&server.registry.caches, context)?;
     let path = context.info.path.as_str();
     if context.info.is_resource {
         return handlers::resource(server, context, request).await;

@@ -58,8 +58,8 @@ fn load(caches: &Caches, snapshot: store::RangeResult) {
     for (prefix, objects) in by_prefix {
         caches.of(&prefix).reset(objects, snapshot.revision);
     }
-    caches.observed.send_replace(snapshot.revision);
     caches.loaded.store(true, std::sync::atomic::Ordering::Relaxed);
+    caches.observed.send_replace(snapshot.revision);
 }
 
 fn apply(caches: &Caches, event: store::Event) -> u64 {

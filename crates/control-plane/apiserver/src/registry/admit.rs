@@ -1,0 +1,123 @@
+//! The registry's side of admission: what plugins are shown, and how they read other objects.
+
+use std::sync::Arc;
+
+use admission::{Attributes, Lookup};
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use meta::{GroupResource, GroupVersionKind, GroupVersionResource, Status};
+use serde_json::{Value, json};
+use store::Store;
+
+use super::{Registry, Target, catalog, storage_error};
+use crate::cache::Caches;
+use crate::context::Context;
+use crate::object;
+use crate::selection::Selection;
+
+pub use admission::Operation;
+
+/// Single objects come from the store itself, so that a plugin sees a namespace that was made a moment ago; lists from the cache.
+pub struct Reader {
+    pub store: Arc<dyn Store>,
+    pub caches: Arc<Caches>,
+}
+
+impl Lookup for Reader {
+    fn get<'a>(
+        &'a self,
+        resource: &'a GroupResource,
+        namespace: &'a str,
+        name: &'a str,
+    ) -> BoxFuture<'a, Result<Option<Arc<Value>>, Status>> {
+        async move {
+            let Some(kind) = catalog::stored(&resource.group, &resource.resource) else {
+                return Ok(None);
+            };
+            let entry = self.store.get(&kind.key(namespace, name)).await.map_err(storage_error)?;
+            Ok(entry.map(|entry| Arc::new(object::decode(&entry.value, entry.mod_revision))))
+        }
+        .boxed()
+    }
+
+    fn list<'a>(&'a self, resource: &'a GroupResource, namespace: &'a str) -> BoxFuture<'a, Result<Vec<Arc<Value>>, Status>> {
+        async move {
+            let Some(kind) = catalog::stored(&resource.group, &resource.resource) else {
+                return Ok(Vec::new());
+            };
+            let selection = Selection::all(kind.prefix(namespace), kind.storage.rules);
+            let page = self.caches.of(kind.storage.prefix.as_bytes()).list(&selection.prefix, b"", 0, &selection, 0);
+            Ok(page.objects.iter().map(|object| Arc::new(object.value())).collect())
+        }
+        .boxed()
+    }
+}
+
+impl Registry {
+    /// Lets the plugins change the object.
+    pub(super) async fn mutate(
+        &self,
+        context: &Context,
+        target: Target<'_>,
+        operation: Operation,
+        object: Value,
+        old: Option<&Value>,
+        dry_run: bool,
+    ) -> Result<Value, Status> {
+        let mut attributes = attributes(context, target, operation, Some(object), old, dry_run);
+        let outcome = self.admission.mutate(&mut attributes).await;
+        attributes.warnings.drain(..).for_each(|warning| context.warn(warning));
+        outcome?;
+        attributes.object.ok_or_else(|| Status::internal("an admission plugin took the object away"))
+    }
+
+    /// Lets the plugins judge the final object.
+    pub async fn judge(
+        &self,
+        context: &Context,
+        target: Target<'_>,
+        operation: Operation,
+        object: Option<&Value>,
+        old: Option<&Value>,
+        dry_run: bool,
+    ) -> Result<(), Status> {
+        let mut attributes = attributes(context, target, operation, object.cloned(), old, dry_run);
+        let outcome = self.admission.validate(&attributes).await;
+        attributes.warnings.drain(..).for_each(|warning| context.warn(warning));
+        outcome
+    }
+}
+
+fn attributes(
+    context: &Context,
+    target: Target<'_>,
+    operation: Operation,
+    object: Option<Value>,
+    old: Option<&Value>,
+    dry_run: bool,
+) -> Attributes {
+    let storage = &target.kind.storage;
+    let namespace = match target.kind.facts.plural {
+        "namespaces" if target.name.is_empty() => object.as_ref().map(|object| object::meta(object, "name")).unwrap_or_default().to_owned(),
+        "namespaces" => target.name.to_owned(),
+        _ => target.namespace.to_owned(),
+    };
+    let name = match target.name {
+        "" => object.as_ref().map(|object| object::meta(object, "name")).unwrap_or_default().to_owned(),
+        name => name.to_owned(),
+    };
+    Attributes {
+        gvr: GroupVersionResource::new(storage.group, storage.version, target.kind.facts.plural),
+        gvk: GroupVersionKind::new(storage.group, storage.version, target.kind.facts.kind),
+        namespace,
+        name,
+        subresource: context.info.subresource.clone(),
+        operation,
+        user: context.user.clone(),
+        object,
+        old: old.cloned(),
+        dry_run,
+        options: json!({}),
+        warnings: Vec::new(),
+    }
+}
