@@ -162,8 +162,22 @@ pub fn remove_network(config: &Config) -> anyhow::Result<()> {
 
 /// What the API server is told of tokens and of the way to kubelets.
 pub fn api_config(config: &Config, pki: &Pki, node_ip: IpAddr) -> anyhow::Result<apiserver::Config> {
-    let _ = (config, pki, node_ip);
-    Ok(apiserver::Config { audit_file: Some(config.data_dir.join("audit.log")), ..apiserver::Config::default() })
+    let issuer = auth::tokens::Issuer::new(&pki.service_account_key, auth::tokens::ISSUER).context("service account tokens")?;
+    let IpAddr::V4(advertise) = node_ip else { anyhow::bail!("the node's address {node_ip} is not IPv4") };
+    Ok(apiserver::Config {
+        issuer: Some(issuer),
+        audit_file: Some(config.data_dir.join("audit.log")),
+        services: service_ranges(config)?,
+        advertise,
+        port: config.api_port,
+        ..apiserver::Config::default()
+    })
+}
+
+fn service_ranges(config: &Config) -> anyhow::Result<apiserver::Ranges> {
+    let services = config.services()?;
+    let IpAddr::V4(network) = services.address else { anyhow::bail!("serviceCidr {} is not IPv4", config.service_cidr) };
+    Ok(apiserver::Ranges { network, prefix: services.prefix, ..apiserver::Ranges::default() })
 }
 
 /// Stops and removes every sandbox of this node; for `sternpost down`, when no daemon runs. Returns how many there were.
