@@ -28,8 +28,28 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Where cargo keeps the crate's source.
+/// Where cargo keeps the crate's source: its registry, or wherever `cargo metadata` says (vendored, patched).
+///
+/// The registry comes first because `cargo metadata` wants the packages of all members and features, which a plain build lacks.
 fn source() -> Result<PathBuf, Box<dyn Error>> {
+    match in_registry() {
+        Some(path) => Ok(path),
+        None => by_metadata(),
+    }
+}
+
+fn in_registry() -> Option<PathBuf> {
+    let lock = std::fs::read_to_string("../../../Cargo.lock").ok()?;
+    let (_, entry) = lock.split_once("name = \"k8s-openapi\"\nversion = \"")?;
+    let (version, _) = entry.split_once('"')?;
+    let default = || std::env::home_dir().map(|home| home.join(".cargo"));
+    let cargo = std::env::var_os("CARGO_HOME").map(PathBuf::from).or_else(default)?;
+    let indexes = std::fs::read_dir(cargo.join("registry/src")).ok()?;
+    let mut sources = indexes.flatten().map(|index| index.path().join(format!("k8s-openapi-{version}")));
+    sources.find(|path| path.join("src/v1_37").is_dir())
+}
+
+fn by_metadata() -> Result<PathBuf, Box<dyn Error>> {
     let cargo = std::env::var("CARGO")?;
     let output = Command::new(cargo).args(["metadata", "--format-version", "1", "--offline"]).output()?;
     if !output.status.success() {

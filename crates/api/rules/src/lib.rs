@@ -129,6 +129,10 @@ pub fn all() -> &'static [&'static dyn Rules] {
         &pod_template::PodTemplate,
         &priority_class::PriorityClass,
         &storage_class::StorageClass,
+        &limit_range::LimitRange,
+        &persistent_volume_claim::PersistentVolumeClaim,
+        &persistent_volume::PersistentVolume,
+        &pod_disruption_budget::PodDisruptionBudget,
         &ingress::Ingress,
         &network_policy::NetworkPolicy,
     ]

@@ -1,6 +1,7 @@
 //! Images on this node: pulled, imported or built in, unpacked and ready to be mounted.
 //!
-//! [`Store`] is the whole crate: blobs under their digest, one directory per layer, one record per image, all below one directory.
+//! [`Store`] is the whole crate: one directory per layer under the digest of its content, one record per image, all below one directory.
+//! Compressed layers are not kept.
 //! It implements CRI's [`cri::ImageService`]; [`Store::import`] loads OCI and Docker archives; [`Store::add_builtin`] registers
 //! an image that was never packed. The runtime asks [`Store::resolve`] for what to run and takes a [`Store::lease`] on it, so that removal waits until the
 //! last container is gone.

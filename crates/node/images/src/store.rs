@@ -26,6 +26,9 @@ pub struct Image {
     pub digests: BTreeSet<String>,
     /// Built in: never removed.
     pub pinned: bool,
+    /// Removed for users, but a container still stands on its layers: the record keeps them, also over a restart.
+    #[serde(default)]
+    pub(crate) removed: bool,
 }
 
 impl Image {
@@ -37,8 +40,8 @@ impl Image {
 
 pub(crate) struct State {
     pub images: BTreeMap<String, Image>,
-    /// How many containers use an image's layers; also of images that were removed meanwhile.
-    leases: HashMap<String, (usize, Vec<PathBuf>)>,
+    /// How many containers use an image.
+    leases: HashMap<String, usize>,
 }
 
 /// All images, below one directory.
@@ -48,30 +51,31 @@ pub struct Store {
     pub(crate) inflight: tokio::sync::Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
 }
 
-/// Keeps an image's layers until it is dropped.
+/// Keeps an image until it is dropped.
 pub struct Lease {
     store: Arc<Store>,
-    id: String,
-    layers: Vec<PathBuf>,
+    image: Image,
 }
 
 impl Lease {
+    pub fn config(&self) -> &ImageConfig {
+        &self.image.config
+    }
+
     /// Directories for overlayfs, the lowest first.
     pub fn layers(&self) -> Vec<PathBuf> {
-        self.layers.iter().map(|layer| self.store.layer_path(layer)).collect()
+        self.image.layers.iter().map(|layer| self.store.layer_path(layer)).collect()
     }
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
         let mut state = self.store.lock();
-        if let Some((count, _)) = state.leases.get_mut(&self.id) {
+        if let Some(count) = state.leases.get_mut(&self.image.id) {
             *count -= 1;
             if *count == 0 {
-                state.leases.remove(&self.id);
-                let unused = unused_layers(&state, &self.layers);
-                drop(state);
-                self.store.remove_layers(&unused);
+                state.leases.remove(&self.image.id);
+                self.store.purge_removed(state);
             }
         }
     }
@@ -81,9 +85,7 @@ impl Store {
     /// Opens the store and removes what an interrupted pull left behind.
     pub fn open(directory: impl Into<PathBuf>) -> Result<Arc<Self>> {
         let directory = directory.into();
-        for part in ["blobs", "layers"] {
-            std::fs::create_dir_all(directory.join(part)).map_err(io_error(format!("create {}", directory.join(part).display())))?;
-        }
+        std::fs::create_dir_all(directory.join("layers")).map_err(io_error(format!("create {}/layers", directory.display())))?;
         let ingest = directory.join("ingest");
         if ingest.exists() {
             std::fs::remove_dir_all(&ingest).map_err(io_error("remove partial downloads"))?;
@@ -102,30 +104,25 @@ impl Store {
     pub fn resolve(&self, name: &str) -> Option<Image> {
         let state = self.lock();
         let id = if name.starts_with("sha256:") { name.to_owned() } else { format!("sha256:{name}") };
-        if let Some(image) = state.images.get(&id) {
+        if let Some(image) = state.images.get(&id).filter(|image| !image.removed) {
             return Some(image.clone());
         }
         let whole = Reference::parse(name).ok()?;
-        let without_tag = Reference { tag: None, ..whole.clone() };
-        let whole = if whole.digest.is_some() { without_tag.to_string() } else { whole.to_string() };
-        state.images.values().find(|i| i.tags.contains(&whole) || i.digests.contains(&whole)).cloned()
+        let whole = if whole.digest.is_some() { Reference { tag: None, ..whole } } else { whole }.to_string();
+        state.images.values().find(|i| !i.removed && (i.tags.contains(&whole) || i.digests.contains(&whole))).cloned()
     }
 
     pub fn list(&self) -> Vec<Image> {
-        self.lock().images.values().cloned().collect()
+        self.lock().images.values().filter(|image| !image.removed).cloned().collect()
     }
 
-    /// Keeps the image's layers while the lease lives.
-    pub fn lease(self: &Arc<Self>, image: &Image) -> Lease {
-        let entry = &mut self.lock().leases;
-        entry.entry(image.id.clone()).or_insert_with(|| (0, image.layers.clone())).0 += 1;
-        Lease { store: self.clone(), id: image.id.clone(), layers: image.layers.clone() }
-    }
-
-    /// The image that a container was made from, after a restart; `None` when its record is gone (then its layers are, too).
-    pub fn lease_id(self: &Arc<Self>, id: &str) -> Option<Lease> {
-        let image = self.lock().images.get(id).cloned()?;
-        Some(self.lease(&image))
+    /// Keeps the image with this id while the lease lives; `None` when it is gone. An image that was removed under a container can be
+    /// leased again for that container, after a restart.
+    pub fn lease(self: &Arc<Self>, id: &str) -> Option<Lease> {
+        let mut state = self.lock();
+        let image = state.images.get(id)?.clone();
+        *state.leases.entry(id.to_owned()).or_default() += 1;
+        Some(Lease { store: self.clone(), image })
     }
 
     /// Removes one name of an image or, given an id or its last name, the image. An absent image is fine.
@@ -143,21 +140,47 @@ impl Store {
             record.tags.remove(&whole);
             return self.save(&state);
         }
-        state.images.remove(&image.id);
+        if let Some(record) = state.images.get_mut(&image.id) {
+            record.removed = true;
+            record.tags.clear();
+            record.digests.clear();
+        }
         self.save(&state)?;
-        let unused = unused_layers(&state, &image.layers);
-        drop(state);
-        self.remove_layers(&unused);
+        self.purge_removed(state);
         Ok(())
     }
 
-    /// Removes layer directories and blobs that no image and no lease needs. Called after a start, when every container has its lease back.
+    /// Removes what no image and no container needs. Called after a start, when every container has its lease back.
     pub fn collect_garbage(&self) {
+        self.purge_removed(self.lock());
         let all = std::fs::read_dir(self.directory.join("layers")).into_iter().flatten().flatten();
         let all: Vec<PathBuf> = all.map(|entry| PathBuf::from(entry.file_name())).collect();
-        let state = self.lock();
-        let unused = unused_layers(&state, &all);
-        drop(state);
+        let unused = unused_layers(&self.lock(), &all);
+        self.remove_layers(&unused);
+    }
+
+    /// Drops removed images that no container uses any more, with the layers that only they had.
+    fn purge_removed(&self, mut state: MutexGuard<'_, State>) {
+        let (images, leases) = {
+            let State { images, leases } = &mut *state;
+            (images, &*leases)
+        };
+        let mut layers = Vec::new();
+        images.retain(|id, image| {
+            let keep = !image.removed || leases.contains_key(id);
+            if !keep {
+                layers.append(&mut image.layers);
+            }
+            keep
+        });
+        if layers.is_empty() {
+            return;
+        }
+        if let Err(error) = self.save(&state) {
+            tracing::warn!(%error, "cannot save the list of images");
+        }
+        let unused = unused_layers(&state, &layers);
+        // Under the lock: a pull must not find a layer present that is about to go.
         self.remove_layers(&unused);
     }
 
@@ -175,6 +198,7 @@ impl Store {
             tags: BTreeSet::from([reference.clone()]),
             digests: BTreeSet::new(),
             pinned: true,
+            removed: false,
         };
         let mut state = self.lock();
         state.images.retain(|_, image| !image.tags.contains(&reference));
@@ -190,6 +214,7 @@ impl Store {
             other.tags.retain(|tag| !image.tags.contains(tag));
         }
         let merged = state.images.entry(image.id.clone()).or_insert_with(|| image.clone());
+        merged.removed = false;
         merged.tags.extend(image.tags);
         merged.digests.extend(image.digests);
         let merged = merged.clone();
@@ -227,9 +252,7 @@ impl Store {
 }
 
 fn unused_layers(state: &State, layers: &[PathBuf]) -> Vec<PathBuf> {
-    let by_image = state.images.values().flat_map(|image| &image.layers);
-    let by_lease = state.leases.values().flat_map(|(_, layers)| layers);
-    let used: BTreeSet<&PathBuf> = by_image.chain(by_lease).collect();
+    let used: BTreeSet<&PathBuf> = state.images.values().flat_map(|image| &image.layers).collect();
     layers.iter().filter(|layer| !used.contains(layer)).cloned().collect()
 }
 
@@ -261,6 +284,7 @@ mod tests {
                 tags,
                 digests: BTreeSet::new(),
                 pinned: false,
+                removed: false,
             })
             .unwrap()
     }
@@ -278,12 +302,18 @@ mod tests {
     fn layers_stay_while_a_container_uses_them_and_go_afterwards() {
         let (_directory, store) = store();
         let image = image(&store, 'a', "app");
-        let lease = store.lease(&image);
+        let lease = store.lease(&image.id).unwrap();
         let path = lease.layers().remove(0);
         store.remove("app").unwrap();
         assert!(store.resolve("app").is_none());
         assert!(path.is_dir());
-        drop(lease);
+        // Also over a restart, in which the container leases it again.
+        let reopened = Store::open(store.directory.clone()).unwrap();
+        let again = reopened.lease(&image.id).unwrap();
+        reopened.collect_garbage();
+        assert!(path.is_dir());
+        assert!(reopened.list().is_empty());
+        drop((again, lease));
         assert!(!path.exists());
     }
 

@@ -41,6 +41,8 @@ impl Inner {
         }
         let name = config.image.as_ref().map(|i| i.image.clone()).unwrap_or_default();
         let image = self.images.resolve(&name).ok_or_else(|| Error::NotFound(format!("failed to resolve image {name:?}: not found")))?;
+        let gone = || Error::NotFound(format!("failed to resolve image {name:?}: not found"));
+        let lease = self.images.lease(&image.id).ok_or_else(gone)?;
         if plan::args(&config, &image.config).is_empty() {
             return Err(Error::Invalid("failed to generate container spec: no command specified".into()));
         }
@@ -75,7 +77,7 @@ impl Inner {
             id: id.clone(),
             directory: directory.clone(),
             record: Mutex::new(record),
-            lease: Mutex::new(Some(self.images.lease(&image))),
+            lease: Mutex::new(Some(lease)),
             life: tokio::sync::watch::channel(Life::default()).0,
             changing: tokio::sync::Mutex::default(),
             sandbox: sandbox.clone(),
@@ -146,21 +148,18 @@ impl Inner {
         let config = record.config.clone().unwrap_or_default();
         let linux = config.linux.clone().unwrap_or_default();
         let security = linux.security_context.clone().unwrap_or_default();
-        let image = self.images.resolve(&record.image_id).ok_or_else(|| Error::NotFound(format!("image {} is gone", record.image_id)))?;
+        let gone = || Error::NotFound(format!("image {} is gone", record.image_id));
+        let (image, layers) = lock(&container.lease).as_ref().map(|lease| (lease.config().clone(), lease.layers())).ok_or_else(gone)?;
         let devices = devices(&config)?;
         let group = self.prepare_cgroup(&record.cgroup, linux.resources.as_ref(), plan::device_rules(security.privileged, &devices))?;
-        let rootfs = self.mount_root(container)?;
-        let identity = identity(&rootfs, &security, &image.config)?;
+        let rootfs = self.mount_root(&container.id, &layers)?;
+        let identity = identity(&rootfs, &security, &image)?;
         let sandbox_config = container.sandbox.config();
         let (bounding, ambient) = plan::capability_masks(&security).map_err(Error::Invalid)?;
         let process = oci::Process {
-            args: plan::args(&config, &image.config),
-            env: plan::env(&config, &image.config, &sandbox_config.hostname, &identity.home),
-            cwd: [&config.working_dir, &image.config.working_dir]
-                .into_iter()
-                .find(|d| !d.is_empty())
-                .cloned()
-                .unwrap_or_else(|| "/".into()),
+            args: plan::args(&config, &image),
+            env: plan::env(&config, &image, &sandbox_config.hostname, &identity.home),
+            cwd: [&config.working_dir, &image.working_dir].into_iter().find(|d| !d.is_empty()).cloned().unwrap_or_else(|| "/".into()),
             terminal: config.tty,
             user: identity.user,
             bounding,
@@ -223,22 +222,21 @@ impl Inner {
     }
 
     /// The image's layers below a writable one, as a mount that is attached nowhere: it lives as long as somebody holds it.
-    fn mount_root(&self, container: &Container) -> Result<OwnedFd> {
-        let layers = lock(&container.lease).as_ref().map(images::Lease::layers).unwrap_or_default();
-        let directory = self.config.data_dir.join("containers").join(&container.id);
+    fn mount_root(&self, id: &str, layers: &[PathBuf]) -> Result<OwnedFd> {
+        let directory = self.config.data_dir.join("containers").join(id);
         let (upper, work) = (directory.join("upper"), directory.join("work"));
         let mount = || -> std::io::Result<OwnedFd> {
             std::fs::create_dir_all(&upper)?;
             std::fs::create_dir_all(&work)?;
             let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
             fsconfig_set_string(&context, "source", "overlay")?;
-            set_lower(&context, &layers)?;
+            set_lower(&context, layers)?;
             fsconfig_set_string(&context, "upperdir", &upper)?;
             fsconfig_set_string(&context, "workdir", &work)?;
             fsconfig_create(&context)?;
             Ok(fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?)
         };
-        mount().map_err(io_error(format!("mount the root of container {}", container.id)))
+        mount().map_err(io_error(format!("mount the root of container {id}")))
     }
 
     /// Opens each volume's source as a detached tree, in the host's mount namespace.

@@ -356,7 +356,7 @@ mod tests {
         };
         let spec = spec(&v1::ContainerConfig::default(), surroundings);
         let targets: Vec<&str> = spec.mounts.iter().map(|m| m.target.as_str()).collect();
-        assert_eq!(targets, ["/proc", "/dev", "/dev/pts", "/dev/mqueue", "/sys", "/sys/fs/cgroup", "/data", "/dev/shm", "/data/deep"]);
+        assert_eq!(targets, ["/proc", "/dev", "/dev/pts", "/dev/mqueue", "/sys", "/sys/fs/cgroup", "/data", "/data/deep", "/dev/shm"]);
         assert_eq!(spec.mounts[6].source, Source::Tree { index: 1, directory: true });
     }
 

@@ -58,7 +58,7 @@ impl Inner {
     }
 
     fn recover_container(self: &Arc<Self>, sandbox: &Arc<Sandbox>, record: ContainerRecord, directory: &Path) {
-        let lease = self.images.lease_id(&record.image_id);
+        let lease = self.images.lease(&record.image_id);
         let container = Arc::new(Container {
             id: record.id.clone(),
             sandbox: sandbox.clone(),

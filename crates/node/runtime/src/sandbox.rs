@@ -31,9 +31,12 @@ impl Inner {
         self.refuse_duplicate(&config)?;
         let id = new_id()?;
         let directory = self.config.run_dir.join("sandboxes").join(&id);
-        let result = self.start_sandbox(&id, &directory, config).await;
+        let parent = config.linux.as_ref().map(|l| l.cgroup_parent.as_str()).unwrap_or_default();
+        let cgroup = if parent.is_empty() { format!("pods/{id}") } else { parent.to_owned() };
+        let result = self.start_sandbox(&id, &directory, config, cgroup.clone()).await;
         if result.is_err() {
             self.clear_sandbox(&id, &directory).await;
+            let _ = self.blocking(move |inner| Ok(inner.remove_pod_cgroup(&cgroup))).await;
         }
         result.map(|()| id)
     }
@@ -52,9 +55,7 @@ impl Inner {
         }
     }
 
-    async fn start_sandbox(self: &Arc<Self>, id: &str, directory: &Path, config: v1::PodSandboxConfig) -> Result<()> {
-        let linux = config.linux.clone().unwrap_or_default();
-        let cgroup = if linux.cgroup_parent.is_empty() { format!("pods/{id}") } else { linux.cgroup_parent.clone() };
+    async fn start_sandbox(self: &Arc<Self>, id: &str, directory: &Path, config: v1::PodSandboxConfig, cgroup: String) -> Result<()> {
         let (child, connection) = {
             let (id, directory, config, cgroup) = (id.to_owned(), directory.to_owned(), config.clone(), cgroup.clone());
             self.blocking(move |inner| inner.prepare_sandbox(&id, &directory, &config, &cgroup)).await?
@@ -201,13 +202,19 @@ impl Inner {
         if let Some(mut child) = child {
             let _ = tokio::task::spawn_blocking(move || child.wait()).await;
         }
-        self.blocking(move |inner| {
-            inner.cgroups.open(&cgroup)?.remove()?;
-            remove_directory(&directory)
-        })
-        .await?;
+        self.blocking(move |_| remove_directory(&directory)).await?;
         lock(&self.sandboxes).remove(&sandbox.id);
-        Ok(())
+        self.blocking(move |inner| Ok(inner.remove_pod_cgroup(&cgroup))).await
+    }
+
+    /// A pod's group goes with its last sandbox: a newer attempt of the same pod lives in the same group.
+    fn remove_pod_cgroup(&self, cgroup: &str) {
+        if lock(&self.sandboxes).values().any(|s| lock(&s.record).cgroup == cgroup) {
+            return;
+        }
+        if let Err(error) = self.cgroups.open(cgroup).and_then(|group| group.remove()) {
+            tracing::warn!(%error, "cannot remove a pod's control group");
+        }
     }
 
     /// Undoes a sandbox that did not come to be, or that an earlier daemon left half-made.
@@ -218,11 +225,10 @@ impl Inner {
             reader.abort();
         }
         let (network, id, directory) = (self.network.clone(), id.to_owned(), directory.to_owned());
-        let cleared = self.blocking(move |inner| {
+        let cleared = self.blocking(move |_| {
             if let Some(network) = network {
                 network.detach(&id)?;
             }
-            inner.cgroups.open(&format!("pods/{id}"))?.remove()?;
             remove_directory(&directory)
         });
         if let Err(error) = cleared.await {

@@ -110,7 +110,7 @@ fn backend(backend: &Value, path: &Path) -> Errors {
             let mut errors = Errors::new();
             match text(service, "name") {
                 "" => errors.push(Error::required(&here.child("name"), "")),
-                name => errors.extend(sentences(&here.child("name"), name, names::dns1035_label(name))),
+                name => errors.extend(sentences(&here.child("name"), name, names::dns1123_label(name))),
             }
             let (name, number) = (text(service, "port.name"), int(service, "port.number").unwrap_or(0));
             match (name.is_empty(), number) {

@@ -70,6 +70,9 @@ impl Rules for StatefulSet {
                         'revisionHistoryLimit', 'persistentVolumeClaimRetentionPolicy' and 'minReadySeconds' are forbidden";
         vec![Error::forbidden(&Path::new("spec"), sentence)]
     }
+    fn warnings(&self, object: &Value, _old: Option<&Value>) -> Vec<String> {
+        pod_spec::warnings(at(object, "spec.template.spec"), &template::spec_path())
+    }
     fn counts_generation(&self) -> bool {
         true
     }

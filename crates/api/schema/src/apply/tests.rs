@@ -271,6 +271,16 @@ fn duplicates_in_the_live_object_are_replaced_by_the_applied_item() {
 }
 
 #[test]
+fn who_resolves_duplicates_owns_the_item_that_is_left() {
+    let mut object = deployment(json!({}));
+    object["metadata"]["finalizers"] = json!(["x", "x"]);
+    let live = created(object, by("old"));
+    let live = updated(&live, |object| object["metadata"]["finalizers"] = json!(["x"]), later("new"));
+    assert_eq!(paths(&live, "old"), [".metadata.finalizers"]);
+    assert_eq!(paths(&live, "new"), [".metadata.finalizers[=\"x\"]"]);
+}
+
+#[test]
 fn creation_makes_the_creator_owner_of_what_is_not_go_zero() {
     let mut object = deployment(json!({
         "replicas": 1, "selector": {"matchLabels": {"app": "x"}}, "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": "25%"}},

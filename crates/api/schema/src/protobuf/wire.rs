@@ -106,15 +106,25 @@ impl Writer {
         self.number(u64::from(field) << 3 | 2);
         let start = self.out.len();
         write(self);
-        let mut length = Writer::default();
-        length.number((self.out.len() - start) as u64);
-        self.out.splice(start..start, length.out);
+        let (length, used) = varint((self.out.len() - start) as u64);
+        self.out.splice(start..start, length.into_iter().take(used));
     }
-    fn number(&mut self, mut value: u64) {
-        while value >= 0x80 {
-            self.out.push(value as u8 | 0x80);
-            value >>= 7;
+    fn number(&mut self, value: u64) {
+        let (bytes, used) = varint(value);
+        self.out.extend(bytes.into_iter().take(used));
+    }
+}
+
+/// The bytes of a varint and how many of them count.
+fn varint(mut value: u64) -> ([u8; 10], usize) {
+    let mut bytes = [0; 10];
+    for (at, byte) in bytes.iter_mut().enumerate() {
+        *byte = value as u8 & 0x7f;
+        value >>= 7;
+        if value == 0 {
+            return (bytes, at + 1);
         }
-        self.out.push(value as u8);
+        *byte |= 0x80;
     }
+    (bytes, 10)
 }

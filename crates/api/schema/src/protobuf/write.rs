@@ -22,13 +22,15 @@ pub enum Special {
 
 /// What the Go type `go` (pointer, slice and map taken off) is on the wire beyond its schema.
 pub fn special(go: &str, schema: &Schema) -> Option<Special> {
-    let name = go.rsplit('.').next().unwrap_or_default();
-    match (name, schema) {
-        ("ExtraValue" | "Verbs" | "AttestationValue", Schema::List(_)) => Some(Special::Strings),
-        ("JSONSchemaPropsOrArray", _) => Some(Special::SchemaOrArray),
-        ("JSONSchemaPropsOrBool", _) => Some(Special::SchemaOrBool),
-        ("JSONSchemaPropsOrStringArray", _) => Some(Special::SchemaOrStrings),
-        (_, Schema::Any) => Some(Special::Raw),
+    let name = || go.rsplit('.').next().unwrap_or_default();
+    match schema {
+        Schema::List(_) if matches!(name(), "ExtraValue" | "Verbs" | "AttestationValue") => Some(Special::Strings),
+        Schema::Any => Some(match name() {
+            "JSONSchemaPropsOrArray" => Special::SchemaOrArray,
+            "JSONSchemaPropsOrBool" => Special::SchemaOrBool,
+            "JSONSchemaPropsOrStringArray" => Special::SchemaOrStrings,
+            _ => Special::Raw,
+        }),
         _ => None,
     }
 }
