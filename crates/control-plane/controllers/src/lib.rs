@@ -21,9 +21,12 @@ mod endpoint_slice;
 mod endpoints;
 mod garbage_collector;
 mod namespace;
+mod node_lifecycle;
+mod pod_gc;
 mod replicaset;
 mod root_ca;
 mod service_account;
+mod taint_eviction;
 
 use std::pin::Pin;
 
@@ -55,6 +58,9 @@ fn all() -> Vec<Controller> {
         controller!(endpoints),
         controller!(garbage_collector),
         controller!(namespace),
+        controller!(node_lifecycle),
+        controller!(taint_eviction),
+        controller!(pod_gc),
         controller!(service_account),
         controller!(root_ca),
     ]
