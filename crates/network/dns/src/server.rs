@@ -220,7 +220,7 @@ impl Server {
         loop {
             let found = self.read_zone().answer(&name, request.query.query_type());
             let Answer::Alias { record, target } = found else { break };
-            aliases.push(record);
+            aliases.push(*record);
             name = target;
             if aliases.len() == ALIASES_MAX {
                 return answer::reply(&request.message, ResponseCode::ServFail);

@@ -24,7 +24,7 @@ pub enum Answer {
     },
     /// An ExternalName Service: the rest is to be asked under the other name.
     Alias {
-        record: Record,
+        record: Box<Record>,
         target: Name,
     },
     /// The name exists without such records.
@@ -252,7 +252,8 @@ fn records(answers: Vec<Record>) -> Answer {
 fn alias(name: &Name, target: &str) -> Answer {
     let Ok(mut target) = Name::from_ascii(target) else { return Answer::NoData };
     target.set_fqdn(true);
-    Answer::Alias { record: Record::from_rdata(name.clone(), TTL, RData::CNAME(CNAME(target.clone()))), target }
+    let record = Box::new(Record::from_rdata(name.clone(), TTL, RData::CNAME(CNAME(target.clone()))));
+    Answer::Alias { record, target }
 }
 
 /// An existing name's addresses of the asked family. A name without any address does not exist (a headless Service without endpoints).

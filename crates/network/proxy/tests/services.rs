@@ -13,7 +13,8 @@ use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use nft::Socket;
 use nft::wire::{ACK, CREATE, Encoder, REQUEST};
-use proxy::{Config, Node, Owner, Proxier, plan};
+use proxy::{Caches, Config, Node, Owner, Proxier, plan};
+use reconcile::Cache;
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
 use serde_json::{Value, json};
 
@@ -95,23 +96,9 @@ impl Cluster {
     fn pod(&self, name: &str) -> Pod {
         let netns = namespace();
         let address = self.routed.attach(name, netns.as_fd()).unwrap().addresses[0];
-        inside(&netns, || {
-            let listener = TcpListener::bind((address, 8080)).unwrap();
-            thread::spawn(move || {
-                for stream in listener.incoming() {
-                    let Ok(mut stream) = stream else { return };
-                    let client = stream.peer_addr().unwrap().ip();
-                    let _ = stream.write_all(format!("{address} {client}").as_bytes());
-                }
-            });
-            let socket = UdpSocket::bind((address, 8080)).unwrap();
-            thread::spawn(move || {
-                let mut buffer = [0; 64];
-                while let Ok((_, client)) = socket.recv_from(&mut buffer) {
-                    let _ = socket.send_to(format!("{address} {}", client.ip()).as_bytes(), client);
-                }
-            });
-        });
+        let (listener, socket) =
+            inside(&netns, || (TcpListener::bind((address, 8080)).unwrap(), UdpSocket::bind((address, 8080)).unwrap()));
+        serve_address(listener, socket, address);
         Pod { netns, address }
     }
     fn serve(&mut self, spec: Value, endpoints: &[IpAddr]) {
@@ -125,6 +112,23 @@ impl Cluster {
     }
 }
 
+/// Answers with its address and the client's; the threads end with the test's process.
+fn serve_address(listener: TcpListener, socket: UdpSocket, address: IpAddr) {
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let Ok(mut stream) = stream else { return };
+            let client = stream.peer_addr().unwrap().ip();
+            let _ = stream.write_all(format!("{address} {client}").as_bytes());
+        }
+    });
+    thread::spawn(move || {
+        let mut buffer = [0; 64];
+        while let Ok((_, client)) = socket.recv_from(&mut buffer) {
+            let _ = socket.send_to(format!("{address} {}", client.ip()).as_bytes(), client);
+        }
+    });
+}
+
 struct Pod {
     netns: OwnedFd,
     address: IpAddr,
@@ -136,6 +140,9 @@ fn service_plan(spec: Value, endpoints: &[IpAddr]) -> plan::Plan {
         "clusterIP": "10.96.0.5", "clusterIPs": ["10.96.0.5"], "externalIPs": ["198.51.100.9"], "ports": ports}});
     for (key, value) in spec.as_object().into_iter().flatten() {
         service["spec"][key] = value.clone();
+    }
+    if service["spec"]["type"] == "LoadBalancer" {
+        service["status"] = json!({"loadBalancer": {"ingress": [{"ip": "198.51.100.10"}]}});
     }
     let endpoints: Vec<Value> = endpoints
         .iter()
@@ -249,6 +256,21 @@ fn external_policy_local_keeps_the_source_of_outside_clients_and_uses_endpoints_
 }
 
 #[test]
+fn a_load_balancers_address_answers_only_the_ranges_it_is_for() {
+    let mut cluster = Cluster::new();
+    let (backend, client) = (cluster.pod("backend"), cluster.pod("client"));
+    for (ranges, allowed) in
+        [(json!(["192.0.2.0/24", "10.0.0.0/8", "10.244.0.0/16"]), true), (json!(["203.0.113.0/24"]), false), (json!([]), true)]
+    {
+        cluster.serve(json!({"type": "LoadBalancer", "loadBalancerSourceRanges": ranges}), &[backend.address]);
+        let balancer = SocketAddr::from(([198, 51, 100, 10], 80));
+        let connected = inside(&client.netns, || TcpStream::connect_timeout(&balancer, Duration::from_millis(300)).is_ok());
+        assert_eq!(connected, allowed, "{ranges}");
+        assert!(ask(&client.netns, VIP).is_ok(), "the cluster's own address is not restricted");
+    }
+}
+
+#[test]
 fn without_endpoints_a_connection_is_refused_at_once() {
     let mut cluster = Cluster::new();
     let client = cluster.pod("client");
@@ -335,4 +357,77 @@ fn thousands_of_services_fit_and_one_endpoint_is_a_small_batch() {
     cluster.proxier.replace(Vec::new()).unwrap();
     println!("all removed: {:?}", started.elapsed());
     assert_eq!(cluster.proxier.frontends().unwrap(), 0);
+}
+
+/// In the node's namespace: the runtime's threads are born there.
+fn runtime(node: &OwnedFd, work: impl Future<Output = ()> + Send) {
+    inside(node, || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(work));
+}
+
+async fn eventually(what: &str, mut done: impl FnMut() -> bool) {
+    for _ in 0..500 {
+        if done() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("{what} did not happen");
+}
+
+#[test]
+fn the_running_proxy_follows_its_caches() {
+    let cluster = Cluster::new();
+    let (backend, client) = (cluster.pod("backend"), cluster.pod("client"));
+    let object = |kind: &str, revision: &str, spec: Value| {
+        let mut object = json!({"metadata": {"namespace": "a", "name": kind, "resourceVersion": revision, "uid": kind, "labels": {"kubernetes.io/service-name": "web"}}});
+        object.as_object_mut().unwrap().extend(spec.as_object().unwrap().clone());
+        object
+    };
+    let slice = |revision: &str, endpoints: Value| -> EndpointSlice {
+        let spec = json!({"addressType": "IPv4", "endpoints": endpoints, "ports": [{"port": 8080, "protocol": "TCP"}]});
+        serde_json::from_value(object("web-1", revision, spec)).unwrap()
+    };
+    let caches = Caches { services: Cache::detached(), slices: Cache::detached(), pods: Some(Cache::detached()) };
+    let service = object("web", "1", json!({"spec": {"clusterIP": "10.96.0.5", "clusterIPs": ["10.96.0.5"], "ports": [{"port": 80}]}}));
+    caches.services.apply(serde_json::from_value::<Service>(service).unwrap());
+    caches.services.mark_synced("1");
+    caches.slices.mark_synced("1");
+    let pods = caches.pods.clone().unwrap();
+    pods.mark_synced("1");
+    let drain = stdx::drain();
+    runtime(&cluster.node, async {
+        let proxy = tokio::spawn(proxy::run(config(), caches.clone(), drain.clone()));
+        let refused = || ask(&client.netns, VIP).is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused);
+        eventually("a refusal without endpoints", refused).await;
+        caches.slices.apply(slice("2", json!([{"addresses": [backend.address.to_string()]}])));
+        eventually("an answer of the new endpoint", || ask(&client.netns, VIP).is_ok()).await;
+        caches.slices.apply(slice("3", json!([])));
+        eventually("a refusal after the endpoint went", refused).await;
+        let pod = json!({"metadata": {"namespace": "a", "name": "p", "resourceVersion": "4", "uid": "p"},
+            "spec": {"nodeName": "here", "containers": [{"name": "c", "ports": [{"containerPort": 8080, "hostPort": 8088}]}]},
+            "status": {"phase": "Running", "podIP": backend.address.to_string()}});
+        pods.apply(serde_json::from_value(pod).unwrap());
+        eventually("an answer on the host port", || ask(&client.netns, "192.0.2.1:8088").is_ok()).await;
+        drain.stop();
+        proxy.await.unwrap().unwrap();
+    });
+    assert!(ask(&client.netns, "192.0.2.1:8088").is_ok(), "what is programmed stays when the proxy ends");
+}
+
+#[test]
+fn an_endpoint_on_the_nodes_own_address_serves_pods_and_the_node() {
+    // As cluster DNS and the API server are reached.
+    let mut cluster = Cluster::new();
+    let client = cluster.pod("client");
+    let address = node_ip();
+    let (listener, socket) =
+        inside(&cluster.node, || (TcpListener::bind((address, 8080)).unwrap(), UdpSocket::bind((address, 8080)).unwrap()));
+    serve_address(listener, socket, address);
+    cluster.serve(json!({}), &[address]);
+    assert_eq!(ask(&client.netns, VIP).unwrap(), (address, client.address));
+    assert_eq!(ask(&cluster.node, VIP).unwrap(), (address, address));
+    for netns in [&client.netns, &cluster.node] {
+        let socket = inside(netns, || UdpSocket::bind("0.0.0.0:0").unwrap());
+        assert_eq!(ask_udp(&socket, VIP).unwrap(), address);
+    }
 }
