@@ -1,1 +1,10 @@
+//! What users do with a running cluster: one cluster for all of these tests, a namespace for each.
 
+mod bad_input;
+mod connect;
+mod images;
+mod kubectl;
+mod network;
+mod pods;
+mod scale;
+mod volumes;

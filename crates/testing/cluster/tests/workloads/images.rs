@@ -1,0 +1,135 @@
+//! Images from archives and from a registry, and what goes wrong with them.
+
+use std::sync::OnceLock;
+
+use cluster::registry::Registry;
+use cluster::run::ensure;
+use cluster::{Cluster, Namespace, images, wait_for};
+
+/// A busybox image that the shared cluster has, in one of two versions.
+pub fn busybox(version: u32) -> String {
+    static LOADED: OnceLock<()> = OnceLock::new();
+    LOADED.get_or_init(|| {
+        for version in [1, 2] {
+            let file = Cluster::shared().dir().join(format!("busybox-{version}.tar"));
+            images::busybox(&version.to_string()).write_oci_archive(&file, &busybox_name(version));
+            Cluster::shared().sternpost(&["image", "load", &file.display().to_string()]).ok();
+        }
+    });
+    busybox_name(version)
+}
+
+fn busybox_name(version: u32) -> String {
+    format!("stest.local/busybox:{version}")
+}
+
+/// A pod that runs this image once.
+fn once(ns: &Namespace, name: &str, image: &str, command: &[&str]) {
+    let image = format!("--image={image}");
+    let mut args = vec!["run", name, image.as_str(), "--restart=Never"];
+    if !command.is_empty() {
+        args.push("--command");
+        args.push("--");
+        args.extend(command);
+    }
+    ns.kubectl(&args).ok();
+}
+
+#[test]
+fn archives_of_both_kinds_are_imported_listed_and_run() {
+    let ns = Namespace::new("archives");
+    let image = images::busybox("from an archive");
+    let file = |name: &str| ns.cluster.dir().join(name);
+    image.write_oci_archive(&file("oci.tar"), "stest.local/from-oci:v1");
+    image.write_docker_archive(&file("docker.tar"), "stest.local/from-docker:v1");
+    for (archive, name) in [("oci.tar", "stest.local/from-oci:v1"), ("docker.tar", "stest.local/from-docker:v1")] {
+        let loaded = ns.cluster.sternpost(&["image", "load", &file(archive).display().to_string()]).ok();
+        assert!(loaded.contains(name), "{loaded}");
+        assert!(ns.cluster.sternpost(&["image", "list"]).ok().contains(name));
+        let pod = archive.trim_end_matches(".tar");
+        once(&ns, pod, name, &["cat", "/version"]);
+        ns.wait_for_value(&format!("pod/{pod}"), "{.status.phase}", "Succeeded");
+        assert_eq!(ns.kubectl(&["logs", pod]).ok(), "from an archive");
+    }
+    std::fs::write(file("broken.tar"), b"this is no archive").expect("write a file");
+    let refused = ns.cluster.sternpost(&["image", "load", &file("broken.tar").display().to_string()]).fails();
+    assert!(refused.contains("broken.tar"), "{refused}");
+}
+
+#[test]
+fn an_image_is_pulled_from_a_registry_and_kept() {
+    let ns = Namespace::new("pull");
+    let registry = Registry::start();
+    let name = registry.push(&images::busybox("from a registry"), "team/busybox", "v1");
+    once(&ns, "first", &name, &["sh", "-c", "cat /version; pwd; echo $FROM_IMAGE"]);
+    ns.wait_for_value("pod/first", "{.status.phase}", "Succeeded");
+    assert_eq!(ns.kubectl(&["logs", "first"]).ok(), "from a registry/home\nyes\n", "file system, working directory and variables are the image's");
+    ns.wait_for_event("first", "Pulled", &format!("Successfully pulled image \"{name}\""));
+    let id = ns.value("pod/first", "{.status.containerStatuses[0].imageID}");
+    assert!(id.contains("sha256:"), "{id}");
+    drop(registry);
+    once(&ns, "second", &name, &["cat", "/version"]);
+    ns.wait_for_value("pod/second", "{.status.phase}", "Succeeded");
+    ns.wait_for_event("second", "Pulled", &format!("Container image \"{name}\" already present on machine"));
+}
+
+#[test]
+fn an_image_that_does_not_exist_is_tried_again_with_back_off() {
+    let ns = Namespace::new("no-image");
+    let registry = Registry::start();
+    let name = format!("{}/nobody/nothing:v1", registry.address);
+    ns.kubectl(&["run", "one", &format!("--image={name}")]).ok();
+    let reason = "{.status.containerStatuses[0].state.waiting.reason}";
+    wait_for("it cannot be pulled", 60, || {
+        let reason = ns.value("pod/one", reason);
+        ensure(reason == "ErrImagePull" || reason == "ImagePullBackOff", &reason)
+    });
+    ns.wait_for_event("one", "Failed", "Error: ErrImagePull");
+    ns.wait_for_event("one", "Failed", &format!("Failed to pull image \"{name}\""));
+    ns.wait_for_value("pod/one", reason, "ImagePullBackOff");
+    let message = ns.value("pod/one", "{.status.containerStatuses[0].state.waiting.message}");
+    assert!(message.contains(&format!("Back-off pulling image \"{name}\"")), "{message}");
+    ns.wait_for_event("one", "BackOff", &format!("Back-off pulling image \"{name}\""));
+    let listed = ns.kubectl(&["get", "pod", "one", "--no-headers"]).ok();
+    assert!(listed.contains("0/1") && (listed.contains("ImagePullBackOff") || listed.contains("ErrImagePull")), "{listed}");
+    // Once somebody pushes it, the pod runs without anybody touching it.
+    registry.push(&images::busybox("late"), "nobody/nothing", "v1");
+    ns.wait_for_value("pod/one", "{.status.containerStatuses[0].imageID}", &ns.value("pod/one", "{.status.containerStatuses[0].imageID}"));
+    wait_for("it was pulled", 90, || {
+        let ran = ns.kubectl(&["get", "events", "--field-selector=reason=Pulled,involvedObject.name=one", "-o", "name"]);
+        ensure(!ran.stdout.is_empty(), ran)
+    });
+}
+
+#[test]
+fn an_image_that_must_not_be_pulled_and_a_bad_name_say_so() {
+    let ns = Namespace::new("image-names");
+    ns.kubectl(&["run", "never", "--image=stest.local/absent:v1", "--image-pull-policy=Never"]).ok();
+    ns.wait_for_value("pod/never", "{.status.containerStatuses[0].state.waiting.reason}", "ErrImageNeverPull");
+    ns.wait_for_event("never", "ErrImageNeverPull", "Container image \"stest.local/absent:v1\" is not present with pull policy of Never");
+    ns.kubectl(&["run", "invalid", "--image=stest.local/UPPER:v1"]).ok();
+    ns.wait_for_value("pod/invalid", "{.status.containerStatuses[0].state.waiting.reason}", "InvalidImageName");
+}
+
+#[test]
+fn a_command_that_does_not_exist_is_named() {
+    let ns = Namespace::new("no-command");
+    once(&ns, "never", &busybox(1), &["/no/such/command"]);
+    ns.wait_for_value("pod/never", "{.status.phase}", "Failed");
+    let reason = ns.value("pod/never", "{.status.containerStatuses[0].state.terminated.reason}");
+    assert_eq!(reason, "StartError");
+    let message = ns.value("pod/never", "{.status.containerStatuses[0].state.terminated.message}");
+    assert!(message.contains("/no/such/command") && message.contains("no such file or directory"), "{message}");
+    assert_eq!(ns.value("pod/never", "{.status.containerStatuses[0].state.terminated.exitCode}"), "128");
+    ns.wait_for_event("never", "Failed", "/no/such/command");
+    let image = format!("--image={}", busybox(1));
+    ns.kubectl(&["run", "again", &image, "--command", "--", "no-such-word"]).ok();
+    wait_for("it waits with the reason", 60, || {
+        let reason = ns.value("pod/again", "{.status.containerStatuses[0].state.waiting.reason}");
+        ensure(reason == "RunContainerError" || reason == "CrashLoopBackOff", &reason)
+    });
+    wait_for("it is tried again", 90, || {
+        let count = ns.value("pod/again", "{.status.containerStatuses[0].restartCount}");
+        ensure(count.parse::<u32>().is_ok_and(|count| count > 0), &count)
+    });
+}
