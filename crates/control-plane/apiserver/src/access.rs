@@ -81,9 +81,19 @@ impl Access {
 
     pub fn authorize(&self, caches: &Caches, context: &Context) -> Result<(), Status> {
         let asked = context.attributes();
-        match self.allows(caches, &context.user, &asked) {
+        self.require(caches, context, &asked)?;
+        // A WebSocket can only be a GET; what it starts is a create (KEP-4006).
+        let starts = matches!(asked.subresource, "exec" | "attach" | "portforward") && asked.verb == "get";
+        if asked.is_resource && starts {
+            self.require(caches, context, &Attributes { verb: "create", ..asked })?;
+        }
+        Ok(())
+    }
+
+    fn require(&self, caches: &Caches, context: &Context, asked: &Attributes<'_>) -> Result<(), Status> {
+        match self.allows(caches, &context.user, asked) {
             true => Ok(()),
-            false => Err(forbidden(&context.user, &asked)),
+            false => Err(forbidden(&context.user, asked)),
         }
     }
 

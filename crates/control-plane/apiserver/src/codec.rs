@@ -4,10 +4,11 @@ use bytes::Bytes;
 use meta::Status;
 use schema::decode::{Error, Parsed, decode_type, parse_json, parse_yaml};
 use schema::model::{Ref, Schema, Type};
+use schema::{protobuf, table};
 use serde_json::Value;
 
 use crate::context::{Context, WriteOptions};
-use crate::negotiate::{JSON, Media, PROTOBUF, YAML};
+use crate::negotiate::Media;
 use crate::registry::catalog::Kind;
 
 /// Reads a body as a tree, with no look at its type. `expected` is the kind that the endpoint takes.
@@ -15,7 +16,7 @@ pub fn parse(bytes: &[u8], media: Media, expected: &str) -> Result<Parsed, Statu
     let parsed = match media {
         Media::Json => parse_json(bytes),
         Media::Yaml => parse_yaml(bytes),
-        Media::Protobuf => return from_protobuf(bytes).map(Parsed::from),
+        Media::Protobuf => return from_protobuf(bytes, expected).map(Parsed::from),
     };
     parsed.map_err(|error| error.status(expected, "", expected, bytes))
 }
@@ -95,16 +96,27 @@ pub fn expect_type(object: &mut Value, kind: &str, api_version: &str) -> Result<
     Ok(())
 }
 
-/// `None` where the kind has no protobuf form.
-pub fn to_protobuf(_value: &Value) -> Option<Vec<u8>> {
-    None
+/// The table's type of an object that says what it is.
+fn type_of(value: &Value) -> Option<&'static Type> {
+    let (api_version, kind) = (value["apiVersion"].as_str()?, value["kind"].as_str()?);
+    let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
+    // Status, APIResourceList and their like belong to every group.
+    table::by_gvk(group, version, kind).or_else(|| table::find(&format!("io.k8s.apimachinery.pkg.apis.meta.v1.{kind}")))
 }
 
-fn from_protobuf(_bytes: &[u8]) -> Result<Value, Status> {
-    Err(Status::unsupported_media_type(PROTOBUF, &[JSON, YAML]))
+/// `None` where the kind has no protobuf form.
+pub fn to_protobuf(value: &Value) -> Option<Vec<u8>> {
+    type_of(value).map(|found| protobuf::encode(value, found))
+}
+
+fn from_protobuf(bytes: &[u8], expected: &str) -> Result<Value, Status> {
+    let unreadable = |error: &dyn std::fmt::Display| {
+        Status::bad_request(format!("the object provided is unrecognized (must be of type {expected}): {error}"))
+    };
+    protobuf::decode(bytes, None).map(|object| object.value).map_err(|error| unreadable(&error))
 }
 
 /// One frame of a protobuf watch stream; `None` where the object has no protobuf form.
-pub fn watch_frame(_word: &str, _object: &Value) -> Option<Bytes> {
-    None
+pub fn watch_frame(word: &str, object: &Value) -> Option<Bytes> {
+    to_protobuf(object).map(|body| protobuf::watch_frame(word, &body).into())
 }

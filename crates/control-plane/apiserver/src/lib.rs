@@ -11,6 +11,7 @@
 
 mod access;
 mod audit;
+mod backend;
 mod bootstrap;
 mod cache;
 mod codec;
@@ -23,6 +24,7 @@ mod health;
 mod metrics;
 mod negotiate;
 mod object;
+mod openapi;
 mod patching;
 mod pipeline;
 mod registry;
@@ -42,6 +44,7 @@ use http::{Request, Response};
 use meta::Status;
 use stdx::Drain;
 
+pub use openapi::Description;
 pub use registry::service::Ranges;
 pub use reply::Body;
 
@@ -64,6 +67,10 @@ pub struct Config {
     /// Where the `kubernetes` Service leads; a loopback address (the default) gives it no endpoints.
     pub advertise: std::net::Ipv4Addr,
     pub port: u16,
+    /// How the API server shows itself to kubelets (exec, logs); absent: those requests are refused.
+    pub kubelet_client: Option<Arc<rustls::ClientConfig>>,
+    /// Knows the texts of `kubectl explain`.
+    pub describe: Description,
 }
 
 impl Default for Config {
@@ -73,6 +80,8 @@ impl Default for Config {
             issuer: None,
             advertise: std::net::Ipv4Addr::LOCALHOST,
             port: 6443,
+            kubelet_client: None,
+            describe: schema::openapi::undescribed,
             audit_file: None,
             reads_inflight_max: 400,
             writes_inflight_max: 200,
@@ -104,6 +113,9 @@ pub(crate) struct Inner {
     pub drain: Drain,
     pub advertise: std::net::Ipv4Addr,
     pub port: u16,
+    pub kubelet_client: Option<Arc<rustls::ClientConfig>>,
+    pub describe: Description,
+    pub openapi: openapi::Hashes,
     bootstrapped: AtomicBool,
 }
 
@@ -127,6 +139,9 @@ impl Server {
             drain,
             advertise: config.advertise,
             port: config.port,
+            kubelet_client: config.kubelet_client,
+            describe: config.describe,
+            openapi: openapi::Hashes::default(),
             bootstrapped: AtomicBool::new(false),
         })))
     }

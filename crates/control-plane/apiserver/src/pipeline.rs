@@ -14,7 +14,7 @@ use crate::context::Context;
 use crate::negotiate::{self, Format, Offer};
 use crate::reply::{self, Body};
 use crate::request::{Query, RequestInfo};
-use crate::{Inner, audit, discovery, handlers, health};
+use crate::{Inner, audit, discovery, handlers, health, openapi};
 
 static AUDIT_ID: HeaderName = HeaderName::from_static("audit-id");
 
@@ -71,6 +71,9 @@ async fn admitted(server: &Arc<Inner>, context: &mut Context, request: Request<B
     }
     if let Some(response) = health::respond(server, context) {
         return Ok(response);
+    }
+    if let Some(response) = openapi::respond(server, context).await {
+        return response;
     }
     match path {
         "/api" | "/api/" | "/apis" | "/apis/" => discovery::root(context),

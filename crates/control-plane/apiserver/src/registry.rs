@@ -205,6 +205,31 @@ impl Registry {
         }
     }
 
+    /// A change of the server's own (a binding, a spent disruption): no admission, no validation, no owners. `change` runs again on the newer
+    /// object when somebody else wrote in between.
+    pub async fn modify(
+        &self,
+        target: Target<'_>,
+        dry_run: bool,
+        mut change: impl FnMut(&mut Value) -> Result<(), Status> + Send,
+    ) -> Result<Arc<Object>, Status> {
+        let key = Bytes::from(target.key());
+        loop {
+            let entry = self.store.get(&key).await.map_err(storage_error)?.ok_or_else(|| target.not_found())?;
+            let mut object = object::decode(&entry.value, entry.mod_revision);
+            change(&mut object)?;
+            let bytes = object::encode(&object);
+            if dry_run || bytes == entry.value {
+                return stored(key, bytes, entry.mod_revision);
+            }
+            match self.store.put(&key, bytes.clone(), Expect::Revision(entry.mod_revision)).await {
+                Ok(revision) => return stored(key, bytes, revision),
+                Err(store::Error::Conflict { .. }) => {}
+                Err(error) => return Err(storage_error(error)),
+            }
+        }
+    }
+
     /// The object as it will be stored.
     #[allow(clippy::too_many_arguments)]
     async fn updated(

@@ -207,6 +207,24 @@ impl Store {
         Ok(image)
     }
 
+    /// Registers an image made of one statically linked executable: `program` (such as `/toolbox`) beside the directories and users
+    /// that every container expects. A changed executable gets a new root, so that running containers keep theirs.
+    pub fn add_executable(&self, name: &str, config: ImageConfig, executable: &Path, program: &str) -> Result<Image> {
+        let source = executable.canonicalize().map_err(io_error(format!("find {}", executable.display())))?;
+        let metadata = std::fs::metadata(&source).map_err(io_error(format!("find {}", source.display())))?;
+        use std::os::unix::fs::MetadataExt;
+        let version =
+            format!("{program}-{}-{}-{}-{}", metadata.dev(), metadata.ino(), metadata.size(), metadata.mtime_nsec() ^ metadata.mtime());
+        let root = self.directory.join("builtin").join(hex(&Sha256::digest(version)));
+        if !root.is_dir() {
+            let temporary = self.temporary()?;
+            build_root(&temporary, &source, program).map_err(io_error(format!("make the image {name}")))?;
+            std::fs::create_dir_all(self.directory.join("builtin")).map_err(io_error("make the directory of built-in images"))?;
+            std::fs::rename(&temporary, &root).map_err(io_error(format!("make the image {name}")))?;
+        }
+        self.add_builtin(name, config, &root)
+    }
+
     /// Adds or completes an image's record; a tag moves away from the image that had it.
     pub(crate) fn record(&self, image: Image) -> Result<Image> {
         let mut state = self.lock();
@@ -249,6 +267,23 @@ impl Store {
             }
         }
     }
+}
+
+fn build_root(root: &Path, executable: &Path, program: &str) -> std::io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    for (name, mode) in [("dev", 0o755), ("etc", 0o755), ("proc", 0o555), ("sys", 0o555), ("tmp", 0o1777), ("root", 0o700)] {
+        std::fs::create_dir_all(root.join(name))?;
+        std::fs::set_permissions(root.join(name), std::fs::Permissions::from_mode(mode))?;
+    }
+    std::fs::write(root.join("etc/passwd"), "root:x:0:0:root:/root:/toolbox\nnobody:x:65534:65534:nobody:/:/toolbox\n")?;
+    std::fs::write(root.join("etc/group"), "root:x:0:\ntty:x:5:\nnogroup:x:65534:\n")?;
+    let target = root.join(program.trim_start_matches('/'));
+    // A hard link shares the page cache with the running binary; another file system needs a copy.
+    std::fs::hard_link(executable, &target).or_else(|_| std::fs::copy(executable, &target).map(drop))?;
+    if std::fs::metadata(&target)?.permissions().mode() & 0o111 != 0o111 {
+        std::fs::set_permissions(&target, std::fs::Permissions::from_mode(0o755))?;
+    }
+    Ok(())
 }
 
 fn unused_layers(state: &State, layers: &[PathBuf]) -> Vec<PathBuf> {
@@ -315,6 +350,21 @@ mod tests {
         assert!(reopened.list().is_empty());
         drop((again, lease));
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn an_executable_becomes_an_image_once() {
+        let (directory, store) = store();
+        let config = ImageConfig { entrypoint: vec!["/toolbox".into()], ..ImageConfig::default() };
+        let add = || store.add_executable("sternpost.io/toolbox", config.clone(), Path::new("/proc/self/exe"), "/toolbox").unwrap();
+        let (first, again) = (add(), add());
+        assert_eq!(first, again);
+        let root = store.lease(&first.id).unwrap().layers().remove(0);
+        assert!(std::fs::metadata(root.join("toolbox")).unwrap().len() > 0);
+        assert!(store.resolve("sternpost.io/toolbox:latest").unwrap().pinned);
+        store.remove("sternpost.io/toolbox").unwrap();
+        assert_eq!(store.list().len(), 1);
+        assert_eq!(std::fs::read_dir(directory.path().join("builtin")).unwrap().count(), 1);
     }
 
     #[test]

@@ -150,7 +150,7 @@ impl Inner {
         let security = linux.security_context.clone().unwrap_or_default();
         let gone = || Error::NotFound(format!("image {} is gone", record.image_id));
         let (image, layers) = lock(&container.lease).as_ref().map(|lease| (lease.config().clone(), lease.layers())).ok_or_else(gone)?;
-        let devices = devices(&config)?;
+        let devices = devices(&config, security.privileged)?;
         let group = self.prepare_cgroup(&record.cgroup, linux.resources.as_ref(), plan::device_rules(security.privileged, &devices))?;
         let rootfs = self.mount_root(&container.id, &layers)?;
         let identity = identity(&rootfs, &security, &image)?;
@@ -166,7 +166,7 @@ impl Inner {
             ambient,
             no_new_privileges: security.no_new_privs && !security.privileged,
             rlimits: Vec::new(),
-            oom_score_adj: linux.resources.as_ref().map(|r| r.oom_score_adj as i32),
+            oom_score_adj: Some(linux.resources.as_ref().map_or(0, |r| r.oom_score_adj as i32)),
             umask: None,
         };
         self.remember_process(container, &process)?;
@@ -490,20 +490,45 @@ fn with_pod_files(mounts: &[v1::Mount], sandbox: &Sandbox, rootfs: &OwnedFd, rea
     all
 }
 
-fn devices(config: &v1::ContainerConfig) -> Result<Vec<oci::Device>> {
+/// The devices asked for; all of the host's for a privileged container.
+fn devices(config: &v1::ContainerConfig, privileged: bool) -> Result<Vec<oci::Device>> {
+    let mut devices = Vec::new();
+    if privileged {
+        host_devices(Path::new("/dev"), &mut devices);
+    }
+    for device in &config.devices {
+        let path = if device.container_path.is_empty() { &device.host_path } else { &device.container_path };
+        let found =
+            describe_device(Path::new(&device.host_path), path.clone()).map_err(io_error(format!("device {}", device.host_path)))?;
+        devices.push(found.ok_or_else(|| Error::Invalid(format!("{} is not a device", device.host_path)))?);
+    }
+    Ok(devices)
+}
+
+fn describe_device(host: &Path, path: String) -> std::io::Result<Option<oci::Device>> {
     use std::os::unix::fs::{FileTypeExt, MetadataExt};
-    let device = |device: &v1::Device| -> Result<oci::Device> {
-        let metadata = std::fs::metadata(&device.host_path).map_err(io_error(format!("device {}", device.host_path)))?;
-        let kind = match metadata.file_type() {
-            t if t.is_char_device() => 'c',
-            t if t.is_block_device() => 'b',
-            _ => return Err(Error::Invalid(format!("{} is not a device", device.host_path))),
-        };
-        let (major, minor) = (rustix::fs::major(metadata.rdev()), rustix::fs::minor(metadata.rdev()));
-        let path = if device.container_path.is_empty() { device.host_path.clone() } else { device.container_path.clone() };
-        Ok(oci::Device { path, kind, major, minor, mode: metadata.mode() & 0o7777, uid: metadata.uid(), gid: metadata.gid() })
+    let metadata = std::fs::metadata(host)?;
+    let kind = match metadata.file_type() {
+        t if t.is_char_device() => 'c',
+        t if t.is_block_device() => 'b',
+        _ => return Ok(None),
     };
-    config.devices.iter().map(device).collect()
+    let (major, minor) = (rustix::fs::major(metadata.rdev()), rustix::fs::minor(metadata.rdev()));
+    Ok(Some(oci::Device { path, kind, major, minor, mode: metadata.mode() & 0o7777, uid: metadata.uid(), gid: metadata.gid() }))
+}
+
+/// Device nodes below a directory, without what every container has of its own.
+fn host_devices(directory: &Path, into: &mut Vec<oci::Device>) {
+    for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+        let (path, name) = (entry.path(), entry.file_name());
+        match entry.file_type() {
+            Ok(kind) if kind.is_dir() && !["pts", "shm", "mqueue", "fd"].iter().any(|own| name == *own) => host_devices(&path, into),
+            Ok(kind) if !kind.is_dir() && !kind.is_symlink() && name != "console" && name != "ptmx" => {
+                into.extend(describe_device(&path, path.display().to_string()).ok().flatten());
+            }
+            _ => {}
+        }
+    }
 }
 
 fn open_log(path: &str) -> Result<OwnedFd> {

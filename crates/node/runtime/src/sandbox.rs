@@ -1,6 +1,7 @@
 //! Pod sandboxes: run, stop, remove, tell.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
@@ -114,6 +115,7 @@ impl Inner {
         }
         let socket = connection::listen(directory).map_err(step("socket"))?;
         let child = Command::new(&self.config.exe)
+            .arg0("sternpost")
             .arg(shim::ARGUMENT)
             .arg(directory)
             .env_clear()

@@ -27,6 +27,9 @@ pub(crate) use sandbox::{ROOT_DIRECTORIES, SHM, STAGING};
 /// The first argument that makes our binary a shim.
 pub const ARGUMENT: &str = "shim";
 
+/// What containerd gives its shims.
+const OOM_SCORE: &str = "-998";
+
 struct Exec {
     number: u64,
     pidfd: OwnedFd,
@@ -71,6 +74,7 @@ impl Shim {
             libc::prctl(libc::PR_SET_NAME, c"sternpost-shim".as_ptr());
         }
         let listener = rustix::io::fcntl_dupfd_cloexec(std::io::stdin(), 3)?;
+        pipes::nonblocking(&listener)?;
         let null = rustix::fs::open("/dev/null", rustix::fs::OFlags::RDWR | rustix::fs::OFlags::CLOEXEC, rustix::fs::Mode::empty())?;
         // SAFETY: plain system call; descriptor 0 is this process's standard input, which nobody owns.
         if unsafe { libc::dup2(null.as_raw_fd(), 0) } < 0 {
@@ -101,7 +105,10 @@ impl Shim {
         while !self.ending {
             let ready = self.wait()?;
             for source in ready {
-                self.handle(source)?;
+                // Nothing that fails for one container, exec or client may end the pod.
+                if let Err(error) = self.handle(source) {
+                    eprintln!("shim: {error}");
+                }
             }
         }
         Ok(())
@@ -155,6 +162,7 @@ impl Shim {
     }
 
     fn accept(&mut self) -> io::Result<()> {
+        // The listener does not wait: a client may be gone by now.
         let connection = accept_with(&self.listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?;
         let peer = rustix::net::sockopt::socket_peercred(&connection)?;
         if peer.uid == rustix::process::geteuid() {
@@ -204,6 +212,9 @@ impl Shim {
             }
             Request::Start(start) => {
                 let id = start.container.clone();
+                if self.find(&id).is_ok() {
+                    return Err(oci::Failure::new(format!("container {id}"), io::Error::from_raw_os_error(libc::EEXIST)));
+                }
                 let namespace = self.pid_namespace(start.pid_target.as_deref())?;
                 let container = Container::start(*start, call.number, descriptors, namespace.as_ref(), &self.own).map_err(step("start"))?;
                 self.containers.insert(id, container);
@@ -268,6 +279,8 @@ impl Shim {
     }
 
     fn setup(&mut self, setup: &Setup) -> io::Result<()> {
+        // The kernel should take the containers first. Without CAP_SYS_RESOURCE that cannot be asked for.
+        let _ = std::fs::write("/proc/self/oom_score_adj", OOM_SCORE);
         self.network = Some(sandbox::enter(setup, &self.root)?);
         if setup.shared_pid_namespace {
             // SAFETY: the shim has one thread.

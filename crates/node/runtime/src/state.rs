@@ -127,6 +127,13 @@ impl Runtime {
         Ok(runtime)
     }
 
+    /// Stops and removes every sandbox with its containers. The first error is returned, after all were tried.
+    pub async fn remove_all(&self) -> Result<()> {
+        let ids: Vec<String> = lock(&self.inner.sandboxes).keys().cloned().collect();
+        let removals = ids.iter().map(|id| self.inner.remove_pod_sandbox(id));
+        futures_util::future::join_all(removals).await.into_iter().collect()
+    }
+
     /// Removes what belongs to the runtime once every sandbox is removed: its control group root and its directories.
     pub fn purge(&self) -> Result<()> {
         self.inner.cgroups.remove_all()?;

@@ -16,9 +16,6 @@ use crate::object::{self, Object, meta, metadata_mut};
 
 pub const ORPHAN: &str = "orphan";
 pub const FOREGROUND: &str = "foregroundDeletion";
-/// The finalizer in a Namespace's spec that the namespace controller removes when the namespace is empty.
-pub const KUBERNETES: &str = "kubernetes";
-
 /// `DeleteOptions`.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
