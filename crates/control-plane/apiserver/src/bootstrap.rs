@@ -41,7 +41,12 @@ pub async fn run(server: &Inner) -> Result<(), Error> {
     for (plural, object) in roles::all() {
         ensure(server, "rbac.authorization.k8s.io", plural, object, roles::repair).await.map_err(fail(plural))?;
     }
-    kubernetes_service(server).await.map_err(fail("the kubernetes Service"))
+    kubernetes_service(server).await.map_err(fail("the kubernetes Service"))?;
+    // From here on the roles count.
+    match caches.reach(server.registry.store.revision(), LOAD_PATIENCE).await {
+        true => Ok(()),
+        false => Err(fail("reading back")(Status::internal("the watch cache did not follow"))),
+    }
 }
 
 /// Addresses and ports that stored Services have are taken.

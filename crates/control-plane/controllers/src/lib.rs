@@ -16,6 +16,7 @@ mod pods;
 mod selector;
 mod service;
 
+mod cluster_role_aggregation;
 mod deployment;
 mod endpoint_slice;
 mod endpoints;
@@ -63,6 +64,7 @@ fn all() -> Vec<Controller> {
         controller!(pod_gc),
         controller!(service_account),
         controller!(root_ca),
+        controller!(cluster_role_aggregation),
     ]
 }
 

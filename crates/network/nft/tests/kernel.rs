@@ -30,7 +30,13 @@ fn key(last: u8, port: u16) -> Value {
 }
 
 fn verdict_map() -> Set {
-    Set { name: "map".into(), key: vec![Field::Ipv4, Field::Protocol, Field::Port], maps_to: Some(MapsTo::Verdict), dynamic: false }
+    Set {
+        name: "map".into(),
+        key: vec![Field::Ipv4, Field::Protocol, Field::Port],
+        maps_to: Some(MapsTo::Verdict),
+        dynamic: false,
+        intervals: false,
+    }
 }
 
 /// A table with a base chain, a chain and a verdict map with one element.
@@ -112,9 +118,15 @@ fn every_expression_is_understood_by_the_kernel() {
     in_new_namespace(|socket| {
         let mut batch = Batch::new(&table());
         batch.add_table();
-        let dynamic = Set { name: "seen".into(), key: vec![Field::Ipv4], maps_to: Some(MapsTo::Fields(vec![Field::Mark])), dynamic: true };
+        let dynamic = Set {
+            name: "seen".into(),
+            key: vec![Field::Ipv4],
+            maps_to: Some(MapsTo::Fields(vec![Field::Mark])),
+            dynamic: true,
+            intervals: false,
+        };
         batch.add_set(&dynamic);
-        batch.add_set(&Set { name: "names".into(), key: vec![Field::InterfaceName], maps_to: None, dynamic: false });
+        batch.add_set(&Set { name: "names".into(), key: vec![Field::InterfaceName], maps_to: None, dynamic: false, intervals: false });
         for (chain, kind, point, priority) in [
             ("raw", ChainKind::Filter, HookPoint::Prerouting, -300),
             ("in", ChainKind::Filter, HookPoint::Input, 0),

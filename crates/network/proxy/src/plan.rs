@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use k8s_openapi::api::core::v1::{Container, Pod, Service, ServicePort, ServiceSpec};
 use k8s_openapi::api::discovery::v1::{Endpoint as SliceEndpoint, EndpointSlice};
@@ -106,6 +106,8 @@ pub struct Plan {
     pub frontends: BTreeMap<Frontend, Action>,
     /// Endpoint addresses on this node: one that reaches itself through the Service must see another source.
     pub local_addresses: BTreeSet<IpAddr>,
+    /// loadBalancerSourceRanges: others are dropped.
+    pub sources: BTreeMap<Frontend, BTreeSet<Cidr>>,
 }
 
 const TCP: u8 = 6;
@@ -127,6 +129,7 @@ pub fn plan<'a>(service: &Service, slices: impl IntoIterator<Item = &'a Endpoint
                 let backends = Backends::of(&slices, port, family, node);
                 plan.local_addresses.extend(backends.local_addresses.iter().copied());
                 addresses.plan_port(spec, port, key, &backends, &mut plan.frontends);
+                addresses.plan_sources(spec, key, &mut plan.sources);
             }
         }
     }
@@ -159,6 +162,7 @@ fn protocol_number(protocol: Option<&str>) -> Option<u8> {
 struct Addresses {
     cluster: Vec<IpAddr>,
     external: Vec<IpAddr>,
+    balancer: Vec<IpAddr>,
     families: Vec<Family>,
 }
 
@@ -172,13 +176,14 @@ impl Addresses {
         let ingress =
             service.status.iter().filter_map(|status| status.load_balancer.as_ref()).flat_map(|status| status.ingress.iter().flatten());
         // KEP-1860: with mode Proxy the load balancer's address is not ours to answer.
-        let balancer = ingress
+        let balancer: Vec<IpAddr> = ingress
             .filter(|ingress| ingress.ip_mode.as_deref() != Some("Proxy"))
             .filter_map(|ingress| ingress.ip.as_ref())
-            .filter_map(parse);
-        let external = spec.external_ips.iter().flatten().filter_map(parse).chain(balancer).collect();
+            .filter_map(parse)
+            .collect();
+        let external = spec.external_ips.iter().flatten().filter_map(parse).chain(balancer.iter().copied()).collect();
         let families = cluster.iter().copied().map(Family::of).collect();
-        Self { cluster, external, families }
+        Self { cluster, external, balancer, families }
     }
 
     fn plan_port(&self, spec: &ServiceSpec, port: &ServicePort, key: Frontend, backends: &Backends, into: &mut BTreeMap<Frontend, Action>) {
@@ -195,6 +200,39 @@ impl Addresses {
         if let Some(node_port) = node_port.filter(|_| self.families.contains(&key.family)) {
             into.insert(Frontend { port: node_port, ..key }, external);
         }
+    }
+}
+
+impl Addresses {
+    /// Only the load balancer's addresses are restricted, as upstream does it. A range that cannot be read allows nobody: validation
+    /// keeps it out of the API, and letting everybody in would be the worse mistake.
+    fn plan_sources(&self, spec: &ServiceSpec, key: Frontend, into: &mut BTreeMap<Frontend, BTreeSet<Cidr>>) {
+        let ranges: Vec<&String> = spec.load_balancer_source_ranges.iter().flatten().collect();
+        if ranges.is_empty() {
+            return;
+        }
+        let allowed: BTreeSet<Cidr> =
+            ranges.into_iter().filter_map(|range| cidr(range)).filter(|range| Family::of(range.0) == key.family).collect();
+        // The kernel refuses ranges that overlap; the wider one says it all.
+        let wider = |range: &&Cidr| !allowed.iter().any(|other| other.1 < range.1 && masked(range.0, other.1) == other.0);
+        let allowed: BTreeSet<Cidr> = allowed.iter().filter(wider).copied().collect();
+        for address in self.balancer.iter().filter(|address| Family::of(**address) == key.family) {
+            into.insert(Frontend { address: Some(*address), ..key }, allowed.clone());
+        }
+    }
+}
+
+fn cidr(text: &str) -> Option<Cidr> {
+    let (address, prefix) = text.trim().split_once('/')?;
+    let (address, prefix): (IpAddr, u8) = (address.parse().ok()?, prefix.parse().ok()?);
+    (prefix <= if address.is_ipv4() { 32 } else { 128 }).then_some((masked(address, prefix), prefix))
+}
+
+/// The address without its host bits.
+fn masked(address: IpAddr, prefix: u8) -> IpAddr {
+    match address {
+        IpAddr::V4(address) => Ipv4Addr::from_bits(address.to_bits() & !u32::MAX.checked_shr(prefix.into()).unwrap_or(0)).into(),
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & !u128::MAX.checked_shr(prefix.into()).unwrap_or(0)).into(),
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
-use crate::plan::{Action, Balance, Endpoint, Family, Frontend, Masquerade, Owner, Plan};
+use crate::plan::{Action, Balance, Cidr, Endpoint, Family, Frontend, Masquerade, Owner, Plan};
 
 /// Endpoints for outside clients only have indexes from here on, in the same map.
 pub const LOCAL_INDEX: u32 = 1 << 31;
@@ -47,6 +47,9 @@ pub enum Key {
     Endpoint(Frontend, u32),
     /// An address on this node that may reach itself.
     Hairpin(IpAddr),
+    /// A frontend for some sources only, and such a network.
+    Guard(Frontend),
+    Source(Frontend, Cidr),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -145,6 +148,7 @@ impl Program {
             }
             holder == owner
         });
+        plan.sources.retain(|frontend, _| plan.frontends.contains_key(frontend));
     }
 
     /// Keeps the reference counts of chains and hairpin addresses; notes the first and last reference of the latter.
@@ -192,6 +196,10 @@ fn chains(plan: &Plan) -> impl Iterator<Item = Chain> {
 /// The elements of a plan, but for the hairpin addresses, which are shared and counted.
 fn rows(plan: &Plan) -> BTreeMap<Key, Value> {
     let mut rows = BTreeMap::new();
+    for (frontend, networks) in &plan.sources {
+        rows.insert(Key::Guard(*frontend), Value::Present);
+        rows.extend(networks.iter().map(|network| (Key::Source(*frontend, *network), Value::Present)));
+    }
     for (frontend, action) in &plan.frontends {
         match action {
             Action::Reject => drop(rows.insert(Key::Refusal(*frontend), Value::Reject)),

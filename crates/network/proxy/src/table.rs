@@ -181,12 +181,15 @@ fn set_of(key: &Key) -> String {
         Key::Refusal(frontend) => rules::refusal_map(frontend),
         Key::Endpoint(frontend, _) => rules::endpoint_map(frontend.family),
         Key::Hairpin(address) => rules::hairpin_set(Family::of(*address)),
+        Key::Guard(frontend) => rules::guarded_set(frontend.family),
+        Key::Source(frontend, _) => rules::source_set(frontend.family),
     }
 }
 
 fn element(key: &Key, value: Option<Value>) -> Element {
     let bytes = match key {
-        Key::Frontend(frontend) | Key::Refusal(frontend) => {
+        Key::Source(frontend, network) => return source_element(frontend, *network),
+        Key::Frontend(frontend) | Key::Refusal(frontend) | Key::Guard(frontend) => {
             let start = frontend.address.map_or_else(nft::Value::new, |address| nft::Value::new().address(address));
             start.protocol(frontend.protocol).port(frontend.port)
         }
@@ -203,6 +206,25 @@ fn element(key: &Key, value: Option<Value>) -> Element {
         Some(Value::Drop) => Element::verdict(bytes, nft::Verdict::Drop),
         Some(Value::Endpoint(endpoint)) => Element::value(bytes, nft::Value::new().address(endpoint.address).port(endpoint.port)),
     }
+}
+
+/// The frontend with every source of the network.
+fn source_element(frontend: &Frontend, (network, prefix): crate::plan::Cidr) -> Element {
+    let start = || {
+        let address = frontend.address.unwrap_or_else(|| unspecified(frontend.family));
+        nft::Value::new().address(address).protocol(frontend.protocol).port(frontend.port)
+    };
+    let (first, last): (IpAddr, IpAddr) = match network {
+        IpAddr::V4(address) => {
+            let hosts = u32::MAX.checked_shr(prefix.into()).unwrap_or(0);
+            (Ipv4Addr::from_bits(address.to_bits() & !hosts).into(), Ipv4Addr::from_bits(address.to_bits() | hosts).into())
+        }
+        IpAddr::V6(address) => {
+            let hosts = u128::MAX.checked_shr(prefix.into()).unwrap_or(0);
+            (Ipv6Addr::from_bits(address.to_bits() & !hosts).into(), Ipv6Addr::from_bits(address.to_bits() | hosts).into())
+        }
+    };
+    Element::range(start().address(first), start().address(last))
 }
 
 fn unspecified(family: Family) -> IpAddr {

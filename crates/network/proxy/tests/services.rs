@@ -141,6 +141,9 @@ fn service_plan(spec: Value, endpoints: &[IpAddr]) -> plan::Plan {
     for (key, value) in spec.as_object().into_iter().flatten() {
         service["spec"][key] = value.clone();
     }
+    if service["spec"]["type"] == "LoadBalancer" {
+        service["status"] = json!({"loadBalancer": {"ingress": [{"ip": "198.51.100.10"}]}});
+    }
     let endpoints: Vec<Value> = endpoints
         .iter()
         .map(|address| {
@@ -250,6 +253,21 @@ fn external_policy_local_keeps_the_source_of_outside_clients_and_uses_endpoints_
     assert_eq!(dropped.unwrap_err().kind(), std::io::ErrorKind::TimedOut);
     cluster.serve(json!({"type": "NodePort"}), &[backend.address]);
     assert_eq!(ask(&client.netns, "192.0.2.1:30080").unwrap().0, backend.address);
+}
+
+#[test]
+fn a_load_balancers_address_answers_only_the_ranges_it_is_for() {
+    let mut cluster = Cluster::new();
+    let (backend, client) = (cluster.pod("backend"), cluster.pod("client"));
+    for (ranges, allowed) in
+        [(json!(["192.0.2.0/24", "10.0.0.0/8", "10.244.0.0/16"]), true), (json!(["203.0.113.0/24"]), false), (json!([]), true)]
+    {
+        cluster.serve(json!({"type": "LoadBalancer", "loadBalancerSourceRanges": ranges}), &[backend.address]);
+        let balancer = SocketAddr::from(([198, 51, 100, 10], 80));
+        let connected = inside(&client.netns, || TcpStream::connect_timeout(&balancer, Duration::from_millis(300)).is_ok());
+        assert_eq!(connected, allowed, "{ranges}");
+        assert!(ask(&client.netns, VIP).is_ok(), "the cluster's own address is not restricted");
+    }
 }
 
 #[test]

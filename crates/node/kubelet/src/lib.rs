@@ -1,1 +1,3 @@
-//! (story of the crate: to be written by its first author)
+//! The kubelet.
+pub mod logs;
+pub mod server;

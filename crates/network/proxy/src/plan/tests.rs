@@ -124,6 +124,23 @@ fn a_load_balancers_address_is_served_unless_its_mode_is_proxy() {
 }
 
 #[test]
+fn source_ranges_guard_the_load_balancers_address_without_overlaps() {
+    let mut service = service(
+        json!({"type": "LoadBalancer", "loadBalancerSourceRanges": ["10.1.2.3/16", "10.0.0.0/8", " 192.0.2.9/32", "fd00::/8", "x"]}),
+    );
+    service.status = serde_json::from_value(json!({"loadBalancer": {"ingress": [{"ip": "192.0.2.8"}]}})).unwrap();
+    let plan = plan(&service, [], &node());
+    let shown: Vec<String> = plan
+        .sources
+        .iter()
+        .flat_map(|(frontend, networks)| {
+            networks.iter().map(|(address, prefix)| format!("{}: {address}/{prefix}", frontend.address.unwrap()))
+        })
+        .collect();
+    assert_eq!(shown, ["192.0.2.8: 10.0.0.0/8", "192.0.2.8: 192.0.2.9/32"]);
+}
+
+#[test]
 fn only_endpoints_here_can_reach_themselves_through_the_service() {
     let plan = plan(&service(json!({})), [&slice(&["10.244.0.1@here ready", "10.244.1.1@there ready"])], &node());
     assert_eq!(plan.local_addresses, BTreeSet::from(["10.244.0.1".parse().unwrap()]));

@@ -53,6 +53,14 @@ pub fn hairpin_set(family: Family) -> String {
     format!("{PREFIX}hairpin{}", digit(family))
 }
 
+/// Frontends with loadBalancerSourceRanges.
+pub fn guarded_set(family: Family) -> String {
+    format!("{PREFIX}guarded{}", digit(family))
+}
+pub fn source_set(family: Family) -> String {
+    format!("{PREFIX}sources{}", digit(family))
+}
+
 /// Such as `svc-c4-3`: ClusterIP (x: external, h: source kept), IPv4, three endpoints; `n`: on any address of the node.
 pub fn chain_name(chain: &Chain) -> String {
     let masquerade = match chain.masquerade {
@@ -139,6 +147,7 @@ pub fn install(batch: &mut Batch, config: &Config) {
     for layout in FAMILIES.map(Layout::of) {
         dispatch(batch, config, layout, DISPATCH_CHAIN, frontend_map);
         dispatch(batch, config, layout, REFUSE_CHAIN, refusal_map);
+        batch.add_rule(REFUSE_CHAIN, &drop_other_sources(layout));
     }
     for (point, name) in [(HookPoint::Prerouting, "prerouting"), (HookPoint::Output, "output")] {
         let nat = format!("{PREFIX}{name}");
@@ -156,8 +165,15 @@ pub fn install(batch: &mut Batch, config: &Config) {
 fn sets(family: Family) -> Vec<Set> {
     let layout = Layout::of(family);
     let address = layout.address_field();
-    let on_address = |name: String, maps_to| Set { name, key: vec![address, Field::Protocol, Field::Port], maps_to, dynamic: false };
-    let on_any = |name: String| Set { name, key: vec![Field::Protocol, Field::Port], maps_to: Some(MapsTo::Verdict), dynamic: false };
+    let on_address =
+        |name: String, maps_to| Set { name, key: vec![address, Field::Protocol, Field::Port], maps_to, dynamic: false, intervals: false };
+    let on_any = |name: String| Set {
+        name,
+        key: vec![Field::Protocol, Field::Port],
+        maps_to: Some(MapsTo::Verdict),
+        dynamic: false,
+        intervals: false,
+    };
     let some = Frontend { family, address: Some(super::unspecified(family)), protocol: 0, port: 0 };
     let any = Frontend { address: None, ..some };
     let endpoint = MapsTo::Fields(vec![address, Field::Port]);
@@ -171,14 +187,30 @@ fn sets(family: Family) -> Vec<Set> {
             key: vec![address, Field::Protocol, Field::Port, Field::Mark],
             maps_to: Some(endpoint.clone()),
             dynamic: false,
+            intervals: false,
         },
         Set {
             name: affinity_map(family),
             key: vec![address, address, Field::Protocol, Field::Port],
             maps_to: Some(endpoint),
             dynamic: true,
+            intervals: false,
         },
-        Set { name: hairpin_set(family), key: vec![address, address], maps_to: None, dynamic: false },
+        Set {
+            name: guarded_set(family),
+            key: vec![address, Field::Protocol, Field::Port],
+            maps_to: None,
+            dynamic: false,
+            intervals: false,
+        },
+        Set {
+            name: source_set(family),
+            key: vec![address, Field::Protocol, Field::Port, address],
+            maps_to: None,
+            dynamic: false,
+            intervals: true,
+        },
+        Set { name: hairpin_set(family), key: vec![address, address], maps_to: None, dynamic: false, intervals: false },
     ]
 }
 
@@ -199,6 +231,19 @@ fn dispatch(batch: &mut Batch, config: &Config, layout: Layout, chain: &str, map
         by_port.push(E::LookupVerdict { map: map(&any), key: layout.protocol() });
         batch.add_rule(chain, &by_port);
     }
+}
+
+/// Drops what comes to a guarded frontend from none of its networks.
+fn drop_other_sources(layout: Layout) -> Vec<E> {
+    let mut rule = layout.is_family().to_vec();
+    rule.push(layout.load_destination());
+    rule.extend(layout.load_protocol_and_port());
+    rule.push(E::Contains { set: guarded_set(layout.family), key: layout.destination(), invert: false });
+    // The source again, right after the port: destination, protocol, port and source are one key.
+    rule.push(E::source(nft_family(layout.family), layout.index()));
+    rule.push(E::Contains { set: source_set(layout.family), key: layout.destination(), invert: true });
+    rule.push(E::Verdict(Verdict::Drop));
+    rule
 }
 
 /// The destinations on which node ports answer, a rule for each.
