@@ -58,11 +58,16 @@ pub struct Event {
 pub struct Delivery {
     pub event: Event,
     json: [OnceLock<Bytes>; 3],
+    protobuf: [OnceLock<Bytes>; 3],
 }
 
 impl Delivery {
     pub fn new(event: Event) -> Self {
-        Self { event, json: [const { OnceLock::new() }; 3] }
+        Self { event, json: [const { OnceLock::new() }; 3], protobuf: [const { OnceLock::new() }; 3] }
+    }
+    /// The frame of a protobuf stream of whole objects in their stored version, made by the first who needs it.
+    pub fn protobuf(&self, change: Change, make: impl FnOnce() -> Bytes) -> Bytes {
+        self.protobuf[change as usize].get_or_init(make).clone()
     }
     /// `{"type":"ADDED","object":{…}}` and a line end.
     pub fn json(&self, change: Change) -> Bytes {

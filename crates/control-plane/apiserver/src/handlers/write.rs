@@ -178,7 +178,11 @@ async fn delete_options(context: &Context, request: Request<Body>) -> Result<del
     let bytes = read_body(request).await?;
     let body = match bytes.is_empty() {
         true => Value::Null,
-        false => codec::parse(&bytes, negotiate::body_media(&context.headers, true).unwrap_or(Media::Json), "DeleteOptions")?.value,
+        false => {
+            let media = negotiate::body_media(&context.headers, true).unwrap_or(Media::Json);
+            let found = schema::table::by_gvk("", "v1", "DeleteOptions");
+            codec::parse_as(&bytes, media, "DeleteOptions", found)?.value
+        }
     };
     if !body.is_null() && body["kind"].as_str().is_some_and(|kind| kind != "DeleteOptions" && !kind.is_empty()) {
         return Err(Status::bad_request(format!("decoded object cannot be converted to DeleteOptions: {}", body["kind"])));
