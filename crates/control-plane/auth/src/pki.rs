@@ -104,39 +104,27 @@ impl Pki {
 }
 
 impl Pair {
-    /// Shows this certificate to servers whose certificate `ca` (PEM) signed.
-    pub fn client_config(&self, ca: &str) -> Result<Arc<rustls::ClientConfig>, Error> {
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let builder = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().map_err(Error::Tls)?;
-        let (chain, key) = self.parsed("client certificate")?;
-        let config = builder.with_root_certificates(roots(ca)?).with_client_auth_cert(chain, key).map_err(Error::Tls)?;
-        Ok(Arc::new(config))
-    }
-
     /// Serves with this certificate over HTTP/2 and HTTP/1.1; clients may show a certificate of `client_ca` (PEM).
     pub fn server_config(&self, client_ca: &str) -> Result<Arc<rustls::ServerConfig>, Error> {
+        let damaged = || Error::Damaged { path: PathBuf::from("serving certificate") };
+        let mut roots = rustls::RootCertStore::empty();
+        for certificate in CertificateDer::pem_slice_iter(client_ca.as_bytes()) {
+            roots.add(certificate.map_err(|_| damaged())?).map_err(Error::Tls)?;
+        }
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let verifier = rustls::server::WebPkiClientVerifier::builder_with_provider(Arc::new(roots(client_ca)?), provider.clone());
+        let verifier = rustls::server::WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone());
         let verifier = verifier.allow_unauthenticated().build().map_err(Error::Verifier)?;
-        let (chain, key) = self.parsed("serving certificate")?;
+        let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(self.certificate.as_bytes()).collect();
+        let key = PrivateKeyDer::from_pem_slice(self.key.as_bytes()).map_err(|_| damaged())?;
         let builder = rustls::ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().map_err(Error::Tls)?;
         let with_verifier = builder.with_client_cert_verifier(verifier);
-        let mut config = with_verifier.with_single_cert(chain, key).map_err(Error::Tls)?;
+        let mut config = with_verifier.with_single_cert(chain.map_err(|_| damaged())?, key).map_err(Error::Tls)?;
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         Ok(Arc::new(config))
     }
 }
 
 impl Pair {
-    /// Shows this certificate to servers whose certificate `ca` (PEM) signed.
-    pub fn client_config(&self, ca: &str) -> Result<Arc<rustls::ClientConfig>, Error> {
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let builder = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().map_err(Error::Tls)?;
-        let (chain, key) = self.parsed("client certificate")?;
-        let config = builder.with_root_certificates(roots(ca)?).with_client_auth_cert(chain, key).map_err(Error::Tls)?;
-        Ok(Arc::new(config))
-    }
-
     /// Shows this certificate to servers that `server_ca` (PEM) vouches for. No ALPN: HTTP/1.1, as upgrades need it.
     pub fn client_config(&self, server_ca: &str) -> Result<Arc<rustls::ClientConfig>, Error> {
         let damaged = || Error::Damaged { path: PathBuf::from("client certificate") };
@@ -151,25 +139,6 @@ impl Pair {
         let config = builder.with_root_certificates(roots).with_client_auth_cert(chain.map_err(|_| damaged())?, key).map_err(Error::Tls)?;
         Ok(Arc::new(config))
     }
-}
-
-impl Pair {
-    fn parsed(&self, what: &str) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), Error> {
-        let damaged = || Error::Damaged { path: PathBuf::from(what) };
-        let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(self.certificate.as_bytes()).collect();
-        let key = PrivateKeyDer::from_pem_slice(self.key.as_bytes()).map_err(|_| damaged())?;
-        Ok((chain.map_err(|_| damaged())?, key))
-    }
-}
-
-/// The certificates of a PEM text as trust anchors.
-fn roots(ca: &str) -> Result<rustls::RootCertStore, Error> {
-    let damaged = || Error::Damaged { path: PathBuf::from("certificate authority") };
-    let mut roots = rustls::RootCertStore::empty();
-    for certificate in CertificateDer::pem_slice_iter(ca.as_bytes()) {
-        roots.add(certificate.map_err(|_| damaged())?).map_err(Error::Tls)?;
-    }
-    Ok(roots)
 }
 
 fn api_server(names: &Names) -> Leaf {
