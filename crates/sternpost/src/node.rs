@@ -73,7 +73,7 @@ pub async fn start(parts: &Arc<Parts>, tasks: &mut JoinSet<()>) -> anyhow::Resul
     let (node, runtime) = open(&parts.config).await?;
     start_network(parts, tasks)?;
     start_dns(parts, tasks)?;
-    let _ = (runtime, &node.service);
+    start_kubelet(parts, runtime, node.service.clone(), tasks)?;
     Ok(node)
 }
 
@@ -141,6 +141,39 @@ fn make_toolbox_layer(layer: &Path, running: &std::fs::Metadata) -> std::io::Res
     std::fs::File::options().write(true).open(&copy)?.set_modified(running.modified()?)?;
     let _ = std::fs::remove_dir_all(layer);
     std::fs::rename(&fresh, layer)
+}
+
+fn start_kubelet(
+    parts: &Arc<Parts>,
+    runtime: Arc<dyn RuntimeService>,
+    images: Arc<dyn ImageService>,
+    tasks: &mut JoinSet<()>,
+) -> anyhow::Result<()> {
+    let config = &parts.config;
+    let places = Places::of(config);
+    let mut settings = kubelet::Config::new(&config.node_name, parts.node_ip);
+    settings.pod_cidr = Some(config.pod_cidr.clone());
+    settings.cluster_dns = vec![config.dns_service_ip()?];
+    settings.cluster_domain = config.cluster_domain.clone();
+    settings.data_directory = places.kubelet;
+    settings.runtime_directory = config.run_dir.join("kubelet");
+    settings.log_directory = config.data_dir.join("logs");
+    settings.port = config.kubelet_port;
+    settings.pods_max = config.max_pods;
+    settings.control_plane = true;
+    settings.tls = Some(kubelet::config::Tls {
+        certificate_pem: parts.pki.kubelet_server.certificate.clone(),
+        key_pem: parts.pki.kubelet_server.key.clone(),
+        client_ca_pem: parts.pki.ca.clone(),
+    });
+    let client = parts.client(&format!("system:node:{}", config.node_name), &["system:nodes"]).named("kubelet");
+    let drain = parts.drain.clone();
+    tasks.spawn(async move {
+        if let Err(error) = kubelet::run(settings, client, runtime, images, drain).await {
+            tracing::error!(%error, "the kubelet ended");
+        }
+    });
+    Ok(())
 }
 
 fn start_network(parts: &Arc<Parts>, tasks: &mut JoinSet<()>) -> anyhow::Result<()> {
