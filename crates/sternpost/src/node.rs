@@ -1,8 +1,9 @@
 //! The node's half of the daemon: images, runtime, pod network, kubelet, service proxy, DNS; and how all of it is taken down.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use auth::pki::Pki;
@@ -30,8 +31,10 @@ impl NodeParts {
 
     /// Imports every image of an archive; returns their names.
     pub async fn load(&self, archive: std::pin::Pin<Box<dyn tokio::io::AsyncRead + Send>>) -> anyhow::Result<Vec<String>> {
-        let _ = archive;
-        anyhow::bail!("x")
+        let images = self.images.clone();
+        let reader = tokio_util::io::SyncIoBridge::new(archive);
+        let loaded = tokio::task::spawn_blocking(move || images.import(reader)).await??;
+        Ok(loaded.into_iter().map(|image| image.name.unwrap_or(image.id)).collect())
     }
 
     /// Fetches an image; returns its id.
@@ -69,6 +72,7 @@ impl Places {
 pub async fn start(parts: &Arc<Parts>, tasks: &mut JoinSet<()>) -> anyhow::Result<NodeParts> {
     let (node, runtime) = open(&parts.config).await?;
     start_network(parts, tasks)?;
+    start_dns(parts, tasks)?;
     let _ = (runtime, &node.service);
     Ok(node)
 }
@@ -154,10 +158,34 @@ fn start_network(parts: &Arc<Parts>, tasks: &mut JoinSet<()>) -> anyhow::Result<
     Ok(())
 }
 
+fn start_dns(parts: &Arc<Parts>, tasks: &mut JoinSet<()>) -> anyhow::Result<()> {
+    let config = &parts.config;
+    let listen = SocketAddr::new(parts.node_ip, config.dns_port);
+    let service = config.dns_service_ip()?;
+    let mut settings = dns::Config::new(vec![listen], &config.cluster_domain);
+    settings.own_addresses = vec![SocketAddr::new(service, 53)];
+    let server = Arc::new(dns::Server::bind(settings)?);
+    let caches = dns::Caches { services: parts.caches.of(), slices: parts.caches.of(), namespaces: parts.caches.of() };
+    tasks.spawn(server.run(caches, parts.drain.clone()));
+    let client = parts.client("system:apiserver", &["system:masters"]).named("dns");
+    let endpoint = dns::Endpoint { node_name: config.node_name.clone(), address: parts.node_ip, port: config.dns_port };
+    let drain = parts.drain.clone();
+    tokio::spawn(async move {
+        let mut backoff = stdx::Backoff::new(Duration::from_millis(50), Duration::from_secs(5));
+        while let Err(error) = dns::ensure_service(&client, &[service], &endpoint).await {
+            tracing::warn!(%error, "the Service of cluster DNS");
+            if drain.run(tokio::time::sleep(backoff.next_wait())).await.is_none() {
+                return;
+            }
+        }
+    });
+    Ok(())
+}
+
 /// Removes our nftables table; links go with their namespaces.
 pub fn remove_network(config: &Config) -> anyhow::Result<()> {
-    let _ = config;
-    Ok(())
+    let mut socket = nft::Socket::netfilter().context("open a netfilter socket")?;
+    nft::Table::inet(&config.nft_table).delete(&mut socket).context("remove the nftables table")
 }
 
 /// What the API server is told of tokens and of the way to kubelets.
@@ -166,6 +194,7 @@ pub fn api_config(config: &Config, pki: &Pki, node_ip: IpAddr) -> anyhow::Result
     let IpAddr::V4(advertise) = node_ip else { anyhow::bail!("the node's address {node_ip} is not IPv4") };
     Ok(apiserver::Config {
         issuer: Some(issuer),
+        kubelet_client: Some(pki.kubelet_client.client_config(&pki.ca)?),
         audit_file: Some(config.data_dir.join("audit.log")),
         services: service_ranges(config)?,
         advertise,

@@ -38,12 +38,15 @@ pub async fn resource(server: &Arc<Inner>, context: &Context, request: http::Req
         return subresource(server, context, target, request).await;
     }
     let verb = info.verb.as_str();
-    let on_collection = matches!(verb, "list" | "watch" | "create" | "deletecollection");
-    if !kind.has_verb(verb) || (!on_collection && kind.facts.namespaced && namespace.is_empty()) {
+    let placed = !kind.facts.namespaced || !namespace.is_empty();
+    let well_formed = match verb {
+        "list" | "watch" => true,
+        "create" => placed && info.name.is_empty(),
+        "deletecollection" => placed,
+        _ => placed && !info.name.is_empty(),
+    };
+    if !kind.has_verb(verb) || !well_formed {
         return Err(Status::method_not_supported(&kind.group_resource(), request.method().as_str()).code_405());
-    }
-    if verb == "create" && kind.facts.namespaced && namespace.is_empty() {
-        return Err(Status::method_not_supported(&kind.group_resource(), "POST").code_405());
     }
     match verb {
         "get" => read::get(server, context, target).await,
