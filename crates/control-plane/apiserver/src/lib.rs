@@ -18,6 +18,7 @@ mod codec;
 mod context;
 mod convert;
 mod discovery;
+mod expiry;
 mod flow;
 mod handlers;
 mod health;
@@ -156,6 +157,7 @@ impl Server {
     pub async fn bootstrap(&self) -> Result<(), Error> {
         bootstrap::run(&self.0).await?;
         self.0.bootstrapped.store(true, Ordering::Relaxed);
+        tokio::spawn(expiry::run(self.0.clone()));
         Ok(())
     }
 
