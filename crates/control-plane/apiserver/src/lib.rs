@@ -5,8 +5,8 @@
 //! `views` and `reply`. Reads of many objects and watches come from `cache`.
 //!
 //! Way in: [`Server::new`], [`Server::bootstrap`], [`Server::serve`] for sockets, [`Server::handle`] for the in-process transport.
-//! Tasks: one feed from the store's events into the watch cache, one that turns RBAC objects into the policy, one per connection, the
-//! audit writer's thread. Channels: the store's events (bounded by the store), one bounded queue per watcher (full: the watcher is closed
+//! Tasks: one feed from the store's events into the watch cache, one per connection, the audit writer's thread. The RBAC policy is made
+//! again by the first request after a change of its objects. Channels: the store's events (bounded by the store), one bounded queue per watcher (full: the watcher is closed
 //! with 410), the bounded audit queue (full: counted, dropped). An idle server writes nothing.
 
 mod access;
@@ -18,6 +18,7 @@ mod codec;
 mod context;
 mod convert;
 mod discovery;
+mod expiry;
 mod flow;
 mod handlers;
 mod health;
@@ -150,6 +151,7 @@ impl Server {
     pub async fn bootstrap(&self) -> Result<(), Error> {
         bootstrap::run(&self.0).await?;
         self.0.bootstrapped.store(true, Ordering::Relaxed);
+        tokio::spawn(expiry::run(self.0.clone()));
         Ok(())
     }
 

@@ -144,20 +144,23 @@ impl Cgroup {
         Ok(())
     }
 
-    /// Descriptors of `cgroup.procs` in every hierarchy: a process that writes `0` into each has joined.
+    /// Descriptors of `cgroup.procs` in the v1 hierarchies: a process that writes `0` into each has joined. For the unified one see
+    /// [`Cgroup::birthplace`].
     pub fn join_fds(&self) -> Result<Vec<OwnedFd>> {
         let open = |d: &Directory| openat(&d.fd, "cgroup.procs", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty());
-        self.directories.iter().map(|d| open(d).map_err(|e| file_error("open cgroup.procs of", &self.path)(e.into()))).collect()
+        let v1 = self.directories.iter().filter(|d| !d.hierarchy.unified);
+        v1.map(|d| open(d).map_err(|e| file_error("open cgroup.procs of", &self.path)(e.into()))).collect()
+    }
+
+    /// The unified hierarchy's directory, for CLONE_INTO_CGROUP (Linux 5.7). A process born there need not be moved: the
+    /// first move after a pause waits 5 to 20 ms for an RCU grace period, and every fork and exit on the machine waits with it.
+    pub fn birthplace(&self) -> Option<OwnedFd> {
+        self.unified()?.fd.try_clone().ok()
     }
 
     /// `cgroup.kill` of the unified hierarchy: writing `1` kills all atomically (Linux 5.14).
     pub fn kill_fd(&self) -> Option<OwnedFd> {
         openat(&self.unified()?.fd, "cgroup.kill", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()).ok()
-    }
-
-    /// The unified hierarchy's directory, for CLONE_INTO_CGROUP.
-    pub fn unified_fd(&self) -> Option<OwnedFd> {
-        self.unified()?.fd.try_clone().ok()
     }
 
     pub fn add(&self, pid: i32) -> Result<()> {
