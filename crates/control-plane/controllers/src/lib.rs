@@ -21,6 +21,7 @@ mod deployment;
 mod endpoint_slice;
 mod endpoints;
 mod garbage_collector;
+mod job;
 mod namespace;
 mod node_lifecycle;
 mod pod_gc;
@@ -55,6 +56,7 @@ fn all() -> Vec<Controller> {
     vec![
         controller!(deployment),
         controller!(replicaset),
+        controller!(job),
         controller!(endpoint_slice),
         controller!(endpoints),
         controller!(garbage_collector),

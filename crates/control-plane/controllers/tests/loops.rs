@@ -36,6 +36,7 @@ fn cluster() -> Cluster {
         ("v1", "services", "Service", true),
         ("v1", "endpoints", "Endpoints", true),
         ("discovery.k8s.io/v1", "endpointslices", "EndpointSlice", true),
+        ("batch/v1", "jobs", "Job", true),
         ("v1", "configmaps", "ConfigMap", true),
         ("v1", "serviceaccounts", "ServiceAccount", true),
         ("apps/v1", "replicasets", "ReplicaSet", true),
@@ -229,4 +230,26 @@ async fn a_deleted_namespace_is_emptied_before_it_goes() {
     cluster.client.delete::<Namespace>(None, "a", &Default::default()).await.unwrap();
     until("the namespace gone", || cluster.api.get("/api/v1/namespaces", "", "a").is_none()).await;
     assert!(cluster.api.all(DEPLOYMENTS).is_empty() && cluster.api.all("/api/v1/serviceaccounts").is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_job_counts_each_end_once_and_leaves_no_finalizer_behind() {
+    let cluster = cluster();
+    let template = json!({"metadata": {"labels": {"job": "j"}}, "spec": {"containers": [{"name": "c"}], "restartPolicy": "Never"}});
+    let spec = json!({"completions": 10, "parallelism": 3, "template": template});
+    let job: k8s_openapi::api::batch::v1::Job =
+        serde_json::from_value(json!({"metadata": {"namespace": "a", "name": "j"}, "spec": spec})).unwrap();
+    cluster.client.create(&job).await.unwrap();
+    let api = cluster.api.clone();
+    let complete = || condition(&api.get("/apis/batch/v1/jobs", "a", "j").unwrap(), "Complete")["status"] == "True";
+    until("complete", || {
+        for pod in api.all(PODS).iter().filter(|pod| pod["status"]["phase"] == "Running") {
+            api.edit(PODS, "a", pod["metadata"]["name"].as_str().unwrap(), |pod| pod["status"]["phase"] = json!("Succeeded"));
+        }
+        complete()
+    })
+    .await;
+    assert_eq!((created(&api), api.get("/apis/batch/v1/jobs", "a", "j").unwrap()["status"]["succeeded"].clone()), (10, json!(10)));
+    cluster.client.delete::<k8s_openapi::api::batch::v1::Job>(Some("a"), "j", &DeleteParams::background()).await.unwrap();
+    until("no pods", || api.all(PODS).is_empty()).await;
 }
