@@ -1,1 +1,10 @@
-//! (story of the crate: to be written by its first author)
+//! placeholder story
+pub mod config;
+pub mod crispec;
+pub mod dns;
+pub mod env;
+pub mod plan;
+pub mod podspec;
+pub mod probe;
+pub mod status;
+pub mod world;
