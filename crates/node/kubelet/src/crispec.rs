@@ -289,8 +289,18 @@ fn paths(list: &[&str]) -> Vec<String> {
 
 /// Upstream's `DefaultProcMount`.
 const MASKED_PATHS: &[&str] = &[
-    "/proc/asound", "/proc/acpi", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/timer_list",
-    "/proc/timer_stats", "/proc/sched_debug", "/proc/scsi", "/sys/firmware", "/sys/devices/virtual/powercap",
+    "/proc/asound",
+    "/proc/acpi",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/sys/firmware",
+    "/sys/devices/virtual/powercap",
 ];
 const READONLY_PATHS: &[&str] = &["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
@@ -309,9 +319,9 @@ fn check_user(pod: &Pod, container: &Container, image_user: &ImageUser) -> Resul
         (Some(_), _) => Ok(()),
         (None, ImageUser::Root | ImageUser::Uid(0)) => Err(Error(format!("container has runAsNonRoot and image will run as root {shown}"))),
         (None, ImageUser::Uid(_)) => Ok(()),
-        (None, ImageUser::Name(name)) => {
-            Err(Error(format!("container has runAsNonRoot and image has non-numeric user ({name}), cannot verify user is non-root {shown}")))
-        }
+        (None, ImageUser::Name(name)) => Err(Error(format!(
+            "container has runAsNonRoot and image has non-numeric user ({name}), cannot verify user is non-root {shown}"
+        ))),
     }
 }
 
@@ -326,17 +336,30 @@ mod tests {
         let pod = pod(spec);
         let container = &podspec::spec(&pod).containers[0];
         super::container(&ContainerInput {
-            pod: &pod, container, role: Role::Main, attempt: 2, facts: &Facts::default(), mounts: Vec::new(),
-            message_file: Path::new("/m"), image_ref: "sha256:1", image_user: user, memory_bytes: 8 << 30, target_id: None,
+            pod: &pod,
+            container,
+            role: Role::Main,
+            attempt: 2,
+            facts: &Facts::default(),
+            mounts: Vec::new(),
+            message_file: Path::new("/m"),
+            image_ref: "sha256:1",
+            image_user: user,
+            memory_bytes: 8 << 30,
+            target_id: None,
         })
     }
 
     #[test]
     fn container_configuration_carries_command_resources_and_security() {
-        let config = built(json!({"securityContext": {"runAsUser": 1000, "fsGroup": 2000}, "containers": [{
+        let config = built(
+            json!({"securityContext": {"runAsUser": 1000, "fsGroup": 2000}, "containers": [{
             "name": "c", "image": "i:1", "command": ["sh", "-c", "echo $(A)"], "env": [{"name": "A", "value": "x"}],
             "resources": {"requests": {"cpu": "250m"}, "limits": {"cpu": "500m", "memory": "64Mi"}},
-            "securityContext": {"allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]}}}]}), ImageUser::Root).unwrap();
+            "securityContext": {"allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]}}}]}),
+            ImageUser::Root,
+        )
+        .unwrap();
         assert_eq!(config.command, ["sh", "-c", "echo x"]);
         assert_eq!(config.log_path, "c/2.log");
         let linux = config.linux.unwrap();
@@ -350,7 +373,8 @@ mod tests {
 
     #[test]
     fn non_root_is_checked_against_pod_and_image() {
-        let spec = |user: serde_json::Value| json!({"securityContext": {"runAsNonRoot": true, "runAsUser": user}, "containers": [{"name": "c"}]});
+        let spec =
+            |user: serde_json::Value| json!({"securityContext": {"runAsNonRoot": true, "runAsUser": user}, "containers": [{"name": "c"}]});
         assert!(built(spec(json!(5)), ImageUser::Root).is_ok());
         assert!(built(spec(json!(0)), ImageUser::Root).unwrap_err().0.contains("breaks non-root policy"));
         assert!(built(spec(json!(null)), ImageUser::Root).unwrap_err().0.contains("image will run as root"));
@@ -361,7 +385,12 @@ mod tests {
     #[test]
     fn sandbox_follows_host_namespaces_and_host_name_rules() {
         let config = Config::new("node", "192.0.2.1".parse().unwrap());
-        let shared = sandbox(&pod(json!({"containers": [], "shareProcessNamespace": true, "hostname": "h", "subdomain": "s", "setHostnameAsFQDN": true})), &config, Default::default(), 1);
+        let shared = sandbox(
+            &pod(json!({"containers": [], "shareProcessNamespace": true, "hostname": "h", "subdomain": "s", "setHostnameAsFQDN": true})),
+            &config,
+            Default::default(),
+            1,
+        );
         assert_eq!(shared.hostname, "h.s.default.svc.cluster.local");
         let host = sandbox(&pod(json!({"containers": [], "hostNetwork": true, "hostPID": true})), &config, Default::default(), 0);
         let options = host.linux.unwrap().security_context.unwrap().namespace_options.unwrap();

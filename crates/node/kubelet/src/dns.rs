@@ -29,7 +29,9 @@ pub fn parse(text: &str) -> DnsConfig {
         let mut words = line.split_whitespace();
         match words.next() {
             Some("nameserver") => config.servers.extend(words.next().map(str::to_owned)),
-            Some("search") => config.searches = words.filter(|word| *word != ".").map(|word| word.trim_end_matches('.').to_owned()).collect(),
+            Some("search") => {
+                config.searches = words.filter(|word| *word != ".").map(|word| word.trim_end_matches('.').to_owned()).collect()
+            }
             Some("options") => config.options = words.map(str::to_owned).collect(),
             _ => {}
         }
@@ -102,8 +104,13 @@ mod tests {
         assert_eq!(cluster.options, ["ndots:5"]);
         assert_eq!(settings(json!({"containers": [], "dnsPolicy": "Default"})).servers, ["9.9.9.9"]);
         assert_eq!(settings(json!({"containers": [], "hostNetwork": true})).servers, ["9.9.9.9"]);
-        assert_eq!(settings(json!({"containers": [], "hostNetwork": true, "dnsPolicy": "ClusterFirstWithHostNet"})).servers, ["10.96.0.10"]);
-        let own = settings(json!({"containers": [], "dnsPolicy": "None", "dnsConfig": {"nameservers": ["1.1.1.1"], "options": [{"name": "ndots", "value": "2"}]}}));
+        assert_eq!(
+            settings(json!({"containers": [], "hostNetwork": true, "dnsPolicy": "ClusterFirstWithHostNet"})).servers,
+            ["10.96.0.10"]
+        );
+        let own = settings(
+            json!({"containers": [], "dnsPolicy": "None", "dnsConfig": {"nameservers": ["1.1.1.1"], "options": [{"name": "ndots", "value": "2"}]}}),
+        );
         assert_eq!((own.servers, own.options), (vec!["1.1.1.1".to_owned()], vec!["ndots:2".to_owned()]));
         let merged = settings(json!({"containers": [], "dnsConfig": {"searches": ["x.y"], "options": [{"name": "ndots", "value": "2"}]}}));
         assert_eq!((merged.searches.len(), merged.options), (5, vec!["ndots:2".to_owned()]));

@@ -273,7 +273,8 @@ mod tests {
     use crate::podspec::tests::pod;
 
     fn facts() -> Facts {
-        let config: ConfigMap = serde_json::from_value(json!({"metadata": {"name": "config"}, "data": {"COLOR": "red", "a=b": "no"}})).unwrap();
+        let config: ConfigMap =
+            serde_json::from_value(json!({"metadata": {"name": "config"}, "data": {"COLOR": "red", "a=b": "no"}})).unwrap();
         let secret: Secret = serde_json::from_value(json!({"metadata": {"name": "secret"}, "data": {"TOKEN": "czNj"}})).unwrap();
         let service = json!({"metadata": {"name": "my-db", "namespace": "default"},
             "spec": {"clusterIP": "10.96.0.5", "ports": [{"name": "sql", "port": 5432, "protocol": "TCP"}]}});
@@ -298,9 +299,16 @@ mod tests {
     #[test]
     fn expansion_knows_escapes_unknown_names_and_open_ends() {
         let lookup = |name: &str| (name == "A").then(|| "1".to_owned());
-        for (text, expected) in
-            [("$(A)", "1"), ("x$(A)y$(B)", "x1y$(B)"), ("$$(A)", "$(A)"), ("$A", "$A"), ("$(A", "$(A"), ("100$", "100$"), ("$$$(A)", "$1"), ("$()", "$()")]
-        {
+        for (text, expected) in [
+            ("$(A)", "1"),
+            ("x$(A)y$(B)", "x1y$(B)"),
+            ("$$(A)", "$(A)"),
+            ("$A", "$A"),
+            ("$(A", "$(A"),
+            ("100$", "100$"),
+            ("$$$(A)", "$1"),
+            ("$()", "$()"),
+        ] {
             assert_eq!(expand(text, lookup), expected, "{text}");
         }
     }

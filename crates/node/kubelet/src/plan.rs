@@ -18,13 +18,30 @@ const PULL_FAILURE_SHOWN: SignedDuration = SignedDuration::from_secs(2);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
     MountVolumes,
-    RunSandbox { attempt: u32 },
+    RunSandbox {
+        attempt: u32,
+    },
     StopSandbox(String),
-    EnsureImage { container: String, attempt: u32 },
-    Start { container: String, attempt: u32, restart: bool },
-    Kill { id: String, container: String, grace_seconds: i64, why: KillReason },
+    EnsureImage {
+        container: String,
+        attempt: u32,
+    },
+    Start {
+        container: String,
+        attempt: u32,
+        restart: bool,
+    },
+    Kill {
+        id: String,
+        container: String,
+        grace_seconds: i64,
+        why: KillReason,
+    },
     /// A dead container that nobody looks at any more, or one that was made and never started.
-    Remove { id: String, log: Option<(String, u32)> },
+    Remove {
+        id: String,
+        log: Option<(String, u32)>,
+    },
     Fail(Verdict),
     /// Everything is stopped: say the last status and have the API forget the pod.
     Finish,
@@ -110,7 +127,8 @@ fn is_complete(world: &World<'_>) -> bool {
     };
     let mut mains = containers.iter().filter(|(role, _)| *role == Role::Main).peekable();
     let all_done = mains.peek().is_some() && mains.all(|(role, container)| for_good(*role, container).is_some());
-    let init_failed = || containers.iter().any(|(role, container)| *role == Role::Init && for_good(*role, container).is_some_and(|code| code != 0));
+    let init_failed =
+        || containers.iter().any(|(role, container)| *role == Role::Init && for_good(*role, container).is_some_and(|code| code != 0));
     all_done || init_failed()
 }
 
@@ -124,14 +142,22 @@ fn restarts(world: &World<'_>, role: Role, container: &Container, seen: &Seen) -
 
 /// Stops everything: main containers at once, then sidecars in reverse order, then the sandbox.
 fn end(world: &World<'_>, plan: &mut Plan) {
-    let grace = if world.gone { world.pod.metadata.deletion_grace_period_seconds.unwrap_or(1).max(1) } else { podspec::grace_seconds(world.pod).max(1) };
+    let grace = if world.gone {
+        world.pod.metadata.deletion_grace_period_seconds.unwrap_or(1).max(1)
+    } else {
+        podspec::grace_seconds(world.pod).max(1)
+    };
     let alive: Vec<&Seen> = world.containers.iter().filter(|seen| seen.state != State::Exited).collect();
     let sidecar_order = |seen: &Seen| {
         let inits = podspec::spec(world.pod).init_containers.iter().flatten();
-        inits.enumerate().find(|(_, container)| container.name == seen.name && container.restart_policy.as_deref() == Some("Always")).map(|(at, _)| at)
+        inits
+            .enumerate()
+            .find(|(_, container)| container.name == seen.name && container.restart_policy.as_deref() == Some("Always"))
+            .map(|(at, _)| at)
     };
     let (sidecars, others): (Vec<&Seen>, Vec<&Seen>) = alive.iter().partition(|seen| sidecar_order(seen).is_some());
-    let now: Vec<&Seen> = if others.is_empty() { sidecars.into_iter().max_by_key(|seen| sidecar_order(seen)).into_iter().collect() } else { others };
+    let now: Vec<&Seen> =
+        if others.is_empty() { sidecars.into_iter().max_by_key(|seen| sidecar_order(seen)).into_iter().collect() } else { others };
     for seen in &now {
         if seen.state == State::Created {
             plan.actions.push(Action::Remove { id: seen.id.clone(), log: None });
@@ -293,7 +319,11 @@ fn restart(world: &World<'_>, plan: &mut Plan, role: Role, container: &Container
         if world.now < until {
             let wait = go_duration(backoff.wait);
             let pod = podspec::format_pod(world.pod);
-            plan.wait(&container.name, "CrashLoopBackOff", format!("back-off {wait} restarting failed container={} pod={pod}", container.name));
+            plan.wait(
+                &container.name,
+                "CrashLoopBackOff",
+                format!("back-off {wait} restarting failed container={} pod={pod}", container.name),
+            );
             plan.wake(until);
             return;
         }

@@ -39,16 +39,31 @@ impl Scene {
     fn seen(mut self, name: &str, attempt: u32, state: State, exit_code: i32) -> Self {
         let hash = podspec::container(&self.pod, name).map(|(_, container)| podspec::container_hash(&container)).unwrap_or_default();
         self.containers.push(Seen {
-            id: format!("{name}{attempt}"), name: name.into(), sandbox_id: "s".into(), attempt, state, started_at: Some(at(NOW - 50)),
-            finished_at: (state == State::Exited).then(|| at(NOW - 3)), exit_code, reason: String::new(), message: String::new(),
-            image: String::new(), image_id: String::new(), hash,
+            id: format!("{name}{attempt}"),
+            name: name.into(),
+            sandbox_id: "s".into(),
+            attempt,
+            state,
+            started_at: Some(at(NOW - 50)),
+            finished_at: (state == State::Exited).then(|| at(NOW - 3)),
+            exit_code,
+            reason: String::new(),
+            message: String::new(),
+            image: String::new(),
+            image_id: String::new(),
+            hash,
         });
         self
     }
     fn plan(&self) -> Plan {
         plan(&World {
-            pod: &self.pod, gone: self.gone, sandboxes: &self.sandboxes, containers: &self.containers, memory: &self.memory,
-            probes: &self.probes, now: at(NOW),
+            pod: &self.pod,
+            gone: self.gone,
+            sandboxes: &self.sandboxes,
+            containers: &self.containers,
+            memory: &self.memory,
+            probes: &self.probes,
+            now: at(NOW),
         })
     }
     /// The actions in short: `start a 1`.
@@ -121,12 +136,18 @@ fn init_containers_run_in_order_and_sidecars_let_the_next_go_once_started() {
 
 #[test]
 fn restart_policies_decide_what_comes_back() {
-    let actions = |policy: &str, code: i32| scene(json!({"restartPolicy": policy, "containers": [{"name": "a"}]})).seen("a", 0, State::Exited, code).actions();
+    let actions = |policy: &str, code: i32| {
+        scene(json!({"restartPolicy": policy, "containers": [{"name": "a"}]})).seen("a", 0, State::Exited, code).actions()
+    };
     assert_eq!(actions("Always", 0), ["start a 1"]);
     assert_eq!(actions("OnFailure", 1), ["start a 1"]);
     assert_eq!(actions("OnFailure", 0), ["stop s"]);
     assert_eq!(actions("Never", 1), ["stop s"]);
-    let init = |policy: &str| scene(json!({"restartPolicy": policy, "initContainers": [{"name": "i"}], "containers": [{"name": "a"}]})).seen("i", 0, State::Exited, 1).actions();
+    let init = |policy: &str| {
+        scene(json!({"restartPolicy": policy, "initContainers": [{"name": "i"}], "containers": [{"name": "a"}]}))
+            .seen("i", 0, State::Exited, 1)
+            .actions()
+    };
     assert_eq!(init("Never"), ["stop s"]);
     assert_eq!(init("Always"), ["start i 1"]);
 }
@@ -158,11 +179,20 @@ fn back_off_doubles_to_five_minutes_and_is_forgotten_after_ten() {
 #[test]
 fn failed_pull_is_shown_first_as_an_error_and_then_as_backing_off() {
     let mut scene = scene(json!({"containers": [{"name": "a", "image": "x:1"}]}));
-    let failed = |ago: i64| Image::Failed { reason: "ErrImagePull", message: "no".into(), at: at(NOW - ago), until: at(NOW - ago + 10), wait: Duration::from_secs(10) };
+    let failed = |ago: i64| Image::Failed {
+        reason: "ErrImagePull",
+        message: "no".into(),
+        at: at(NOW - ago),
+        until: at(NOW - ago + 10),
+        wait: Duration::from_secs(10),
+    };
     scene.memory.images.insert(("a".into(), 0), failed(1));
     assert_eq!(scene.plan().waiting["a"].reason, "ErrImagePull");
     scene.memory.images.insert(("a".into(), 0), failed(5));
-    assert_eq!(scene.plan().waiting["a"], Waiting { reason: "ImagePullBackOff", message: "Back-off pulling image \"x:1\": ErrImagePull: no".into() });
+    assert_eq!(
+        scene.plan().waiting["a"],
+        Waiting { reason: "ImagePullBackOff", message: "Back-off pulling image \"x:1\": ErrImagePull: no".into() }
+    );
     assert_eq!(scene.plan().wake_at, Some(at(NOW + 5)));
     scene.memory.images.insert(("a".into(), 0), failed(10));
     assert_eq!(scene.actions(), ["image a 0"]);
@@ -229,6 +259,11 @@ fn deadline_fails_the_pod_and_terminal_pods_start_nothing() {
 
 #[test]
 fn only_the_last_two_of_a_container_are_kept() {
-    let scene = scene(two()).seen("b", 0, State::Running, 0).seen("a", 0, State::Exited, 1).seen("a", 1, State::Exited, 1).seen("a", 2, State::Running, 1);
+    let scene = scene(two()).seen("b", 0, State::Running, 0).seen("a", 0, State::Exited, 1).seen("a", 1, State::Exited, 1).seen(
+        "a",
+        2,
+        State::Running,
+        1,
+    );
     assert_eq!(scene.actions(), ["remove a0"]);
 }

@@ -87,7 +87,13 @@ pub fn restart_policy<'a>(pod: &'a Pod, role: Role, container: &'a Container) ->
     match role {
         Role::Sidecar => "Always",
         Role::Ephemeral => "Never",
-        Role::Init if container.restart_policy.is_none() => if policy == "Never" { "Never" } else { "OnFailure" },
+        Role::Init if container.restart_policy.is_none() => {
+            if policy == "Never" {
+                "Never"
+            } else {
+                "OnFailure"
+            }
+        }
         Role::Init | Role::Main => container.restart_policy.as_deref().unwrap_or(policy),
     }
 }
@@ -183,7 +189,10 @@ pub(crate) mod tests {
         assert_eq!(class(serde_json::json!({})), Qos::BestEffort);
         assert_eq!(class(serde_json::json!({"requests": {"cpu": "1"}})), Qos::Burstable);
         assert_eq!(class(serde_json::json!({"limits": {"cpu": "1", "memory": "1Gi"}})), Qos::Guaranteed);
-        assert_eq!(class(serde_json::json!({"requests": {"cpu": "500m", "memory": "1Gi"}, "limits": {"cpu": "0.5", "memory": "1Gi"}})), Qos::Guaranteed);
+        assert_eq!(
+            class(serde_json::json!({"requests": {"cpu": "500m", "memory": "1Gi"}, "limits": {"cpu": "0.5", "memory": "1Gi"}})),
+            Qos::Guaranteed
+        );
         assert_eq!(class(serde_json::json!({"requests": {"memory": "1Gi"}, "limits": {"cpu": "1", "memory": "2Gi"}})), Qos::Burstable);
     }
 

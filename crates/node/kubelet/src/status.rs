@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
-    Container, ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus, HostIP, PodCondition,
-    PodIP, PodStatus,
+    Container, ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus, HostIP,
+    PodCondition, PodIP, PodStatus,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
@@ -24,7 +24,11 @@ pub fn status(world: &World<'_>, plan: &Plan, host_ips: &[String], ended: bool) 
     let former = world.pod.status.clone().unwrap_or_default();
     let containers = podspec::containers(world.pod);
     let of = |roles: &[Role]| -> Vec<ContainerStatus> {
-        containers.iter().filter(|(role, _)| roles.contains(role)).map(|(role, container)| container_status(world, plan, *role, container)).collect()
+        containers
+            .iter()
+            .filter(|(role, _)| roles.contains(role))
+            .map(|(role, container)| container_status(world, plan, *role, container))
+            .collect()
     };
     let (init, main, ephemeral) = (of(&[Role::Init, Role::Sidecar]), of(&[Role::Main]), of(&[Role::Ephemeral]));
     let phase = phase(world, &init, &main, ended, former.phase.as_deref());
@@ -35,7 +39,9 @@ pub fn status(world: &World<'_>, plan: &Plan, host_ips: &[String], ended: bool) 
     let verdict = world.memory.verdict.as_ref();
     let mut status = PodStatus {
         phase: Some(phase.into()),
-        message: verdict.map(|verdict| verdict.message.clone()).or_else(|| former.message.clone().filter(|_| podspec::is_terminal(world.pod))),
+        message: verdict
+            .map(|verdict| verdict.message.clone())
+            .or_else(|| former.message.clone().filter(|_| podspec::is_terminal(world.pod))),
         reason: verdict.map(|verdict| verdict.reason.clone()).or_else(|| former.reason.clone().filter(|_| podspec::is_terminal(world.pod))),
         host_ip: host_ips.first().cloned(),
         host_ips: Some(host_ips.iter().map(|ip| HostIP { ip: ip.clone() }).collect()),
@@ -54,7 +60,8 @@ pub fn status(world: &World<'_>, plan: &Plan, host_ips: &[String], ended: bool) 
 }
 
 fn container_status(world: &World<'_>, plan: &Plan, role: Role, container: &Container) -> ContainerStatus {
-    let mut status = ContainerStatus { name: container.name.clone(), image: container.image.clone().unwrap_or_default(), ..Default::default() };
+    let mut status =
+        ContainerStatus { name: container.name.clone(), image: container.image.clone().unwrap_or_default(), ..Default::default() };
     let waiting = plan.waiting.get(&container.name);
     let Some(seen) = world.latest(&container.name) else {
         status.state = Some(waiting_state(waiting.cloned().unwrap_or_else(|| unstarted(world, role))));
@@ -97,7 +104,8 @@ fn container_status(world: &World<'_>, plan: &Plan, role: Role, container: &Cont
 /// A container of which the runtime knows nothing although the API saw it (its record was removed): it keeps its last state.
 fn former_of_gone(world: &World<'_>, container: &Container, mut status: ContainerStatus) -> ContainerStatus {
     let former = world.pod.status.as_ref();
-    let lists = [former.and_then(|former| former.container_statuses.as_ref()), former.and_then(|former| former.init_container_statuses.as_ref())];
+    let lists =
+        [former.and_then(|former| former.container_statuses.as_ref()), former.and_then(|former| former.init_container_statuses.as_ref())];
     let known = lists.into_iter().flatten().flatten().find(|known| known.name == container.name);
     if let Some(known) = known.filter(|known| known.state.as_ref().is_some_and(|state| state.terminated.is_some())) {
         status = known.clone();
@@ -281,8 +289,19 @@ mod tests {
     fn seen(name: &str, attempt: u32, state: State, exit_code: i32) -> Seen {
         let at = Timestamp::from_second(1000).ok();
         Seen {
-            id: format!("{name}{attempt}"), name: name.into(), sandbox_id: "s".into(), attempt, state, started_at: at, finished_at: at, exit_code,
-            reason: String::new(), message: "bye".into(), image: "i:1".into(), image_id: "sha256:1".into(), hash: String::new(),
+            id: format!("{name}{attempt}"),
+            name: name.into(),
+            sandbox_id: "s".into(),
+            attempt,
+            state,
+            started_at: at,
+            finished_at: at,
+            exit_code,
+            reason: String::new(),
+            message: "bye".into(),
+            image: "i:1".into(),
+            image_id: "sha256:1".into(),
+            hash: String::new(),
         }
     }
 

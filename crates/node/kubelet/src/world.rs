@@ -58,7 +58,13 @@ pub enum Image {
     Pulling,
     /// The runtime's reference.
     Ready(String),
-    Failed { reason: &'static str, message: String, at: Timestamp, until: Timestamp, wait: Duration },
+    Failed {
+        reason: &'static str,
+        message: String,
+        at: Timestamp,
+        until: Timestamp,
+        wait: Duration,
+    },
 }
 
 /// CrashLoopBackOff's clock of one container.

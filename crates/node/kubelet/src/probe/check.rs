@@ -46,13 +46,21 @@ pub fn timeout_message(target: &Target, timeout: Duration) -> String {
         return format!("command timed out: {:?} timed out after {seconds}s", command.join(" "));
     }
     match &target.probe.http_get {
-        Some(get) => format!("Get {:?}: context deadline exceeded (Client.Timeout exceeded while awaiting headers)", url(get, &target.container, &target.pod_ip).unwrap_or_default()),
+        Some(get) => format!(
+            "Get {:?}: context deadline exceeded (Client.Timeout exceeded while awaiting headers)",
+            url(get, &target.container, &target.pod_ip).unwrap_or_default()
+        ),
         None => format!("dial tcp {}: i/o timeout", target.pod_ip),
     }
 }
 
 /// A command in the container; failing output is the message.
-pub async fn exec_check(runtime: &dyn RuntimeService, container_id: &str, command: Vec<String>, timeout_seconds: i64) -> Result<(), String> {
+pub async fn exec_check(
+    runtime: &dyn RuntimeService,
+    container_id: &str,
+    command: Vec<String>,
+    timeout_seconds: i64,
+) -> Result<(), String> {
     let request = cri::v1::ExecSyncRequest { container_id: container_id.into(), cmd: command, timeout: timeout_seconds };
     let answer = runtime.exec_sync(request).await.map_err(|error| error.message)?;
     if answer.exit_code == 0 {
@@ -175,18 +183,28 @@ struct AnyCertificate(Arc<rustls::crypto::CryptoProvider>);
 
 impl rustls::client::danger::ServerCertVerifier for AnyCertificate {
     fn verify_server_cert(
-        &self, _: &rustls::pki_types::CertificateDer<'_>, _: &[rustls::pki_types::CertificateDer<'_>], _: &ServerName<'_>, _: &[u8],
+        &self,
+        _: &rustls::pki_types::CertificateDer<'_>,
+        _: &[rustls::pki_types::CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
         _: rustls::pki_types::UnixTime,
     ) -> Result<rustls::client::danger::ServerCertVerified, rustls::Error> {
         Ok(rustls::client::danger::ServerCertVerified::assertion())
     }
     fn verify_tls12_signature(
-        &self, message: &[u8], certificate: &rustls::pki_types::CertificateDer<'_>, signature: &rustls::DigitallySignedStruct,
+        &self,
+        message: &[u8],
+        certificate: &rustls::pki_types::CertificateDer<'_>,
+        signature: &rustls::DigitallySignedStruct,
     ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
         rustls::crypto::verify_tls12_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
     }
     fn verify_tls13_signature(
-        &self, message: &[u8], certificate: &rustls::pki_types::CertificateDer<'_>, signature: &rustls::DigitallySignedStruct,
+        &self,
+        message: &[u8],
+        certificate: &rustls::pki_types::CertificateDer<'_>,
+        signature: &rustls::DigitallySignedStruct,
     ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
         rustls::crypto::verify_tls13_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
     }
@@ -228,7 +246,9 @@ async fn grpc_health(host: &str, port: u16, service: &str) -> Result<(), String>
     // HealthCheckResponse { ServingStatus status = 1 }: 1 is SERVING.
     match answer?.get(5..7) {
         Some([0x08, 1]) => Ok(()),
-        Some([0x08, status]) => Err(format!("service unhealthy (responded with {:?})", if *status == 2 { "NOT_SERVING" } else { "UNKNOWN" })),
+        Some([0x08, status]) => {
+            Err(format!("service unhealthy (responded with {:?})", if *status == 2 { "NOT_SERVING" } else { "UNKNOWN" }))
+        }
         _ => Err("service unhealthy (responded with \"UNKNOWN\")".into()),
     }
 }
