@@ -8,7 +8,7 @@
 //! Tasks: none. The crate knows no Kubernetes kinds.
 
 mod error;
-mod service;
+pub mod service;
 pub mod streams;
 #[allow(clippy::all, missing_docs)]
 pub mod v1;
