@@ -1,7 +1,29 @@
+//! Sternpost: all of Kubernetes in one binary.
+//!
+//! The binary is four programs, told apart before anything else happens: an applet of the built-in image ([`toolbox`]), the supervisor of
+//! one pod (`runtime`'s shim), the daemon that is the cluster ([`up`]), and the commands that talk to it ([`cli`]).
+
+mod cli;
+mod config;
+mod control;
+mod daemon;
+mod down;
+mod image;
+mod kubeconfig;
+mod node;
+mod preflight;
+mod progress;
+mod status;
 mod toolbox;
+mod transport;
+mod up;
+
 fn main() {
     if let Some(code) = toolbox::dispatch() {
         std::process::exit(code);
     }
-    let _ = toolbox::links();
+    if runtime::is_shim_invocation() {
+        runtime::run_shim();
+    }
+    std::process::exit(cli::run());
 }

@@ -19,7 +19,11 @@ struct Applet {
 const APPLETS: &[Applet] = &[
     Applet { name: "serve", usage: "serve [--port 8080] [--echo-port 8081]   HTTP test server, TCP and UDP echo", run: serve::run },
     Applet { name: "fetch", usage: "fetch [-t SECONDS] [-n COUNT] URL        GET over HTTP and print the body", run: net::fetch },
-    Applet { name: "resolve", usage: "resolve NAME                             look a name up as /etc/resolv.conf says", run: net::resolve },
+    Applet {
+        name: "resolve",
+        usage: "resolve NAME                             look a name up as /etc/resolv.conf says",
+        run: net::resolve,
+    },
     Applet { name: "sleep", usage: "sleep SECONDS|infinity", run: files::sleep },
     Applet { name: "burn", usage: "burn [SECONDS] [MEBIBYTES]               use one CPU, hold memory", run: files::burn },
     Applet { name: "cat", usage: "cat [FILE...]", run: files::cat },
@@ -54,7 +58,8 @@ pub fn dispatch() -> Option<i32> {
     }
 }
 
-fn run(name: &str, args: &[String]) -> i32 {
+/// Runs one applet by name.
+pub fn run(name: &str, args: &[String]) -> i32 {
     let Some(applet) = APPLETS.iter().find(|applet| applet.name == name) else {
         eprintln!("toolbox: no applet {name:?}; there are:");
         APPLETS.iter().for_each(|applet| eprintln!("  {}", applet.usage));

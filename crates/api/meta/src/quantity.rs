@@ -120,15 +120,6 @@ impl Quantity {
         self.exponent >= 0 || self.mantissa % power_of_ten(-self.exponent) == 0
     }
 
-    /// The sum in this quantity's format (in the other's where this is zero, as upstream).
-    pub fn add(self, other: Self) -> Self {
-        let format = if self.is_zero() { other.format } else { self.format };
-        let (a, b, exponent) = self.aligned(other);
-        Self { mantissa: a.saturating_add(b), exponent, format }
-    }
-    pub fn sub(self, other: Self) -> Self {
-        self.add(Self { mantissa: other.mantissa.saturating_neg(), ..other })
-    }
     /// Both mantissas over the smaller exponent; saturating.
     fn aligned(self, other: Self) -> (i128, i128, i32) {
         let exponent = self.exponent.min(other.exponent);
@@ -227,6 +218,23 @@ impl fmt::Display for Quantity {
             _ => self.decimal(),
         };
         f.write_str(&text)
+    }
+}
+
+impl std::ops::Add for Quantity {
+    type Output = Self;
+    /// The sum in this quantity's format (in the other's where this is zero, as upstream); saturating.
+    fn add(self, other: Self) -> Self {
+        let format = if self.is_zero() { other.format } else { self.format };
+        let (a, b, exponent) = self.aligned(other);
+        Self { mantissa: a.saturating_add(b), exponent, format }
+    }
+}
+
+impl std::ops::Sub for Quantity {
+    type Output = Self;
+    fn sub(self, other: Self) -> Self {
+        self + Self { mantissa: other.mantissa.saturating_neg(), ..other }
     }
 }
 
@@ -340,9 +348,9 @@ mod tests {
         assert_eq!((value("2").milli_value(), value("1Gi").value()), (2000, 1 << 30));
         assert_eq!((value("1e30").value(), value("-1e30").value()), (i64::MAX, i64::MIN));
         assert!(value("1Gi") > value("1G") && value("1000m") == value("1") && value("1e40") > value("1e39"));
-        assert_eq!(value("1Gi").sub(value("512Mi")).to_string(), "512Mi");
-        assert_eq!(value("0").add(value("1Mi")).to_string(), "1Mi");
-        assert_eq!(value("500m").add(value("0.5")).to_string(), "1");
+        assert_eq!((value("1Gi") - value("512Mi")).to_string(), "512Mi");
+        assert_eq!((value("0") + value("1Mi")).to_string(), "1Mi");
+        assert_eq!((value("500m") + value("0.5")).to_string(), "1");
     }
 
     proptest! {

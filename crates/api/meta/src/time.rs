@@ -79,9 +79,9 @@ pub fn format_duration(nanoseconds: i64) -> String {
     };
     match total {
         0 => "0s".to_owned(),
-        ..1_000 => decimal(1, "ns"),
-        ..1_000_000 => decimal(1_000, "µs"),
-        ..1_000_000_000 => decimal(1_000_000, "ms"),
+        1..1_000 => decimal(1, "ns"),
+        1_000..1_000_000 => decimal(1_000, "µs"),
+        1_000_000..1_000_000_000 => decimal(1_000_000, "ms"),
         _ => {
             let minutes = total / 60_000_000_000;
             let rest = total % 60_000_000_000;
@@ -130,7 +130,7 @@ pub fn parse_duration(text: &str) -> Option<i64> {
         if whole.is_empty() && fraction.is_empty() || fraction.contains('.') {
             return None;
         }
-        let whole: i128 = if whole.is_empty() { 0 } else { i64::from_str_radix(whole, 10).ok()?.into() };
+        let whole: i128 = if whole.is_empty() { 0 } else { whole.parse::<i64>().ok()?.into() };
         // Nothing past 15 decimals is a nanosecond of any unit.
         let fraction = fraction.get(..15).unwrap_or(fraction);
         let part: i128 = if fraction.is_empty() { 0 } else { fraction.parse().ok()? };

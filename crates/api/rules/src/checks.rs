@@ -1,5 +1,7 @@
 //! Validations that many kinds share. Each returns its complaints; source: upstream `pkg/apis/core/validation`.
 
+use std::net::IpAddr;
+
 use meta::field::{Error, Path};
 use meta::names;
 use serde_json::Value;
@@ -81,6 +83,23 @@ pub fn port_number_or_name(port: &Value, path: &Path) -> Errors {
 /// A required protocol.
 pub fn protocol(port: &Value, path: &Path) -> Errors {
     one_of(port, path, "protocol", &["SCTP", "TCP", "UDP"])
+}
+
+/// An endpoint's address must not lead back into the node or to many machines.
+pub fn non_special_ip(address: &str, path: &Path) -> Errors {
+    let Ok(ip) = address.parse::<IpAddr>() else { return sentences(path, address, names::ip(address)) };
+    let (link_local, link_local_multicast) = match ip {
+        IpAddr::V4(ip) => (ip.is_link_local(), ip.octets()[..3] == [224, 0, 0]),
+        IpAddr::V6(ip) => (ip.is_unicast_link_local(), ip.segments()[0] & 0xff0f == 0xff02),
+    };
+    let sentence = match () {
+        () if ip.is_unspecified() => "may not be unspecified (0.0.0.0 or ::)",
+        () if ip.is_loopback() => "may not be in the loopback range (127.0.0.0/8, ::1/128)",
+        () if link_local => "may not be in the link-local range (169.254.0.0/16, fe80::/10)",
+        () if link_local_multicast => "may not be in the link-local multicast range (224.0.0.0/24, ff02::/10)",
+        () => return Errors::new(),
+    };
+    vec![Error::invalid(path, address, sentence)]
 }
 
 /// The keys of `data` of ConfigMaps and Secrets, and their size in bytes.

@@ -41,6 +41,31 @@ pub fn validate(spec: &Value, path: &Path) -> Errors {
     errors
 }
 
+/// What is allowed but most likely not meant (upstream: `pkg/api/pod/warnings.go`).
+pub fn warnings(spec: &Value, path: &Path) -> Vec<String> {
+    let mut found = Vec::new();
+    for kind in ["initContainers", "containers"] {
+        for (index, container) in list(spec, kind).iter().enumerate() {
+            let here = path.child(kind).index(index);
+            let mut seen = std::collections::BTreeSet::new();
+            for (index, variable) in list(container, "env").iter().enumerate() {
+                let name = text(variable, "name");
+                if !seen.insert(name) {
+                    let at = here.child("env").index(index);
+                    found.push(format!("{at}: hides previous definition of {name:?}, which may be dropped when using apply"));
+                }
+            }
+        }
+    }
+    if int(spec, "terminationGracePeriodSeconds").is_some_and(|seconds| seconds < 0) {
+        found.push(format!(
+            "{}: must be >= 0; negative values are invalid and will be treated as 1",
+            path.child("terminationGracePeriodSeconds")
+        ));
+    }
+    found
+}
+
 fn numbers(spec: &Value, path: &Path) -> Errors {
     let mut errors = Errors::new();
     if let Some(seconds) = int(spec, "activeDeadlineSeconds") {

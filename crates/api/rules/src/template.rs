@@ -55,6 +55,11 @@ fn template(spec: &Value, selector: &LabelSelector, path: &Path) -> Errors {
     errors
 }
 
+/// Where the pods' spec stands.
+pub fn spec_path() -> Path {
+    Path::new("spec").child("template").child("spec")
+}
+
 pub fn selector_unchanged(new: &Value, old: &Value) -> Errors {
     immutable(&Path::new("spec").child("selector"), at(new, "spec.selector"), at(old, "spec.selector"))
 }

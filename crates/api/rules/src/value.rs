@@ -67,7 +67,7 @@ pub fn object_at<'a>(object: &'a mut Value, path: &str) -> Option<&'a mut Map<St
     here.as_object_mut()
 }
 
-fn parent<'p>(path: &'p str) -> (&'p str, &'p str) {
+fn parent(path: &str) -> (&str, &str) {
     path.rsplit_once('.').unwrap_or(("", path))
 }
 

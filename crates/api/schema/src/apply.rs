@@ -115,12 +115,13 @@ pub fn apply(live: Option<&Value>, applied: &Value, manager: &Manager<'_>, force
     let mut managers =
         Managers::decode(managed_fields(old)).map_err(|why| Error::Failed(format!("failed to decode managed fields: {why}")))?;
     let zero = zero::of(schema, old);
-    if managers.is_empty() && live.is_some() {
+    let unowned = managers.is_empty() && live.is_some();
+    if unowned {
         let before = Manager { name: BEFORE_FIRST_APPLY, ..*manager };
         record_update(&mut managers, &zero, old, &before, node);
         managers.cap();
     }
-    managers.reconcile(node);
+    let reconciled = managers.reconcile(node);
 
     let reset = Set::of_fields(manager.reset);
     let identity = Identity::new(manager.name, Operation::Apply, manager.api_version, manager.subresource);
@@ -135,20 +136,25 @@ pub fn apply(live: Option<&Value>, applied: &Value, manager: &Manager<'_>, force
         None => merged,
     };
 
-    let changes = compare(old, &merged, node).excluding(&reset);
-    let changed = changes.modified.union(changes.added);
-    if !force {
-        check_conflicts(&managers, &changed, old, manager, node)?;
-    }
-    managers.lose(&changed, &changes.removed);
     let unchanged = equal(old, &merged);
-    let time = if unchanged { last.and_then(|last| last.time) } else { Some(manager.time.into()) };
+    if !unchanged {
+        let changes = compare(old, &merged, node).excluding(&reset);
+        let changed = changes.modified.union(changes.added);
+        if !force {
+            check_conflicts(&managers, &changed, old, manager, node)?;
+        }
+        managers.lose(&changed, &changes.removed);
+    }
     let set = own.difference(&OWNERLESS);
-    managers.put(identity, Owned { set, api_version: manager.api_version.into(), time });
-
-    let entries = managers.encode();
-    let mut object = if unchanged { old.clone() } else { merged };
-    set_managed_fields(&mut object, entries);
+    let same_owner = |last: &Owned<'_>| last.set == set && last.api_version == manager.api_version;
+    // The common case, a repeated apply: `merged` holds the live managedFields already.
+    let same_owners = unchanged && !unowned && !reconciled && last.as_ref().is_some_and(same_owner);
+    let mut object = merged;
+    if !same_owners {
+        let time = if unchanged { last.and_then(|last| last.time) } else { Some(manager.time.into()) };
+        managers.put(identity, Owned { set, api_version: manager.api_version.into(), time });
+        set_managed_fields(&mut object, managers.encode());
+    }
     if manager.name == last_applied::KUBECTL {
         last_applied::refresh(&mut object, applied);
     }
@@ -257,10 +263,12 @@ fn take_managed_fields(object: &mut Value) -> Option<Value> {
 }
 
 fn set_managed_fields(object: &mut Value, entries: Option<Value>) {
-    let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut) else { return };
-    match entries {
-        Some(entries) => drop(metadata.insert("managedFields".to_owned(), entries)),
-        None => drop(metadata.remove("managedFields")),
+    let Some(fields) = object.as_object_mut() else { return };
+    match (entries, fields.get_mut("metadata").and_then(Value::as_object_mut)) {
+        (Some(entries), Some(metadata)) => drop(metadata.insert("managedFields".to_owned(), entries)),
+        (Some(entries), None) => drop(fields.insert("metadata".to_owned(), serde_json::json!({"managedFields": entries}))),
+        (None, Some(metadata)) => drop(metadata.remove("managedFields")),
+        (None, None) => {}
     }
 }
 

@@ -18,6 +18,7 @@ mod walk;
 mod yaml;
 
 pub use json::parse_json;
+pub(crate) use scalar::{base64 as base64_text, bytes as base64_bytes};
 pub use walk::zero;
 pub use yaml::parse_yaml;
 

@@ -11,5 +11,6 @@ pub mod default;
 pub mod merge;
 pub mod model;
 pub mod openapi;
+pub mod protobuf;
 pub mod resources;
 pub mod table;

@@ -98,6 +98,9 @@ pub enum Schema {
 }
 
 /// A struct.
+///
+/// Static fields are those of a built-in type, in order of their names: values are read and written as Go does. Owned fields, even when
+/// there are none, are those of a CRD: values are only pruned and defaulted.
 #[derive(Debug)]
 pub struct Type {
     /// The OpenAPI definition name (`io.k8s.api.core.v1.PodSpec`), or the CRD's path.

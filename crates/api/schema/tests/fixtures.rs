@@ -8,7 +8,7 @@ use std::process::Command;
 
 use schema::decode::{self, Mode};
 use schema::model::Type;
-use schema::table;
+use schema::{protobuf, table};
 use serde_json::Value;
 
 fn spec() -> PathBuf {
@@ -93,4 +93,79 @@ fn yaml_and_json_of_every_fixture_are_the_same_object() {
         }
     };
     check(fixtures.iter().filter_map(read).collect());
+}
+
+#[test]
+fn protobuf_and_json_of_every_fixture_are_the_same_object() {
+    let fixtures = known();
+    let read = |(name, found, value, files): &Fixture| match protobuf::decode(files.get("pb")?, Some(found)) {
+        Ok(object) => difference(name, &object.value, value),
+        Err(error) => Some(format!("{name}: {error}")),
+    };
+    check(fixtures.iter().filter_map(read).collect());
+}
+
+/// Field order differs from Go's, so bytes are compared by their number, and by what they decode to.
+#[test]
+fn every_fixture_is_written_in_as_many_bytes_as_go_writes() {
+    let fixtures = known();
+    let write = |(name, found, value, files): &Fixture| {
+        let ours = protobuf::encode(value, found);
+        let theirs = files.get("pb")?;
+        match protobuf::decode(&ours, Some(found)) {
+            Ok(object) if object.value != *value => difference(name, &object.value, value),
+            Ok(_) => (ours.len() != theirs.len()).then(|| format!("{name}: {} bytes, Go writes {}", ours.len(), theirs.len())),
+            Err(error) => Some(format!("{name}: {error}")),
+        }
+    };
+    check(fixtures.iter().filter_map(write).collect());
+}
+
+/// An object in which every value of one kind is replaced by its zero.
+fn emptied(value: &Value, of: &str) -> Value {
+    match value {
+        Value::String(_) if of == "strings" => "".into(),
+        Value::Number(_) if of == "numbers" => 0.into(),
+        Value::Bool(_) if of == "booleans" => false.into(),
+        Value::Array(items) if of == "first items" => items.iter().map(|_| Value::Null).collect(),
+        Value::Array(_) if of == "lists" => Value::Array(Vec::new()),
+        Value::Array(items) => items.iter().map(|item| emptied(item, of)).collect(),
+        Value::Object(map) if of == "objects" && map.values().all(|value| !value.is_object()) => Value::Object(Default::default()),
+        Value::Object(map) => map.iter().map(|(key, value)| (key.clone(), emptied(value, of))).collect(),
+        _ if of == "leaves" => Value::Null,
+        other => other.clone(),
+    }
+}
+
+/// Go's protobuf does not tell an empty list from none.
+fn without_empty_lists(value: &Value) -> Value {
+    match value {
+        Value::Array(items) if items.is_empty() => Value::Null,
+        Value::Array(items) => items.iter().map(without_empty_lists).collect(),
+        Value::Object(map) => map.iter().map(|(key, value)| (key.clone(), without_empty_lists(value))).collect(),
+        other => other.clone(),
+    }
+}
+
+#[test]
+fn zero_values_survive_both_codecs_as_they_would_in_go() {
+    let mut differences = Vec::new();
+    let mut tried = 0;
+    for (name, found, value, _) in known() {
+        for of in ["strings", "numbers", "booleans", "first items", "lists", "objects", "leaves"] {
+            let mut given = emptied(&value, of);
+            given["apiVersion"] = value["apiVersion"].clone();
+            given["kind"] = value["kind"].clone();
+            // An empty quantity or time is refused, as in Go.
+            let Ok((once, _)) = decode::decode_type(given, found, Mode::Ignore) else { continue };
+            tried += 1;
+            let (twice, _) = decode::decode_type(once.clone(), found, Mode::Ignore).unwrap();
+            differences.extend(difference(&format!("{name} ({of}, decoded twice)"), &twice, &once));
+            let read = protobuf::decode(&protobuf::encode(&once, found), Some(found)).unwrap().value;
+            let (left, right) = (without_empty_lists(&read), without_empty_lists(&once));
+            differences.extend(difference(&format!("{name} ({of}, through protobuf)"), &left, &right));
+        }
+    }
+    assert!(tried > 500, "{tried}");
+    check(differences);
 }

@@ -1,12 +1,17 @@
 //! From a request about an object to its answer: one function per verb, for all kinds.
 
+mod connect;
+mod pod;
 pub mod read;
+mod reviews;
+mod scale;
+mod token;
 pub mod watch;
 pub mod write;
 
 use std::sync::Arc;
 
-use http::{Method, Response, StatusCode};
+use http::{Response, StatusCode};
 use meta::Status;
 
 use crate::Inner;
@@ -33,17 +38,22 @@ pub async fn resource(server: &Arc<Inner>, context: &Context, request: http::Req
         return subresource(server, context, target, request).await;
     }
     let verb = info.verb.as_str();
-    let on_collection = matches!(verb, "list" | "watch" | "create" | "deletecollection");
-    if !kind.has_verb(verb) || (!on_collection && kind.facts.namespaced && namespace.is_empty()) {
+    let placed = !kind.facts.namespaced || !namespace.is_empty();
+    let well_formed = match verb {
+        "list" | "watch" => true,
+        "create" => placed && info.name.is_empty(),
+        "deletecollection" => placed,
+        _ => placed && !info.name.is_empty(),
+    };
+    if !kind.has_verb(verb) || !well_formed {
         return Err(Status::method_not_supported(&kind.group_resource(), request.method().as_str()).code_405());
-    }
-    if verb == "create" && kind.facts.namespaced && namespace.is_empty() {
-        return Err(Status::method_not_supported(&kind.group_resource(), "POST").code_405());
     }
     match verb {
         "get" => read::get(server, context, target).await,
         "list" => read::list(server, context, target).await,
         "watch" => watch::watch(server, context, target).await,
+        "create" if reviews::is_review(kind.facts.plural) => reviews::create(server, context, target, request).await,
+        "create" if kind.facts.plural == "bindings" => pod::bind(server, context, target, request).await,
         "create" => write::create(server, context, target, request).await,
         "update" => write::update(server, context, target, request).await,
         "patch" => write::patch(server, context, target, request).await,
@@ -75,6 +85,15 @@ async fn subresource(
         ("status" | "resize" | "ephemeralcontainers" | "finalize" | "approval", "patch") => {
             write::patch(server, context, target, request).await
         }
+        ("scale", "get") => scale::get(server, context, target).await,
+        ("scale", "update") => scale::update(server, context, target, request).await,
+        ("scale", "patch") => scale::patch(server, context, target, request).await,
+        ("binding", _) => pod::bind(server, context, target, request).await,
+        ("eviction", _) => pod::evict(server, context, target, request).await,
+        ("token", _) => token::request(server, context, target, request).await,
+        ("log", _) => connect::log(server, context, target).await,
+        ("exec" | "attach" | "portforward", _) => connect::stream(server, context, target, request).await,
+        ("proxy", _) => connect::proxy(server, context, target, request).await,
         _ => Err(Status::method_not_supported(&target.kind.group_resource(), verb)),
     }
 }
@@ -102,11 +121,6 @@ pub async fn read_body(request: http::Request<Body>) -> Result<bytes::Bytes, Sta
         Err(error) if error.is::<http_body_util::LengthLimitError>() => Err(too_large()),
         Err(error) => Err(Status::bad_request(format!("the body of the request could not be read: {error}"))),
     }
-}
-
-/// `true` for methods that carry no body of an object.
-pub fn is_read(method: &Method) -> bool {
-    matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS)
 }
 
 trait MethodNotAllowed {

@@ -1,7 +1,8 @@
-//! `/healthz`, `/livez`, `/readyz`, `/version`, `/metrics`.
+//! `/healthz`, `/livez`, `/readyz`, `/version`, `/metrics`, and the token issuer's documents.
 
+use auth::tokens::Issuer;
 use http::{Response, StatusCode};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::Inner;
 use crate::context::Context;
@@ -16,6 +17,8 @@ pub fn respond(server: &Inner, context: &Context) -> Option<Response<Body>> {
     let path = context.info.path.trim_end_matches('/');
     match path {
         "/version" => Some(version()),
+        "/.well-known/openid-configuration" => Some(issuer(server, |issuer| issuer.configuration(), "application/json")),
+        "/openid/v1/jwks" => Some(issuer(server, |issuer| issuer.key_set(), "application/jwk-set+json")),
         "/metrics" => Some(reply::bytes(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", telemetry::exposition())),
         _ => {
             let (endpoint, check) = path.strip_prefix('/')?.split_once('/').unwrap_or((path.strip_prefix('/')?, ""));
@@ -37,6 +40,14 @@ fn version() -> Response<Body> {
         "platform": format!("linux/{}", if cfg!(target_arch = "x86_64") { "amd64" } else { "arm64" }),
     });
     reply::value(StatusCode::OK, &version, Format { pretty: true, ..Format::JSON })
+}
+
+/// What others need to check our service account tokens.
+fn issuer(server: &Inner, document: fn(&Issuer) -> Value, content_type: &'static str) -> Response<Body> {
+    match &server.access.issuer {
+        Some(issuer) => reply::bytes(StatusCode::OK, content_type, document(issuer).to_string()),
+        None => crate::pipeline::page_not_found(),
+    }
 }
 
 fn health(server: &Inner, context: &Context, endpoint: &str, only: &str) -> Response<Body> {

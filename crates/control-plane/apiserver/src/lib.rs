@@ -5,22 +5,27 @@
 //! `views` and `reply`. Reads of many objects and watches come from `cache`.
 //!
 //! Way in: [`Server::new`], [`Server::bootstrap`], [`Server::serve`] for sockets, [`Server::handle`] for the in-process transport.
-//! Tasks: one feed from the store's events into the watch cache, one that turns RBAC objects into the policy, one per connection, the
-//! audit writer's thread. Channels: the store's events (bounded by the store), one bounded queue per watcher (full: the watcher is closed
+//! Tasks: one feed from the store's events into the watch cache, one per connection, the audit writer's thread. The RBAC policy is made
+//! again by the first request after a change of its objects. Channels: the store's events (bounded by the store), one bounded queue per watcher (full: the watcher is closed
 //! with 410), the bounded audit queue (full: counted, dropped). An idle server writes nothing.
 
+mod access;
 mod audit;
+mod backend;
+mod bootstrap;
 mod cache;
 mod codec;
 mod context;
 mod convert;
 mod discovery;
+mod expiry;
 mod flow;
 mod handlers;
 mod health;
 mod metrics;
 mod negotiate;
 mod object;
+mod openapi;
 mod patching;
 mod pipeline;
 mod registry;
@@ -40,25 +45,49 @@ use http::{Request, Response};
 use meta::Status;
 use stdx::Drain;
 
+pub use openapi::Description;
+pub use registry::service::Ranges;
 pub use reply::Body;
 
-use context::Context;
 use registry::Registry;
+use registry::service::Allocators;
 
 /// What a server is told. Nothing is read from elsewhere.
 pub struct Config {
-    /// Tokens and their issuer; client certificates are checked by TLS.
+    /// Static tokens; client certificates are checked by TLS.
     pub authenticator: Authenticator,
+    /// Makes and checks service account tokens.
+    pub issuer: Option<auth::tokens::Issuer>,
     /// The audit trail; none where absent.
     pub audit_file: Option<PathBuf>,
     /// Requests at the same time, long-running ones not counted.
     pub reads_inflight_max: usize,
     pub writes_inflight_max: usize,
+    /// Cluster addresses and node ports of Services.
+    pub services: Ranges,
+    /// Where the `kubernetes` Service leads; a loopback address (the default) gives it no endpoints.
+    pub advertise: std::net::Ipv4Addr,
+    pub port: u16,
+    /// How the API server shows itself to kubelets (exec, logs); absent: those requests are refused.
+    pub kubelet_client: Option<Arc<rustls::ClientConfig>>,
+    /// Knows the texts of `kubectl explain`.
+    pub describe: Description,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { authenticator: Authenticator::default(), audit_file: None, reads_inflight_max: 400, writes_inflight_max: 200 }
+        Self {
+            authenticator: Authenticator::default(),
+            issuer: None,
+            advertise: std::net::Ipv4Addr::LOCALHOST,
+            port: 6443,
+            kubelet_client: None,
+            describe: schema::openapi::undescribed,
+            audit_file: None,
+            reads_inflight_max: 400,
+            writes_inflight_max: 200,
+            services: Ranges::default(),
+        }
     }
 }
 
@@ -77,12 +106,17 @@ pub enum Error {
 pub struct Server(Arc<Inner>);
 
 pub(crate) struct Inner {
-    pub authenticator: Authenticator,
+    pub access: access::Access,
     pub registry: Registry,
     pub flow: flow::Flow,
     pub audit: Option<audit::Sink>,
     pub metrics: metrics::Metrics,
     pub drain: Drain,
+    pub advertise: std::net::Ipv4Addr,
+    pub port: u16,
+    pub kubelet_client: Option<Arc<rustls::ClientConfig>>,
+    pub describe: Description,
+    pub openapi: openapi::Hashes,
     bootstrapped: AtomicBool,
 }
 
@@ -93,17 +127,22 @@ impl Server {
             Some(path) => Some(audit::Sink::open(&path).map_err(|source| Error::Audit { path, source })?),
             None => None,
         };
-        let registry = Registry::new(store.clone());
+        let registry = Registry::new(store.clone(), Allocators::new(config.services));
         let drain = stdx::drain();
         let (caches, stop) = (registry.caches.clone(), drain.clone());
         tokio::spawn(async move { stop.run(cache::feed::run(store, caches)).await });
         Ok(Self(Arc::new(Inner {
-            authenticator: config.authenticator,
+            access: access::Access::new(config.authenticator, config.issuer),
             registry,
             flow: flow::Flow::new(config.reads_inflight_max, config.writes_inflight_max),
             audit,
             metrics: metrics::Metrics::new().map_err(Error::Metrics)?,
             drain,
+            advertise: config.advertise,
+            port: config.port,
+            kubelet_client: config.kubelet_client,
+            describe: config.describe,
+            openapi: openapi::Hashes::default(),
             bootstrapped: AtomicBool::new(false),
         })))
     }
@@ -113,9 +152,12 @@ impl Server {
         pipeline::run(self.0.clone(), request, identity).await
     }
 
-    /// Makes what every cluster has. Idempotent.
+    /// Makes what every cluster has: namespaces, roles, priority classes, the `kubernetes` Service. Idempotent. Until it has run, Services get
+    /// no addresses safely: call it before anything else writes.
     pub async fn bootstrap(&self) -> Result<(), Error> {
+        bootstrap::run(&self.0).await?;
         self.0.bootstrapped.store(true, Ordering::Relaxed);
+        tokio::spawn(expiry::run(self.0.clone()));
         Ok(())
     }
 
@@ -132,39 +174,5 @@ impl Inner {
     /// The caches have seen everything that the store had at the start.
     pub fn loaded(&self) -> bool {
         self.registry.caches.loaded()
-    }
-
-    async fn authenticate(&self, request: &Request<Body>) -> Result<UserInfo, Status> {
-        let certificate = request.extensions().get::<serve::ClientCertificate>().map(|certificate| certificate.0.clone());
-        if let Some(user) = certificate {
-            return Ok(user);
-        }
-        match self.authenticator.authenticate(request.headers()) {
-            Ok(Some(user)) => Ok(user),
-            Ok(None) => Ok(UserInfo::anonymous()),
-            Err(error) => {
-                tracing::debug!(%error, "authentication");
-                Err(Status::unauthorized())
-            }
-        }
-    }
-
-    fn impersonate(&self, _context: &mut Context) -> Result<(), Status> {
-        Ok(())
-    }
-
-    fn authorize(&self, context: &Context) -> Result<(), Status> {
-        let user = &context.user;
-        if user.groups.iter().any(|group| group == "system:masters") {
-            return Ok(());
-        }
-        let open = ["/healthz", "/livez", "/readyz", "/version"];
-        let path = context.info.path.as_str();
-        if !context.info.is_resource
-            && open.iter().any(|open| path == *open || path.strip_prefix(open).is_some_and(|rest| rest.starts_with('/')))
-        {
-            return Ok(());
-        }
-        Err(auth::authorize::forbidden(user, &context.attributes()))
     }
 }

@@ -53,13 +53,15 @@ impl Patch {
         Ok(if kind == PatchType::Merge { Patch::Merge(patch) } else { Patch::StrategicMerge(patch) })
     }
 
-    pub fn apply(&self, kind: &Kind, mut object: Value) -> Result<Value, Status> {
+    pub fn apply(&self, kind: &Kind, object: Value) -> Result<Value, Status> {
+        self.apply_as(kind.schema, object)
+    }
+
+    pub fn apply_as(&self, schema: &schema::model::Type, mut object: Value) -> Result<Value, Status> {
         match self {
             Patch::Json(patch) => merge::json_patch(&mut object, patch).map_err(|error| error.status())?,
             Patch::Merge(patch) => merge::json_merge_patch(&mut object, patch),
-            Patch::StrategicMerge(patch) => {
-                merge::strategic_merge_patch(&mut object, patch, kind.schema).map_err(|error| error.status())?
-            }
+            Patch::StrategicMerge(patch) => merge::strategic_merge_patch(&mut object, patch, schema).map_err(|error| error.status())?,
         }
         Ok(object)
     }

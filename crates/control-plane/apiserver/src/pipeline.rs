@@ -14,7 +14,7 @@ use crate::context::Context;
 use crate::negotiate::{self, Format, Offer};
 use crate::reply::{self, Body};
 use crate::request::{Query, RequestInfo};
-use crate::{Inner, audit, discovery, handlers, health};
+use crate::{Inner, audit, discovery, handlers, health, openapi};
 
 static AUDIT_ID: HeaderName = HeaderName::from_static("audit-id");
 
@@ -39,7 +39,7 @@ async fn stages(server: &Arc<Inner>, request: Request<Body>, identity: Option<Us
     let headers = request.headers().clone();
     let user = match identity {
         Some(user) => Ok(user),
-        None => server.authenticate(&request).await,
+        None => server.access.authenticate(&server.registry, &request).await,
     };
     let (user, refused) = match user {
         Ok(user) => (user, None),
@@ -62,15 +62,18 @@ async fn stages(server: &Arc<Inner>, request: Request<Body>, identity: Option<Us
 
 /// Who may go on, and where to.
 async fn admitted(server: &Arc<Inner>, context: &mut Context, request: Request<Body>) -> Result<Response<Body>, Status> {
-    server.impersonate(context)?;
+    server.access.impersonate(&server.registry.caches, context)?;
     let _place = server.flow.enter(context)?;
-    server.authorize(context)?;
+    server.access.authorize(&server.registry.caches, context)?;
     let path = context.info.path.as_str();
     if context.info.is_resource {
         return handlers::resource(server, context, request).await;
     }
     if let Some(response) = health::respond(server, context) {
         return Ok(response);
+    }
+    if let Some(response) = openapi::respond(server, context).await {
+        return response;
     }
     match path {
         "/api" | "/api/" | "/apis" | "/apis/" => discovery::root(context),

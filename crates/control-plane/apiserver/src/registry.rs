@@ -1,23 +1,27 @@
 //! One path for all kinds: create, update, delete with upstream's life cycle, over bytes in the store.
 //!
-//! What is special about a kind comes from its table entry and its [`rules`]; what touches other state (Service addresses,
-//! Namespaces, Bindings) has a file here and a named step below.
+//! What is special about a kind comes from its table entry and its `rules`; what touches other state (Service addresses, Bindings, tokens)
+//! has a file here and a named step below.
 
+pub mod admit;
 pub mod catalog;
 pub mod deletion;
 pub mod lifecycle;
+pub mod service;
 
 use std::sync::Arc;
 
 use bytes::Bytes;
-use meta::Status;
+use meta::{Status, time};
 use rules::Part;
+use schema::apply::{self, Manager};
 use serde_json::Value;
 use store::{Expect, Store};
 
 use crate::cache::Caches;
 use crate::context::{Context, WriteOptions};
 use crate::object::{self, Object, meta};
+use admit::{Admission, Operation};
 use catalog::Kind;
 
 /// Names tried for `generateName` before giving up, as upstream.
@@ -26,6 +30,8 @@ const GENERATED_NAMES_TRIED: usize = 8;
 pub struct Registry {
     pub store: Arc<dyn Store>,
     pub caches: Arc<Caches>,
+    pub admission: admission::Chain,
+    pub services: service::Allocators,
 }
 
 /// An object's place.
@@ -49,17 +55,20 @@ impl Target<'_> {
     }
 }
 
-/// What a write made of the object.
-pub struct Written {
-    pub object: Arc<Object>,
-    pub created: bool,
+/// Who comes to own the fields that a write changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Owners {
+    /// The writer, with operation Update.
+    Update,
+    /// Server-side apply has already said so.
+    Applied,
 }
 
 /// The store's failures as clients see them.
 pub fn storage_error(error: store::Error) -> Status {
     match error {
         store::Error::Compacted { .. } => Status::expired(
-            "The provided continue parameter is too old to display a consistent list result. You can start a new list without the continue parameter, or use the continue token in this response to retrieve the remainder of the results. Continuing with the provided token results in an inconsistent list - objects that were created, modified, or deleted between the time the first chunk was returned and now may show up in the list.",
+            "The provided continue parameter is too old to display a consistent list result. You must start a new list without the continue parameter.",
         ),
         store::Error::TooLarge { size, limit } => {
             Status::request_entity_too_large(format!("Request entity too large: limit is {limit}, the object has {size} bytes"))
@@ -70,8 +79,10 @@ pub fn storage_error(error: store::Error) -> Status {
 }
 
 impl Registry {
-    pub fn new(store: Arc<dyn Store>) -> Self {
-        Self { store, caches: Arc::default() }
+    pub fn new(store: Arc<dyn Store>, services: service::Allocators) -> Self {
+        let caches: Arc<Caches> = Arc::default();
+        let lookup = admit::Reader { store: store.clone(), caches: caches.clone() };
+        Self { store, caches, admission: admission::Chain::standard(Arc::new(lookup)), services }
     }
 
     /// The newest state of an object, straight from the store.
@@ -91,13 +102,15 @@ impl Registry {
         target: Target<'_>,
         object: Value,
         options: &WriteOptions,
+        owners: Owners,
     ) -> Result<Arc<Object>, Status> {
-        let generated = meta(&object, "name").is_empty() && !meta(&object, "generateName").is_empty();
-        let tries = if generated { GENERATED_NAMES_TRIED } else { 1 };
+        if !(meta(&object, "name").is_empty() && !meta(&object, "generateName").is_empty()) {
+            return self.create_once(context, target, object, options, owners).await;
+        }
         let mut refused = None;
-        for _ in 0..tries {
-            match self.create_once(context, target, object.clone(), options).await {
-                Err(status) if generated && status.is("AlreadyExists") => refused = Some(status),
+        for _ in 0..GENERATED_NAMES_TRIED {
+            match self.create_once(context, target, object.clone(), options, owners).await {
+                Err(status) if status.is("AlreadyExists") => refused = Some(status),
                 other => return other,
             }
         }
@@ -112,18 +125,27 @@ impl Registry {
         target: Target<'_>,
         mut object: Value,
         options: &WriteOptions,
+        owners: Owners,
     ) -> Result<Arc<Object>, Status> {
         let kind = target.kind;
         lifecycle::begin_create(kind, target.namespace, &mut object)?;
-        kind.storage.rules.prepare_create(&mut object);
-        lifecycle::finish_create(kind, &mut object, options)?;
-        let name = meta(&object, "name").to_owned();
+        let mut admission = Admission::new(context, target, Operation::Create, Some(object), None, options.dry_run);
+        admission.mutate(self, context).await?;
+        let (object, _) = admission.parts();
+        kind.storage.rules.prepare_create(object);
+        lifecycle::finish_create(kind, object)?;
+        let name = meta(object, "name").to_owned();
         let target = Target { name: &name, ..target };
-        lifecycle::validate_create(kind, &object)?;
-        for warning in kind.storage.rules.warnings(&object, None) {
+        lifecycle::validate_create(kind, object)?;
+        for warning in kind.storage.rules.warnings(object, None) {
             context.warn(warning);
         }
-        let (key, bytes) = (Bytes::from(target.key()), object::encode(&object));
+        admission.rename(&name);
+        admission.judge(self, context).await?;
+        let (object, _) = admission.parts();
+        let reserved = self.services.reserve(kind, object, None).map_err(|errors| kind.invalid(target.name, &errors))?;
+        own(target, object, None, Part::Main, options, owners);
+        let (key, bytes) = (Bytes::from(target.key()), object::encode(object));
         if options.dry_run {
             return match self.find(target).await? {
                 Some(existing) => Err(already_exists(target, &existing)),
@@ -131,64 +153,138 @@ impl Registry {
             };
         }
         match self.store.put(&key, bytes.clone(), Expect::Absent).await {
-            Ok(revision) => stored(key, bytes, revision),
+            Ok(revision) => {
+                reserved.keep();
+                stored(key, bytes, revision)
+            }
             Err(store::Error::Conflict { current }) => {
                 let existing = current.and_then(|entry| Object::new(entry.key, entry.value, entry.mod_revision));
-                Err(existing.map_or_else(
-                    || Status::already_exists(&kind.group_resource(), target.name),
-                    |existing| already_exists(target, &existing),
-                ))
+                let plain = || Status::already_exists(&kind.group_resource(), target.name);
+                Err(existing.map_or_else(plain, |existing| already_exists(target, &existing)))
             }
             Err(error) => Err(storage_error(error)),
         }
     }
 
     /// Updates, again and again until nobody else wrote in between. `make` gives the wanted object from the current one; an object
-    /// that carries a resourceVersion is only written over that very version.
+    /// that carries a resourceVersion is only written over that very version. What changes nothing is not written.
     pub async fn update(
         &self,
         context: &Context,
         target: Target<'_>,
         part: Part,
         options: &WriteOptions,
+        owners: Owners,
         mut make: impl FnMut(&Value) -> Result<Value, Status> + Send,
-    ) -> Result<Written, Status> {
+    ) -> Result<Arc<Object>, Status> {
         let key = Bytes::from(target.key());
         loop {
             let entry = self.store.get(&key).await.map_err(storage_error)?.ok_or_else(|| target.not_found())?;
             let old = object::decode(&entry.value, entry.mod_revision);
-            let mut new = make(&old)?;
+            let new = make(&old)?;
             let unconditional = lifecycle::check_preconditions(target, &new, &old)?;
-            lifecycle::begin_update(target.kind, &mut new, &old, part);
-            target.kind.storage.rules.prepare_update(&mut new, &old, part);
-            lifecycle::finish_update(target.kind, &mut new, &old, part, options);
-            lifecycle::validate_update(target, &new, &old, part)?;
-            for warning in target.kind.storage.rules.warnings(&new, Some(&old)) {
-                context.warn(warning);
-            }
-            let bytes = object::encode(&new);
+            let mut admission = Admission::new(context, target, Operation::Update, Some(new), Some(old), options.dry_run);
+            let reserved = self.updated(context, target, part, options, owners, &mut admission).await?;
+            let (new, old) = admission.parts();
+            let bytes = object::encode(new);
             if bytes == entry.value {
-                return Ok(Written { object: stored(key, entry.value, entry.mod_revision)?, created: false });
+                return stored(key, entry.value, entry.mod_revision);
             }
             if options.dry_run {
-                return Ok(Written { object: stored(key, bytes, entry.mod_revision)?, created: false });
+                return stored(key, bytes, entry.mod_revision);
             }
-            if deletion::completes(&new) {
-                match self.store.delete(&key, Expect::Revision(entry.mod_revision)).await {
-                    Ok((revision, _)) => return Ok(Written { object: stored(key, bytes, revision)?, created: false }),
-                    Err(store::Error::Conflict { .. } | store::Error::NotFound) if unconditional => continue,
-                    Err(store::Error::Conflict { .. } | store::Error::NotFound) => return Err(target.stale()),
-                    Err(error) => return Err(storage_error(error)),
+            let expect = Expect::Revision(entry.mod_revision);
+            let outcome = match deletion::completes(new) {
+                true => self.store.delete(&key, expect).await.map(|(revision, _)| revision),
+                false => self.store.put(&key, bytes.clone(), expect).await,
+            };
+            match outcome {
+                Ok(revision) => {
+                    reserved.keep();
+                    self.services.release_unused(target.kind, old, (!deletion::completes(new)).then_some(&*new));
+                    return stored(key, bytes, revision);
                 }
-            }
-            match self.store.put(&key, bytes.clone(), Expect::Revision(entry.mod_revision)).await {
-                Ok(revision) => return Ok(Written { object: stored(key, bytes, revision)?, created: false }),
-                Err(store::Error::Conflict { .. }) if unconditional => {}
-                Err(store::Error::Conflict { .. }) => return Err(target.stale()),
+                Err(store::Error::Conflict { .. } | store::Error::NotFound) if unconditional => {}
+                Err(store::Error::Conflict { .. } | store::Error::NotFound) => return Err(target.stale()),
                 Err(error) => return Err(storage_error(error)),
             }
         }
     }
+
+    /// A change of the server's own (a binding, a spent disruption): no admission, no validation, no owners. `change` runs again on the newer
+    /// object when somebody else wrote in between.
+    pub async fn modify(
+        &self,
+        target: Target<'_>,
+        dry_run: bool,
+        mut change: impl FnMut(&mut Value) -> Result<(), Status> + Send,
+    ) -> Result<Arc<Object>, Status> {
+        let key = Bytes::from(target.key());
+        loop {
+            let entry = self.store.get(&key).await.map_err(storage_error)?.ok_or_else(|| target.not_found())?;
+            let mut object = object::decode(&entry.value, entry.mod_revision);
+            change(&mut object)?;
+            let bytes = object::encode(&object);
+            if dry_run || bytes == entry.value {
+                return stored(key, bytes, entry.mod_revision);
+            }
+            match self.store.put(&key, bytes.clone(), Expect::Revision(entry.mod_revision)).await {
+                Ok(revision) => return stored(key, bytes, revision),
+                Err(store::Error::Conflict { .. }) => {}
+                Err(error) => return Err(storage_error(error)),
+            }
+        }
+    }
+
+    /// Makes the object what will be stored.
+    async fn updated(
+        &self,
+        context: &Context,
+        target: Target<'_>,
+        part: Part,
+        options: &WriteOptions,
+        owners: Owners,
+        admission: &mut Admission,
+    ) -> Result<service::Reservation<'_>, Status> {
+        let rules = target.kind.storage.rules;
+        let (new, old) = admission.parts();
+        lifecycle::begin_update(target.kind, new, old, part);
+        admission.mutate(self, context).await?;
+        let (new, old) = admission.parts();
+        rules.prepare_update(new, old, part);
+        lifecycle::finish_update(target.kind, new, old, part);
+        lifecycle::validate_update(target, new, old, part)?;
+        for warning in rules.warnings(new, Some(old)) {
+            context.warn(warning);
+        }
+        admission.judge(self, context).await?;
+        let (new, old) = admission.parts();
+        let reserved = self.services.reserve(target.kind, new, Some(old)).map_err(|errors| target.kind.invalid(target.name, &errors))?;
+        own(target, new, Some(old), part, options, owners);
+        Ok(reserved)
+    }
+}
+
+/// Records who owns what (`metadata.managedFields`).
+fn own(target: Target<'_>, new: &mut Value, old: Option<&Value>, part: Part, options: &WriteOptions, owners: Owners) {
+    let now = time::now();
+    if owners == Owners::Update {
+        let api_version = target.kind.storage.api_version();
+        apply::update(old, new, &manager(target.kind, &options.manager, part, &api_version, &now), target.kind.storage.schema);
+    }
+    if let Some(old) = old {
+        apply::keep_times(old, new);
+    }
+}
+
+pub fn manager<'a>(kind: &Kind, name: &'a str, part: Part, api_version: &'a str, time: &'a str) -> Manager<'a> {
+    let (subresource, reset): (&str, &[&str]) = match part {
+        Part::Main if kind.has_status() => ("", &["status"]),
+        Part::Main => ("", &[]),
+        Part::Status => ("status", &["spec"]),
+        Part::Subresource(name) => (name, &[]),
+    };
+    Manager { name, subresource, api_version, time, reset }
 }
 
 fn stored(key: Bytes, bytes: Bytes, revision: u64) -> Result<Arc<Object>, Status> {
@@ -198,7 +294,7 @@ fn stored(key: Bytes, bytes: Bytes, revision: u64) -> Result<Arc<Object>, Status
 fn already_exists(target: Target<'_>, existing: &Object) -> Status {
     let resource = target.kind.group_resource();
     let mut status = Status::already_exists(&resource, target.name);
-    if object::meta(&existing.value(), "deletionTimestamp") != "" {
+    if !meta(&existing.value(), "deletionTimestamp").is_empty() {
         status.message = format!("object is being deleted: {}", status.message);
     }
     status

@@ -201,16 +201,10 @@ impl http_body::Body for GzipBody {
     }
 }
 
-/// A body that is fed from a queue: watches, logs.
-pub struct StreamBody {
-    pub chunks: tokio::sync::mpsc::Receiver<io::Result<Bytes>>,
-}
-
-impl http_body::Body for StreamBody {
-    type Data = Bytes;
-    type Error = io::Error;
-
-    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
-        self.chunks.poll_recv(context).map(|chunk| chunk.map(|chunk| chunk.map(Frame::data)))
-    }
+/// A whole body, compressed; `None` where that fails.
+pub fn gzip(body: &[u8]) -> Option<Vec<u8>> {
+    use std::io::Write;
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::new(1));
+    encoder.write_all(body).ok()?;
+    encoder.finish().ok()
 }

@@ -107,16 +107,6 @@ impl RequestInfo {
             self.name = name.into();
         }
     }
-
-    /// `pods` or `pods/exec`.
-    pub fn resource_path(&self) -> String {
-        if self.subresource.is_empty() { self.resource.clone() } else { format!("{}/{}", self.resource, self.subresource) }
-    }
-
-    /// The name came from the path, not from a field selector.
-    pub fn is_collection(&self) -> bool {
-        matches!(self.verb.as_str(), "list" | "watch" | "deletecollection")
-    }
 }
 
 fn verb_of(method: &Method) -> &'static str {

@@ -1,12 +1,14 @@
 //! Who asks (authentication) and whether they may (authorization), and the cluster's own keys and certificates.
 //!
-//! Read in this order: [`UserInfo`], then `authenticate` (client certificates, service account tokens, static and bootstrap tokens),
-//! `authorize` (RBAC), `pki` (the cluster's CAs and leaves), `tokens` (service account JWTs).
+//! Read in this order: [`UserInfo`], then [`authenticate`] (client certificates, bearer tokens), [`tokens`] (service account JWTs),
+//! [`authorize`] (the question and the refusal), [`rbac`] (the answer), [`pki`] (the cluster's CA and leaves). No tasks.
 
 pub mod authenticate;
 pub mod authorize;
-
+pub mod escalation;
 pub mod pki;
+pub mod rbac;
+pub mod tokens;
 
 use std::collections::BTreeMap;
 

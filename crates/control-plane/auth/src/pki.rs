@@ -124,6 +124,23 @@ impl Pair {
     }
 }
 
+impl Pair {
+    /// Shows this certificate to servers that `server_ca` (PEM) vouches for. No ALPN: HTTP/1.1, as upgrades need it.
+    pub fn client_config(&self, server_ca: &str) -> Result<Arc<rustls::ClientConfig>, Error> {
+        let damaged = || Error::Damaged { path: PathBuf::from("client certificate") };
+        let mut roots = rustls::RootCertStore::empty();
+        for certificate in CertificateDer::pem_slice_iter(server_ca.as_bytes()) {
+            roots.add(certificate.map_err(|_| damaged())?).map_err(Error::Tls)?;
+        }
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(self.certificate.as_bytes()).collect();
+        let key = PrivateKeyDer::from_pem_slice(self.key.as_bytes()).map_err(|_| damaged())?;
+        let builder = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().map_err(Error::Tls)?;
+        let config = builder.with_root_certificates(roots).with_client_auth_cert(chain.map_err(|_| damaged())?, key).map_err(Error::Tls)?;
+        Ok(Arc::new(config))
+    }
+}
+
 fn api_server(names: &Names) -> Leaf {
     let domain = &names.cluster_domain;
     let fixed = ["localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc"].map(str::to_owned);

@@ -11,13 +11,23 @@
 
 mod act;
 mod context;
+mod discovery;
 mod pods;
 mod selector;
+mod service;
 
+mod cluster_role_aggregation;
 mod deployment;
+mod endpoint_slice;
+mod endpoints;
+mod garbage_collector;
+mod namespace;
+mod node_lifecycle;
+mod pod_gc;
 mod replicaset;
 mod root_ca;
 mod service_account;
+mod taint_eviction;
 
 use std::pin::Pin;
 
@@ -42,7 +52,20 @@ macro_rules! controller {
 
 /// Every controller; the order has no meaning.
 fn all() -> Vec<Controller> {
-    vec![controller!(deployment), controller!(replicaset), controller!(service_account), controller!(root_ca)]
+    vec![
+        controller!(deployment),
+        controller!(replicaset),
+        controller!(endpoint_slice),
+        controller!(endpoints),
+        controller!(garbage_collector),
+        controller!(namespace),
+        controller!(node_lifecycle),
+        controller!(taint_eviction),
+        controller!(pod_gc),
+        controller!(service_account),
+        controller!(root_ca),
+        controller!(cluster_role_aggregation),
+    ]
 }
 
 /// Runs every controller until `drain`. `client` is `system:kube-controller-manager` or may do as much.

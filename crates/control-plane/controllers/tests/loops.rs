@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use client::{DeleteParams, Propagation};
 use controllers::Config;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{Namespace, Pod};
@@ -32,6 +33,9 @@ fn cluster() -> Cluster {
     for (group_version, plural, kind, namespaced) in [
         ("v1", "pods", "Pod", true),
         ("v1", "namespaces", "Namespace", false),
+        ("v1", "services", "Service", true),
+        ("v1", "endpoints", "Endpoints", true),
+        ("discovery.k8s.io/v1", "endpointslices", "EndpointSlice", true),
         ("v1", "configmaps", "ConfigMap", true),
         ("v1", "serviceaccounts", "ServiceAccount", true),
         ("apps/v1", "replicasets", "ReplicaSet", true),
@@ -56,7 +60,8 @@ async fn kubelet(client: client::Client, drain: Drain) {
         let (client, pods) = (client.clone(), pods.clone());
         async move {
             let Some(pod) = pods.get_key(&key).filter(|pod| pod.status.is_none()) else { return Outcome::Done };
-            let status = json!({"phase": "Running", "conditions": [{"type": "Ready", "status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z"}]});
+            let status = json!({"phase": "Running", "conditions": [{"type": "Ready", "status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z"}],
+                "podIPs": [{"ip": "10.0.0.1"}]});
             let ready = Pod { status: serde_json::from_value(status).ok(), ..Pod::clone(&pod) };
             match client.replace_status(&ready).await {
                 Err(error) if !error.is_not_found() => Outcome::Err(error.into()),
@@ -150,4 +155,78 @@ async fn a_new_namespace_gets_its_account_and_the_root_certificate() {
     until("the certificate", || cluster.api.get("/api/v1/configmaps", "fresh", "kube-root-ca.crt").is_some()).await;
     cluster.client.delete::<k8s_openapi::api::core::v1::ServiceAccount>(Some("fresh"), "default", &Default::default()).await.unwrap();
     until("the account again", || cluster.api.get("/api/v1/serviceaccounts", "fresh", "default").is_some()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_service_lists_the_pods_that_serve_it_as_they_come_and_go() {
+    let cluster = cluster();
+    let spec = json!({"selector": {"app": "web"}, "clusterIP": "10.96.0.9", "ports": [{"port": 80, "targetPort": 8080}]});
+    let service: k8s_openapi::api::core::v1::Service =
+        serde_json::from_value(json!({"metadata": {"namespace": "a", "name": "web"}, "spec": spec})).unwrap();
+    cluster.client.create(&service).await.unwrap();
+    cluster.client.create(&deployment(3, "v1")).await.unwrap();
+    let api = cluster.api.clone();
+    let ready = move || {
+        let slices = api.all("/apis/discovery.k8s.io/v1/endpointslices");
+        let endpoints = slices.iter().flat_map(|slice| slice["endpoints"].as_array().cloned().unwrap_or_default());
+        endpoints.filter(|endpoint| endpoint["conditions"]["ready"] == true).count()
+    };
+    let api = cluster.api.clone();
+    let listed = move || {
+        let subsets = api.get("/api/v1/endpoints", "a", "web").unwrap_or_default()["subsets"].clone();
+        subsets[0]["addresses"].as_array().map_or(0, Vec::len)
+    };
+    until("three endpoints", || ready() == 3 && listed() == 3).await;
+    cluster.api.edit(DEPLOYMENTS, "a", "web", |web| web["spec"]["replicas"] = json!(1));
+    until("one endpoint", || ready() == 1 && listed() == 1).await;
+    cluster.client.delete::<k8s_openapi::api::core::v1::Service>(Some("a"), "web", &Default::default()).await.unwrap();
+    until("no slices", || {
+        cluster.api.all("/apis/discovery.k8s.io/v1/endpointslices").is_empty() && cluster.api.all("/api/v1/endpoints").is_empty()
+    })
+    .await;
+}
+
+async fn with_deployment(replicas: i32) -> Cluster {
+    let cluster = cluster();
+    cluster.client.create(&deployment(replicas, "v1")).await.unwrap();
+    until("available", || is_complete(&cluster.api, replicas)).await;
+    cluster
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deleted_deployment_takes_a_thousand_dependents_with_it() {
+    let cluster = with_deployment(1000).await;
+    cluster.client.delete::<Deployment>(Some("a"), "web", &DeleteParams::background()).await.unwrap();
+    until("all gone", || cluster.api.all(PODS).is_empty() && cluster.api.all(SETS).is_empty()).await;
+    assert_eq!(created(&cluster.api), 1000);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_foreground_deletion_ends_with_the_owner_and_an_orphaning_one_leaves_the_dependents() {
+    let cluster = with_deployment(5).await;
+    let how = |propagation| DeleteParams { propagation: Some(propagation), ..DeleteParams::default() };
+    cluster.client.delete::<Deployment>(Some("a"), "web", &how(Propagation::Foreground)).await.unwrap();
+    assert!(cluster.api.get(DEPLOYMENTS, "a", "web").is_some(), "it waits for its dependents");
+    until("the owner gone", || cluster.api.get(DEPLOYMENTS, "a", "web").is_none()).await;
+    assert!(cluster.api.all(SETS).is_empty() && cluster.api.all(PODS).is_empty());
+
+    let cluster = with_deployment(5).await;
+    cluster.client.delete::<Deployment>(Some("a"), "web", &how(Propagation::Orphan)).await.unwrap();
+    until("the owner gone", || cluster.api.get(DEPLOYMENTS, "a", "web").is_none()).await;
+    let sets = cluster.api.all(SETS);
+    assert_eq!((sets.len(), cluster.api.all(PODS).len()), (1, 5));
+    assert!(sets[0]["metadata"]["ownerReferences"].as_array().is_none_or(Vec::is_empty));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deleted_namespace_is_emptied_before_it_goes() {
+    let cluster = cluster();
+    let namespace = json!({"kind": "Namespace", "apiVersion": "v1", "metadata": {"name": "a"}, "spec": {"finalizers": ["kubernetes"]}});
+    let namespace: Namespace = serde_json::from_value(namespace).unwrap();
+    cluster.client.create(&namespace).await.unwrap();
+    cluster.client.create(&deployment(5, "v1")).await.unwrap();
+    until("available", || is_complete(&cluster.api, 5)).await;
+    cluster.client.delete::<Namespace>(None, "a", &Default::default()).await.unwrap();
+    until("the namespace gone", || cluster.api.get("/api/v1/namespaces", "", "a").is_none()).await;
+    assert!(cluster.api.all(DEPLOYMENTS).is_empty() && cluster.api.all("/api/v1/serviceaccounts").is_empty());
 }

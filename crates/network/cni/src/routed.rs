@@ -25,6 +25,8 @@ const DOOMED_GROUP: u32 = 0x7370_0001;
 /// Interface names have at most 15 bytes, our prefix at most 4.
 const NAME_DIGITS: usize = 11;
 const DEFAULT_MTU: u32 = 1500;
+/// What a veth takes; the loopback interface, where a default route may point too, has one more.
+const VETH_MTUS: std::ops::RangeInclusive<u32> = 576..=65_535;
 
 /// The node's routed pod network, in the network namespace of the thread that opened it; usable from every thread.
 #[derive(Debug)]
@@ -60,7 +62,10 @@ impl Routed {
         let mut sockets = (0..SOCKETS).map(|_| Socket::route()).collect::<io::Result<Vec<_>>>().map_err(node("open rtnetlink socket"))?;
         let mtu = match (config.mtu, sockets.first_mut()) {
             (Some(mtu), _) => mtu,
-            (None, Some(socket)) => links::default_mtu(socket).map_err(node("read the default route's MTU"))?.unwrap_or(DEFAULT_MTU),
+            (None, Some(socket)) => links::default_mtu(socket)
+                .map_err(node("read the default route's MTU"))?
+                .filter(|mtu| VETH_MTUS.contains(mtu))
+                .unwrap_or(DEFAULT_MTU),
             (None, None) => DEFAULT_MTU,
         };
         let ipv6 = [Some(config.pod_cidr), config.pod_cidr_secondary].into_iter().flatten().any(|(address, _)| address.is_ipv6());
@@ -198,12 +203,16 @@ impl Routed {
     }
 
     /// Deletes links, together with those that other threads want deleted now.
-    fn delete_links(&self, names: Vec<String>) -> Result<(), Refused> {
-        lock(&self.doomed).extend(names);
+    fn delete_links(&self, wanted: &[String]) -> Result<(), Refused> {
+        lock(&self.doomed).extend_from_slice(wanted);
         let _turn = lock(&self.deleting);
-        let names = std::mem::take(&mut *lock(&self.doomed));
+        let mut names = std::mem::take(&mut *lock(&self.doomed));
         if names.is_empty() {
-            // An earlier holder took ours along.
+            // An earlier holder took ours along; what it could not delete is ours to report.
+            let still_there = |name: &&String| !matches!(links::index_of(&mut self.socket(), name), Ok(None));
+            names = wanted.iter().filter(still_there).cloned().collect();
+        }
+        if names.is_empty() {
             return Ok(());
         }
         let mut socket = self.socket();
@@ -229,7 +238,7 @@ impl PodNetwork for Routed {
         let connect = || {
             // What a crash left half made under this name.
             if links::index_of(&mut self.socket(), &attachment.host_link).ok().flatten().is_some() {
-                self.delete_links(vec![attachment.host_link.clone()])?;
+                self.delete_links(std::slice::from_ref(&attachment.host_link))?;
             }
             self.connect(&attachment, netns)
         };
@@ -246,7 +255,7 @@ impl PodNetwork for Routed {
     fn detach(&self, sandbox_id: &str) -> Result<(), Error> {
         let refused = |Refused { step, source }| Error::Kernel { step, sandbox_id: sandbox_id.to_owned(), source };
         let Some(attachment) = lock(&self.ledger).attached.get(sandbox_id).cloned() else { return Ok(()) };
-        self.delete_links(vec![attachment.host_link]).map_err(refused)?;
+        self.delete_links(&[attachment.host_link]).map_err(refused)?;
         self.release(sandbox_id)
     }
 
@@ -257,7 +266,7 @@ impl PodNetwork for Routed {
         let kept: HashSet<&str> = kept.iter().map(|attachment| attachment.host_link.as_str()).collect();
         let links = links::names(&mut self.socket()).map_err(|source| Error::Node { step: "list links", source })?;
         let stray: Vec<String> = links.into_iter().filter(|name| self.is_our_link(name) && !kept.contains(name.as_str())).collect();
-        self.delete_links(stray).map_err(|Refused { step, source }| Error::Node { step, source })?;
+        self.delete_links(&stray).map_err(|Refused { step, source }| Error::Node { step, source })?;
         gone.iter().try_for_each(|attachment| self.release(&attachment.sandbox_id))
     }
 }

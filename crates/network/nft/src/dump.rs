@@ -93,7 +93,8 @@ fn element(attributes: Attributes<'_>) -> Option<Element> {
         _ => None,
     };
     let timeout = attributes.get(4).and_then(|bytes| bytes.try_into().ok()).map(|bytes| Duration::from_millis(u64::from_be_bytes(bytes)));
-    Some(Element { key, data, timeout })
+    let key_end = attributes.nested(10).get(1).map(|bytes| Value(bytes.to_vec()));
+    Some(Element { key, key_end, data, timeout })
 }
 
 fn decode_verdict(attributes: Attributes<'_>) -> Option<Verdict> {

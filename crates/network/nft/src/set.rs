@@ -60,8 +60,11 @@ pub struct Set {
     pub maps_to: Option<MapsTo>,
     /// Elements are added by rules and leave after their timeout.
     pub dynamic: bool,
+    /// Elements are ranges: their last field goes from `key` to `key_end`, both included.
+    pub intervals: bool,
 }
 
+const FLAG_INTERVAL: u32 = 0x4;
 const FLAG_MAP: u32 = 0x8;
 const FLAG_TIMEOUT: u32 = 0x10;
 const FLAG_EVAL: u32 = 0x20;
@@ -124,6 +127,9 @@ impl Set {
         }
         if self.dynamic {
             flags |= FLAG_TIMEOUT | FLAG_EVAL;
+        }
+        if self.intervals {
+            flags |= FLAG_INTERVAL;
         }
         if self.key.len() > 1 {
             flags |= FLAG_CONCAT;
@@ -216,19 +222,25 @@ pub enum Data {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Element {
     pub key: Value,
+    /// For sets of intervals (concatenated keys only).
+    pub key_end: Option<Value>,
     pub data: Option<Data>,
     pub timeout: Option<Duration>,
 }
 
 impl Element {
     pub fn key(key: Value) -> Self {
-        Self { key, data: None, timeout: None }
+        Self { key, key_end: None, data: None, timeout: None }
+    }
+    /// The range from `key` to `end`.
+    pub fn range(key: Value, end: Value) -> Self {
+        Self { key_end: Some(end), ..Self::key(key) }
     }
     pub fn verdict(key: Value, verdict: Verdict) -> Self {
-        Self { key, data: Some(Data::Verdict(verdict)), timeout: None }
+        Self { key, key_end: None, data: Some(Data::Verdict(verdict)), timeout: None }
     }
     pub fn value(key: Value, value: Value) -> Self {
-        Self { key, data: Some(Data::Value(value)), timeout: None }
+        Self { key, key_end: None, data: Some(Data::Value(value)), timeout: None }
     }
     /// An upper bound of its encoded length, so that lists can be cut below 64 KB.
     pub(crate) fn encoded_bytes_max(&self) -> usize {
@@ -238,14 +250,19 @@ impl Element {
             Some(Data::Verdict(Verdict::Jump(chain) | Verdict::Goto(chain))) => 32 + chain.len(),
             Some(Data::Verdict(_)) => 24,
         };
-        40 + self.key.0.len() + data
+        let end = self.key_end.as_ref().map_or(0, |end| 12 + end.0.len());
+        40 + self.key.0.len() + end + data
     }
     pub(crate) fn encode(&self, into: &mut Encoder) {
         const KEY: u16 = 1;
         const DATA: u16 = 2;
         const TIMEOUT: u16 = 4;
+        const KEY_END: u16 = 10;
         const DATA_VALUE: u16 = 1;
         into.nested(KEY, |key| key.attribute(DATA_VALUE, &self.key.0));
+        if let Some(end) = &self.key_end {
+            into.nested(KEY_END, |key| key.attribute(DATA_VALUE, &end.0));
+        }
         match &self.data {
             None => {}
             Some(Data::Value(value)) => into.nested(DATA, |data| data.attribute(DATA_VALUE, &value.0)),

@@ -33,6 +33,8 @@ impl Socket {
         let mut inner = RawSocket::new(protocol)?;
         inner.bind_auto()?;
         inner.connect(&SocketAddr::new(0, 0))?;
+        // Errors without a copy of the refused message, which may be 64 KB.
+        inner.set_cap_ack(true)?;
         let timeout = libc::timeval { tv_sec: RECEIVE_SECONDS_MAX, tv_usec: 0 };
         set_option(&inner, libc::SO_RCVTIMEO, &timeout)?;
         Ok(Self { inner, sequence: 1, buffer: vec![0; RECEIVE_BYTES] })

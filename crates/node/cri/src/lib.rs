@@ -7,6 +7,7 @@
 //!
 //! Tasks: none. The crate knows no Kubernetes kinds.
 
+pub mod contract;
 mod error;
 pub mod service;
 pub mod streams;

@@ -6,7 +6,7 @@
 //! or Secret, the end of a pull, stop or hook, or the time that the plan named.
 //!
 //! Read in this order: [`config`], [`podspec`], [`world`], [`plan`], [`status`], [`worker`], [`act`], [`pull`], [`mounts`], [`objects`],
-//! [`crispec`], [`env`], [`dns`], [`probe`], [`node`].
+//! [`crispec`], [`env`], [`dns`], [`probe`], [`node`], [`server`], [`logs`].
 //!
 //! Tasks: one per reconcile (bounded), one timer for all probes, one each for the runtime's events, the Node's status and Lease, the
 //! server, and one per pull, stop and hook under way. Restart: what runs is found again through the labels of its sandbox and goes on;
@@ -23,6 +23,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, Service};
 use reconcile::{Cache, Cached, EventKind, EventRecorder, Queue, Scope};
 use stdx::{Backoff, Drain};
+use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
 pub mod act;
@@ -30,6 +31,7 @@ pub mod config;
 pub mod crispec;
 pub mod dns;
 pub mod env;
+pub mod logs;
 pub mod mounts;
 pub mod node;
 pub mod objects;
@@ -38,7 +40,9 @@ pub mod plan;
 pub mod podspec;
 pub mod probe;
 pub mod pull;
+pub mod server;
 pub mod status;
+mod tls;
 pub mod worker;
 pub mod world;
 
@@ -72,17 +76,59 @@ pub async fn run(
     for directory in [&config.data_directory, &config.runtime_directory, &config.log_directory] {
         std::fs::create_dir_all(directory).map_err(|source| Error::Directory { path: directory.display().to_string(), source })?;
     }
+    let listening = match &config.tls {
+        Some(tls) => Some((tls::server_config(tls)?, listen(config.port).await?)),
+        None => None,
+    };
     let machine = Machine::look(&config.data_directory);
     let client = client.named("kubelet");
     let (agent, pods) = start(config, client, runtime, images, machine, &drain);
-    let port = agent.config.port;
+    let port = listening.as_ref().and_then(|(_, listener)| listener.local_addr().ok()).map_or(agent.config.port, |address| address.port());
+    let server = tokio::spawn(serve(agent.clone(), listening, drain.clone()));
     let events = tokio::spawn(drain.clone().run_owned(follow_runtime(agent.clone())));
     let node = tokio::spawn(agent.clone().keep_node(machine, port, drain.clone()));
     let orphans = tokio::spawn(drain.clone().run_owned(adopt_orphans(agent.clone(), pods)));
     let reconciler = agent.clone();
     reconcile::run("kubelet", agent.queue.clone(), WORKERS, drain.clone(), move |uid| reconciler.clone().reconcile(uid)).await;
-    let _ = futures_util::future::join3(events, node, orphans).await;
+    let _ = futures_util::future::join4(events, node, orphans, server).await;
     Ok(())
+}
+
+async fn listen(port: u16) -> Result<TcpListener, Error> {
+    // Both families where the host has IPv6.
+    let both = TcpListener::bind((std::net::Ipv6Addr::UNSPECIFIED, port)).await;
+    let listener = match both {
+        Err(error) if error.kind() != std::io::ErrorKind::AddrInUse => TcpListener::bind((std::net::Ipv4Addr::UNSPECIFIED, port)).await,
+        other => other,
+    };
+    listener.map_err(|source| Error::Listen { port, source })
+}
+
+async fn serve(agent: Arc<Agent>, listening: Option<(Arc<rustls::ServerConfig>, TcpListener)>, drain: Drain) {
+    let Some((tls, listener)) = listening else { return };
+    let config = serde_json::json!({"kubeletconfig": {
+        "kind": "KubeletConfiguration", "apiVersion": "kubelet.config.k8s.io/v1beta1",
+        "port": agent.config.port, "maxPods": agent.config.pods_max, "clusterDomain": agent.config.cluster_domain,
+        "clusterDNS": agent.config.cluster_dns, "resolvConf": agent.config.resolv_conf,
+    }});
+    let server = server::Server {
+        node_name: agent.config.node_name.clone(),
+        runtime: agent.runtime.clone(),
+        allowed: agent.config.server_users.clone(),
+        pods: agent,
+        config,
+    };
+    Arc::new(server).serve(listener, tls, drain).await;
+}
+
+impl server::Pods for Agent {
+    fn list(&self) -> Vec<Arc<Pod>> {
+        let records: Vec<Arc<Record>> = lock(&self.records).values().cloned().collect();
+        records.iter().map(|record| record.view()).filter(|(_, gone)| !gone).map(|(pod, _)| pod).collect()
+    }
+    fn get(&self, namespace: &str, name: &str) -> Option<Arc<Pod>> {
+        self.list().into_iter().find(|pod| podspec::namespace(pod) == namespace && podspec::name(pod) == name)
+    }
 }
 
 /// `Drain::run` that owns its drain, for spawned tasks.

@@ -79,7 +79,7 @@ impl Record {
     }
 
     /// The pod with the status that we said last: the cache may be behind our own writes.
-    fn view(&self) -> (Arc<Pod>, bool) {
+    pub fn view(&self) -> (Arc<Pod>, bool) {
         let Wish { pod, gone } = lock(&self.wish).clone();
         let Some(shown) = lock(&self.shown).clone() else { return (pod, gone) };
         if podspec::is_terminal(&pod) || pod.status.as_ref() == Some(&shown) {

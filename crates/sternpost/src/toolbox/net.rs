@@ -136,7 +136,9 @@ fn ask(conf: &ResolvConf, name: &str, kind: RecordType) -> Result<Vec<IpAddr>, S
     let mut last = "no name server in /etc/resolv.conf".to_owned();
     for server in conf.servers.iter().cycle().take(conf.servers.len() * 2) {
         match exchange(*server, &question) {
-            Ok(answer) if matches!(answer.metadata.response_code, ResponseCode::NoError | ResponseCode::NXDomain) => return Ok(addresses(&answer)),
+            Ok(answer) if matches!(answer.metadata.response_code, ResponseCode::NoError | ResponseCode::NXDomain) => {
+                return Ok(addresses(&answer));
+            }
             Ok(answer) => last = format!("{server}: {}", answer.metadata.response_code),
             Err(error) => last = format!("{server}: {error}"),
         }

@@ -87,7 +87,8 @@ async fn answer(request: Request<Incoming>, peer: SocketAddr) -> Result<Response
 }
 
 fn environment() -> String {
-    let mut lines: Vec<String> = std::env::vars_os().map(|(name, value)| format!("{}={}\n", name.to_string_lossy(), value.to_string_lossy())).collect();
+    let mut lines: Vec<String> =
+        std::env::vars_os().map(|(name, value)| format!("{}={}\n", name.to_string_lossy(), value.to_string_lossy())).collect();
     lines.sort();
     lines.concat()
 }

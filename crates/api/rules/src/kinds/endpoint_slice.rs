@@ -7,7 +7,7 @@ use meta::field::{Error, Path};
 use meta::names;
 use serde_json::Value;
 
-use crate::checks::{Errors, immutable, one_of, sentences};
+use crate::checks::{Errors, immutable, non_special_ip, one_of, sentences};
 use crate::printing::{self, AGE, NAME, first_three, shown};
 use crate::value::{at, has, int, items_mut, list, set_default, set_default_text, text};
 use crate::{Column, Part, Rules};
@@ -101,8 +101,8 @@ fn endpoint_errors(endpoint: &Value, kind: &str, path: &Path) -> Errors {
             "FQDN" => errors.extend(sentences(&here, address, names::dns1123_subdomain(address))),
             _ => {}
         }
-        if parsed.is_ok_and(|ip| ip.is_loopback() || ip.is_unspecified() || ip.is_multicast()) {
-            errors.push(Error::invalid(&here, address, "may not be a loopback, unspecified or multicast address"));
+        if parsed.is_ok() && kind != "FQDN" {
+            errors.extend(non_special_ip(address, &here));
         }
     }
     if has(endpoint, "hostname") {
@@ -146,7 +146,7 @@ mod tests {
             found,
             [
                 "endpoints[1].addresses[0]: Invalid value: \"::1\": must be an IPv4 address",
-                "endpoints[1].addresses[0]: Invalid value: \"::1\": may not be a loopback, unspecified or multicast address",
+                "endpoints[1].addresses[0]: Invalid value: \"::1\": may not be in the loopback range (127.0.0.0/8, ::1/128)",
                 "endpoints[2].addresses: Required value: must contain at least 1 address",
                 "ports[1].name: Duplicate value: \"a\"",
             ]

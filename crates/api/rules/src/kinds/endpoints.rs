@@ -4,7 +4,7 @@ use meta::field::{Error, Path};
 use meta::names;
 use serde_json::Value;
 
-use crate::checks::{Errors, protocol, sentences};
+use crate::checks::{Errors, non_special_ip, protocol, sentences};
 use crate::printing::{self, AGE, NAME, first_three, shown};
 use crate::value::{int, items_mut, list, set_default_text, text};
 use crate::{Column, Rules};
@@ -31,6 +31,9 @@ impl Rules for Endpoints {
         }
         errors
     }
+    fn warnings(&self, _object: &Value, _old: Option<&Value>) -> Vec<String> {
+        vec!["v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice".into()]
+    }
     fn columns(&self) -> &'static [Column] {
         COLUMNS
     }
@@ -54,7 +57,7 @@ fn subset_errors(subset: &Value, path: &Path) -> Errors {
     for field in ["addresses", "notReadyAddresses"] {
         for (index, address) in list(subset, field).iter().enumerate() {
             let ip = text(address, "ip");
-            errors.extend(sentences(&path.child(field).index(index).child("ip"), ip, names::ip(ip)));
+            errors.extend(non_special_ip(ip, &path.child(field).index(index).child("ip")));
         }
     }
     let ports = list(subset, "ports");

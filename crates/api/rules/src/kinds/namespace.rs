@@ -18,17 +18,12 @@ impl Rules for Namespace {
     fn gvk(&self) -> (&'static str, &'static str, &'static str) {
         ("", "v1", "Namespace")
     }
-    /// Every namespace can be selected by its name.
     fn default(&self, object: &mut Value) {
-        let name = name(object).to_owned();
-        if name.is_empty() {
-            return;
-        }
-        if let Some(labels) = value::object_at(object, "metadata.labels") {
-            labels.insert("kubernetes.io/metadata.name".into(), name.into());
-        }
+        label_with_name(object);
     }
+    /// A generated name is known only here.
     fn prepare_create(&self, object: &mut Value) {
+        label_with_name(object);
         set(object, "status", json!({"phase": "Active"}));
         let finalizers = list(object, "spec.finalizers");
         if !finalizers.iter().any(|finalizer| finalizer == FINALIZER) {
@@ -66,6 +61,17 @@ impl Rules for Namespace {
     }
     fn validate_name(&self, name: &str) -> Vec<String> {
         names::dns1123_label(name)
+    }
+}
+
+/// Every namespace can be selected by its name.
+fn label_with_name(object: &mut Value) {
+    let name = name(object).to_owned();
+    if name.is_empty() {
+        return;
+    }
+    if let Some(labels) = value::object_at(object, "metadata.labels") {
+        labels.insert("kubernetes.io/metadata.name".into(), name.into());
     }
 }
 

@@ -67,8 +67,17 @@ impl Rules for Pod {
                 // The class follows from the spec; a kubelet that leaves it out does not erase it.
                 keep(new, old, "status.qosClass");
             }
+            Part::Subresource("ephemeralcontainers") => {
+                let added = at(new, "spec.ephemeralContainers").clone();
+                keep(new, old, "spec");
+                keep(new, old, "status");
+                set(new, "spec.ephemeralContainers", added);
+            }
             Part::Subresource(_) => {}
         }
+    }
+    fn warnings(&self, object: &Value, _old: Option<&Value>) -> Vec<String> {
+        pod_spec::warnings(at(object, "spec"), &Path::new("spec"))
     }
     fn validate(&self, object: &Value) -> Vec<Error> {
         let path = Path::new("spec");
@@ -81,7 +90,7 @@ impl Rules for Pod {
     fn validate_update(&self, new: &Value, old: &Value, part: Part) -> Vec<Error> {
         match part {
             Part::Main => pod_spec::update::validate(new, old),
-            Part::Status => node_name_unchanged(new, old),
+            Part::Status => no_way_back(new, old),
             Part::Subresource("ephemeralcontainers") => ephemeral_only_added(new, old),
             Part::Subresource(_) => Vec::new(),
         }
@@ -151,11 +160,25 @@ fn host_network_ports(object: &Value, path: &Path) -> Errors {
     errors
 }
 
-fn node_name_unchanged(new: &Value, old: &Value) -> Errors {
-    if text(new, "spec.nodeName") == text(old, "spec.nodeName") {
+/// A container that ended for good does not run again.
+fn no_way_back(new: &Value, old: &Value) -> Errors {
+    let policy = text(old, "spec.restartPolicy");
+    if policy == "Always" {
         return Errors::new();
     }
-    vec![Error::forbidden(&Path::new("spec").child("nodeName"), "may not be changed directly")]
+    let path = Path::new("status").child("containerStatuses");
+    let mut errors = Errors::new();
+    for (index, before) in list(old, "status.containerStatuses").iter().enumerate() {
+        let Some(code) = int(before, "state.terminated.exitCode") else { continue };
+        let name = text(before, "name");
+        // A container may have a restart policy of its own.
+        let own = list(old, "spec.containers").iter().any(|c| text(c, "name") == name && value::has(c, "restartPolicy"));
+        let runs = |after: &Value| text(after, "name") == name && !value::has(after, "state.terminated");
+        if (policy != "OnFailure" || code == 0) && !own && list(new, "status.containerStatuses").iter().any(runs) {
+            errors.push(Error::forbidden(&path.index(index).child("state"), "may not be transitioned to non-terminated state"));
+        }
+    }
+    errors
 }
 
 fn ephemeral_only_added(new: &Value, old: &Value) -> Errors {

@@ -47,6 +47,9 @@ impl Rules for ReplicaSet {
     fn validate_update(&self, new: &Value, old: &Value, part: Part) -> Vec<Error> {
         if part == Part::Main { template::selector_unchanged(new, old) } else { Vec::new() }
     }
+    fn warnings(&self, object: &Value, _old: Option<&Value>) -> Vec<String> {
+        pod_spec::warnings(at(object, "spec.template.spec"), &template::spec_path())
+    }
     fn counts_generation(&self) -> bool {
         true
     }

@@ -24,7 +24,10 @@ impl Rules for Secret {
     fn default(&self, object: &mut Value) {
         set_default_text(object, "type", "Opaque");
         let Some(Value::Object(plain)) = remove(object, "stringData") else { return };
-        if let Some(data) = value::object_at(object, "data").filter(|_| !plain.is_empty()) {
+        if plain.is_empty() {
+            return;
+        }
+        if let Some(data) = value::object_at(object, "data") {
             let encoded = plain.into_iter().map(|(key, text)| (key, STANDARD.encode(text.as_str().unwrap_or("")).into()));
             data.extend(encoded);
         }

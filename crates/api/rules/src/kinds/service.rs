@@ -108,8 +108,9 @@ impl Rules for Service {
             printing::labels(at(spec, "selector")),
         ]
     }
+    /// KEP-5311: as relaxed as other names since 1.36 (before, a DNS-1035 label).
     fn validate_name(&self, name: &str) -> Vec<String> {
-        names::dns1035_label(name)
+        names::dns1123_label(name)
     }
     fn create_on_update(&self) -> bool {
         true

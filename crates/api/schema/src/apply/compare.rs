@@ -7,7 +7,7 @@ use super::node::{Node, Shape};
 use super::set::Set;
 use super::validate::elements_of;
 
-/// Three disjoint sets of paths.
+/// Sets of paths.
 #[derive(Debug, Default)]
 pub(super) struct Changes<'a> {
     pub added: Set<'a>,
@@ -22,14 +22,16 @@ enum Fate {
     Added,
     Modified,
     Removed,
+    /// One item became several with the same keys or the reverse: its owner loses it, whoever wrote gets it.
+    Replaced,
 }
 
 impl<'a> Changes<'a> {
     fn push(&mut self, element: Element<'a>, fate: Fate, below: Changes<'a>) {
         let parts = [
-            (&mut self.added, fate == Fate::Added, below.added),
+            (&mut self.added, matches!(fate, Fate::Added | Fate::Replaced), below.added),
             (&mut self.modified, fate == Fate::Modified, below.modified),
-            (&mut self.removed, fate == Fate::Removed, below.removed),
+            (&mut self.removed, matches!(fate, Fate::Removed | Fate::Replaced), below.removed),
         ];
         for (set, member, below) in parts {
             if member || !below.is_empty() {
@@ -189,8 +191,8 @@ fn compare_groups<'a>(olds: &[&'a Value], news: &[&'a Value], node: Node<'a>) ->
         ([], [new]) => walk(None, Some(new), node),
         ([old], []) => walk(Some(old), None, node),
         ([old], [new]) => walk(Some(old), Some(new), node),
-        ([old], [_, _, ..]) => (Fate::Added, walk(Some(old), None, node).1),
-        ([_, _, ..], [new]) => (Fate::Removed, walk(None, Some(new), node).1),
+        ([old], [_, _, ..]) => (Fate::Replaced, walk(Some(old), None, node).1),
+        ([_, _, ..], [new]) => (Fate::Replaced, walk(None, Some(new), node).1),
         ([], _) => (Fate::Added, Changes::default()),
         (_, []) => (Fate::Removed, Changes::default()),
         _ => (if differ() { Fate::Modified } else { Fate::Same }, Changes::default()),

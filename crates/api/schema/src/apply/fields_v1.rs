@@ -21,7 +21,7 @@ pub fn decode(fields: &Value) -> Result<Set<'_>, Unreadable> {
 
 /// The set below, and whether the path that leads here is in the set.
 fn decode_object(fields: &Map<String, Value>) -> Result<(Set<'_>, bool), Unreadable> {
-    let mut set = Set::new();
+    let mut below = Vec::with_capacity(fields.len());
     let mut member = false;
     for (key, value) in fields {
         if key == "." {
@@ -31,8 +31,12 @@ fn decode_object(fields: &Map<String, Value>) -> Result<(Set<'_>, bool), Unreada
         let Some(element) = decode_element(key)? else { continue };
         let value = value.as_object().ok_or_else(|| Unreadable(format!("expected an object at {key}")))?;
         let (children, child_is_member) = decode_object(value)?;
-        set.push(element, child_is_member, children);
+        below.push((element, child_is_member, children));
     }
+    // JSON's order of the keys is not that of the elements (`v:10` before `v:2`).
+    below.sort_by(|left, right| left.0.cmp(&right.0));
+    let mut set = Set::new();
+    below.into_iter().for_each(|(element, member, children)| set.push(element, member, children));
     let member = member || set.is_empty();
     Ok((set, member))
 }

@@ -136,10 +136,11 @@ impl<'a> Managers<'a> {
     }
 
     /// Owners of parts of what the schema takes as one value (by now) own that value.
-    pub(super) fn reconcile(&mut self, node: Node<'_>) {
-        for owned in self.0.values_mut() {
-            collapse(&mut owned.set, node);
-        }
+    /// Returns whether that changed anything.
+    pub(super) fn reconcile(&mut self, node: Node<'_>) -> bool {
+        let mut changed = false;
+        self.0.values_mut().for_each(|owned| collapse(&mut owned.set, node, &mut changed));
+        changed
     }
 
     /// Merges the oldest updaters of each version into one owner, until few enough are left.
@@ -174,7 +175,7 @@ impl<'a> Managers<'a> {
     }
 }
 
-fn collapse(set: &mut Set<'_>, node: Node<'_>) {
+fn collapse(set: &mut Set<'_>, node: Node<'_>, changed: &mut bool) {
     set.retain(|entry| {
         if entry.children.is_empty() {
             return;
@@ -183,8 +184,9 @@ fn collapse(set: &mut Set<'_>, node: Node<'_>) {
         if child.is_atomic() {
             entry.children = Set::new();
             entry.member = true;
+            *changed = true;
         } else {
-            collapse(&mut entry.children, child);
+            collapse(&mut entry.children, child, changed);
         }
     });
 }

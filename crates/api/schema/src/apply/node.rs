@@ -167,7 +167,7 @@ impl<'s> Node<'s> {
     /// The value that a key field has when it is absent: its default, or Go's zero value where Go always writes it.
     fn default_of(self, name: &str) -> Option<Value> {
         let Node::Struct { schema, .. } = self else { return None };
-        let field = schema.field(name)?;
+        let field = field_of(schema, name)?;
         match &field.default {
             Some(text) => serde_json::from_str(text).ok(),
             None => zero_scalar(field),
@@ -175,8 +175,16 @@ impl<'s> Node<'s> {
     }
 }
 
+/// As [`Type::field`]; the built-in table is sorted, which this walks often enough to use.
+fn field_of<'s>(schema: &'s Type, name: &str) -> Option<&'s Field> {
+    match schema.fields {
+        Slice::Static(fields) => fields.binary_search_by(|field| (*field.json).cmp(name)).ok().and_then(|at| fields.get(at)),
+        Slice::Owned(_) => schema.field(name),
+    }
+}
+
 fn struct_field<'s>(schema: &'s Type, whole: bool, name: &str) -> Option<(Node<'s>, bool)> {
-    if let Some(field) = schema.field(name) {
+    if let Some(field) = field_of(schema, name) {
         let built_in = matches!(schema.fields, Slice::Static(_)) && !schema.name.starts_with(JSON_OWNER_PREFIX);
         return Some((Node::of(&field.schema, built_in), true));
     }

@@ -12,7 +12,7 @@ use super::set::Set;
 /// `merged` without what `last` had, `own` has not, and none of `others` owns.
 pub(super) fn prune(merged: Value, others: &Managers<'_>, own: &Set<'_>, last: &Set<'_>, node: Node<'_>) -> Value {
     // Everything that was applied last time is applied again: nothing can become orphaned.
-    if last.clone().difference(own).is_empty() {
+    if last.is_subset(own) {
         return merged;
     }
     let last = with_named_fields(last.clone(), node);

@@ -145,6 +145,15 @@ impl<'a> Set<'a> {
         self.beside(other, both)
     }
 
+    /// Is every path of `self` in `other`?
+    pub fn is_subset(&self, other: &Set<'_>) -> bool {
+        let mut theirs = other.entries.iter();
+        self.entries.iter().all(|entry| {
+            let their = theirs.find(|their| their.element >= entry.element).filter(|their| their.element == entry.element);
+            their.is_some_and(|their| their.member >= entry.member && entry.children.is_subset(&their.children))
+        })
+    }
+
     /// As [`Set::difference`], but a path in `other` takes away everything below it too.
     pub fn recursive_difference(self, other: &Set<'_>) -> Set<'a> {
         if self.is_empty() || other.is_empty() {

@@ -271,6 +271,16 @@ fn duplicates_in_the_live_object_are_replaced_by_the_applied_item() {
 }
 
 #[test]
+fn who_resolves_duplicates_owns_the_item_that_is_left() {
+    let mut object = deployment(json!({}));
+    object["metadata"]["finalizers"] = json!(["x", "x"]);
+    let live = created(object, by("old"));
+    let live = updated(&live, |object| object["metadata"]["finalizers"] = json!(["x"]), later("new"));
+    assert_eq!(paths(&live, "old"), [".metadata.finalizers"]);
+    assert_eq!(paths(&live, "new"), [".metadata.finalizers[=\"x\"]"]);
+}
+
+#[test]
 fn creation_makes_the_creator_owner_of_what_is_not_go_zero() {
     let mut object = deployment(json!({
         "replicas": 1, "selector": {"matchLabels": {"app": "x"}}, "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": "25%"}},
@@ -380,6 +390,13 @@ fn owners_of_parts_that_have_become_atomic_own_the_whole() {
     live["metadata"]["managedFields"][0]["fieldsV1"] = granular;
     let conflict = refused(Some(&live), &deployment(json!({"selector": {"matchLabels": {"a": "2"}}})), by("me"));
     assert_eq!(conflict.to_string(), "Apply failed with 1 conflict: conflict with \"old\" using apps/v1: .spec.selector");
+}
+
+#[test]
+fn the_fields_of_the_built_in_table_are_sorted() {
+    for schema in table::all() {
+        assert!(schema.fields.is_sorted_by(|left, right| *left.json < *right.json), "{}", &*schema.name);
+    }
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! Does the applied configuration conform to the schema? In structured-merge-diff's sentences.
 
+use std::collections::BTreeSet;
+
 use serde_json::Value;
 
 use super::element::Element;
@@ -8,6 +10,9 @@ use crate::merge::go_format::{plain, syntax, type_name};
 
 /// A complaint: the path, built from the inside out, and the sentence.
 type Complaints = Vec<(String, String)>;
+
+/// Complaints after which the rest is not looked at: the reply shall stay readable.
+const COMPLAINTS_MAX: usize = 100;
 
 /// All complaints in one text, as upstream prints them; `Ok` if there are none.
 pub(super) fn validate(value: &Value, node: Node<'_>) -> Result<(), String> {
@@ -73,6 +78,9 @@ fn check_fields(value: &Value, node: Node<'_>) -> Complaints {
             return complaints;
         };
         complaints.extend(below(&element, check(value, child)));
+        if complaints.len() >= COMPLAINTS_MAX {
+            break;
+        }
     }
     complaints
 }
@@ -80,7 +88,7 @@ fn check_fields(value: &Value, node: Node<'_>) -> Complaints {
 fn check_items(items: &[Value], list: &Value, node: Node<'_>) -> Complaints {
     let mut complaints = Complaints::new();
     let shape = node.shape(list);
-    let mut seen: Vec<Element<'_>> = Vec::with_capacity(items.len());
+    let mut seen = BTreeSet::new();
     for (position, item) in items.iter().enumerate() {
         let element = match element_of(&shape, item) {
             None => Element::Index(position as i64),
@@ -90,14 +98,13 @@ fn check_items(items: &[Value], list: &Value, node: Node<'_>) -> Complaints {
                 return complaints;
             }
         };
-        let keyed = !matches!(element, Element::Index(_));
-        if keyed {
-            match seen.binary_search(&element) {
-                Ok(_) => complaints.extend(complaint(format!("duplicate entries for key {element}"))),
-                Err(at) => seen.insert(at, element.clone()),
-            }
+        if !matches!(element, Element::Index(_)) && !seen.insert(element.clone()) {
+            complaints.extend(complaint(format!("duplicate entries for key {element}")));
         }
         complaints.extend(below(&element, check(item, node.items())));
+        if complaints.len() >= COMPLAINTS_MAX {
+            break;
+        }
     }
     complaints
 }

@@ -361,4 +361,21 @@ mod tests {
         assert_eq!(parse_json(br#""\ud800x""#).unwrap().value, Value::String("\u{fffd}x".into()));
         assert!(parse_json(b"1e999").is_err());
     }
+
+    proptest::proptest! {
+        #[test]
+        fn what_serde_json_reads_is_read_alike(text in r#"([\[\]{}:, ]|-?[0-9]{1,3}(\.[0-9])?(e[0-9])?|"[a-b]?(\\n|\\u00e9)?"|true|false|null){1,12}"#) {
+            match (serde_json::from_str::<Value>(&text), parse_json(text.as_bytes())) {
+                (Ok(expected), Ok(parsed)) => proptest::prop_assert_eq!(parsed.value, expected),
+                (Err(_), Err(_)) => {}
+                (theirs, ours) => proptest::prop_assert!(false, "{:?} {:?}", theirs, ours),
+            }
+        }
+
+        #[test]
+        fn any_bytes_are_read_or_refused(bytes: Vec<u8>) {
+            let _ = parse_json(&bytes);
+            let _ = crate::decode::parse_yaml(&bytes);
+        }
+    }
 }

@@ -7,7 +7,7 @@
 mod order;
 mod place;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use serde_json::{Map, Value};
 
@@ -40,7 +40,8 @@ pub(super) fn no_merge_key(item: &Object, key: &str) -> Error {
 }
 
 pub(super) fn bad_argument(expected: &str, actual: &Value) -> Error {
-    Error::Contradiction(format!("expected a {expected}, but received a {}", type_name(actual)))
+    let actual = if actual.is_null() { "%!s(<nil>)" } else { type_name(actual) };
+    Error::Contradiction(format!("expected a {expected}, but received a {actual}"))
 }
 
 fn bad_directive(directive: &Value, patch: &Object) -> Error {
@@ -127,6 +128,7 @@ fn delete_from_list(original: &mut Object, field: &str, doomed: Value, place: Pl
     if element_kind(&[items, &doomed])? == Kind::Map {
         *items = merge_lists(std::mem::take(items), doomed, inner, rule.merge_key)?;
     } else {
+        let doomed: HashSet<Value> = doomed.into_iter().collect();
         items.retain(|item| !doomed.contains(item));
     }
     Ok(())
@@ -169,7 +171,10 @@ fn set_element_orders(original: &mut Object, patch: &mut Object, place: Place<'_
             (Some(_), Some(change)) => change.to_vec(),
         };
         let kind = element_kind(&[current.unwrap_or_default(), change.unwrap_or_default()])?;
-        let server_order = current.unwrap_or_default().to_vec();
+        let server_order = match rule.merge_key {
+            Some(key) if rule.merge && kind == Kind::Map => order::seen_after(current, change, key),
+            _ => current.unwrap_or_default().to_vec(),
+        };
         let arranged = list_arrange(merged, &order, &server_order, rule.merge_key, kind)?;
         original.insert(field.to_owned(), Value::Array(arranged));
         patch.remove(field);
@@ -195,23 +200,29 @@ fn check_order(change: &[Value], order: &[Value], merge_key: Option<&str>) -> Re
     {
         return Err(bad_argument("map[string]interface {}", other));
     }
+    let kept: Vec<&Value> = change.iter().filter(|item| merge_key.is_none() || !is_deletion(item)).collect();
+    let mut items = kept.iter().peekable();
     let mut expected = order.iter();
-    let kept = |item: &&Value| merge_key.is_none() || !is_deletion(item);
-    for item in change.iter().filter(kept).filter(|item| item.get(DIRECTIVE).is_none()) {
-        loop {
-            let Some(next) = expected.next() else {
-                return Err(Error::Contradiction(format!(
-                    "The order in patch list:\n{}\n doesn't match {SET_ELEMENT_ORDER} list:\n{}\n",
-                    plain_list(change),
-                    plain_list(order)
-                )));
-            };
-            if same_key(item, next, merge_key)? {
-                break;
-            }
+    while let Some(item) = items.peek() {
+        // As upstream, items with directives are passed over only as long as the order goes on.
+        let Some(next) = expected.as_slice().first() else { break };
+        if item.get(DIRECTIVE).is_some() {
+            items.next();
+            continue;
+        }
+        expected.next();
+        if same_key(item, next, merge_key)? {
+            items.next();
         }
     }
-    Ok(())
+    if items.peek().is_none() {
+        return Ok(());
+    }
+    Err(Error::Contradiction(format!(
+        "The order in patch list:\n{}\n doesn't match {SET_ELEMENT_ORDER} list:\n{}\n",
+        plain_list(change),
+        plain_list(order)
+    )))
 }
 
 fn same_key(left: &Value, right: &Value, merge_key: Option<&str>) -> Result<bool, Error> {
@@ -235,12 +246,8 @@ fn merge_lists(original: Vec<Value>, patch: Vec<Value>, place: Place<'_>, merge_
         let merged = merge_items(original.clone(), &patch, key, place)?;
         (original, patch, merged)
     } else {
-        let mut merged: Vec<Value> = Vec::with_capacity(original.len() + patch.len());
-        for item in original.iter().chain(&patch) {
-            if !merged.contains(item) {
-                merged.push(item.clone());
-            }
-        }
+        let mut seen = HashSet::with_capacity(original.len() + patch.len());
+        let merged = original.iter().chain(&patch).filter(|item| seen.insert(*item)).cloned().collect();
         (original, patch, merged)
     };
     list_arrange(merged, &patch, &original, merge_key, kind)
@@ -249,6 +256,7 @@ fn merge_lists(original: Vec<Value>, patch: Vec<Value>, place: Place<'_>, merge_
 /// Carries out `$patch: delete` and `$patch: replace` items; returns what is left of both lists.
 fn carry_out_item_directives(mut original: Vec<Value>, patch: Vec<Value>, merge_key: &str) -> Result<(Vec<Value>, Vec<Value>), Error> {
     let mut plain_items = Vec::with_capacity(patch.len());
+    let mut doomed = HashSet::new();
     let mut replace = false;
     for item in patch {
         let Some(fields) = item.as_object() else { return Err(bad_argument("map[string]interface {}", &item)) };
@@ -256,8 +264,7 @@ fn carry_out_item_directives(mut original: Vec<Value>, patch: Vec<Value>, merge_
             None => plain_items.push(item),
             Some(directive) => match directive.as_str() {
                 Some("delete") => {
-                    let doomed = fields.get(merge_key).ok_or_else(|| no_merge_key(fields, merge_key))?;
-                    original.retain(|item| item.get(merge_key) != Some(doomed));
+                    doomed.insert(fields.get(merge_key).ok_or_else(|| no_merge_key(fields, merge_key))?.clone());
                 }
                 Some("replace") => replace = true,
                 Some("merge") => {
@@ -267,19 +274,29 @@ fn carry_out_item_directives(mut original: Vec<Value>, patch: Vec<Value>, merge_
             },
         }
     }
+    original.retain(|item| item.get(merge_key).is_none_or(|name| !doomed.contains(name)));
     Ok(if replace { (plain_items, Vec::new()) } else { (original, plain_items) })
 }
 
 fn merge_items(mut original: Vec<Value>, patch: &[Value], merge_key: &str, place: Place<'_>) -> Result<Vec<Value>, Error> {
+    let mut places: HashMap<Value, usize> = HashMap::with_capacity(original.len());
+    for (position, item) in original.iter().enumerate() {
+        if let Some(name) = item.get(merge_key) {
+            places.entry(name.clone()).or_insert(position);
+        }
+    }
     for item in patch {
         let Some(fields) = item.as_object() else { return Err(bad_argument("map[string]interface {}", item)) };
         let wanted = fields.get(merge_key).ok_or_else(|| no_merge_key(fields, merge_key))?;
-        match original.iter_mut().find(|item| item.get(merge_key) == Some(wanted)) {
+        match places.get(wanted).and_then(|&position| original.get_mut(position)) {
             Some(found) => {
                 let current = found.as_object_mut().map(std::mem::take).unwrap_or_default();
                 *found = Value::Object(merge_objects(current, fields.clone(), place)?);
             }
-            None => original.push(item.clone()),
+            None => {
+                places.insert(wanted.clone(), original.len());
+                original.push(item.clone());
+            }
         }
     }
     Ok(original)

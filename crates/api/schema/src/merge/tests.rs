@@ -215,6 +215,27 @@ fn set_element_order_orders_and_keeps_what_only_the_server_has() {
 }
 
 #[test]
+fn what_is_added_takes_the_place_of_what_is_deleted_among_items_of_the_server() {
+    let named = |names: &str| Value::from(names.chars().map(|name| json!({"name": name.to_string()})).collect::<Vec<_>>());
+    pod_spec(
+        json!({"containers": named("ebas")}),
+        json!({
+            "$setElementOrder/containers": named("bde"),
+            "containers": [{"name": "a", "$patch": "delete"}, {"name": "d"}],
+        }),
+        json!({"containers": named("bsde")}),
+    );
+}
+
+#[test]
+fn big_lists_merge_in_reasonable_time() {
+    let finalizers = |from: usize| Value::from((from..from + 100_000).map(|number| number.to_string()).collect::<Vec<_>>());
+    let patched =
+        strategic("", "Pod", json!({"metadata": {"finalizers": finalizers(0)}}), json!({"metadata": {"finalizers": finalizers(50_000)}}));
+    assert_eq!(patched.unwrap().pointer("/metadata/finalizers").and_then(Value::as_array).map(Vec::len), Some(150_000));
+}
+
+#[test]
 fn primitive_lists_merge_as_sets_and_shrink_by_the_parallel_list() {
     let meta = |finalizers: Value| json!({"metadata": {"finalizers": finalizers}});
     let patched = strategic("", "Pod", meta(json!(["a", "b"])), meta(json!(["c", "a"])));

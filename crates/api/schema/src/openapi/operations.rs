@@ -289,7 +289,7 @@ fn connections(kind: &Kind, sub: &Sub, suffix: &str) -> Vec<Operation> {
         gvk: gvk(&sub.group, &sub.version, &sub.kind),
         id: id(kind, "connect", name, &format!("{}{}{suffix}", scoped(kind), capital(&sub.name))),
         summary: format!("connect {} requests to {} of {}", name.to_uppercase(), sub.name, kind.kind),
-        query: sub.params.iter().filter(|_| true).cloned().collect(),
+        query: sub.params.clone(),
         body: Body::None,
         response: String::new(),
         watchable: false,

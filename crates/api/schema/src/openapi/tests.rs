@@ -123,7 +123,7 @@ fn custom_kinds_stand_beside_built_in_ones() {
         subresources: vec![status],
         form: Form::Custom(schema),
     };
-    let document = v3::document("stable.example.com", "v1", &[kind.clone()], &undescribed);
+    let document = v3::document("stable.example.com", "v1", std::slice::from_ref(&kind), &undescribed);
     let schemas = &document["components"]["schemas"];
     assert_eq!(schemas["com.example.stable.v1.CronTab"]["x-kubernetes-group-version-kind"][0]["kind"], "CronTab");
     assert_eq!(

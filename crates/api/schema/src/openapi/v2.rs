@@ -8,8 +8,10 @@ use super::{Describe, Kind, Style, VERSION};
 
 pub use super::gnostic::encode as protobuf;
 
-/// The media type of [`protobuf`].
-pub const PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
+/// The media type of [`protobuf`] in answers.
+pub const PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
+/// What clients ask for; it is no well-formed media type, so answers must not bear it.
+pub const PROTOBUF_ASKED: &str = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
 
 /// The document of all `kinds`.
 pub fn document(kinds: &[Kind], describe: Describe<'_>) -> Value {

@@ -64,8 +64,10 @@ pub(super) async fn follow<K: Cached>(source: Source<K>, cache: Cache<K>) {
 
 fn log_failure(resource: &ApiResource, error: &Error) {
     match error {
-        // Frequent while an API server restarts.
-        Error::Transport(_) => debug!(resource = %resource.plural, %error, "watch failed"),
+        // Frequent while an API server restarts, or before a resource is served.
+        error if matches!(error, Error::Transport(_)) || error.is_not_found() => {
+            debug!(resource = %resource.plural, %error, "watch failed")
+        }
         _ => warn!(resource = %resource.plural, %error, "watch failed"),
     }
 }

@@ -14,9 +14,9 @@ use crate::context::{Context, WriteOptions};
 use crate::negotiate::{self, Media};
 use crate::object::{Object, meta, metadata_mut};
 use crate::patching::{self, PatchType};
-use crate::registry::Target;
 use crate::registry::catalog::Kind;
 use crate::registry::deletion::{self, Deleted};
+use crate::registry::{self, Owners, Target};
 use crate::reply::{self, Body};
 use crate::{codec, views};
 
@@ -28,7 +28,8 @@ pub async fn create(server: &Arc<Inner>, context: &Context, target: Target<'_>, 
     let options = context.write_options()?;
     let media = negotiate::body_media(&context.headers, true)?;
     let object = codec::object(context, target.kind, &read_body(request).await?, media, &options)?;
-    let object = server.registry.create(context, target, object, &options).await?;
+    server.access.check_grant(&server.registry.caches, context, target.kind, &object, None)?;
+    let object = server.registry.create(context, target, object, &options, Owners::Update).await?;
     respond(context, target.kind, StatusCode::CREATED, &object, format)
 }
 
@@ -49,14 +50,18 @@ pub async fn update(server: &Arc<Inner>, context: &Context, target: Target<'_>, 
     place(target, &mut object)?;
     let part = part(context, target);
     let wanted = object.clone();
-    let written = server.registry.update(context, target, part, &options, |_| Ok(wanted.clone())).await;
-    match written {
+    let make = |old: &Value| {
+        server.access.check_grant(&server.registry.caches, context, target.kind, &wanted, Some(old))?;
+        Ok(wanted.clone())
+    };
+    match server.registry.update(context, target, part, &options, Owners::Update, make).await {
         Err(status) if status.is("NotFound") && part == Part::Main && target.kind.rules.create_on_update() => {
-            let object = server.registry.create(context, target, object, &options).await?;
+            server.access.check_grant(&server.registry.caches, context, target.kind, &object, None)?;
+            let object = server.registry.create(context, target, object, &options, Owners::Update).await?;
             respond(context, target.kind, StatusCode::CREATED, &object, format)
         }
         Err(status) => Err(status),
-        Ok(written) => respond(context, target.kind, StatusCode::OK, &written.object, format),
+        Ok(object) => respond(context, target.kind, StatusCode::OK, &object, format),
     }
 }
 
@@ -98,11 +103,13 @@ pub async fn patch(server: &Arc<Inner>, context: &Context, target: Target<'_>, r
         let served = if target.kind.converts() { crate::convert::from_storage(target.kind, old.clone()) } else { old.clone() };
         let patched = patch.apply(target.kind, served)?;
         let mut new = codec::decode(context, target.kind, patched, &options)?;
+        place(target, &mut new)?;
         unpatched_version(&mut new, old);
+        server.access.check_grant(&server.registry.caches, context, target.kind, &new, Some(old))?;
         Ok(new)
     };
-    let written = server.registry.update(context, target, part, &options, make).await?;
-    respond(context, target.kind, StatusCode::OK, &written.object, format)
+    let object = server.registry.update(context, target, part, &options, Owners::Update, make).await?;
+    respond(context, target.kind, StatusCode::OK, &object, format)
 }
 
 /// A patch that does not name a resourceVersion may be repeated on a newer object: the version it inherited is no precondition.
@@ -112,16 +119,58 @@ fn unpatched_version(new: &mut Value, old: &Value) {
     }
 }
 
+/// Server-side apply: creates what is absent.
 async fn apply(
-    _server: &Arc<Inner>,
-    _context: &Context,
+    server: &Arc<Inner>,
+    context: &Context,
     target: Target<'_>,
-    _part: Part,
-    _bytes: &[u8],
-    _options: &WriteOptions,
-    _format: negotiate::Format,
+    part: Part,
+    bytes: &[u8],
+    options: &WriteOptions,
+    format: negotiate::Format,
 ) -> Result<Response<Body>, Status> {
-    Err(Status::method_not_supported(&target.kind.group_resource(), "apply"))
+    if context.query.text("fieldManager").is_none() {
+        let error = meta::field::Error::required(&meta::field::Path::new("fieldManager"), "is required for apply patch");
+        return Err(Status::invalid("meta.k8s.io", "PatchOptions", "", &[error]));
+    }
+    let kind = target.kind;
+    let parsed = codec::parse(bytes, Media::Yaml, kind.facts.kind)?;
+    let api_version = kind.api_version();
+    // Unknown and repeated fields are reported; the configuration itself stays as it was written.
+    codec::check(context, kind, parsed.clone(), options)?;
+    let mut applied = parsed.value;
+    place(target, &mut applied)?;
+    let now = meta::time::now();
+    let manager = registry::manager(kind, &options.manager, part, &api_version, &now);
+    let merge = |live: Option<&Value>| {
+        let live = live.map(|live| if kind.converts() { crate::convert::from_storage(kind, live.clone()) } else { live.clone() });
+        let merged = schema::apply::apply(live.as_ref(), &applied, &manager, options.force, kind.schema).map_err(|error| error.status())?;
+        let quiet = WriteOptions { validation: schema::decode::Mode::Ignore, ..options.clone() };
+        codec::decode(context, kind, merged, &quiet)
+    };
+    let make = |old: &Value| {
+        let mut new = merge(Some(old))?;
+        if meta(&applied, "resourceVersion").is_empty() {
+            metadata_mut(&mut new).remove("resourceVersion");
+        }
+        server.access.check_grant(&server.registry.caches, context, kind, &new, Some(old))?;
+        Ok(new)
+    };
+    loop {
+        match server.registry.update(context, target, part, options, Owners::Applied, make).await {
+            Err(status) if status.is("NotFound") && part == Part::Main => {}
+            Err(status) => return Err(status),
+            Ok(object) => return respond(context, kind, StatusCode::OK, &object, format),
+        }
+        let fresh = merge(None)?;
+        server.access.check_grant(&server.registry.caches, context, kind, &fresh, None)?;
+        match server.registry.create(context, target, fresh, options, Owners::Applied).await {
+            // Somebody created it in between: apply to that.
+            Err(status) if status.is("AlreadyExists") => {}
+            Err(status) => return Err(status),
+            Ok(object) => return respond(context, kind, StatusCode::CREATED, &object, format),
+        }
+    }
 }
 
 /// The options in a deletion's body; `null` where there is none.
@@ -129,7 +178,11 @@ async fn delete_options(context: &Context, request: Request<Body>) -> Result<del
     let bytes = read_body(request).await?;
     let body = match bytes.is_empty() {
         true => Value::Null,
-        false => codec::parse(&bytes, negotiate::body_media(&context.headers, true).unwrap_or(Media::Json), "DeleteOptions")?.value,
+        false => {
+            let media = negotiate::body_media(&context.headers, true).unwrap_or(Media::Json);
+            let found = schema::table::by_gvk("", "v1", "DeleteOptions");
+            codec::parse_as(&bytes, media, "DeleteOptions", found)?.value
+        }
     };
     if !body.is_null() && body["kind"].as_str().is_some_and(|kind| kind != "DeleteOptions" && !kind.is_empty()) {
         return Err(Status::bad_request(format!("decoded object cannot be converted to DeleteOptions: {}", body["kind"])));
@@ -140,7 +193,7 @@ async fn delete_options(context: &Context, request: Request<Body>) -> Result<del
 pub async fn delete(server: &Arc<Inner>, context: &Context, target: Target<'_>, request: Request<Body>) -> Result<Response<Body>, Status> {
     let format = super::format(context, target.kind)?;
     let options = delete_options(context, request).await?;
-    match server.registry.delete(target, &options).await? {
+    match server.registry.delete(context, target, &options).await? {
         Deleted::Pending(object) => respond(context, target.kind, StatusCode::OK, &object, format),
         Deleted::Gone(object) if RETURNS_DELETED.contains(&target.kind.facts.plural) => {
             respond(context, target.kind, StatusCode::OK, &object, format)
@@ -170,7 +223,8 @@ pub async fn delete_collection(
     let cache = caches.of(target.kind.storage.prefix.as_bytes());
     let page = cache.list(&selection.prefix, b"", 0, &selection, caches.observed());
     let kind = target.kind;
-    let deletions: Vec<_> = page.objects.iter().map(|object| delete_one(server.clone(), kind, object.clone(), options.clone())).collect();
+    let deletions: Vec<_> =
+        page.objects.iter().map(|object| delete_one(server.clone(), context, kind, object.clone(), options.clone())).collect();
     let mut running = futures_util::stream::iter(deletions).buffer_unordered(COLLECTION_WORKERS);
     while let Some(outcome) = running.next().await {
         outcome?;
@@ -180,10 +234,16 @@ pub async fn delete_collection(
     Ok(reply::value(StatusCode::OK, &views::many(target.kind, &page.objects, format, include, metadata), format))
 }
 
-async fn delete_one(server: Arc<Inner>, kind: &'static Kind, object: Arc<Object>, options: deletion::Options) -> Result<(), Status> {
+async fn delete_one(
+    server: Arc<Inner>,
+    context: &Context,
+    kind: &'static Kind,
+    object: Arc<Object>,
+    options: deletion::Options,
+) -> Result<(), Status> {
     let value = object.value();
     let (namespace, name) = (meta(&value, "namespace"), meta(&value, "name"));
-    match server.registry.delete(Target { kind, namespace, name }, &options).await {
+    match server.registry.delete(context, Target { kind, namespace, name }, &options).await {
         Err(status) if !status.is("NotFound") => Err(status),
         _ => Ok(()),
     }

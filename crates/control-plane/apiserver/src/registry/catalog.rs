@@ -16,7 +16,7 @@ pub struct Kind {
     pub facts: &'static Resource,
     pub schema: &'static Type,
     pub rules: &'static dyn Rules,
-    /// Where objects are stored, in which form. `None` for create-only kinds that are answered and forgotten.
+    /// Where objects are stored, in which form.
     pub storage: Storage,
 }
 
@@ -27,6 +27,14 @@ pub struct Storage {
     pub version: &'static str,
     /// The rules of the stored version (they know its selectable fields).
     pub rules: &'static dyn Rules,
+    pub schema: &'static Type,
+}
+
+impl Storage {
+    /// `v1` or `apps/v1`.
+    pub fn api_version(&self) -> String {
+        if self.group.is_empty() { self.version.to_owned() } else { format!("{}/{}", self.group, self.version) }
+    }
 }
 
 impl Kind {
@@ -96,17 +104,14 @@ pub fn all() -> &'static [Kind] {
 fn join(facts: &'static Resource) -> Option<Kind> {
     let schema = schema::table::by_gvk(facts.group, facts.version, facts.kind)?;
     let storage = Storage {
+        schema: schema::table::by_gvk(facts.storage_group(), facts.storage_version, facts.kind)?,
         prefix: format!("/registry/{}/", facts.storage_prefix()),
         group: facts.storage_group(),
         version: facts.storage_version,
-        rules: rules_of(facts.storage_group(), facts.storage_version, facts.kind).unwrap_or_else(|| generic(facts)),
+        rules: rules::of(facts.storage_group(), facts.storage_version, facts.kind).unwrap_or_else(|| generic(facts)),
     };
-    let own = rules_of(facts.group, facts.version, facts.kind).unwrap_or_else(|| generic(facts));
+    let own = rules::of(facts.group, facts.version, facts.kind).unwrap_or_else(|| generic(facts));
     Some(Kind { facts, schema, rules: own, storage })
-}
-
-fn rules_of(group: &str, version: &str, kind: &str) -> Option<&'static dyn Rules> {
-    rules::all().iter().copied().find(|rules| rules.gvk() == (group, version, kind))
 }
 
 /// Lives as long as the process: called once per kind.

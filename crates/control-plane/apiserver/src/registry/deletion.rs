@@ -9,15 +9,13 @@ use serde_json::{Value, json};
 use std::sync::Arc;
 use store::Expect;
 
+use super::admit::Operation;
 use super::{Registry, Target, lifecycle, storage_error, stored};
 use crate::context::{Context, dry_run};
 use crate::object::{self, Object, meta, metadata_mut};
 
 pub const ORPHAN: &str = "orphan";
 pub const FOREGROUND: &str = "foregroundDeletion";
-/// The finalizer in a Namespace's spec that the namespace controller removes when the namespace is empty.
-pub const KUBERNETES: &str = "kubernetes";
-
 /// `DeleteOptions`.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
@@ -100,7 +98,7 @@ fn is_held_namespace(object: &Value) -> bool {
 }
 
 impl Registry {
-    pub async fn delete(&self, target: Target<'_>, options: &Options) -> Result<Deleted, Status> {
+    pub async fn delete(&self, context: &Context, target: Target<'_>, options: &Options) -> Result<Deleted, Status> {
         let key = Bytes::from(target.key());
         loop {
             let entry = self.store.get(&key).await.map_err(storage_error)?.ok_or_else(|| target.not_found())?;
@@ -109,6 +107,7 @@ impl Registry {
             if let Some(refused) = namespace_in_deletion(target, &old) {
                 return Err(refused);
             }
+            self.judge(context, target, Operation::Delete, None, Some(&old), options.dry_run).await?;
             let marked = mark(target, &old, options);
             let expect = Expect::Revision(entry.mod_revision);
             let Some(marked) = marked else {
@@ -117,7 +116,10 @@ impl Registry {
                     return Ok(Deleted::Gone(last));
                 }
                 match self.store.delete(&key, expect).await {
-                    Ok((revision, _)) => return Ok(Deleted::Gone(Arc::new(last.at(revision)))),
+                    Ok((revision, _)) => {
+                        self.services.release_unused(target.kind, &old, None);
+                        return Ok(Deleted::Gone(Arc::new(last.at(revision))));
+                    }
                     Err(store::Error::Conflict { .. } | store::Error::NotFound) => continue,
                     Err(error) => return Err(storage_error(error)),
                 }

@@ -9,11 +9,8 @@ use serde_json::{Map, Value, json};
 
 use super::Target;
 use super::catalog::Kind;
-use crate::context::WriteOptions;
 use crate::object::{meta, metadata_mut};
 
-/// Annotations may have this many bytes together.
-const ANNOTATIONS_BYTES_MAX: usize = 256 << 10;
 /// Top-level members that a status write leaves alone, and the other way round.
 const STATUS: &str = "status";
 
@@ -45,7 +42,7 @@ pub fn begin_create(kind: &Kind, namespace: &str, object: &mut Value) -> Result<
 }
 
 /// Gives the object its identity.
-pub fn finish_create(kind: &Kind, object: &mut Value, _options: &WriteOptions) -> Result<(), Status> {
+pub fn finish_create(kind: &Kind, object: &mut Value) -> Result<(), Status> {
     if meta(object, "name").is_empty() {
         let base = meta(object, "generateName").to_owned();
         if base.is_empty() {
@@ -64,9 +61,17 @@ pub fn finish_create(kind: &Kind, object: &mut Value, _options: &WriteOptions) -
 }
 
 pub fn validate_create(kind: &Kind, object: &Value) -> Result<(), Status> {
-    let mut errors = validate_metadata(kind, object);
-    errors.extend(kind.storage.rules.validate(object));
+    let rules = kind.storage.rules;
+    let mut errors = rules::metadata::validate(object, kind.facts.namespaced, |name| check_name(kind, name));
+    errors.extend(rules.validate(object));
     if errors.is_empty() { Ok(()) } else { Err(kind.invalid(meta(object, "name"), &errors)) }
+}
+
+/// The kind's own rule on top of what a path segment allows.
+fn check_name(kind: &Kind, name: &str) -> Vec<String> {
+    let mut sentences = names::path_segment(name);
+    sentences.extend(kind.storage.rules.validate_name(name));
+    sentences
 }
 
 /// uid and resourceVersion of the new object must be the old one's where they are given. Returns whether the write may be repeated on a
@@ -105,7 +110,32 @@ pub fn begin_update(kind: &Kind, new: &mut Value, old: &Value, part: Part) {
     match part {
         Part::Main if kind.has_status() => keep_member(new, old, STATUS),
         Part::Status => keep_all_but_status(new, old),
-        _ => {}
+        Part::Subresource(name) => keep_all_but_subresource(new, old, name),
+        Part::Main => {}
+    }
+}
+
+/// The fields that a subresource writes; everything else stays.
+fn keep_all_but_subresource(new: &mut Value, old: &Value, name: &str) {
+    let written: &[&str] = match name {
+        "ephemeralcontainers" => &["/spec/ephemeralContainers"],
+        "finalize" => &["/spec/finalizers"],
+        "resize" => &["/spec/containers", "/spec/initContainers"],
+        "approval" => &["/status/conditions"],
+        _ => return,
+    };
+    let wanted: Vec<Option<Value>> = written.iter().map(|path| new.pointer(path).cloned()).collect();
+    let version = meta(new, "resourceVersion").to_owned();
+    *new = old.clone();
+    metadata_mut(new).insert("resourceVersion".into(), version.into());
+    for (path, value) in written.iter().zip(wanted) {
+        let Some((parent, field)) = path.trim_start_matches('/').split_once('/') else { continue };
+        match value {
+            Some(value) => new[parent][field] = value,
+            None => {
+                new.get_mut(parent).and_then(Value::as_object_mut).map(|members| members.remove(field));
+            }
+        }
     }
 }
 
@@ -131,7 +161,7 @@ fn keep_all_but_status(new: &mut Value, old: &Value) {
 }
 
 /// Counts the generation where the kind does so.
-pub fn finish_update(kind: &Kind, new: &mut Value, old: &Value, part: Part, _options: &WriteOptions) {
+pub fn finish_update(kind: &Kind, new: &mut Value, old: &Value, part: Part) {
     if kind.storage.rules.counts_generation() && part != Part::Status && !same_intent(new, old) {
         let generation = old["metadata"]["generation"].as_i64().unwrap_or(0) + 1;
         metadata_mut(new).insert("generation".into(), generation.into());
@@ -147,107 +177,12 @@ fn same_intent(a: &Value, b: &Value) -> bool {
 }
 
 pub fn validate_update(target: Target<'_>, new: &Value, old: &Value, part: Part) -> Result<(), Status> {
-    let mut errors = validate_metadata(target.kind, new);
-    let metadata = Path::new("metadata");
-    for name in ["name", "namespace"] {
-        if meta(new, name) != meta(old, name) {
-            errors.push(field::Error::invalid(&metadata.child(name), meta(new, name), "field is immutable"));
-        }
-    }
-    if !meta(old, "deletionTimestamp").is_empty() {
-        let before: Vec<&str> = finalizers(old).collect();
-        let added: Vec<&str> = finalizers(new).filter(|finalizer| !before.contains(finalizer)).collect();
-        if !added.is_empty() {
-            let detail =
-                format!("no new finalizers can be added if the object is being deleted, found new finalizers {}", go_strings(&added));
-            errors.push(field::Error::forbidden(&metadata.child("finalizers"), detail));
-        }
-    }
+    let mut errors = rules::metadata::validate_update(new, old);
     errors.extend(target.kind.storage.rules.validate(new));
     errors.extend(target.kind.storage.rules.validate_update(new, old, part));
     if errors.is_empty() { Ok(()) } else { Err(target.kind.invalid(target.name, &errors)) }
 }
 
-/// `[]string{"a", "b"}`: Go's `%#v`.
-fn go_strings(texts: &[&str]) -> String {
-    let quoted: Vec<String> = texts.iter().map(|text| format!("{text:?}")).collect();
-    format!("[]string{{{}}}", quoted.join(", "))
-}
-
 pub fn finalizers(object: &Value) -> impl Iterator<Item = &str> {
     object["metadata"]["finalizers"].as_array().into_iter().flatten().filter_map(Value::as_str)
-}
-
-fn validate_metadata(kind: &Kind, object: &Value) -> Vec<field::Error> {
-    let path = Path::new("metadata");
-    let mut errors = Vec::new();
-    let name = meta(object, "name");
-    let check = |name: &str, field: &str, errors: &mut Vec<field::Error>| {
-        let mut sentences = names::path_segment(name);
-        sentences.extend(kind.storage.rules.validate_name(name));
-        errors.extend(sentences.into_iter().map(|sentence| field::Error::invalid(&path.child(field), name, sentence)));
-    };
-    check(name, "name", &mut errors);
-    validate_labels(&object["metadata"]["labels"], &path.child("labels"), &mut errors);
-    validate_annotations(&object["metadata"]["annotations"], &path.child("annotations"), &mut errors);
-    validate_finalizers(object, &path.child("finalizers"), &mut errors);
-    validate_owners(&object["metadata"]["ownerReferences"], &path.child("ownerReferences"), &mut errors);
-    errors
-}
-
-fn validate_labels(labels: &Value, path: &Path, errors: &mut Vec<field::Error>) {
-    for (key, value) in labels.as_object().into_iter().flatten() {
-        errors.extend(names::qualified_name(key).into_iter().map(|sentence| field::Error::invalid(path, key.as_str(), sentence)));
-        let value = value.as_str().unwrap_or_default();
-        errors.extend(names::label_value(value).into_iter().map(|sentence| field::Error::invalid(path, value, sentence)));
-    }
-}
-
-fn validate_annotations(annotations: &Value, path: &Path, errors: &mut Vec<field::Error>) {
-    let mut size = 0;
-    for (key, value) in annotations.as_object().into_iter().flatten() {
-        let lower = key.to_lowercase();
-        errors.extend(names::qualified_name(&lower).into_iter().map(|sentence| field::Error::invalid(path, key.as_str(), sentence)));
-        size += key.len() + value.as_str().unwrap_or_default().len();
-    }
-    if size > ANNOTATIONS_BYTES_MAX {
-        errors.push(field::Error::too_long(path, ANNOTATIONS_BYTES_MAX));
-    }
-}
-
-fn validate_finalizers(object: &Value, path: &Path, errors: &mut Vec<field::Error>) {
-    let all: Vec<&str> = finalizers(object).collect();
-    for finalizer in &all {
-        errors.extend(names::qualified_name(finalizer).into_iter().map(|sentence| field::Error::invalid(path, *finalizer, sentence)));
-    }
-    if all.contains(&"orphan") && all.contains(&"foregroundDeletion") {
-        let detail = "finalizer orphan and foregroundDeletion cannot be both set";
-        errors.push(field::Error::invalid(path, json!(all), detail));
-    }
-}
-
-fn validate_owners(owners: &Value, path: &Path, errors: &mut Vec<field::Error>) {
-    let mut controller: Option<&Value> = None;
-    for (index, owner) in owners.as_array().into_iter().flatten().enumerate() {
-        let path = path.index(index);
-        for name in ["apiVersion", "kind", "name", "uid"] {
-            if owner[name].as_str().unwrap_or_default().is_empty() {
-                errors.push(field::Error::invalid(&path.child(name), owner[name].as_str().unwrap_or_default(), "must not be empty"));
-            }
-        }
-        if owner["controller"] == json!(true) {
-            if let Some(first) = controller {
-                let text = |owner: &Value, name: &str| owner[name].as_str().unwrap_or_default().to_owned();
-                let detail = format!(
-                    "Only one reference can have Controller set to true. Found \"true\" in references for {}/{} and {}/{}",
-                    text(first, "kind"),
-                    text(first, "name"),
-                    text(owner, "kind"),
-                    text(owner, "name")
-                );
-                errors.push(field::Error::invalid(&path, owner.clone(), detail));
-            }
-            controller = Some(owner);
-        }
-    }
 }

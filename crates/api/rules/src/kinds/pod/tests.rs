@@ -187,3 +187,18 @@ fn status_writes_leave_the_spec_and_spec_writes_the_status() {
     assert_eq!((&main["status"], &main["spec"]["nodeName"]), (&old["status"], &json!("n")));
     assert_eq!((&status["spec"], &status["status"]["phase"]), (&old["spec"], &json!("Running")));
 }
+
+#[test]
+fn a_container_that_ended_for_good_stays_ended() {
+    let with = |policy: &str, state: Value| {
+        let mut object = pod(json!({"restartPolicy": policy, "containers": [{"name": "a", "image": "b"}]}));
+        object["status"]["containerStatuses"] = json!([{"name": "a", "state": state}]);
+        object
+    };
+    for (policy, code, refused) in [("Always", 0, false), ("OnFailure", 0, true), ("OnFailure", 1, false), ("Never", 1, true)] {
+        let (old, new) = (with(policy, json!({"terminated": {"exitCode": code}})), with(policy, json!({"running": {}})));
+        let found: Vec<String> = Pod.validate_update(&new, &old, Part::Status).iter().map(ToString::to_string).collect();
+        let expected = "status.containerStatuses[0].state: Forbidden: may not be transitioned to non-terminated state";
+        assert_eq!(found, if refused { vec![expected] } else { vec![] }, "{policy} {code}");
+    }
+}

@@ -1,12 +1,12 @@
 //! The order of merged lists: the patch's order first, the live list's order as far as it does not contradict.
 
-use std::cmp::Ordering;
+use std::collections::HashMap;
 
 use serde_json::Value;
 
 use super::super::Error;
 use super::super::go_format::plain_list;
-use super::{bad_argument, is_deletion, no_merge_key};
+use super::{DIRECTIVE, bad_argument, is_deletion, no_merge_key};
 
 /// The one Go type that all elements of lists to be merged must have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +46,31 @@ pub(super) fn element_kind(lists: &[&[Value]]) -> Result<Kind, Error> {
     Ok(first)
 }
 
+/// Where items stand in a list: found by their merge key, or by themselves where there is none.
+pub(super) struct Places<'l> {
+    key: Option<&'l str>,
+    /// The first one of equal items.
+    first: HashMap<&'l Value, usize>,
+}
+
+impl<'l> Places<'l> {
+    pub(super) fn new(list: &'l [Value], key: Option<&'l str>) -> Self {
+        let mut first = HashMap::with_capacity(list.len());
+        for (position, item) in list.iter().enumerate() {
+            let name = key.map_or(Some(item), |key| item.get(key));
+            if let Some(name) = name {
+                first.entry(name).or_insert(position);
+            }
+        }
+        Self { key, first }
+    }
+
+    pub(super) fn of(&self, item: &Value) -> Option<usize> {
+        let name = self.key.map_or(Some(item), |key| item.get(key))?;
+        self.first.get(name).copied()
+    }
+}
+
 /// Puts the items of `merged` that `patch_order` names into its order, the others into `server_order`, and interleaves.
 pub(super) fn list_arrange(
     merged: Vec<Value>,
@@ -58,11 +83,11 @@ pub(super) fn list_arrange(
     if let Some(key) = key {
         [&merged, patch_order, server_order].into_iter().try_for_each(|list| check_keys(list, key))?;
     }
-    let (mut patched, mut server_only): (Vec<Value>, Vec<Value>) =
-        merged.into_iter().partition(|item| position(patch_order, item, key).is_some());
-    sort(&mut patched, patch_order, key);
-    sort(&mut server_only, server_order, key);
-    Ok(interleave(server_only, patched, server_order, key))
+    let (patch_order, server_order) = (Places::new(patch_order, key), Places::new(server_order, key));
+    let (mut patched, mut server_only): (Vec<Value>, Vec<Value>) = merged.into_iter().partition(|item| patch_order.of(item).is_some());
+    sort(&mut patched, &patch_order);
+    sort(&mut server_only, &server_order);
+    Ok(interleave(server_only, patched, &server_order))
 }
 
 fn check_keys(list: &[Value], key: &str) -> Result<(), Error> {
@@ -75,34 +100,64 @@ fn check_keys(list: &[Value], key: &str) -> Result<(), Error> {
     Ok(())
 }
 
-fn position(list: &[Value], item: &Value, key: Option<&str>) -> Option<usize> {
-    match key {
-        Some(key) => {
-            let wanted = item.get(key)?;
-            list.iter().position(|other| other.get(key) == Some(wanted))
-        }
-        None => list.iter().position(|other| other == item),
-    }
-}
-
-fn sort(items: &mut [Value], order: &[Value], key: Option<&str>) {
+fn sort(items: &mut [Value], order: &Places<'_>) {
     items.sort_by_cached_key(|item| {
-        let last = key.is_some() && is_deletion(item);
-        (last, position(order, item, key))
+        let last = order.key.is_some() && is_deletion(item);
+        (last, order.of(item))
     });
 }
 
 /// Inserts each server item before the first patched item that stands behind it in the live list.
-fn interleave(server_only: Vec<Value>, patched: Vec<Value>, server_order: &[Value], key: Option<&str>) -> Vec<Value> {
+fn interleave(server_only: Vec<Value>, patched: Vec<Value>, server_order: &Places<'_>) -> Vec<Value> {
     let mut out = Vec::with_capacity(server_only.len() + patched.len());
     let mut server_only = server_only.into_iter().peekable();
     let mut patched = patched.into_iter().peekable();
     while let (Some(left), Some(right)) = (server_only.peek(), patched.peek()) {
-        let places = (position(server_order, left, key), position(server_order, right, key));
-        let left_first = matches!(places, (Some(left), Some(right)) if left.cmp(&right) == Ordering::Less);
+        let places = (server_order.of(left), server_order.of(right));
+        let left_first = matches!(places, (Some(left), Some(right)) if left < right);
         out.extend(if left_first { server_only.next() } else { patched.next() });
     }
     out.extend(server_only);
     out.extend(patched);
     out
+}
+
+/// Steps that the likeness of [`seen_after`] is worth.
+const LIKENESS_STEPS_MAX: usize = 1_000_000;
+
+/// The live order as upstream sees it when it interleaves: items that the patch adds stand where deleted ones left room.
+///
+/// Upstream deletes and appends inside the live list's own array. Nobody meant that to have an effect, but it decides where
+/// server-only items (injected sidecars) come to stand when one patch deletes and adds.
+pub(super) fn seen_after(current: Option<&[Value]>, change: Option<&[Value]>, key: &str) -> Vec<Value> {
+    let mut seen = current.unwrap_or_default().to_vec();
+    let change = change.unwrap_or_default();
+    if seen.len().saturating_mul(change.len()) > LIKENESS_STEPS_MAX {
+        return seen;
+    }
+    let same_key = |left: &Value, right: &Value| left.get(key).is_some() && left.get(key) == right.get(key);
+    let mut length = seen.len();
+    for doomed in change.iter().filter(|item| is_deletion(item)) {
+        while let Some(at) = seen.iter().take(length).position(|item| same_key(item, doomed)) {
+            // The array keeps its last element behind the shortened list.
+            if let Some(last) = seen.get(length - 1).cloned() {
+                seen.remove(at);
+                seen.insert(length - 1, last);
+            }
+            length -= 1;
+        }
+    }
+    let replaces = |item: &&Value| item.get(DIRECTIVE).and_then(Value::as_str) == Some("replace");
+    if change.iter().any(|item| replaces(&item)) {
+        return seen;
+    }
+    for added in change.iter().filter(|item| item.get(DIRECTIVE).is_none()) {
+        if seen.iter().take(length).any(|item| same_key(item, added)) {
+            continue;
+        }
+        let Some(slot) = seen.get_mut(length) else { break };
+        *slot = added.clone();
+        length += 1;
+    }
+    seen
 }

@@ -24,8 +24,8 @@ static JSONPatchFields: [Field; 1] = [
 ];
 pub static JSONPatch: Type = t("io.k8s.api.admissionregistration.v1alpha1.JSONPatch", &JSONPatchFields, false);
 static MatchConditionFields: [Field; 2] = [
-    f("expression", Schema::String, 0, 1, ""),
-    f("name", Schema::String, 0, 1, ""),
+    f("expression", Schema::String, 2, 1, "string"),
+    f("name", Schema::String, 1, 1, "string"),
 ];
 pub static MatchCondition: Type = t("io.k8s.api.admissionregistration.v1alpha1.MatchCondition", &MatchConditionFields, false);
 static MatchResourcesFields: [Field; 5] = [

@@ -1,0 +1,71 @@
+//! For this crate's tests: objects in memory behind [`Lookup`], and attributes with little typing.
+
+use std::sync::Arc;
+
+use auth::UserInfo;
+use futures_util::future::BoxFuture;
+use meta::gvk::{GroupResource, GroupVersionKind, GroupVersionResource};
+use meta::status::Status;
+use rules::value;
+use serde_json::Value;
+
+use crate::{Attributes, Chain, Lookup, Operation, Plugin};
+
+/// Objects by resource name (`namespaces`).
+#[derive(Default)]
+pub struct Objects(Vec<(&'static str, Arc<Value>)>);
+
+impl Objects {
+    pub fn with(mut self, resource: &'static str, object: Value) -> Self {
+        self.0.push((resource, Arc::new(object)));
+        self
+    }
+    fn of(&self, resource: &GroupResource, namespace: &str) -> Vec<Arc<Value>> {
+        let wanted = |object: &Value| namespace.is_empty() || value::text(object, "metadata.namespace") == namespace;
+        let found = self.0.iter().filter(|(name, object)| *name == resource.resource && wanted(object));
+        found.map(|(_, object)| object.clone()).collect()
+    }
+}
+
+impl Lookup for Objects {
+    fn get<'a>(
+        &'a self,
+        resource: &'a GroupResource,
+        namespace: &'a str,
+        name: &'a str,
+    ) -> BoxFuture<'a, Result<Option<Arc<Value>>, Status>> {
+        let found = self.of(resource, namespace).into_iter().find(|object| value::name(object) == name);
+        Box::pin(std::future::ready(Ok(found)))
+    }
+    fn list<'a>(&'a self, resource: &'a GroupResource, namespace: &'a str) -> BoxFuture<'a, Result<Vec<Arc<Value>>, Status>> {
+        Box::pin(std::future::ready(Ok(self.of(resource, namespace))))
+    }
+}
+
+/// A write of `object` (its metadata gives name and namespace) by an administrator.
+pub fn write(operation: Operation, resource: &str, kind: &str, object: Value) -> Attributes {
+    let namespace = value::text(&object, "metadata.namespace").to_owned();
+    let name = value::name(&object).to_owned();
+    let deleted = operation == Operation::Delete;
+    Attributes {
+        gvr: GroupVersionResource::new("", "v1", resource),
+        gvk: GroupVersionKind::new("", "v1", kind),
+        namespace,
+        name,
+        subresource: String::new(),
+        operation,
+        user: UserInfo::authenticated("admin", &["system:masters"]),
+        old: (operation != Operation::Create).then(|| object.clone()),
+        object: (!deleted).then_some(object),
+        dry_run: false,
+        options: Value::Null,
+        warnings: Vec::new(),
+    }
+}
+
+/// Runs one plugin; its failure's sentence, or nothing.
+pub async fn run(plugin: impl Plugin, objects: Objects, attributes: &mut Attributes) -> Result<(), String> {
+    let chain = Chain::of(vec![Box::new(plugin)], Arc::new(objects));
+    chain.mutate(attributes).await.map_err(|status| status.message)?;
+    chain.validate(attributes).await.map_err(|status| status.message)
+}

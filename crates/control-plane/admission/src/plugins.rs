@@ -1,0 +1,27 @@
+//! The admission plugins, a file each; [`all`] lists them in upstream's order (`pkg/kubeapiserver/options/plugins.go`).
+
+pub mod default_storage_class;
+pub mod default_toleration_seconds;
+pub mod limit_ranger;
+pub mod namespace_lifecycle;
+pub mod node_restriction;
+pub mod priority;
+pub mod service_account;
+pub mod storage_object_in_use_protection;
+pub mod taint_nodes_by_condition;
+
+use crate::Plugin;
+
+pub fn all() -> Vec<Box<dyn Plugin>> {
+    vec![
+        Box::new(namespace_lifecycle::NamespaceLifecycle),
+        Box::new(limit_ranger::LimitRanger),
+        Box::new(service_account::ServiceAccount),
+        Box::new(node_restriction::NodeRestriction),
+        Box::new(taint_nodes_by_condition::TaintNodesByCondition),
+        Box::new(priority::Priority),
+        Box::new(default_toleration_seconds::DefaultTolerationSeconds),
+        Box::new(default_storage_class::DefaultStorageClass),
+        Box::new(storage_object_in_use_protection::StorageObjectInUseProtection),
+    ]
+}

@@ -1,0 +1,145 @@
+//! Kinds that are asked and answered, never stored: reviews of tokens, of access, of oneself.
+
+use std::sync::Arc;
+
+use auth::UserInfo;
+use auth::authorize::Attributes;
+use http::{Request, Response};
+use meta::{Status, field};
+use serde_json::{Value, json};
+
+use super::pod::created;
+use super::read_body;
+use crate::Inner;
+use crate::codec;
+use crate::context::Context;
+use crate::negotiate;
+use crate::registry::Target;
+use crate::reply::Body;
+
+/// Is this resource answered here?
+pub fn is_review(plural: &str) -> bool {
+    matches!(
+        plural,
+        "tokenreviews"
+            | "selfsubjectreviews"
+            | "subjectaccessreviews"
+            | "selfsubjectaccessreviews"
+            | "localsubjectaccessreviews"
+            | "selfsubjectrulesreviews"
+    )
+}
+
+pub async fn create(server: &Arc<Inner>, context: &Context, target: Target<'_>, request: Request<Body>) -> Result<Response<Body>, Status> {
+    let format = super::format(context, target.kind)?;
+    let options = context.write_options()?;
+    let media = negotiate::body_media(&context.headers, true)?;
+    let mut review = codec::object(context, target.kind, &read_body(request).await?, media, &options)?;
+    let status = match target.kind.facts.plural {
+        "tokenreviews" => token(server, target, &review).await?,
+        "selfsubjectreviews" => json!({"userInfo": context.user}),
+        "selfsubjectrulesreviews" => rules(server, context, &review),
+        _ => access(server, context, target, &review)?,
+    };
+    review["status"] = status;
+    Ok(created(&review, format))
+}
+
+async fn token(server: &Inner, target: Target<'_>, review: &Value) -> Result<Value, Status> {
+    let token = review["spec"]["token"].as_str().unwrap_or_default();
+    if token.is_empty() {
+        return Err(Status::bad_request("token is required for TokenReview in authentication"));
+    }
+    let own = server.access.issuer.as_ref().map(|issuer| issuer.audiences().to_vec()).unwrap_or_default();
+    let wanted: Vec<String> =
+        review["spec"]["audiences"].as_array().into_iter().flatten().filter_map(|audience| audience.as_str().map(str::to_owned)).collect();
+    let audiences = if wanted.is_empty() { own } else { wanted };
+    let _ = target;
+    if let Some(user) = server.access.authenticator.token_user(token) {
+        return Ok(json!({"authenticated": true, "user": user, "audiences": audiences}));
+    }
+    Ok(match server.access.verify(&server.registry, token, &audiences).await {
+        Ok(claims) => {
+            let shared: Vec<&String> = claims.aud.iter().filter(|audience| audiences.contains(audience)).collect();
+            json!({"authenticated": true, "user": claims.user(), "audiences": shared})
+        }
+        Err(why) => json!({"user": {}, "error": format!("[invalid bearer token, {why}]")}),
+    })
+}
+
+fn access(server: &Inner, context: &Context, target: Target<'_>, review: &Value) -> Result<Value, Status> {
+    let spec = &review["spec"];
+    let own = target.kind.facts.plural == "selfsubjectaccessreviews";
+    let user = if own { context.user.clone() } else { subject(spec) };
+    check(target, spec, own)?;
+    let (resource, path) = (&spec["resourceAttributes"], &spec["nonResourceAttributes"]);
+    let text = |value: &'_ Value, name: &str| value[name].as_str().unwrap_or_default().to_owned();
+    let namespace = match target.kind.facts.plural {
+        "localsubjectaccessreviews" => target.namespace.to_owned(),
+        _ => text(resource, "namespace"),
+    };
+    let (verb, group, name, sub) = (text(resource, "verb"), text(resource, "group"), text(resource, "name"), text(resource, "subresource"));
+    let (plural, path_verb, path) = (text(resource, "resource"), text(path, "verb"), text(path, "path"));
+    let asked = match resource.is_object() {
+        true => Attributes {
+            is_resource: true,
+            verb: &verb,
+            group: &group,
+            resource: &plural,
+            subresource: &sub,
+            namespace: &namespace,
+            name: &name,
+            path: "",
+        },
+        false => Attributes { verb: &path_verb, path: &path, ..Attributes::default() },
+    };
+    let allowed = server.access.allows(&server.registry.caches, &user, &asked);
+    Ok(match allowed {
+        true => json!({"allowed": true, "reason": "RBAC: allowed"}),
+        false => json!({"allowed": false}),
+    })
+}
+
+fn subject(spec: &Value) -> UserInfo {
+    let text = |name: &str| spec[name].as_str().unwrap_or_default().to_owned();
+    let groups = spec["groups"].as_array().into_iter().flatten().filter_map(|group| group.as_str().map(str::to_owned)).collect();
+    UserInfo { username: text("user"), uid: text("uid"), groups, ..UserInfo::default() }
+}
+
+fn check(target: Target<'_>, spec: &Value, own: bool) -> Result<(), Status> {
+    let path = field::Path::new("spec");
+    let (resource, other) = (spec["resourceAttributes"].is_object(), spec["nonResourceAttributes"].is_object());
+    let mut errors = Vec::new();
+    if resource && other {
+        let detail = "cannot be specified in combination with resourceAttributes";
+        errors.push(field::Error::invalid(&path.child("nonResourceAttributes"), spec["nonResourceAttributes"].clone(), detail));
+    }
+    if !resource && !other {
+        let detail = "exactly one of nonResourceAttributes or resourceAttributes must be specified";
+        errors.push(field::Error::invalid(&path.child("resourceAttributes"), Value::Null, detail));
+    }
+    let nobody = spec["user"].as_str().unwrap_or_default().is_empty() && spec["groups"].as_array().is_none_or(Vec::is_empty);
+    if !own && nobody {
+        errors.push(field::Error::invalid(&path.child("user"), "", "at least one of user or group must be specified"));
+    }
+    if errors.is_empty() { Ok(()) } else { Err(target.kind.invalid("", &errors)) }
+}
+
+fn rules(server: &Inner, context: &Context, review: &Value) -> Value {
+    let namespace = review["spec"]["namespace"].as_str().unwrap_or_default();
+    let everything = context.user.groups.iter().any(|group| group == "system:masters");
+    let policy = server.access.policy(&server.registry.caches);
+    let (mut resources, mut paths) = (Vec::new(), Vec::new());
+    if everything {
+        resources.push(json!({"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"]}));
+        paths.push(json!({"verbs": ["*"], "nonResourceURLs": ["*"]}));
+    }
+    for rule in policy.1.rules(&context.user, namespace) {
+        let value = serde_json::to_value(rule).unwrap_or_default();
+        let list = if rule.non_resource_urls.is_empty() { &mut resources } else { &mut paths };
+        if !list.contains(&value) {
+            list.push(value);
+        }
+    }
+    json!({"resourceRules": resources, "nonResourceRules": paths, "incomplete": false})
+}

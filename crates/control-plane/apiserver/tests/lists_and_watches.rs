@@ -1,0 +1,176 @@
+//! What clients see of lists and watches.
+
+mod harness;
+
+use harness::{Api, admin, body};
+use serde_json::{Value, json};
+use store::Store;
+
+const MAPS: &str = "/api/v1/namespaces/default/configmaps";
+
+async fn make(api: &Api, name: &str, label: &str) -> String {
+    let object = json!({"metadata": {"name": name, "labels": {"l": label}}, "data": {"a": "1"}});
+    let answer = api.post(MAPS, object).await;
+    assert_eq!(answer.code, 201, "{}", answer.message());
+    answer.version()
+}
+
+fn names(list: &Value) -> Vec<String> {
+    list["items"].as_array().unwrap().iter().map(|item| item["metadata"]["name"].as_str().unwrap().to_owned()).collect()
+}
+
+#[tokio::test]
+async fn pages_of_a_list_show_one_moment() {
+    let api = Api::new().await;
+    for name in ["a", "b", "c", "d", "e"] {
+        make(&api, name, "x").await;
+    }
+    let first = api.get(&format!("{MAPS}?limit=2")).await.json();
+    assert_eq!((names(&first), &first["metadata"]["remainingItemCount"]), (vec!["a".into(), "b".into()], &json!(3)));
+    make(&api, "bb", "x").await;
+    api.delete(&format!("{MAPS}/d")).await;
+    let token = |list: &Value| list["metadata"]["continue"].as_str().unwrap_or_default().to_owned();
+    let second = api.get(&format!("{MAPS}?limit=2&continue={}", token(&first))).await.json();
+    let third = api.get(&format!("{MAPS}?limit=2&continue={}", token(&second))).await.json();
+    assert_eq!((names(&second), names(&third), token(&third)), (vec!["c".into(), "d".into()], vec!["e".into()], String::new()));
+    assert_eq!(second["metadata"]["resourceVersion"], first["metadata"]["resourceVersion"]);
+    let exact = api
+        .get(&format!("{MAPS}?resourceVersionMatch=Exact&resourceVersion={}", first["metadata"]["resourceVersion"].as_str().unwrap()))
+        .await;
+    assert_eq!(names(&exact.json()), ["a", "b", "c", "d", "e"]);
+    api.store.compact(api.store.revision()).await.unwrap();
+    let expired = api.get(&format!("{MAPS}?limit=2&continue={}", token(&first))).await;
+    assert_eq!((expired.code, expired.json()["reason"].as_str()), (410, Some("Expired")));
+    assert_eq!(api.get(&format!("{MAPS}?continue=junk")).await.code, 400);
+}
+
+#[tokio::test]
+async fn selectors_choose_and_bad_ones_are_refused() {
+    let api = Api::new().await;
+    for (name, label) in [("a", "x"), ("b", "y"), ("c", "x")] {
+        make(&api, name, label).await;
+    }
+    let cases: &[(&str, &[&str])] = &[
+        ("labelSelector=l%3Dx", &["a", "c"]),
+        ("labelSelector=l%21%3Dx", &["b"]),
+        ("labelSelector=l+in+%28x%2Cy%29", &["a", "b", "c"]),
+        ("fieldSelector=metadata.name%3Db", &["b"]),
+        ("labelSelector=l%3Dx&limit=1", &["a"]),
+    ];
+    for (query, wanted) in cases {
+        assert_eq!(names(&api.get(&format!("{MAPS}?{query}")).await.json()), *wanted, "{query}");
+    }
+    for query in ["labelSelector=%3D%3D", "fieldSelector=spec.foo%3Dx", "resourceVersionMatch=Exact", "resourceVersion=x"] {
+        let code = api.get(&format!("{MAPS}?{query}")).await.code;
+        assert!(matches!(code, 400 | 422), "{query}: {code}");
+    }
+    let future = api.get(&format!("{MAPS}?resourceVersion=100000")).await;
+    assert_eq!((future.code, future.json()["details"]["causes"][0]["reason"].as_str()), (504, Some("ResourceVersionTooLarge")));
+}
+
+#[tokio::test]
+async fn a_watch_tells_every_change_in_order() {
+    let api = Api::new().await;
+    let from = make(&api, "a", "x").await;
+    make(&api, "b", "x").await;
+    let mut watch = api.watch(&format!("{MAPS}?watch=1&resourceVersion={from}")).await;
+    api.merge(&format!("{MAPS}/a"), json!({"data": {"a": "2"}})).await;
+    let deleted = api.delete(&format!("{MAPS}/a")).await;
+    assert_eq!(deleted.code, 200);
+    make(&api, "c", "x").await;
+    let mut last = from.parse::<u64>().unwrap();
+    for wanted in ["ADDED b", "MODIFIED a", "DELETED a", "ADDED c"] {
+        let event = watch.next().await.unwrap();
+        let version: u64 = event["object"]["metadata"]["resourceVersion"].as_str().unwrap().parse().unwrap();
+        assert_eq!(format!("{} {}", event["type"].as_str().unwrap(), event["object"]["metadata"]["name"].as_str().unwrap()), wanted);
+        assert!(version > last, "{wanted}: {version} after {last}");
+        last = version;
+    }
+}
+
+#[tokio::test]
+async fn an_object_that_leaves_the_selection_is_deleted_for_the_watcher() {
+    let api = Api::new().await;
+    make(&api, "a", "x").await;
+    let mut watch = api.watch(&format!("{MAPS}?watch=1&labelSelector=l%3Dx")).await;
+    assert_eq!(watch.line().await, "ADDED a");
+    api.merge(&format!("{MAPS}/a"), json!({"metadata": {"labels": {"l": "y"}}})).await;
+    assert_eq!(watch.line().await, "DELETED a");
+    api.merge(&format!("{MAPS}/a"), json!({"data": {"unseen": "1"}})).await;
+    api.merge(&format!("{MAPS}/a"), json!({"metadata": {"labels": {"l": "x"}}})).await;
+    assert_eq!(watch.line().await, "ADDED a");
+}
+
+#[tokio::test]
+async fn a_streaming_list_ends_with_a_bookmark() {
+    let api = Api::new().await;
+    make(&api, "a", "x").await;
+    let version = make(&api, "b", "x").await;
+    let query = "watch=1&sendInitialEvents=true&resourceVersionMatch=NotOlderThan&allowWatchBookmarks=true&resourceVersion=0";
+    let mut watch = api.watch(&format!("{MAPS}?{query}")).await;
+    assert_eq!((watch.line().await, watch.line().await), ("ADDED a".to_owned(), "ADDED b".to_owned()));
+    let bookmark = watch.next().await.unwrap();
+    assert_eq!((&bookmark["type"], &bookmark["object"]["kind"]), (&json!("BOOKMARK"), &json!("ConfigMap")));
+    let metadata = &bookmark["object"]["metadata"];
+    assert_eq!((&metadata["annotations"]["k8s.io/initial-events-end"], &metadata["resourceVersion"]), (&json!("true"), &json!(version)));
+    make(&api, "c", "x").await;
+    assert_eq!(watch.line().await, "ADDED c");
+    assert_eq!(api.get(&format!("{MAPS}?watch=1&sendInitialEvents=true")).await.code, 422);
+}
+
+#[tokio::test]
+async fn a_watch_from_too_long_ago_is_told_so() {
+    let api = Api::new().await;
+    make(&api, "a", "x").await;
+    let after_restart = apiserver::Server::new(apiserver::Config::default(), api.store.clone()).unwrap();
+    let again = Api { server: after_restart, store: api.store.clone() };
+    again.server.bootstrap().await.unwrap();
+    let mut watch = again.watch(&format!("{MAPS}?watch=1&resourceVersion=1")).await;
+    let event = watch.next().await.unwrap();
+    assert_eq!((&event["type"], &event["object"]["code"], &event["object"]["reason"]), (&json!("ERROR"), &json!(410), &json!("Expired")));
+    assert_eq!(watch.next().await, None);
+}
+
+#[tokio::test]
+async fn a_slow_watcher_is_closed_with_410_and_never_skipped() {
+    let api = Api::new().await;
+    make(&api, "a", "x").await;
+    let mut watch = api.watch(&format!("{MAPS}?watch=1")).await;
+    assert_eq!(watch.line().await, "ADDED a");
+    for number in 0..6_000 {
+        api.merge(&format!("{MAPS}/a"), json!({"data": {"a": number.to_string()}})).await;
+    }
+    // The caches have seen everything once a list at the newest revision answers.
+    api.get(MAPS).await;
+    let mut seen = 0;
+    loop {
+        let event = watch.next().await.unwrap();
+        if event["type"] == "ERROR" {
+            assert_eq!(event["object"]["code"], 410);
+            break;
+        }
+        assert_eq!(event["object"]["data"]["a"], seen.to_string());
+        seen += 1;
+    }
+    assert!(seen > 0 && seen < 6_000, "{seen}");
+    assert_eq!(watch.next().await, None);
+}
+
+#[tokio::test]
+async fn tables_and_metadata_are_views_of_the_same_objects() {
+    let api = Api::new().await;
+    make(&api, "a", "x").await;
+    let ask = async |accept: &str| {
+        let request = http::Request::builder().uri(MAPS).header("accept", accept).body(body("")).unwrap();
+        api.send(request, admin()).await
+    };
+    let table = ask("application/json;as=Table;v=v1;g=meta.k8s.io").await.json();
+    assert_eq!((&table["kind"], &table["columnDefinitions"][0]["name"]), (&json!("Table"), &json!("Name")));
+    assert_eq!((&table["rows"][0]["cells"][0], &table["rows"][0]["object"]["kind"]), (&json!("a"), &json!("PartialObjectMetadata")));
+    let partial = ask("application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io").await.json();
+    assert_eq!((&partial["kind"], &partial["items"][0]["data"]), (&json!("PartialObjectMetadataList"), &Value::Null));
+    let yaml = ask("application/yaml").await;
+    assert!(String::from_utf8_lossy(&yaml.bytes).contains("kind: ConfigMapList"));
+    assert!(ask("application/vnd.kubernetes.protobuf").await.bytes.starts_with(b"k8s\0"));
+    assert_eq!(ask("image/png").await.code, 406);
+}

@@ -1,0 +1,294 @@
+//! What clients see of creating, reading, changing and deleting objects.
+
+mod harness;
+
+use harness::Api;
+use serde_json::{Value, json};
+
+const MAPS: &str = "/api/v1/namespaces/default/configmaps";
+const DEPLOYMENTS: &str = "/apis/apps/v1/namespaces/default/deployments";
+
+fn map(name: &str) -> Value {
+    json!({"kind": "ConfigMap", "apiVersion": "v1", "metadata": {"name": name}, "data": {"a": "1"}})
+}
+
+fn deployment(name: &str) -> Value {
+    json!({"metadata": {"name": name}, "spec": {"replicas": 2, "selector": {"matchLabels": {"app": name}},
+        "template": {"metadata": {"labels": {"app": name}}, "spec": {"containers": [{"name": "c", "image": "i"}]}}}})
+}
+
+#[tokio::test]
+async fn an_object_lives_from_create_to_delete() {
+    let api = Api::new().await;
+    let made = api.post(MAPS, map("m")).await;
+    assert_eq!(made.code, 201);
+    let object = made.json();
+    assert_eq!((&object["kind"], &object["apiVersion"], &object["data"]["a"]), (&json!("ConfigMap"), &json!("v1"), &json!("1")));
+    for field in ["uid", "creationTimestamp", "resourceVersion"] {
+        assert!(object["metadata"][field].is_string(), "{field}");
+    }
+    assert_eq!(api.get(&format!("{MAPS}/m")).await.json(), object);
+    let again = api.post(MAPS, map("m")).await;
+    assert_eq!((again.code, again.message().as_str()), (409, "configmaps \"m\" already exists"));
+    let gone = api.delete(&format!("{MAPS}/m")).await;
+    assert_eq!((gone.code, &gone.json()["status"], &gone.json()["details"]["uid"]), (200, &json!("Success"), &object["metadata"]["uid"]));
+    let missing = api.get(&format!("{MAPS}/m")).await;
+    assert_eq!((missing.code, missing.message().as_str()), (404, "configmaps \"m\" not found"));
+}
+
+#[tokio::test]
+async fn a_stale_update_is_a_conflict_and_an_equal_one_writes_nothing() {
+    let api = Api::new().await;
+    let first = api.post(MAPS, map("m")).await.json();
+    let mut second = first.clone();
+    second["data"]["a"] = "2".into();
+    let path = format!("{MAPS}/m");
+    let updated = api.put(&path, second.clone()).await;
+    assert_eq!(updated.code, 200);
+    assert_ne!(updated.json()["metadata"]["resourceVersion"], first["metadata"]["resourceVersion"]);
+    let stale = api.put(&path, first).await;
+    assert_eq!(stale.code, 409);
+    assert_eq!(
+        stale.message(),
+        "Operation cannot be fulfilled on configmaps \"m\": the object has been modified; please apply your changes to the latest version and try again"
+    );
+    let same = api.put(&path, updated.json()).await;
+    assert_eq!((same.code, same.version()), (200, updated.version()));
+    let unpatched = api.merge(&path, json!({"data": {"a": "2"}})).await;
+    assert_eq!((unpatched.code, unpatched.version()), (200, updated.version()));
+}
+
+#[tokio::test]
+async fn every_kind_of_patch_changes_what_it_says() {
+    let api = Api::new().await;
+    api.post(DEPLOYMENTS, deployment("d")).await;
+    let path = format!("{DEPLOYMENTS}/d");
+    let image = |answer: &harness::Answer| answer.json()["spec"]["template"]["spec"]["containers"][0]["image"].clone();
+    let container = json!({"spec": {"template": {"spec": {"containers": [{"name": "c", "image": "strategic"}]}}}});
+    let strategic = api.ask("PATCH", &path, "application/strategic-merge-patch+json", container.to_string()).await;
+    assert_eq!((strategic.code, image(&strategic)), (200, json!("strategic")));
+    let operations = json!([{"op": "replace", "path": "/spec/template/spec/containers/0/image", "value": "json"}]);
+    let patched = api.ask("PATCH", &path, "application/json-patch+json", operations.to_string()).await;
+    assert_eq!((patched.code, image(&patched)), (200, json!("json")));
+    assert_eq!(patched.json()["metadata"]["generation"], 3);
+    let merged = api.merge(&path, json!({"metadata": {"labels": {"x": "y"}}})).await;
+    assert_eq!((&merged.json()["metadata"]["labels"]["x"], &merged.json()["metadata"]["generation"]), (&json!("y"), &json!(3)));
+    let config = "{apiVersion: apps/v1, kind: Deployment, metadata: {name: d}, spec: {replicas: 7}}";
+    let refused = api.ask("PATCH", &format!("{path}?fieldManager=me"), "application/apply-patch+yaml", config).await;
+    assert_eq!(refused.code, 409, "{}", refused.message());
+    let applied = api.ask("PATCH", &format!("{path}?fieldManager=me&force=true"), "application/apply-patch+yaml", config).await;
+    assert_eq!((applied.code, &applied.json()["spec"]["replicas"]), (200, &json!(7)), "{}", applied.message());
+    let fresh = "{apiVersion: v1, kind: ConfigMap, metadata: {name: new}, data: {k: v}}";
+    let created = api.ask("PATCH", &format!("{MAPS}/new?fieldManager=me"), "application/apply-patch+yaml", fresh).await;
+    assert_eq!((created.code, &created.json()["data"]["k"]), (201, &json!("v")), "{}", created.message());
+    assert_eq!(api.ask("PATCH", &path, "text/plain", "x").await.code, 415);
+}
+
+#[tokio::test]
+async fn a_dry_run_shows_the_result_and_leaves_nothing() {
+    let api = Api::new().await;
+    let shown = api.post(&format!("{MAPS}?dryRun=All"), map("m")).await;
+    assert_eq!((shown.code, shown.version().as_str()), (201, ""));
+    assert_eq!(api.get(&format!("{MAPS}/m")).await.code, 404);
+    api.post(MAPS, map("m")).await;
+    let path = format!("{MAPS}/m?dryRun=All");
+    assert_eq!(api.merge(&path, json!({"data": {"a": "9"}})).await.json()["data"]["a"], "9");
+    assert_eq!(api.delete(&path).await.code, 200);
+    assert_eq!(api.get(&format!("{MAPS}/m")).await.json()["data"]["a"], "1");
+    assert_eq!(api.post(&format!("{MAPS}?dryRun=Some"), map("n")).await.code, 422);
+    let service = json!({"metadata": {"name": "s"}, "spec": {"clusterIP": "10.96.7.7", "ports": [{"port": 80}]}});
+    let services = "/api/v1/namespaces/default/services";
+    assert_eq!(api.post(&format!("{services}?dryRun=All"), service.clone()).await.code, 201);
+    assert_eq!(api.post(services, service.clone()).await.code, 201);
+    let mut twin = service;
+    twin["metadata"]["name"] = "t".into();
+    let taken = api.post(services, twin.clone()).await;
+    assert!(
+        taken.code == 422 && taken.message().contains("failed to allocate IP 10.96.7.7: provided IP is already allocated"),
+        "{}",
+        taken.message()
+    );
+    api.delete(&format!("{services}/s")).await;
+    assert_eq!(api.post(services, twin).await.code, 201);
+}
+
+#[tokio::test]
+async fn finalizers_hold_an_object_until_the_last_is_removed() {
+    let api = Api::new().await;
+    let mut held = map("m");
+    held["metadata"]["finalizers"] = json!(["example.com/hold"]);
+    api.post(MAPS, held).await;
+    let path = format!("{MAPS}/m");
+    let marked = api.delete(&path).await.json();
+    assert!(marked["metadata"]["deletionTimestamp"].is_string());
+    assert_eq!(marked["metadata"]["deletionGracePeriodSeconds"], 0);
+    let added = api.merge(&path, json!({"metadata": {"finalizers": ["example.com/hold", "example.com/more"]}})).await;
+    assert_eq!(added.code, 422);
+    assert_eq!(api.merge(&path, json!({"metadata": {"finalizers": null}})).await.code, 200);
+    assert_eq!(api.get(&path).await.code, 404);
+}
+
+#[tokio::test]
+async fn deletion_follows_preconditions_and_propagation() {
+    let api = Api::new().await;
+    api.post(DEPLOYMENTS, deployment("d")).await;
+    let path = format!("{DEPLOYMENTS}/d");
+    let wrong = api.ask("DELETE", &path, "application/json", json!({"preconditions": {"uid": "other"}}).to_string()).await;
+    assert_eq!(wrong.code, 409);
+    assert!(wrong.message().contains("Precondition failed: UID in precondition: other, UID in object meta: "), "{}", wrong.message());
+    let foreground = api.delete(&format!("{path}?propagationPolicy=Foreground")).await.json();
+    assert_eq!(foreground["metadata"]["finalizers"], json!(["foregroundDeletion"]));
+    let orphan = api.delete(&format!("{path}?propagationPolicy=Orphan")).await.json();
+    assert_eq!(orphan["metadata"]["finalizers"], json!(["orphan"]));
+    assert_eq!(api.delete(&format!("{path}?propagationPolicy=Sideways")).await.code, 422);
+    assert_eq!(api.delete(&format!("{path}?propagationPolicy=Background")).await.code, 200);
+    assert_eq!(api.get(&path).await.code, 404);
+}
+
+#[tokio::test]
+async fn a_namespace_ends_when_its_finalizers_are_gone() {
+    let api = Api::new().await;
+    api.post("/api/v1/namespaces", json!({"metadata": {"name": "a"}})).await;
+    let ending = api.delete("/api/v1/namespaces/a").await.json();
+    assert_eq!(ending["status"]["phase"], "Terminating");
+    assert_eq!(api.delete("/api/v1/namespaces/a").await.code, 409);
+    let late = api.post("/api/v1/namespaces/a/configmaps", map("m")).await;
+    assert_eq!(late.code, 403);
+    assert!(late.message().contains("because it is being terminated"), "{}", late.message());
+    let mut empty = api.get("/api/v1/namespaces/a").await.json();
+    empty["spec"]["finalizers"] = json!([]);
+    assert_eq!(api.put("/api/v1/namespaces/a/finalize", empty).await.code, 200);
+    assert_eq!(api.get("/api/v1/namespaces/a").await.code, 404);
+    let nowhere = api.post("/api/v1/namespaces/a/configmaps", map("m")).await;
+    assert_eq!((nowhere.code, nowhere.message().as_str()), (404, "namespaces \"a\" not found"));
+}
+
+#[tokio::test]
+async fn status_and_spec_are_written_through_their_own_doors() {
+    let api = Api::new().await;
+    api.post(DEPLOYMENTS, deployment("d")).await;
+    let path = format!("{DEPLOYMENTS}/d");
+    let both = json!({"spec": {"replicas": 5}, "status": {"replicas": 4}});
+    let main = api.merge(&path, both.clone()).await.json();
+    assert_eq!((&main["spec"]["replicas"], &main["status"]["replicas"]), (&json!(5), &Value::Null));
+    let both = json!({"spec": {"replicas": 9}, "status": {"replicas": 4}});
+    let status = api.merge(&format!("{path}/status"), both).await.json();
+    assert_eq!((&status["spec"]["replicas"], &status["status"]["replicas"]), (&json!(5), &json!(4)));
+    let scale = api.get(&format!("{path}/scale")).await.json();
+    assert_eq!(
+        (&scale["spec"]["replicas"], &scale["status"]["replicas"], &scale["status"]["selector"]),
+        (&json!(5), &json!(4), &json!("app=d"))
+    );
+    assert_eq!(api.merge(&format!("{path}/scale"), json!({"spec": {"replicas": 1}})).await.json()["spec"]["replicas"], 1);
+    assert_eq!(api.get(&path).await.json()["spec"]["replicas"], 1);
+}
+
+#[tokio::test]
+async fn a_pod_is_bound_once() {
+    let api = Api::new().await;
+    api.post("/api/v1/namespaces/default/serviceaccounts", json!({"metadata": {"name": "default"}})).await;
+    let pods = "/api/v1/namespaces/default/pods";
+    let made = api.post(pods, json!({"metadata": {"name": "p"}, "spec": {"containers": [{"name": "c", "image": "i"}]}})).await;
+    assert_eq!(made.code, 201, "{}", made.message());
+    let bind = |node: &str| json!({"metadata": {"name": "p"}, "target": {"kind": "Node", "name": node}});
+    let path = format!("{pods}/p/binding");
+    assert_eq!(api.post(&path, bind("n1")).await.code, 201);
+    let twice = api.post(&path, bind("n2")).await;
+    assert_eq!(twice.code, 409);
+    assert!(twice.message().ends_with("pod p is already assigned to node \"n1\""), "{}", twice.message());
+    let pod = api.get(&format!("{pods}/p")).await.json();
+    assert_eq!(pod["spec"]["nodeName"], "n1");
+    assert_eq!(
+        (&pod["status"]["conditions"][0]["type"], &pod["status"]["conditions"][0]["status"]),
+        (&json!("PodScheduled"), &json!("True"))
+    );
+    let dying = api.delete(&format!("{pods}/p")).await.json();
+    assert_eq!(dying["metadata"]["deletionGracePeriodSeconds"], 30);
+    assert_eq!(api.delete(&format!("{pods}/p?gracePeriodSeconds=0")).await.code, 200);
+    assert_eq!(api.get(&format!("{pods}/p")).await.code, 404);
+}
+
+#[tokio::test]
+async fn names_are_generated_and_checked() {
+    let api = Api::new().await;
+    let one = api.post(MAPS, json!({"metadata": {"generateName": "m-"}})).await.json();
+    let name = one["metadata"]["name"].as_str().unwrap();
+    assert!(name.starts_with("m-") && name.len() == 7, "{name}");
+    let nameless = api.post(MAPS, json!({"metadata": {}})).await;
+    assert!(nameless.message().contains("metadata.name: Required value: name or generateName is required"), "{}", nameless.message());
+    let bad = api.post(MAPS, map("Upper_Case")).await;
+    assert_eq!(bad.code, 422);
+    let elsewhere = api.post(MAPS, json!({"metadata": {"name": "m", "namespace": "other"}})).await;
+    assert_eq!(elsewhere.message(), "the namespace of the provided object does not match the namespace sent on the request");
+}
+
+#[tokio::test]
+async fn bad_input_is_named_and_changes_nothing() {
+    let api = Api::new().await;
+    let big = format!("{{\"metadata\":{{\"name\":\"m\"}},\"data\":{{\"a\":\"{}\"}}}}", "x".repeat(4 << 20));
+    // path suffix, content type, body, code, part of the message
+    let cases: &[(&str, &str, &str, u16, &str)] = &[
+        ("", "application/json", "{\"metadata\":", 400, "unexpected end of JSON input"),
+        ("", "application/json", "", 400, ""),
+        ("", "application/json", "[]", 400, ""),
+        ("", "application/yaml", "a: [", 400, "yaml"),
+        ("", "application/json", "{\"metadata\":{\"name\":\"m\"},\"data\":{\"a\":1}}", 400, "data"),
+        (
+            "?fieldValidation=Strict",
+            "application/json",
+            "{\"metadata\":{\"name\":\"m\"},\"foo\":1}",
+            400,
+            "strict decoding error: unknown field \"foo\"",
+        ),
+        ("?fieldValidation=Perhaps", "application/json", "{}", 422, "fieldValidation"),
+        ("", "text/plain", "hello", 415, "accepted media types include: application/json"),
+        ("", "application/vnd.kubernetes.protobuf", "k8s\u{0}garbage", 400, ""),
+        (
+            "",
+            "application/json",
+            "{\"kind\":\"Pod\",\"apiVersion\":\"v1\",\"metadata\":{\"name\":\"m\"}}",
+            400,
+            "cannot be handled as a ConfigMap",
+        ),
+        (
+            "",
+            "application/json",
+            "{\"kind\":\"ConfigMap\",\"apiVersion\":\"v2\",\"metadata\":{\"name\":\"m\"}}",
+            400,
+            "does not match the expected API version (v1)",
+        ),
+        ("", "application/json", &big, 413, "Request entity too large"),
+    ];
+    let before = api.get(MAPS).await.version();
+    for (suffix, content_type, content, code, words) in cases {
+        let answer = api.ask("POST", &format!("{MAPS}{suffix}"), content_type, content.to_string()).await;
+        let shown = content.get(..60).unwrap_or(content);
+        assert_eq!((answer.code, answer.json()["kind"].as_str()), (*code, Some("Status")), "{shown}: {}", answer.message());
+        assert!(answer.message().contains(words), "{shown}: {}", answer.message());
+    }
+    assert_eq!(api.get(MAPS).await.version(), before);
+    let warned = api.post(MAPS, json!({"metadata": {"name": "m"}, "foo": 1})).await;
+    assert_eq!((warned.code, warned.warnings()), (201, vec!["299 - \"unknown field \\\"foo\\\"\"".to_owned()]));
+    for (method, path, code) in [
+        ("PUT", MAPS, 405),
+        ("POST", "/api/v1/configmaps", 405),
+        ("GET", "/api/v1/namespaces/default/nothing", 404),
+        ("GET", "/apis/none/v1/x", 404),
+    ] {
+        assert_eq!(api.ask(method, path, "application/json", "{}").await.code, code, "{method} {path}");
+    }
+}
+
+#[tokio::test]
+async fn collections_are_deleted_by_selector() {
+    let api = Api::new().await;
+    for (name, label) in [("a", "x"), ("b", "x"), ("c", "y")] {
+        let mut object = map(name);
+        object["metadata"]["labels"] = json!({"l": label});
+        api.post(MAPS, object).await;
+    }
+    assert_eq!(api.delete(&format!("{MAPS}?labelSelector=l%3Dx")).await.code, 200);
+    let left: Vec<Value> =
+        api.get(MAPS).await.json()["items"].as_array().unwrap().iter().map(|item| item["metadata"]["name"].clone()).collect();
+    assert_eq!(left, ["c"]);
+}

@@ -1,0 +1,88 @@
+//! The writes of the garbage collector; each is guarded by the object's uid.
+
+use std::sync::Arc;
+
+use client::{ApiResource, DeleteParams, Error, Patch, Propagation};
+use http::Method;
+use reconcile::{Outcome, PartialObject};
+use serde_json::{Value, json};
+use tracing::debug;
+
+use super::Controller;
+use super::graph::{FOREGROUND, Node, ORPHAN};
+use super::observe::World;
+use super::plan::Plan;
+use crate::act;
+
+impl Controller {
+    pub(super) async fn act(self: &Arc<Self>, world: &World, plan: Plan) -> Result<Outcome, Error> {
+        let node = &world.node;
+        match plan {
+            Plan::Nothing => {}
+            Plan::Delete(propagation) => self.delete(node, propagation).await?,
+            Plan::Forget(uids) => self.forget_owners(node, uids).await?,
+            Plan::WaitFor(uids) => uids.into_iter().for_each(|uid| self.queue.add(uid)),
+            Plan::RemoveFinalizer(name) => self.remove_finalizer(node, name).await?,
+            Plan::Orphan => {
+                let uid = node.object.metadata.uid.clone();
+                act::each(world.dependents.clone(), |dependent| {
+                    let (this, uid) = (self.clone(), uid.clone());
+                    async move { this.forget_owners(&dependent, vec![uid]).await }
+                })
+                .await?;
+                self.remove_finalizer(node, ORPHAN).await?;
+            }
+        }
+        Ok(Outcome::Done)
+    }
+
+    async fn delete(&self, node: &Node, propagation: Propagation) -> Result<(), Error> {
+        let meta = &node.object.metadata;
+        debug!(kind = %node.resource.kind, namespace = %meta.namespace, name = %meta.name, ?propagation, "its owners are gone");
+        let params = DeleteParams { propagation: Some(propagation), uid: Some(meta.uid.clone()), ..DeleteParams::default() };
+        match self.client.delete_of(&node.resource, Some(&meta.namespace), &meta.name, &params).await {
+            // Gone, or another object of that name.
+            Err(error) if error.is_not_found() || error.is_conflict() => Ok(()),
+            other => other.map(drop),
+        }
+    }
+
+    /// Takes these owners off, whatever kind of object it is: a merge patch of the whole list, guarded by the revision it was read at.
+    async fn forget_owners(&self, node: &Node, uids: Vec<String>) -> Result<(), Error> {
+        self.edit(&node.resource, node, |live| {
+            let owners = live["metadata"]["ownerReferences"].as_array()?;
+            let kept: Vec<&Value> = owners.iter().filter(|owner| !uids.iter().any(|uid| owner["uid"] == **uid)).collect();
+            (kept.len() < owners.len()).then(|| json!({ "ownerReferences": kept }))
+        })
+        .await
+    }
+
+    async fn remove_finalizer(&self, node: &Node, name: &str) -> Result<(), Error> {
+        debug_assert!([FOREGROUND, ORPHAN].contains(&name));
+        self.edit(&node.resource, node, |live| {
+            let finalizers = live["metadata"]["finalizers"].as_array()?;
+            let kept: Vec<&Value> = finalizers.iter().filter(|finalizer| **finalizer != name).collect();
+            (kept.len() < finalizers.len()).then(|| json!({ "finalizers": kept }))
+        })
+        .await
+    }
+
+    /// Reads the object and patches its metadata with what `change` says; `None` changes nothing.
+    async fn edit(&self, resource: &ApiResource, node: &Node, change: impl Fn(&Value) -> Option<Value>) -> Result<(), Error> {
+        let meta = &node.object.metadata;
+        let path = resource.object(Some(&meta.namespace), &meta.name, "");
+        let live: Value = match self.client.request_json(Method::GET, &path, None).await {
+            Err(error) if error.is_not_found() => return Ok(()),
+            other => other?,
+        };
+        if live["metadata"]["uid"] != meta.uid {
+            return Ok(());
+        }
+        let Some(mut patch) = change(&live) else { return Ok(()) };
+        patch["uid"] = live["metadata"]["uid"].clone();
+        patch["resourceVersion"] = live["metadata"]["resourceVersion"].clone();
+        let patch = Patch::Merge(json!({ "metadata": patch }));
+        let patched = self.client.patch_of::<PartialObject>(resource, Some(&meta.namespace), &meta.name, &patch, "").await;
+        act::ignore_not_found(patched.map(drop))
+    }
+}

@@ -1,0 +1,281 @@
+//! Sockets and tasks.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use hickory_proto::op::{Message, Query, ResponseCode};
+use hickory_proto::rr::Name;
+use stdx::Drain;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use crate::answer::{self, Received, Request};
+use crate::forward::Forwarder;
+use crate::zone::{Answer, Zone};
+use crate::{Caches, Config, Error, metrics, watch};
+
+/// Larger questions do not exist outside TCP.
+const DATAGRAM_BYTES_MAX: usize = 4096;
+const TCP_CONNECTIONS_MAX: usize = 256;
+const TCP_IDLE: Duration = Duration::from_secs(10);
+/// Questions waiting for resolvers, over all sockets; more are dropped, which a stub resolver takes as loss.
+const FORWARDS_WAITING_MAX: usize = 2000;
+/// Names that an ExternalName may lead through.
+const ALIASES_MAX: usize = 8;
+
+/// Bound sockets and the zone.
+#[derive(Debug)]
+pub struct Server {
+    zone: Arc<RwLock<Zone>>,
+    /// Before the caches are complete, a missing name proves nothing.
+    ready: AtomicBool,
+    forwarder: Forwarder,
+    waiting: Arc<Semaphore>,
+    udp: Vec<Arc<UdpSocket>>,
+    tcp: Vec<Arc<TcpListener>>,
+    /// Turns the order of addresses.
+    turn: AtomicUsize,
+}
+
+impl Server {
+    /// Binds every address, UDP and TCP alike; port 0 takes the same free one for both. Needs a tokio runtime.
+    pub fn bind(config: Config) -> Result<Self, Error> {
+        let zone = Zone::new(&config.domain).ok_or_else(|| Error::Domain(config.domain.clone()))?;
+        let (mut udp, mut tcp) = (Vec::new(), Vec::new());
+        for address in &config.listen {
+            let listen = |source| Error::Listen { address: *address, source };
+            let listener = bind_tcp(*address).map_err(listen)?;
+            let bound = listener.local_addr().map_err(listen)?;
+            tcp.push(Arc::new(listener));
+            for _ in 0..config.sockets.max(1) {
+                udp.push(Arc::new(bind_udp(bound).map_err(listen)?));
+            }
+        }
+        let bound = tcp.iter().filter_map(|listener| listener.local_addr().ok());
+        let own: Vec<SocketAddr> = config.own_addresses.iter().copied().chain(bound).collect();
+        Ok(Self {
+            zone: Arc::new(RwLock::new(zone)),
+            ready: AtomicBool::new(false),
+            forwarder: Forwarder::new(config.resolv_conf, own),
+            waiting: Arc::new(Semaphore::new(FORWARDS_WAITING_MAX)),
+            udp,
+            tcp,
+            turn: AtomicUsize::new(0),
+        })
+    }
+
+    /// One per configured address, with the ports really taken.
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        self.tcp.iter().filter_map(|listener| listener.local_addr().ok()).collect()
+    }
+
+    /// Services in the zone.
+    pub fn services(&self) -> usize {
+        self.read_zone().services()
+    }
+
+    /// Serves until `drain`.
+    pub async fn run(self: Arc<Self>, caches: Caches, drain: Drain) {
+        let mut tasks = JoinSet::new();
+        for socket in self.udp.clone() {
+            let (server, drain) = (self.clone(), drain.clone());
+            tasks.spawn(async move { drain.run(server.serve_udp(socket)).await });
+        }
+        for listener in self.tcp.clone() {
+            let (server, drain) = (self.clone(), drain.clone());
+            tasks.spawn(async move { drain.run(server.serve_tcp(listener)).await });
+        }
+        watch::follow(&self.zone, &caches);
+        let synced = async {
+            caches.namespaces.synced().await;
+            caches.services.synced().await;
+            caches.slices.synced().await;
+        };
+        if drain.run(synced).await.is_some() {
+            self.ready.store(true, Ordering::Release);
+        }
+        while tasks.join_next().await.is_some() {}
+    }
+
+    async fn serve_udp(self: Arc<Self>, socket: Arc<UdpSocket>) {
+        let mut buffer = vec![0; DATAGRAM_BYTES_MAX];
+        loop {
+            let (length, client) = match socket.recv_from(&mut buffer).await {
+                Ok(received) => received,
+                Err(error) => {
+                    // ICMP errors of clients that went away arrive here too.
+                    tracing::debug!(%error, "receive a DNS datagram");
+                    tokio::task::yield_now().await;
+                    continue;
+                }
+            };
+            let started = Instant::now();
+            match answer::receive(buffer.get(..length).unwrap_or_default()) {
+                Received::Ignore => metrics::count_ignored(),
+                Received::Reject(message) => {
+                    if let Ok(bytes) = message.to_vec() {
+                        let _ = socket.try_send_to(&bytes, client);
+                    }
+                    metrics::count_response(message.metadata.response_code, started.elapsed());
+                }
+                Received::Request(request) => {
+                    metrics::count_request("udp", request.query.query_type());
+                    match self.at_once(&request) {
+                        Some(message) => reply_udp(&socket, client, &request, &message, started).await,
+                        None => self.clone().reply_later(socket.clone(), client, *request, started),
+                    }
+                }
+            }
+        }
+    }
+
+    fn reply_later(self: Arc<Self>, socket: Arc<UdpSocket>, client: SocketAddr, request: Request, started: Instant) {
+        let Ok(permit) = self.waiting.clone().try_acquire_owned() else { return };
+        tokio::spawn(async move {
+            let message = self.resolve(&request).await;
+            reply_udp(&socket, client, &request, &message, started).await;
+            drop(permit);
+        });
+    }
+
+    async fn serve_tcp(self: Arc<Self>, listener: Arc<TcpListener>) {
+        let connections = Arc::new(Semaphore::new(TCP_CONNECTIONS_MAX));
+        loop {
+            let Ok(permit) = connections.clone().acquire_owned().await else { return };
+            match listener.accept().await {
+                Ok((stream, _)) => {
+                    let server = self.clone();
+                    tokio::spawn(async move {
+                        if let Err(error) = server.serve_connection(stream).await {
+                            tracing::debug!(%error, "DNS over TCP");
+                        }
+                        drop(permit);
+                    });
+                }
+                Err(error) => {
+                    tracing::debug!(%error, "accept a DNS connection");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            }
+        }
+    }
+
+    async fn serve_connection(&self, mut stream: TcpStream) -> io::Result<()> {
+        loop {
+            let Ok(length) = timeout(TCP_IDLE, stream.read_u16()).await else { return Ok(()) };
+            let length = match length {
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
+                other => other?,
+            };
+            let mut bytes = vec![0; length.into()];
+            timeout(TCP_IDLE, stream.read_exact(&mut bytes)).await??;
+            let started = Instant::now();
+            let message = match answer::receive(&bytes) {
+                Received::Ignore => {
+                    metrics::count_ignored();
+                    return Ok(());
+                }
+                Received::Reject(message) => *message,
+                Received::Request(request) => {
+                    metrics::count_request("tcp", request.query.query_type());
+                    match self.at_once(&request) {
+                        Some(message) => message,
+                        None => self.resolve(&request).await,
+                    }
+                }
+            };
+            metrics::count_response(message.metadata.response_code, started.elapsed());
+            let Some(bytes) = answer::encode_tcp(&message) else { return Ok(()) };
+            timeout(TCP_IDLE, stream.write_all(&bytes)).await??;
+        }
+    }
+
+    /// The answer, where nobody else has to be asked.
+    fn at_once(&self, request: &Request) -> Option<Message> {
+        let message = {
+            let zone = self.read_zone();
+            let found = zone.answer(request.query.name(), request.query.query_type());
+            if found == Answer::NotOurs {
+                None
+            } else if !self.ready.load(Ordering::Acquire) && matches!(found, Answer::NoName | Answer::NoData) {
+                return Some(answer::reply(&request.message, ResponseCode::ServFail));
+            } else {
+                let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+                Some(answer::from_zone(request, &found, &zone, turn)?)
+            }
+        };
+        message.or_else(|| self.forwarder.cached(request))
+    }
+
+    /// The answer with the help of others: names outside, and Services that are aliases of names anywhere.
+    async fn resolve(&self, request: &Request) -> Message {
+        let mut aliases = Vec::new();
+        let mut name = request.query.name().clone();
+        loop {
+            let found = self.read_zone().answer(&name, request.query.query_type());
+            let Answer::Alias { record, target } = found else { break };
+            aliases.push(*record);
+            name = target;
+            if aliases.len() == ALIASES_MAX {
+                return answer::reply(&request.message, ResponseCode::ServFail);
+            }
+        }
+        if aliases.is_empty() {
+            return self.forwarder.ask(request).await;
+        }
+        let rest = self.resolve_target(request, name).await;
+        let mut message = answer::reply(&request.message, rest.metadata.response_code);
+        message.metadata.authoritative = true;
+        message.add_answers(aliases.into_iter().chain(rest.answers));
+        message.add_authorities(rest.authorities);
+        message
+    }
+
+    async fn resolve_target(&self, request: &Request, target: Name) -> Message {
+        let mut query = Query::query(target, request.query.query_type());
+        query.set_query_class(request.query.query_class());
+        let mut message = request.message.clone();
+        message.queries = vec![query.clone()];
+        let request = Request { message, query };
+        match self.at_once(&request) {
+            Some(message) => message,
+            None => self.forwarder.ask(&request).await,
+        }
+    }
+
+    fn read_zone(&self) -> std::sync::RwLockReadGuard<'_, Zone> {
+        self.zone.read().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn reply_udp(socket: &UdpSocket, client: SocketAddr, request: &Request, message: &Message, started: Instant) {
+    if let Some(bytes) = answer::encode_udp(&request.message, message)
+        && let Err(error) = socket.send_to(&bytes, client).await
+    {
+        tracing::debug!(%client, %error, "send a DNS answer");
+    }
+    metrics::count_response(message.metadata.response_code, started.elapsed());
+}
+
+fn bind_tcp(address: SocketAddr) -> io::Result<TcpListener> {
+    let listener = std::net::TcpListener::bind(address)?;
+    listener.set_nonblocking(true)?;
+    TcpListener::from_std(listener)
+}
+
+/// One of several sockets on the same address: the kernel spreads clients over them.
+fn bind_udp(address: SocketAddr) -> io::Result<UdpSocket> {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, ipproto, socket_with, sockopt};
+    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(family, SocketType::DGRAM, flags, Some(ipproto::UDP))?;
+    sockopt::set_socket_reuseport(&socket, true)?;
+    bind(&socket, &address)?;
+    UdpSocket::from_std(socket.into())
+}

@@ -1,0 +1,115 @@
+//! The kubelet's HTTPS server on port 10250: logs, exec, attach, port-forward, pods, health, metrics.
+//!
+//! Callers show a certificate of the cluster's CA whose user or one of whose groups is allowed; only `/healthz` is open to all.
+//! [`Pods`] is what the server knows of the kubelet; containers are found by their CRI labels.
+
+mod containers;
+mod query;
+mod routes;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{Request, Response, StatusCode};
+use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use k8s_openapi::api::core::v1::Pod;
+use stdx::Drain;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
+
+pub(crate) type Body = BoxBody<Bytes, std::io::Error>;
+
+/// A handshake that takes longer is given up.
+const HANDSHAKE_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
+
+/// The pods of this node as the kubelet knows them, with their newest status.
+pub trait Pods: Send + Sync + 'static {
+    fn list(&self) -> Vec<Arc<Pod>>;
+    fn get(&self, namespace: &str, name: &str) -> Option<Arc<Pod>>;
+}
+
+/// What the server is made of.
+pub struct Server {
+    pub node_name: String,
+    pub pods: Arc<dyn Pods>,
+    pub runtime: Arc<dyn cri::RuntimeService>,
+    /// Users and groups that may use everything.
+    pub allowed: Vec<String>,
+    /// The configuration in use, for `/configz`.
+    pub config: serde_json::Value,
+}
+
+impl Server {
+    /// Serves until `drain`. Connections with upgrades live on until their streams end.
+    pub async fn serve(self: Arc<Self>, listener: TcpListener, tls: Arc<rustls::ServerConfig>, drain: Drain) {
+        let acceptor = TlsAcceptor::from(tls);
+        while let Some(accepted) = drain.run(listener.accept()).await {
+            match accepted {
+                Ok((stream, peer)) => {
+                    let (server, acceptor) = (self.clone(), acceptor.clone());
+                    tokio::spawn(server.connection(stream, peer, acceptor));
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "accept");
+                    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+                }
+            }
+        }
+    }
+
+    async fn connection(self: Arc<Self>, stream: TcpStream, peer: SocketAddr, acceptor: TlsAcceptor) {
+        let _ = stream.set_nodelay(true);
+        let stream = match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(error)) => return tracing::debug!(%peer, %error, "TLS handshake"),
+            Err(_) => return tracing::debug!(%peer, "TLS handshake timed out"),
+        };
+        let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+        let user = certificate.and_then(|der| auth::authenticate::certificate_user(der)).map(Arc::new);
+        let service = service_fn(move |request| {
+            let (server, user) = (self.clone(), user.clone());
+            async move { Ok::<_, std::convert::Infallible>(server.answer(request, user.as_deref()).await) }
+        });
+        let builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
+        if let Err(error) = builder.serve_connection_with_upgrades(TokioIo::new(stream), service).await {
+            tracing::debug!(%peer, %error, "connection");
+        }
+    }
+
+    async fn answer(self: Arc<Self>, request: Request<Incoming>, user: Option<&auth::UserInfo>) -> Response<Body> {
+        if request.uri().path() == "/healthz" {
+            return text(StatusCode::OK, "ok");
+        }
+        let Some(user) = user else { return text(StatusCode::UNAUTHORIZED, "Unauthorized") };
+        if !self.allowed.iter().any(|name| *name == user.username || user.groups.contains(name)) {
+            let verb = request.method().as_str().to_lowercase();
+            let message = format!("Forbidden (user={}, verb={verb}, resource=nodes, subresource=proxy)", user.username);
+            return text(StatusCode::FORBIDDEN, message);
+        }
+        routes::route(self, request).await
+    }
+}
+
+/// A whole body.
+pub(crate) fn full(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Response<Body> {
+    let mut response = Response::new(Full::new(body.into()).map_err(|never| match never {}).boxed());
+    *response.status_mut() = status;
+    response.headers_mut().insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static(content_type));
+    response
+}
+
+pub(crate) fn text(status: StatusCode, body: impl Into<Bytes>) -> Response<Body> {
+    full(status, "text/plain; charset=utf-8", body)
+}
+
+pub(crate) fn json(value: &impl serde::Serialize) -> Response<Body> {
+    match serde_json::to_vec(value) {
+        Ok(bytes) => full(StatusCode::OK, "application/json", bytes),
+        Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
+    }
+}

@@ -1,0 +1,338 @@
+//! Paths and what answers them.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use cri::v1;
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt, StreamBody};
+use hyper::body::{Frame, Incoming};
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::Pod;
+use serde_json::json;
+use streaming::{Command, Reply, Wanted};
+use tokio::sync::mpsc;
+
+use super::containers::{has_container, why_no_log};
+use super::query::Query;
+use super::{Body, Server, full, text};
+use crate::logs::{Options, Reader};
+
+/// How often a followed log is looked at.
+const FOLLOW_PERIOD: Duration = Duration::from_millis(100);
+/// Chunks of a log that may wait for a slow reader.
+const LOG_BACKLOG: usize = 16;
+/// How long `/run` may take.
+const RUN_TIMEOUT_SECONDS: i64 = 120;
+
+pub(super) async fn route(server: Arc<Server>, request: Request<Incoming>) -> Response<Body> {
+    let path = request.uri().path().trim_matches('/').to_owned();
+    let parts: Vec<&str> = path.split('/').collect();
+    let query = Query::parse(request.uri().query());
+    let get = request.method() == Method::GET;
+    let stream = get || request.method() == Method::POST;
+    match parts.as_slice() {
+        ["pods"] | ["runningpods"] if get => pods(&server),
+        ["containerLogs", namespace, pod, container] if get => logs(server.clone(), namespace, pod, container, &query).await,
+        ["exec", namespace, pod, rest @ ..] if stream => {
+            let command = query.all("command").map(str::to_owned).collect();
+            remote(server.clone(), request, (namespace, pod, rest), &query, Command::Exec(command)).await
+        }
+        ["attach", namespace, pod, rest @ ..] if stream => {
+            remote(server.clone(), request, (namespace, pod, rest), &query, Command::Attach).await
+        }
+        ["portForward", namespace, pod, ..] if stream => port_forward(server.clone(), request, namespace, pod).await,
+        ["run", namespace, pod, rest @ ..] if !get => run(&server, (namespace, pod, rest), &query).await,
+        ["stats", "summary"] if get => stats(&server).await,
+        ["metrics"] if get => full(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", telemetry::exposition()),
+        ["metrics", "resource"] if get => resource_metrics(&server).await,
+        ["metrics", "probes"] if get => full(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", ""),
+        ["configz"] if get => super::json(&json!({ "kubeletconfig": server.config })),
+        _ => text(StatusCode::NOT_FOUND, "404 page not found\n"),
+    }
+}
+
+fn pods(server: &Server) -> Response<Body> {
+    let items: Vec<serde_json::Value> = server.pods.list().iter().filter_map(|pod| serde_json::to_value(&**pod).ok()).collect();
+    super::json(&json!({ "kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": items }))
+}
+
+/// The pod, or the answer that there is none.
+fn find_pod(server: &Server, namespace: &str, name: &str) -> Result<Arc<Pod>, Box<Response<Body>>> {
+    server.pods.get(namespace, name).ok_or_else(|| Box::new(text(StatusCode::NOT_FOUND, "pod does not exist")))
+}
+
+fn bad(message: impl Into<Bytes>) -> Response<Body> {
+    text(StatusCode::BAD_REQUEST, message)
+}
+
+fn failed(error: &cri::Error) -> Response<Body> {
+    let status = if error.is_not_found() { StatusCode::NOT_FOUND } else { StatusCode::INTERNAL_SERVER_ERROR };
+    text(status, error.to_string())
+}
+
+fn log_options(query: &Query) -> Result<Options, String> {
+    let since_time = query.get("sinceTime").filter(|text| !text.is_empty());
+    let since_time = since_time.map(|text| text.parse::<Timestamp>().map_err(|error| error.to_string())).transpose()?;
+    let since_seconds = query.number("sinceSeconds")?;
+    let ago = |seconds: u64| Timestamp::now().checked_sub(SignedDuration::from_secs(i64::try_from(seconds).unwrap_or(i64::MAX))).ok();
+    let stream = match query.get("stream") {
+        None | Some("" | "All") => None,
+        Some("Stdout") => Some("stdout".to_owned()),
+        Some("Stderr") => Some("stderr".to_owned()),
+        Some(other) => return Err(format!("invalid stream {other:?}")),
+    };
+    Ok(Options {
+        tail_lines: query.number("tailLines")?,
+        since: since_time.or_else(|| since_seconds.and_then(ago)),
+        timestamps: query.flag("timestamps"),
+        limit_bytes: query.number("limitBytes")?,
+        stream,
+    })
+}
+
+async fn logs(server: Arc<Server>, namespace: &str, pod: &str, container: &str, query: &Query) -> Response<Body> {
+    let pod = match find_pod(&server, namespace, pod) {
+        Ok(pod) => pod,
+        Err(response) => return *response,
+    };
+    if !has_container(&pod, container) {
+        return bad(format!("container {container} is not valid for pod {}", pod.metadata.name.as_deref().unwrap_or_default()));
+    }
+    let options = match log_options(query) {
+        Ok(options) => options,
+        Err(message) => return bad(message),
+    };
+    let status = match server.find_container(&pod, container, query.flag("previous")).await {
+        Ok(Some(status)) if !status.log_path.is_empty() => status,
+        Ok(_) => return bad(why_no_log(&pod, container, query.flag("previous"))),
+        Err(error) => return failed(&error),
+    };
+    let path = PathBuf::from(&status.log_path);
+    let opened = tokio::task::spawn_blocking(move || Reader::open(&path, options)).await;
+    let reader = match opened {
+        Ok(Ok(reader)) => reader,
+        Ok(Err(error)) => {
+            return text(StatusCode::INTERNAL_SERVER_ERROR, format!("failed to open log file {:?}: {error}", status.log_path));
+        }
+        Err(error) => return text(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
+    };
+    let (sender, receiver) = mpsc::channel(LOG_BACKLOG);
+    let follow = query.flag("follow").then_some((server, status.id));
+    tokio::spawn(pump(reader, sender, follow));
+    let frames = futures_util::stream::unfold(receiver, |mut receiver| async move { Some((receiver.recv().await?, receiver)) });
+    let mut response = Response::new(StreamBody::new(frames).boxed());
+    response.headers_mut().insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static("text/plain"));
+    response
+}
+
+/// Sends the log to its end; followed, until the container has ended and everything of it is sent.
+async fn pump(mut reader: Reader, sender: mpsc::Sender<io::Result<Frame<Bytes>>>, follow: Option<(Arc<Server>, String)>) {
+    let mut ended = follow.is_none();
+    loop {
+        let read = tokio::task::spawn_blocking(move || {
+            let chunk = reader.read();
+            (reader, chunk)
+        });
+        let Ok((back, chunk)) = read.await else { return };
+        reader = back;
+        match chunk {
+            Ok(Some(chunk)) => {
+                if sender.send(Ok(Frame::data(chunk))).await.is_err() {
+                    return;
+                }
+            }
+            Ok(None) if ended || reader.is_exhausted() => return,
+            Ok(None) => {
+                tokio::select! {
+                    () = tokio::time::sleep(FOLLOW_PERIOD) => {}
+                    () = sender.closed() => return,
+                }
+                if let Some((server, id)) = &follow {
+                    ended = !is_running(server, id).await;
+                }
+            }
+            Err(error) => {
+                let _ = sender.send(Err(error)).await;
+                return;
+            }
+        }
+    }
+}
+
+async fn is_running(server: &Server, id: &str) -> bool {
+    let request = v1::ContainerStatusRequest { container_id: id.to_owned(), verbose: false };
+    let status = server.runtime.container_status(request).await.ok().and_then(|answer| answer.status);
+    status.is_some_and(|status| status.state == v1::ContainerState::ContainerRunning as i32)
+}
+
+/// The path's end is `<container>` or `<uid>/<container>`.
+fn container_of<'a>(rest: &[&'a str]) -> Option<&'a str> {
+    match rest {
+        [container] | [_, container] => Some(container),
+        _ => None,
+    }
+}
+
+async fn running_container(server: &Server, (namespace, pod, rest): (&str, &str, &[&str])) -> Result<String, Box<Response<Body>>> {
+    let pod = find_pod(server, namespace, pod)?;
+    let Some(name) = container_of(rest) else { return Err(Box::new(text(StatusCode::NOT_FOUND, "404 page not found\n"))) };
+    let found = server.find_container(&pod, name, false).await.map_err(|error| Box::new(failed(&error)))?;
+    match found {
+        Some(status) if status.state == v1::ContainerState::ContainerRunning as i32 => Ok(status.id),
+        _ => Err(Box::new(text(StatusCode::NOT_FOUND, format!("container not found ({name:?})")))),
+    }
+}
+
+async fn remote(
+    server: Arc<Server>,
+    mut request: Request<Incoming>,
+    target: (&str, &str, &[&str]),
+    query: &Query,
+    command: Command,
+) -> Response<Body> {
+    let wanted = match Wanted::from_query(query.pairs()) {
+        Ok(wanted) => wanted,
+        Err(message) => return bad(message),
+    };
+    if command == Command::Exec(Vec::new()) {
+        return bad("you must specify at least one command for the container");
+    }
+    let id = match running_container(&server, target).await {
+        Ok(id) => id,
+        Err(response) => return *response,
+    };
+    let runtime = server.runtime.clone();
+    let reply = match command.clone() {
+        Command::Exec(cmd) => streaming::remote_command(&mut request, wanted, command, move || async move {
+            let Wanted { stdin, stdout, stderr, tty } = wanted;
+            runtime.exec(v1::ExecRequest { container_id: id, cmd, tty, stdin, stdout, stderr }).await
+        }),
+        Command::Attach => streaming::remote_command(&mut request, wanted, command, move || async move {
+            let Wanted { stdin, stdout, stderr, tty } = wanted;
+            runtime.attach(v1::AttachRequest { container_id: id, stdin, tty, stdout, stderr }).await
+        }),
+    };
+    upgrade(reply)
+}
+
+async fn port_forward(server: Arc<Server>, mut request: Request<Incoming>, namespace: &str, name: &str) -> Response<Body> {
+    let pod = match find_pod(&server, namespace, name) {
+        Ok(pod) => pod,
+        Err(response) => return *response,
+    };
+    let sandbox = match server.find_sandbox(&pod).await {
+        Ok(Some(sandbox)) => sandbox,
+        Ok(None) => return text(StatusCode::NOT_FOUND, format!("pod {name:?} has no running sandbox")),
+        Err(error) => return failed(&error),
+    };
+    let target = format!("pod {name}_{namespace}, uid {}", pod.metadata.uid.as_deref().unwrap_or_default());
+    let runtime = server.runtime.clone();
+    let connect = move |port| -> futures_util::future::BoxFuture<'static, cri::Result<tokio::net::TcpStream>> {
+        let (runtime, sandbox) = (runtime.clone(), sandbox.clone());
+        Box::pin(async move { runtime.port_forward(sandbox, port).await })
+    };
+    upgrade(streaming::port_forward(&mut request, target, Arc::new(connect)))
+}
+
+fn upgrade((response, task): Reply) -> Response<Body> {
+    if let Some(task) = task {
+        tokio::spawn(task);
+    }
+    response.map(|body| body.map_err(|never| match never {}).boxed())
+}
+
+async fn run(server: &Server, target: (&str, &str, &[&str]), query: &Query) -> Response<Body> {
+    let id = match running_container(server, target).await {
+        Ok(id) => id,
+        Err(response) => return *response,
+    };
+    let cmd = query.all("cmd").flat_map(|text| text.split(' ')).map(str::to_owned).collect();
+    match server.runtime.exec_sync(v1::ExecSyncRequest { container_id: id, cmd, timeout: RUN_TIMEOUT_SECONDS }).await {
+        Ok(answer) => text(StatusCode::OK, [answer.stdout, answer.stderr].concat()),
+        Err(error) => failed(&error),
+    }
+}
+
+/// `/stats/summary` (stats/v1alpha1) with what the runtime measures.
+async fn stats(server: &Server) -> Response<Body> {
+    let listed = server.runtime.list_pod_sandbox_stats(v1::ListPodSandboxStatsRequest::default()).await;
+    let sandboxes = match listed {
+        Ok(answer) => answer.stats,
+        Err(error) => return failed(&error),
+    };
+    let pods: Vec<serde_json::Value> = sandboxes.iter().filter_map(pod_stats).collect();
+    super::json(&json!({ "node": { "nodeName": server.node_name }, "pods": pods }))
+}
+
+fn pod_stats(stats: &v1::PodSandboxStats) -> Option<serde_json::Value> {
+    let attributes = stats.attributes.as_ref()?;
+    let metadata = attributes.metadata.as_ref()?;
+    let linux = stats.linux.as_ref()?;
+    let containers: Vec<serde_json::Value> = linux
+        .containers
+        .iter()
+        .filter_map(|container| {
+            let name = &container.attributes.as_ref()?.metadata.as_ref()?.name;
+            Some(json!({ "name": name, "cpu": cpu(container.cpu.as_ref()), "memory": memory(container.memory.as_ref()) }))
+        })
+        .collect();
+    Some(json!({
+        "podRef": { "name": metadata.name, "namespace": metadata.namespace, "uid": metadata.uid },
+        "cpu": cpu(linux.cpu.as_ref()),
+        "memory": memory(linux.memory.as_ref()),
+        "containers": containers,
+    }))
+}
+
+fn at(nanoseconds: i64) -> String {
+    let time = Timestamp::from_nanosecond(i128::from(nanoseconds)).unwrap_or_default();
+    meta::time::seconds(time)
+}
+
+fn cpu(usage: Option<&v1::CpuUsage>) -> serde_json::Value {
+    let Some(usage) = usage else { return json!({}) };
+    let value = |value: &Option<v1::UInt64Value>| value.as_ref().map(|value| value.value);
+    json!({
+        "time": at(usage.timestamp),
+        "usageNanoCores": value(&usage.usage_nano_cores),
+        "usageCoreNanoSeconds": value(&usage.usage_core_nano_seconds),
+    })
+}
+
+fn memory(usage: Option<&v1::MemoryUsage>) -> serde_json::Value {
+    let Some(usage) = usage else { return json!({}) };
+    let value = |value: &Option<v1::UInt64Value>| value.as_ref().map(|value| value.value);
+    json!({
+        "time": at(usage.timestamp),
+        "workingSetBytes": value(&usage.working_set_bytes),
+        "usageBytes": value(&usage.usage_bytes),
+        "rssBytes": value(&usage.rss_bytes),
+    })
+}
+
+/// `/metrics/resource` under upstream's names.
+async fn resource_metrics(server: &Server) -> Response<Body> {
+    let sandboxes = match server.runtime.list_pod_sandbox_stats(v1::ListPodSandboxStatsRequest::default()).await {
+        Ok(answer) => answer.stats,
+        Err(error) => return failed(&error),
+    };
+    let mut cpu = String::from("# TYPE container_cpu_usage_seconds_total counter\n");
+    let mut memory = String::from("# TYPE container_memory_working_set_bytes gauge\n");
+    for (pod, container) in sandboxes.iter().flat_map(|stats| {
+        let pod = stats.attributes.as_ref().and_then(|attributes| attributes.metadata.as_ref());
+        stats.linux.iter().flat_map(move |linux| linux.containers.iter().filter_map(move |container| Some((pod?, container))))
+    }) {
+        let Some(name) = container.attributes.as_ref().and_then(|attributes| Some(&attributes.metadata.as_ref()?.name)) else { continue };
+        let labels = format!("{{container={name:?},namespace={:?},pod={:?}}}", pod.namespace, pod.name);
+        let value = |value: Option<&v1::UInt64Value>| value.map_or(0, |value| value.value);
+        let nanoseconds = value(container.cpu.as_ref().and_then(|cpu| cpu.usage_core_nano_seconds.as_ref()));
+        let bytes = value(container.memory.as_ref().and_then(|memory| memory.working_set_bytes.as_ref()));
+        cpu.push_str(&format!("container_cpu_usage_seconds_total{labels} {}\n", nanoseconds as f64 / 1e9));
+        memory.push_str(&format!("container_memory_working_set_bytes{labels} {bytes}\n"));
+    }
+    full(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", cpu + &memory)
+}

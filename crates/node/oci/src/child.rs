@@ -1,0 +1,43 @@
+//! The child's side: an ordered list of steps that ends in exec.
+
+use std::convert::Infallible;
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+use crate::channel::Failure;
+use crate::{Handles, Process, Spec, process, rootfs, sys};
+
+/// A container's first process, born in its new mount and PID namespaces.
+pub(crate) fn first(spec: &Spec, handles: &Handles<'_>, report: &OwnedFd) -> Result<Infallible, Failure> {
+    sys::reset_signals();
+    join(handles)?;
+    process::adjust_oom_score(&spec.process);
+    if spec.cgroup_namespace {
+        sys::unshare(libc::CLONE_NEWCGROUP).map_err(|e| Failure::new("unshare cgroup namespace", e))?;
+    }
+    rootfs::enter(spec, handles)?;
+    let stdio = process::Stdio::prepare(&spec.process, handles, report)?;
+    if spec.process.terminal {
+        rootfs::bind_console(&stdio)?;
+    }
+    if spec.root_readonly {
+        sys::mount_setattr(rustix::fs::CWD, c"/", false, sys::attr::RDONLY, 0).map_err(|e| Failure::new("make the root read-only", e))?;
+    }
+    process::become_program(&spec.process, stdio)
+}
+
+/// A further process in a running container.
+pub(crate) fn further(process: &Process, target: BorrowedFd<'_>, handles: &Handles<'_>, report: &OwnedFd) -> Result<Infallible, Failure> {
+    sys::reset_signals();
+    join(handles)?;
+    process::adjust_oom_score(process);
+    sys::setns(target, libc::CLONE_NEWNS | libc::CLONE_NEWCGROUP).map_err(|e| Failure::new("join the container's namespaces", e))?;
+    let stdio = process::Stdio::prepare(process, handles, report)?;
+    process::become_program(process, stdio)
+}
+
+fn join(handles: &Handles<'_>) -> Result<(), Failure> {
+    for group in handles.join {
+        rustix::io::write(group, b"0").map_err(|e| Failure::new("join the control group", e))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,122 @@
+//! The commands.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::Config;
+use crate::{daemon, down, image, status, toolbox, up};
+
+#[derive(Parser)]
+#[command(name = "sternpost", version, about = "All of Kubernetes in one binary", after_help = "Start with: sternpost up")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    #[command(flatten)]
+    settings: Settings,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the whole cluster on this machine; run again, it resumes the same cluster.
+    Up(UpArgs),
+    /// Stop the cluster and its pods.
+    Down {
+        /// Also remove everything that the cluster owns: objects, keys, images, volumes, the kubeconfig context.
+        #[arg(long)]
+        purge: bool,
+        /// Only say what would be removed.
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Say what runs.
+    Status,
+    /// Images on this node.
+    #[command(subcommand)]
+    Image(image::Command),
+    /// Print the administrator's kubeconfig.
+    Kubeconfig,
+    /// Run an applet of the built-in image sternpost.io/toolbox.
+    #[command(disable_help_flag = true)]
+    Toolbox {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+}
+
+#[derive(Args)]
+pub struct UpArgs {
+    /// Return once the cluster is ready; it goes on in the background.
+    #[arg(long, short)]
+    pub detach: bool,
+    /// Leave the user's own kubeconfig alone.
+    #[arg(long)]
+    pub no_kubeconfig: bool,
+    /// Where a detached start reports its progress: an inherited descriptor.
+    #[arg(long, hide = true)]
+    pub report_fd: Option<i32>,
+}
+
+/// Flags over the configuration file.
+#[derive(Args)]
+struct Settings {
+    /// Configuration file [default: /etc/sternpost/config.yaml, if it exists]
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// State that outlives a reboot [default: /var/lib/sternpost]
+    #[arg(long, global = true, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// State of this boot [default: /run/sternpost]
+    #[arg(long, global = true, value_name = "DIR")]
+    run_dir: Option<PathBuf>,
+    /// Port of the API server [default: 6443]
+    #[arg(long, global = true, value_name = "PORT")]
+    api_port: Option<u16>,
+    /// Address that this node is reached by [default: that of the default route]
+    #[arg(long, global = true, value_name = "ADDRESS")]
+    node_ip: Option<IpAddr>,
+    /// Name of this node [default: the host's name]
+    #[arg(long, global = true, value_name = "NAME")]
+    node_name: Option<String>,
+    /// What is logged, such as info or info,kubelet=debug
+    #[arg(long, global = true, value_name = "FILTER")]
+    log: Option<String>,
+}
+
+impl Settings {
+    fn resolve(self) -> anyhow::Result<Config> {
+        let mut config = Config::load(self.config.as_deref())?;
+        config.data_dir = self.data_dir.unwrap_or(config.data_dir);
+        config.run_dir = self.run_dir.unwrap_or(config.run_dir);
+        config.api_port = self.api_port.unwrap_or(config.api_port);
+        config.node_ip = self.node_ip.or(config.node_ip);
+        config.node_name = self.node_name.unwrap_or(config.node_name);
+        config.log = self.log.unwrap_or(config.log);
+        if config.node_name.is_empty() {
+            config.node_name = crate::config::host_name();
+        }
+        Ok(config)
+    }
+}
+
+/// Runs the command that the arguments name; returns the exit code.
+pub fn run() -> i32 {
+    let cli = Cli::parse();
+    let result = cli.settings.resolve().and_then(|config| match cli.command {
+        Command::Up(args) if args.detach => daemon::detach(&config, &args),
+        Command::Up(args) => up::run(config, &args),
+        Command::Down { purge, dry_run } => down::run(&config, purge, dry_run),
+        Command::Status => status::run(&config),
+        Command::Image(command) => image::run(&config, command),
+        Command::Kubeconfig => {
+            print!("{}", std::fs::read_to_string(config.kubeconfig()).map_err(|error| anyhow::anyhow!("no cluster here yet: {error}"))?);
+            Ok(0)
+        }
+        Command::Toolbox { args } => Ok(toolbox::run(args.first().map_or("help", String::as_str), args.get(1..).unwrap_or(&[]))),
+    });
+    result.unwrap_or_else(|error| {
+        eprintln!("sternpost: {error:#}");
+        1
+    })
+}

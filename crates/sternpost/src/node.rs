@@ -1,0 +1,233 @@
+//! The node's half of the daemon: images, runtime, pod network, kubelet, service proxy, DNS; and how all of it is taken down.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use auth::pki::Pki;
+use cri::{ImageService, RuntimeService, v1};
+use tokio::task::JoinSet;
+
+use crate::config::Config;
+use crate::toolbox;
+use crate::up::Parts;
+
+/// The built-in image.
+const TOOLBOX: &str = "sternpost.io/toolbox:latest";
+
+/// What the control socket needs of the node.
+#[derive(Clone)]
+pub struct NodeParts {
+    images: Arc<images::Store>,
+    service: Arc<images::Service>,
+}
+
+impl NodeParts {
+    pub fn images(&self) -> &images::Store {
+        &self.images
+    }
+
+    /// Imports every image of an archive; returns their names.
+    pub async fn load(&self, archive: std::pin::Pin<Box<dyn tokio::io::AsyncRead + Send>>) -> anyhow::Result<Vec<String>> {
+        let images = self.images.clone();
+        let reader = tokio_util::io::SyncIoBridge::new(archive);
+        let loaded = tokio::task::spawn_blocking(move || images.import(reader)).await??;
+        Ok(loaded.into_iter().map(|image| image.name.unwrap_or(image.id)).collect())
+    }
+
+    /// Fetches an image; returns its id.
+    pub async fn pull(&self, reference: &str) -> anyhow::Result<String> {
+        let image = v1::ImageSpec { image: reference.to_owned(), ..v1::ImageSpec::default() };
+        let request = v1::PullImageRequest { image: Some(image), ..v1::PullImageRequest::default() };
+        Ok(self.service.pull_image(request).await?.image_ref)
+    }
+}
+
+/// Everything below the data and run folders that belongs to the node.
+struct Places {
+    images: PathBuf,
+    runtime_data: PathBuf,
+    runtime_run: PathBuf,
+    network: PathBuf,
+    toolbox: PathBuf,
+    kubelet: PathBuf,
+}
+
+impl Places {
+    fn of(config: &Config) -> Self {
+        Self {
+            images: config.data_dir.join("images"),
+            runtime_data: config.data_dir.join("containers"),
+            runtime_run: config.run_dir.join("pods"),
+            network: config.run_dir.join("network"),
+            toolbox: config.data_dir.join("toolbox"),
+            kubelet: config.data_dir.join("kubelet"),
+        }
+    }
+}
+
+/// Starts the node's components.
+pub async fn start(parts: &Arc<Parts>, tasks: &mut JoinSet<()>) -> anyhow::Result<NodeParts> {
+    let (node, runtime) = open(&parts.config).await?;
+    start_network(parts, tasks)?;
+    start_dns(parts, tasks)?;
+    let _ = (runtime, &node.service);
+    Ok(node)
+}
+
+async fn open(config: &Config) -> anyhow::Result<(NodeParts, Arc<dyn RuntimeService>)> {
+    let places = Places::of(config);
+    let images = images::Store::open(&places.images).context("open the image store")?;
+    add_toolbox(&images, &places.toolbox).context("the built-in image")?;
+    let network = pod_network(config, &places)?;
+    let settings = runtime::Config::new(&places.runtime_data, &places.runtime_run, &config.cgroup_root);
+    let runtime = runtime::Runtime::open(settings, images.clone(), Some(network)).await.context("open the runtime")?;
+    let service = Arc::new(images::Service(images.clone()));
+    Ok((NodeParts { images, service }, Arc::new(runtime)))
+}
+
+fn pod_network(config: &Config, places: &Places) -> anyhow::Result<Arc<dyn cni::PodNetwork>> {
+    let pods = config.pods()?;
+    let services = config.services()?;
+    let mut settings = cni::Config::new((pods.address, pods.prefix), places.network.clone());
+    settings.cluster_cidrs = vec![(pods.address, pods.prefix), (services.address, services.prefix)];
+    settings.link_prefix = config.link_prefix.clone();
+    settings.table = config.nft_table.clone();
+    Ok(Arc::new(cni::Routed::open(settings).context("open the pod network")?))
+}
+
+/// Makes the image's one layer from the running binary, anew whenever the binary changed.
+fn add_toolbox(images: &images::Store, layer: &Path) -> anyhow::Result<()> {
+    let binary = std::fs::read_link("/proc/self/exe")?;
+    let running = std::fs::metadata("/proc/self/exe")?;
+    let copy = layer.join("toolbox");
+    let same = std::fs::metadata(&copy).is_ok_and(|copy| {
+        use std::os::unix::fs::MetadataExt;
+        copy.len() == running.len() && copy.mtime() == running.mtime() && copy.mtime_nsec() == running.mtime_nsec()
+    });
+    if !same {
+        make_toolbox_layer(layer, &running).with_context(|| format!("copy {} to {}", binary.display(), layer.display()))?;
+    }
+    let config = images::ImageConfig {
+        entrypoint: vec!["/toolbox".into()],
+        cmd: vec!["serve".into()],
+        env: vec!["PATH=/bin".into()],
+        working_dir: "/".into(),
+        ..images::ImageConfig::default()
+    };
+    images.add_builtin(TOOLBOX, config, layer)?;
+    Ok(())
+}
+
+fn make_toolbox_layer(layer: &Path, running: &std::fs::Metadata) -> std::io::Result<()> {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+    // A new folder each time: containers of the old binary keep the layer that they run from.
+    let fresh = layer.with_extension("new");
+    let _ = std::fs::remove_dir_all(&fresh);
+    for dir in ["bin", "etc", "tmp", "proc", "sys", "dev", "var", "root"] {
+        std::fs::create_dir_all(fresh.join(dir))?;
+    }
+    std::fs::set_permissions(fresh.join("tmp"), std::fs::Permissions::from_mode(0o1777))?;
+    std::fs::write(fresh.join("etc/passwd"), "root:x:0:0:root:/root:/bin/false\nnobody:x:65534:65534:nobody:/:/bin/false\n")?;
+    std::fs::write(fresh.join("etc/group"), "root:x:0:\nnobody:x:65534:\n")?;
+    for name in toolbox::links() {
+        symlink("/toolbox", fresh.join("bin").join(name))?;
+    }
+    let copy = fresh.join("toolbox");
+    std::fs::copy("/proc/self/exe", &copy)?;
+    std::fs::set_permissions(&copy, std::fs::Permissions::from_mode(0o755))?;
+    std::fs::File::options().write(true).open(&copy)?.set_modified(running.modified()?)?;
+    let _ = std::fs::remove_dir_all(layer);
+    std::fs::rename(&fresh, layer)
+}
+
+fn start_network(parts: &Arc<Parts>, tasks: &mut JoinSet<()>) -> anyhow::Result<()> {
+    let config = &parts.config;
+    let pods = config.pods()?;
+    let mut settings = proxy::Config::new(&config.node_name, vec![(pods.address, pods.prefix)]);
+    settings.table = config.nft_table.clone();
+    let caches = proxy::Caches { services: parts.caches.of(), slices: parts.caches.of(), pods: Some(parts.caches.of()) };
+    let drain = parts.drain.clone();
+    tasks.spawn(async move {
+        if let Err(error) = proxy::run(settings, caches, drain).await {
+            tracing::error!(%error, "the service proxy ended");
+        }
+    });
+    Ok(())
+}
+
+fn start_dns(parts: &Arc<Parts>, tasks: &mut JoinSet<()>) -> anyhow::Result<()> {
+    let config = &parts.config;
+    let listen = SocketAddr::new(parts.node_ip, config.dns_port);
+    let service = config.dns_service_ip()?;
+    let mut settings = dns::Config::new(vec![listen], &config.cluster_domain);
+    settings.own_addresses = vec![SocketAddr::new(service, 53)];
+    let server = Arc::new(dns::Server::bind(settings)?);
+    let caches = dns::Caches { services: parts.caches.of(), slices: parts.caches.of(), namespaces: parts.caches.of() };
+    tasks.spawn(server.run(caches, parts.drain.clone()));
+    let client = parts.client("system:apiserver", &["system:masters"]).named("dns");
+    let endpoint = dns::Endpoint { node_name: config.node_name.clone(), address: parts.node_ip, port: config.dns_port };
+    let drain = parts.drain.clone();
+    tokio::spawn(async move {
+        let mut backoff = stdx::Backoff::new(Duration::from_millis(50), Duration::from_secs(5));
+        while let Err(error) = dns::ensure_service(&client, &[service], &endpoint).await {
+            tracing::warn!(%error, "the Service of cluster DNS");
+            if drain.run(tokio::time::sleep(backoff.next_wait())).await.is_none() {
+                return;
+            }
+        }
+    });
+    Ok(())
+}
+
+/// Removes our nftables table; links go with their namespaces.
+pub fn remove_network(config: &Config) -> anyhow::Result<()> {
+    let mut socket = nft::Socket::netfilter().context("open a netfilter socket")?;
+    nft::Table::inet(&config.nft_table).delete(&mut socket).context("remove the nftables table")
+}
+
+/// What the API server is told of tokens and of the way to kubelets.
+pub fn api_config(config: &Config, pki: &Pki, node_ip: IpAddr) -> anyhow::Result<apiserver::Config> {
+    let issuer = auth::tokens::Issuer::new(&pki.service_account_key, auth::tokens::ISSUER).context("service account tokens")?;
+    let IpAddr::V4(advertise) = node_ip else { anyhow::bail!("the node's address {node_ip} is not IPv4") };
+    Ok(apiserver::Config {
+        issuer: Some(issuer),
+        kubelet_client: Some(pki.kubelet_client.client_config(&pki.ca)?),
+        audit_file: Some(config.data_dir.join("audit.log")),
+        services: service_ranges(config)?,
+        advertise,
+        port: config.api_port,
+        ..apiserver::Config::default()
+    })
+}
+
+fn service_ranges(config: &Config) -> anyhow::Result<apiserver::Ranges> {
+    let services = config.services()?;
+    let IpAddr::V4(network) = services.address else { anyhow::bail!("serviceCidr {} is not IPv4", config.service_cidr) };
+    Ok(apiserver::Ranges { network, prefix: services.prefix, ..apiserver::Ranges::default() })
+}
+
+/// Stops and removes every sandbox of this node; for `sternpost down`, when no daemon runs. Returns how many there were.
+pub async fn stop_all(config: &Config) -> anyhow::Result<usize> {
+    if !config.data_dir.exists() {
+        return Ok(0);
+    }
+    let (_, runtime) = open(config).await?;
+    let sandboxes = runtime.list_pod_sandbox(v1::ListPodSandboxRequest::default()).await?.items;
+    let count = sandboxes.len();
+    let mut stops = JoinSet::new();
+    for sandbox in sandboxes {
+        let runtime = runtime.clone();
+        stops.spawn(async move {
+            let id = sandbox.id;
+            runtime.stop_pod_sandbox(v1::StopPodSandboxRequest { pod_sandbox_id: id.clone() }).await?;
+            runtime.remove_pod_sandbox(v1::RemovePodSandboxRequest { pod_sandbox_id: id }).await
+        });
+    }
+    while let Some(stopped) = stops.join_next().await {
+        stopped?.context("stop a pod")?;
+    }
+    Ok(count)
+}

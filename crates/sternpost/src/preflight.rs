@@ -1,0 +1,181 @@
+//! What this host must offer, checked before anything is changed: every fault is one line, all of them at once.
+
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::path::Path;
+
+use crate::config::{Config, outward_address};
+
+/// The oldest kernel with all that is used (clone3 with cgroups, the new mount API for overlays, atomic cgroup kill).
+const KERNEL_MIN: (u32, u32) = (5, 15);
+/// Free space below which nothing is started, in bytes.
+const SPACE_MIN: u64 = 256 << 20;
+
+/// Every fault of this host; empty means go.
+pub fn check(config: &Config) -> Vec<String> {
+    let checks: [fn(&Config, &mut Vec<String>); 7] = [root, kernel, filesystems, namespaces, netfilter, addresses, space];
+    let mut faults = Vec::new();
+    checks.iter().for_each(|check| check(config, &mut faults));
+    ports(config, &mut faults);
+    faults
+}
+
+fn root(_: &Config, faults: &mut Vec<String>) {
+    if !rustix::process::geteuid().is_root() {
+        faults.push("not root: containers need it; run with sudo".into());
+    }
+}
+
+fn kernel(_: &Config, faults: &mut Vec<String>) {
+    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    let mut numbers = release.split(['.', '-']).map_while(|part| part.parse::<u32>().ok());
+    let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    if version < KERNEL_MIN {
+        faults.push(format!("kernel {release} is too old: at least {}.{} is needed", KERNEL_MIN.0, KERNEL_MIN.1));
+    }
+}
+
+fn filesystems(_: &Config, faults: &mut Vec<String>) {
+    let known = fs::read_to_string("/proc/filesystems").unwrap_or_default();
+    let has = |name: &str| known.lines().any(|line| line.split_whitespace().next_back() == Some(name));
+    if !has("overlay") && !module_available("overlay") {
+        faults.push("no overlayfs in this kernel: container images cannot be mounted (module overlay)".into());
+    }
+    if !has("cgroup") && !has("cgroup2") {
+        faults.push("no control groups in this kernel: containers cannot be limited".into());
+    }
+}
+
+fn namespaces(_: &Config, faults: &mut Vec<String>) {
+    for (file, name) in [("pid", "PID"), ("net", "network"), ("mnt", "mount"), ("ipc", "IPC"), ("uts", "UTS")] {
+        if !Path::new("/proc/self/ns").join(file).exists() {
+            faults.push(format!("no {name} namespaces in this kernel"));
+        }
+    }
+}
+
+fn netfilter(_: &Config, faults: &mut Vec<String>) {
+    let netlink = rustix::net::socket_with(
+        rustix::net::AddressFamily::NETLINK,
+        rustix::net::SocketType::RAW,
+        rustix::net::SocketFlags::CLOEXEC,
+        Some(rustix::net::netlink::NETFILTER),
+    );
+    if netlink.is_err() {
+        faults.push("no netfilter netlink in this kernel: Services cannot be programmed (nf_tables)".into());
+    }
+}
+
+fn addresses(config: &Config, faults: &mut Vec<String>) {
+    let ranges = [("podCidr", config.pods()), ("serviceCidr", config.services())];
+    for (name, range) in &ranges {
+        match range {
+            Err(error) => faults.push(format!("{error:#}")),
+            Ok(range) => {
+                let inside =
+                    host_addresses().into_iter().find(|(link, address)| range.contains(*address) && !link.starts_with(&config.link_prefix));
+                if let Some((link, address)) = inside {
+                    faults
+                        .push(format!("{name} {}/{} overlaps with {address} on {link}; choose another range", range.address, range.prefix));
+                }
+            }
+        }
+    }
+    if let [(_, Ok(pods)), (_, Ok(services))] = &ranges
+        && (pods.contains(services.address) || services.contains(pods.address))
+    {
+        faults.push(format!("podCidr {} and serviceCidr {} overlap", config.pod_cidr, config.service_cidr));
+    }
+    if config.node_ip.is_none() && outward_address().is_none() {
+        faults.push("no address to be reached by: this host has no default route; name one with --node-ip".into());
+    }
+}
+
+/// Addresses of this host's links (IPv4), by the kernel's own list.
+fn host_addresses() -> Vec<(String, IpAddr)> {
+    nix::ifaddrs::getifaddrs()
+        .map(|list| {
+            list.filter_map(|link| {
+                let address = link.address?;
+                let address = Ipv4Addr::from(address.as_sockaddr_in()?.ip());
+                Some((link.interface_name, IpAddr::V4(address)))
+            })
+            .collect()
+        })
+        .unwrap_or_default()
+}
+
+fn space(config: &Config, faults: &mut Vec<String>) {
+    let existing = config.data_dir.ancestors().find(|dir| dir.exists()).unwrap_or(Path::new("/"));
+    match rustix::fs::statvfs(existing) {
+        Ok(disk) if disk.f_bavail * disk.f_frsize < SPACE_MIN => {
+            let free = (disk.f_bavail * disk.f_frsize) >> 20;
+            faults.push(format!("{}: only {free} MiB free, at least {} MiB are needed", config.data_dir.display(), SPACE_MIN >> 20));
+        }
+        Ok(_) => {}
+        Err(error) => faults.push(format!("{}: {error}", existing.display())),
+    }
+}
+
+fn ports(config: &Config, faults: &mut Vec<String>) {
+    let any = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+    for (port, what) in [(config.api_port, "API server"), (config.kubelet_port, "kubelet"), (config.dns_port, "cluster DNS")] {
+        if let Err(error) = TcpListener::bind(SocketAddr::new(any, port)) {
+            faults.push(taken("TCP", port, what, &error));
+        }
+    }
+    if let Err(error) = UdpSocket::bind(SocketAddr::new(any, config.dns_port)) {
+        faults.push(taken("UDP", config.dns_port, "cluster DNS", &error));
+    }
+}
+
+fn taken(protocol: &str, port: u16, what: &str, error: &std::io::Error) -> String {
+    if error.kind() != std::io::ErrorKind::AddrInUse {
+        return format!("{protocol} port {port} ({what}): {error}");
+    }
+    match holder(&protocol.to_lowercase(), port) {
+        Some((pid, name)) => format!("{protocol} port {port} ({what}) is taken by process {pid} ({name})"),
+        None => format!("{protocol} port {port} ({what}) is taken by another process"),
+    }
+}
+
+/// The process with a socket on this local port.
+fn holder(protocol: &str, port: u16) -> Option<(u32, String)> {
+    let inode = ["", "6"].iter().find_map(|family| {
+        let table = fs::read_to_string(format!("/proc/net/{protocol}{family}")).ok()?;
+        table.lines().skip(1).find_map(|line| {
+            let columns: Vec<&str> = line.split_whitespace().collect();
+            let local = columns.get(1)?.rsplit(':').next()?;
+            let listens = protocol == "udp" || columns.get(3) == Some(&"0A");
+            (listens && u16::from_str_radix(local, 16) == Ok(port)).then(|| columns.get(9).map(|inode| format!("socket:[{inode}]")))?
+        })
+    })?;
+    let processes = fs::read_dir("/proc").ok()?.flatten();
+    processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok()).find_map(|pid| {
+        let mut sockets = fs::read_dir(format!("/proc/{pid}/fd")).ok()?.flatten();
+        let ours = sockets.any(|fd| fs::read_link(fd.path()).is_ok_and(|target| target.to_string_lossy() == inode));
+        let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+        ours.then(|| (pid, name.trim().to_owned()))
+    })
+}
+
+fn module_available(name: &str) -> bool {
+    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    let list = fs::read_to_string(format!("/lib/modules/{release}/modules.dep")).unwrap_or_default();
+    list.lines().any(|line| line.split(':').next().is_some_and(|path| path.contains(&format!("/{name}.ko"))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_fault_is_named_at_once_with_the_process_that_holds_a_port() {
+        let held = TcpListener::bind("0.0.0.0:0").unwrap();
+        let port = held.local_addr().unwrap().port();
+        let config = Config { api_port: port, pod_cidr: "10.96.0.0/12".into(), service_cidr: "nonsense".into(), ..Config::default() };
+        let faults = check(&config).join("\n");
+        assert!(faults.contains(&format!("TCP port {port} (API server) is taken by process {}", std::process::id())), "{faults}");
+        assert!(faults.contains("serviceCidr: \"nonsense\" is not an address range"), "{faults}");
+    }
+}

@@ -1,0 +1,243 @@
+//! The daemon's life: config, build, spawn, signal, drain.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::fd::FromRawFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use auth::UserInfo;
+use auth::pki::{Names, Pki};
+use k8s_openapi::api::core::v1::Node;
+use reconcile::{Caches, EventRecorder};
+use stdx::Drain;
+use store::Store;
+use tokio::task::JoinSet;
+
+use crate::cli::UpArgs;
+use crate::config::{Config, outward_address};
+use crate::daemon::{self, PidFile};
+use crate::kubeconfig::{self, Invoker};
+use crate::progress::Progress;
+use crate::{control, node, preflight, status, transport};
+
+/// How long components may take to finish after the signal.
+const GRACE: Duration = Duration::from_secs(10);
+/// How long the node may take to become ready before the start says that something is wrong.
+const READY_WITHIN: Duration = Duration::from_secs(60);
+/// How much of the past the store keeps for watches to resume from (upstream: etcd compaction every five minutes).
+const COMPACTION_PERIOD: Duration = Duration::from_secs(300);
+
+/// Runs the cluster until SIGINT or SIGTERM.
+pub fn run(config: Config, args: &UpArgs) -> anyhow::Result<i32> {
+    let start = Instant::now();
+    if let Some(pid) = daemon::running(&config) {
+        println!("already running as process {pid}");
+        return status::run(&config);
+    }
+    let faults = preflight::check(&config);
+    if !faults.is_empty() {
+        eprintln!("this host cannot run the cluster yet; nothing was changed:");
+        faults.iter().for_each(|fault| eprintln!("  - {fault}"));
+        return Ok(1);
+    }
+    // SAFETY: the descriptor was made for us by the process that started us, which passed its number; nobody else owns it.
+    let report = args.report_fd.map(|fd| unsafe { std::fs::File::from_raw_fd(fd) });
+    let mut progress = Progress::new(start, report);
+    let Some(_pid_file) = PidFile::take(&config)? else { anyhow::bail!("another daemon is just starting") };
+    let format = if args.report_fd.is_some() { telemetry::LogFormat::Plain } else { telemetry::LogFormat::Text };
+    let quiet = if args.report_fd.is_some() { config.log.clone() } else { config.log.replacen("info", "warn", 1) };
+    telemetry::init_logs(&quiet, format).map_err(anyhow::Error::msg)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(cluster(config, args, &mut progress))?;
+    runtime.shutdown_timeout(Duration::from_secs(2));
+    Ok(0)
+}
+
+/// What every part of the cluster is built from.
+pub struct Parts {
+    pub config: Config,
+    pub pki: Pki,
+    pub node_ip: IpAddr,
+    pub server: apiserver::Server,
+    /// Shared by everything in this process that reads the API.
+    pub caches: Caches,
+    pub drain: Drain,
+}
+
+impl Parts {
+    /// A client with an identity of its own.
+    pub fn client(&self, username: &str, groups: &[&str]) -> client::Client {
+        transport::client(&self.server, UserInfo::authenticated(username, groups))
+    }
+}
+
+async fn cluster(config: Config, args: &UpArgs, progress: &mut Progress) -> anyhow::Result<()> {
+    let mut signals = Signals::listen()?;
+    progress.line(&format!("sternpost {} on {} (data in {})", env!("CARGO_PKG_VERSION"), config.node_name, config.data_dir.display()));
+    let node_ip = config.node_ip.or_else(outward_address).context("this host has no address")?;
+    let pki = open_pki(&config, node_ip)?;
+    kubeconfig::write_admin(&config, &pki)?;
+    let (store, objects) = open_store(&config).await?;
+    progress.step("store", &format!("{objects} objects"));
+
+    let drain = stdx::drain();
+    let mut tasks = JoinSet::new();
+    let server = start_api(&config, &pki, node_ip, store.clone(), &drain, &mut tasks).await?;
+    progress.step("API server", &format!("https://{node_ip}:{}", config.api_port));
+
+    let system = transport::client(&server, UserInfo::authenticated("system:apiserver", &["system:masters"]));
+    let caches = Caches::new(&system, drain.clone());
+    let parts = Arc::new(Parts { config, pki, node_ip, server, caches, drain: drain.clone() });
+    start_control_plane(&parts, &mut tasks);
+    progress.step("controllers", "and scheduler");
+    let node = node::start(&parts, &mut tasks).await?;
+    progress.step("node", "runtime, kubelet, network, Services, DNS");
+    tasks.spawn(control::serve(parts.clone(), node));
+    tasks.spawn(compact(store.clone(), drain.clone()));
+
+    tokio::select! {
+        ready = wait_until_ready(&parts) => ready?,
+        () = signals.next() => drain.stop(),
+    }
+    if !drain.is_stopping() {
+        progress.step("Ready", &parts.config.node_name);
+        greet(&parts, args, progress)?;
+        progress.done();
+        tokio::select! {
+            () = signals.next() => {}
+            Some(ended) = tasks.join_next() => anyhow::bail!("a component ended by itself: {ended:?}"),
+        }
+    }
+    drain.stop();
+    parts.server.stop();
+    let finished = tokio::time::timeout(GRACE, async { while tasks.join_next().await.is_some() {} }).await;
+    if finished.is_err() {
+        tracing::warn!("some components did not finish in time");
+    }
+    store.close().await.context("close the store")
+}
+
+fn open_pki(config: &Config, node_ip: IpAddr) -> anyhow::Result<Pki> {
+    let names = Names {
+        api_hosts: vec![config.node_name.clone()],
+        api_addresses: vec![node_ip, config.api_service_ip()?],
+        cluster_domain: config.cluster_domain.clone(),
+        node_name: config.node_name.clone(),
+        node_addresses: vec![node_ip, Ipv4Addr::LOCALHOST.into()],
+    };
+    Pki::open(&config.pki_dir(), &names).context("keys and certificates")
+}
+
+async fn open_store(config: &Config) -> anyhow::Result<(Arc<dyn Store>, usize)> {
+    let dir = config.data_dir.join("store");
+    let opened = tokio::task::spawn_blocking(move || store::log::Log::open(&dir, store::log::Options::default())).await?;
+    let store = Arc::new(opened.context("open the store")?);
+    let objects = store.range(store::Range { prefix: "/registry/".into(), ..store::Range::default() }).await?.entries.len();
+    Ok((store, objects))
+}
+
+async fn start_api(
+    config: &Config,
+    pki: &Pki,
+    node_ip: IpAddr,
+    store: Arc<dyn Store>,
+    drain: &Drain,
+    tasks: &mut JoinSet<()>,
+) -> anyhow::Result<apiserver::Server> {
+    let server = apiserver::Server::new(node::api_config(config, pki, node_ip)?, store)?;
+    server.bootstrap().await?;
+    let address = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), config.api_port);
+    let listener = tokio::net::TcpListener::bind(address).await.with_context(|| format!("listen on {address}"))?;
+    let tls = pki.api_server.server_config(&pki.ca)?;
+    let (serving, drain) = (server.clone(), drain.clone());
+    tasks.spawn(async move {
+        if let Err(error) = serving.serve(listener, Some(tls), drain).await {
+            tracing::error!(%error, "the API server ended");
+        }
+    });
+    Ok(server)
+}
+
+fn start_control_plane(parts: &Arc<Parts>, tasks: &mut JoinSet<()>) {
+    let settings = controllers::Config { root_ca: parts.pki.ca.clone(), ..controllers::Config::default() };
+    let client = parts.client("system:kube-controller-manager", &["system:masters"]);
+    tasks.spawn(controllers::run_on(client, parts.caches.clone(), settings, parts.drain.clone()));
+
+    let client = parts.client("system:kube-scheduler", &[]).named("kube-scheduler");
+    let recorder = EventRecorder::start(&client, "default-scheduler", None, parts.drain.clone());
+    let (pods, nodes) = (parts.caches.of(), parts.caches.of());
+    tasks.spawn(scheduler::run(scheduler::Config::default(), client, pods, nodes, recorder, parts.drain.clone()));
+}
+
+/// Forgets the past in the rhythm in which watches may still want it.
+async fn compact(store: Arc<dyn Store>, drain: Drain) {
+    let mut before = store.revision();
+    while drain.run(tokio::time::sleep(COMPACTION_PERIOD)).await.is_some() {
+        let now = store.revision();
+        if now > before
+            && let Err(error) = store.compact(before).await
+        {
+            tracing::warn!(%error, "compaction failed");
+        }
+        before = now;
+    }
+}
+
+async fn wait_until_ready(parts: &Parts) -> anyhow::Result<()> {
+    let nodes = parts.caches.of::<Node>();
+    let mut changes = nodes.subscribe();
+    let ready = async {
+        while !nodes.get("", &parts.config.node_name).is_some_and(|node| status::is_ready(&node)) {
+            changes.next().await;
+        }
+    };
+    if tokio::time::timeout(READY_WITHIN, ready).await.is_ok() {
+        return Ok(());
+    }
+    let node = nodes.get("", &parts.config.node_name);
+    let conditions = node.as_ref().and_then(|node| node.status.as_ref()?.conditions.as_ref());
+    let why = conditions.into_iter().flatten().find(|condition| condition.type_ == "Ready").and_then(|ready| ready.message.clone());
+    anyhow::bail!("the node is not ready after {} s: {}", READY_WITHIN.as_secs(), why.unwrap_or_else(|| "it did not register".into()))
+}
+
+fn greet(parts: &Parts, args: &UpArgs, progress: &mut Progress) -> anyhow::Result<()> {
+    let config = &parts.config;
+    let mut kubectl = format!("kubectl --kubeconfig {}", config.kubeconfig().display());
+    if !args.no_kubeconfig {
+        let invoker = Invoker::current();
+        match kubeconfig::merge(config, &parts.pki, &invoker) {
+            Ok(path) => {
+                progress.line(&format!("\nkubectl context {:?} is current in {}", config.context, path.display()));
+                kubectl = "kubectl".into();
+            }
+            Err(error) => progress.line(&format!("\nyour own kubeconfig was left alone: {error:#}")),
+        }
+    }
+    progress.line("Try:");
+    progress.line(&format!("  {kubectl} create deployment web --image=sternpost.io/toolbox --replicas=3 --port=8080"));
+    progress.line(&format!("  {kubectl} expose deployment web --port=80 --target-port=8080 && {kubectl} get pods,services -o wide"));
+    if args.report_fd.is_none() {
+        progress.line("Ctrl-C stops the control plane; pods keep running. `sternpost down` stops everything.");
+    }
+    Ok(())
+}
+
+/// SIGINT and SIGTERM.
+struct Signals {
+    interrupt: tokio::signal::unix::Signal,
+    terminate: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    fn listen() -> std::io::Result<Self> {
+        use tokio::signal::unix::{SignalKind, signal};
+        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
+    }
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
+}
