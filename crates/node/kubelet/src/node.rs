@@ -70,7 +70,7 @@ fn resources(config: &Config, machine: Machine) -> (BTreeMap<String, Quantity>, 
         if let (Some(have), Ok(reserved)) = (allocatable.get_mut(name), Amount::parse(reserved))
             && let Ok(amount) = Amount::parse(&have.0)
         {
-            *have = Quantity(amount.sub(reserved).to_string());
+            *have = Quantity((amount - reserved).to_string());
         }
     }
     (capacity, allocatable)

@@ -42,6 +42,9 @@ mod tests {
     #[test]
     fn what_is_wrong_with_the_material_is_named() {
         let tls = Tls { certificate_pem: "nothing".into(), key_pem: String::new(), client_ca_pem: String::new() };
-        assert_eq!(server_config(&tls).unwrap_err().to_string(), "TLS of the kubelet's server: certificate: no certificate in the PEM text");
+        assert_eq!(
+            server_config(&tls).unwrap_err().to_string(),
+            "TLS of the kubelet's server: certificate: no certificate in the PEM text"
+        );
     }
 }
