@@ -45,7 +45,6 @@ use http::{Request, Response};
 use meta::Status;
 use stdx::Drain;
 
-pub use openapi::Description;
 pub use registry::service::Ranges;
 pub use reply::Body;
 
@@ -70,8 +69,6 @@ pub struct Config {
     pub port: u16,
     /// How the API server shows itself to kubelets (exec, logs); absent: those requests are refused.
     pub kubelet_client: Option<Arc<rustls::ClientConfig>>,
-    /// Knows the texts of `kubectl explain`.
-    pub describe: Description,
 }
 
 impl Default for Config {
@@ -82,7 +79,6 @@ impl Default for Config {
             advertise: std::net::Ipv4Addr::LOCALHOST,
             port: 6443,
             kubelet_client: None,
-            describe: schema::openapi::undescribed,
             audit_file: None,
             reads_inflight_max: 400,
             writes_inflight_max: 200,
@@ -115,8 +111,7 @@ pub(crate) struct Inner {
     pub advertise: std::net::Ipv4Addr,
     pub port: u16,
     pub kubelet_client: Option<Arc<rustls::ClientConfig>>,
-    pub describe: Description,
-    pub openapi: openapi::Hashes,
+    pub openapi: Arc<openapi::Documents>,
     bootstrapped: AtomicBool,
 }
 
@@ -141,8 +136,7 @@ impl Server {
             advertise: config.advertise,
             port: config.port,
             kubelet_client: config.kubelet_client,
-            describe: config.describe,
-            openapi: openapi::Hashes::default(),
+            openapi: Arc::default(),
             bootstrapped: AtomicBool::new(false),
         })))
     }

@@ -123,9 +123,17 @@ impl Cgroup {
     }
 
     fn set_devices(&self, limits: &Limits) -> Result<()> {
-        let (Some(rules), Some(directory)) = (&limits.devices, self.v1("devices")) else { return Ok(()) };
-        self.write_in(Some(directory), "devices.deny", "a")?;
-        rules.iter().try_for_each(|rule| self.write_in(Some(directory), "devices.allow", &rule.line()))
+        let Some(rules) = &limits.devices else { return Ok(()) };
+        if let Some(directory) = self.v1("devices") {
+            self.write_in(Some(directory), "devices.deny", "a")?;
+            return rules.iter().try_for_each(|rule| self.write_in(Some(directory), "devices.allow", &rule.line()));
+        }
+        let Some(directory) = self.unified() else { return Ok(()) };
+        let restrict = || {
+            let directory = openat(&directory.fd, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+            crate::devices::restrict(directory.as_fd(), rules)
+        };
+        restrict().map_err(file_error("restrict the devices of", &self.path))
     }
 
     fn enter_cpuset(&mut self) -> Result<()> {
