@@ -194,6 +194,7 @@ pub fn api_config(config: &Config, pki: &Pki, node_ip: IpAddr) -> anyhow::Result
     let IpAddr::V4(advertise) = node_ip else { anyhow::bail!("the node's address {node_ip} is not IPv4") };
     Ok(apiserver::Config {
         issuer: Some(issuer),
+        kubelet_client: Some(pki.kubelet_client.client_config(&pki.ca)?),
         audit_file: Some(config.data_dir.join("audit.log")),
         services: service_ranges(config)?,
         advertise,
