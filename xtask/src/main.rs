@@ -1,12 +1,21 @@
 //! The project's chores, run as `cargo xtask <chore>`.
 //!
+//! - `test` is the one command that runs every test, those of the whole cluster included.
+//! - `tidy` checks what the compiler does not: arrows between crates, stories, links; its checks are also ordinary tests.
+//! - `race` measures: ours and the peer in one run; the cases live in the crate `race`.
 //! - `codegen` rewrites the committed fact tables from published Kubernetes data (`--spec DIR`).
+//!
+//! This program is built before anything else on a fresh checkout, so it depends on little.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
 mod codegen;
+mod race;
+mod test;
+mod tidy;
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "Chores of the Sternpost repository")]
@@ -17,6 +26,24 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Chore {
+    /// Run every test. Needs root, a kernel that runs containers, and a few Debian packages; says which are missing.
+    Test {
+        /// Passed on to `cargo test`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+    /// Check the repository's own rules.
+    Tidy {
+        /// Write docs/dependencies.txt instead of comparing it.
+        #[arg(long)]
+        write: bool,
+    },
+    /// Measure one case: store, boot, pods, api.
+    Race {
+        /// The case and its flags; `--help` lists them.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
+        args: Vec<String>,
+    },
     /// Rewrite the committed fact tables from published Kubernetes data.
     Codegen {
         /// Folder with the published data (its README names each file).
@@ -28,8 +55,37 @@ enum Chore {
     },
 }
 
-fn main() -> anyhow::Result<()> {
+fn main() -> anyhow::Result<ExitCode> {
     match Cli::parse().chore {
-        Chore::Codegen { spec, only } => codegen::run(&spec, only.as_deref()),
+        Chore::Test { args } => test::run(&args),
+        Chore::Tidy { write } => tidy::run(write),
+        Chore::Race { args } => race::run(&args),
+        Chore::Codegen { spec, only } => codegen::run(&spec, only.as_deref()).map(|()| ExitCode::SUCCESS),
     }
+}
+
+/// The checkout.
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in the workspace")
+}
+
+/// The cargo that runs us.
+fn cargo() -> std::process::Command {
+    let mut command = std::process::Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(root());
+    command
+}
+
+/// Builds with `args` and returns the path of the executable called `name`.
+fn build(args: &[&str], name: &str) -> anyhow::Result<PathBuf> {
+    let mut command = cargo();
+    command.arg("build").args(args).arg("--message-format=json-render-diagnostics").stderr(std::process::Stdio::inherit());
+    let output = command.output()?;
+    anyhow::ensure!(output.status.success(), "cargo build {}: {}", args.join(" "), output.status);
+    let messages = String::from_utf8(output.stdout)?;
+    let built = messages.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok()).find_map(|message| {
+        let is_ours = message["reason"] == "compiler-artifact" && message["target"]["name"] == name;
+        is_ours.then(|| message["executable"].as_str().map(PathBuf::from)).flatten()
+    });
+    built.ok_or_else(|| anyhow::anyhow!("cargo build {} made no executable {name:?}", args.join(" ")))
 }

@@ -6,7 +6,8 @@ use arc_swap::ArcSwapOption;
 use auth::UserInfo;
 use auth::authenticate::{Authenticator, bearer};
 use auth::authorize::{Attributes, forbidden};
-use auth::rbac::{Objects, Policy};
+use auth::escalation;
+use auth::rbac::{self, Objects, Policy};
 use auth::tokens::{Claims, Issuer, Reference};
 use http::{HeaderMap, Request};
 use meta::Status;
@@ -15,6 +16,7 @@ use serde_json::Value;
 use crate::cache::Caches;
 use crate::context::Context;
 use crate::object::meta;
+use crate::registry::catalog::Kind;
 use crate::registry::{Registry, Target, catalog};
 use crate::reply::Body;
 use crate::selection::Selection;
@@ -123,6 +125,40 @@ impl Access {
         let policy = Arc::new((newest, Policy::new(&objects)));
         self.policy.store(Some(policy.clone()));
         policy
+    }
+
+    /// Nobody grants what they do not have, unless they may `escalate` (roles) or `bind` (bindings). `old` is absent at a create.
+    pub fn check_grant(&self, caches: &Caches, context: &Context, kind: &Kind, new: &Value, old: Option<&Value>) -> Result<(), Status> {
+        if kind.facts.group != RBAC_GROUP || context.user.groups.iter().any(|group| group == MASTERS) {
+            return Ok(());
+        }
+        // A new object has no namespace of its own yet.
+        let namespace = context.info.namespace.as_str();
+        let (wanted, verb, resource, role) = match kind.facts.plural {
+            "roles" | "clusterroles" if old.is_some_and(|old| old["rules"] == new["rules"]) => return Ok(()),
+            "roles" | "clusterroles" => (rbac::rules_of(new), "escalate", kind.facts.plural, meta(new, "name")),
+            _ => {
+                let cluster = new["roleRef"]["kind"] == "ClusterRole";
+                let plural = if cluster { "clusterroles" } else { "roles" };
+                let roles = rbac_objects(caches, plural);
+                let wanted = rbac::referred(&new["roleRef"], namespace, roles.iter());
+                (wanted, "bind", plural, new["roleRef"]["name"].as_str().unwrap_or_default())
+            }
+        };
+        let asked = Attributes { is_resource: true, verb, group: RBAC_GROUP, resource, subresource: "", namespace, name: role, path: "" };
+        if self.allows(caches, &context.user, &asked) {
+            return Ok(());
+        }
+        let policy = self.policy(caches);
+        let missing = escalation::missing(&wanted, policy.1.rules(&context.user, namespace));
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let lines: Vec<String> = missing.iter().map(escalation::words).collect();
+        let (name, groups) = (&context.user.username, &context.user.groups);
+        let why =
+            format!("user {name:?} (groups={groups:?}) is attempting to grant RBAC permissions not currently held:\n{}", lines.join("\n"));
+        Err(Status::forbidden(&kind.group_resource(), meta(new, "name"), &why))
     }
 
     /// `Impersonate-*`: the request goes on as somebody else, if its user may do that.

@@ -5,6 +5,7 @@ mod roles;
 use std::time::Duration;
 
 use auth::UserInfo;
+use futures_util::future::try_join_all;
 use http::HeaderMap;
 use meta::Status;
 use rules::Part;
@@ -32,15 +33,14 @@ pub async fn run(server: &Inner) -> Result<(), Error> {
         return Err(fail("reading the store")(Status::internal("it was not read in time")));
     }
     occupy_services(server);
-    for name in NAMESPACES {
-        ensure(server, "", "namespaces", json!({"metadata": {"name": name}}), |_, _| {}).await.map_err(fail(name))?;
-    }
-    for class in priority_classes() {
-        ensure(server, "scheduling.k8s.io", "priorityclasses", class, |_, _| {}).await.map_err(fail("priority classes"))?;
-    }
-    for (plural, object) in roles::all() {
-        ensure(server, "rbac.authorization.k8s.io", plural, object, roles::repair).await.map_err(fail(plural))?;
-    }
+    // All at once: the store makes one durable write of many, and the first start is short.
+    let namespaces = NAMESPACES.map(|name| ensure(server, "", "namespaces", json!({"metadata": {"name": name}}), |_, _| {}));
+    try_join_all(namespaces).await.map_err(fail("namespaces"))?;
+    let classes = priority_classes().map(|class| ensure(server, "scheduling.k8s.io", "priorityclasses", class, |_, _| {}));
+    let roles = roles::all().into_iter().map(|(plural, object)| ensure(server, "rbac.authorization.k8s.io", plural, object, roles::repair));
+    let (classes, roles) = tokio::join!(try_join_all(classes), try_join_all(roles));
+    classes.map_err(fail("priority classes"))?;
+    roles.map_err(fail("roles"))?;
     kubernetes_service(server).await.map_err(fail("the kubernetes Service"))?;
     // From here on the roles count.
     match caches.reach(server.registry.store.revision(), LOAD_PATIENCE).await {

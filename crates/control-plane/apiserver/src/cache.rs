@@ -58,11 +58,16 @@ pub struct Event {
 pub struct Delivery {
     pub event: Event,
     json: [OnceLock<Bytes>; 3],
+    protobuf: [OnceLock<Bytes>; 3],
 }
 
 impl Delivery {
     pub fn new(event: Event) -> Self {
-        Self { event, json: [const { OnceLock::new() }; 3] }
+        Self { event, json: [const { OnceLock::new() }; 3], protobuf: [const { OnceLock::new() }; 3] }
+    }
+    /// The frame of a protobuf stream of whole objects in their stored version, made by the first who needs it.
+    pub fn protobuf(&self, change: Change, make: impl FnOnce() -> Bytes) -> Bytes {
+        self.protobuf[change as usize].get_or_init(make).clone()
     }
     /// `{"type":"ADDED","object":{…}}` and a line end.
     pub fn json(&self, change: Change) -> Bytes {
@@ -203,6 +208,15 @@ impl Caches {
         matches!(tokio::time::timeout(patience, observed.wait_for(|at| *at >= revision)).await, Ok(Ok(_)))
     }
 
+    /// Forgets changes that are too old to resume from. `true` when no window will get shorter by waiting.
+    fn trim(&self) -> bool {
+        self.all().iter().fold(true, |settled, cache| {
+            let mut state = cache.state.write().unwrap_or_else(PoisonError::into_inner);
+            state.trim();
+            settled && state.window.len() <= WINDOW_MIN
+        })
+    }
+
     fn all(&self) -> Vec<Arc<Cache>> {
         self.by_prefix.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
@@ -308,9 +322,13 @@ impl Cache {
 
 impl State {
     fn remember(&mut self, event: Event) {
-        let now = Instant::now();
         self.window_bytes += event.object.bytes.len();
-        self.window.push_back((now, event));
+        self.window.push_back((Instant::now(), event));
+        self.trim();
+    }
+
+    fn trim(&mut self) {
+        let now = Instant::now();
         while let Some((at, oldest)) = self.window.front() {
             let too_many = self.window.len() > WINDOW_MAX || self.window_bytes > WINDOW_BYTES_MAX;
             let too_old = self.window.len() > WINDOW_MIN && now.duration_since(*at) > WINDOW_AGE;
@@ -320,6 +338,9 @@ impl State {
             self.complete_after = oldest.object.revision;
             self.window_bytes -= oldest.object.bytes.len();
             self.window.pop_front();
+        }
+        if self.window.capacity() > 4 * self.window.len().max(WINDOW_MIN) {
+            self.window.shrink_to(2 * self.window.len());
         }
     }
 }

@@ -13,17 +13,22 @@ use crate::registry::catalog::Kind;
 
 /// Reads a body as a tree, with no look at its type. `expected` is the kind that the endpoint takes.
 pub fn parse(bytes: &[u8], media: Media, expected: &str) -> Result<Parsed, Status> {
+    parse_as(bytes, media, expected, None)
+}
+
+/// The same where the type is known: a protobuf body need not say its kind.
+pub fn parse_as(bytes: &[u8], media: Media, expected: &str, found: Option<&'static Type>) -> Result<Parsed, Status> {
     let parsed = match media {
         Media::Json => parse_json(bytes),
         Media::Yaml => parse_yaml(bytes),
-        Media::Protobuf => return from_protobuf(bytes, expected).map(Parsed::from),
+        Media::Protobuf => return from_protobuf(bytes, expected, found).map(Parsed::from),
     };
     parsed.map_err(|error| error.status(expected, "", expected, bytes))
 }
 
 /// From a body to an object of the kind in its stored version: typed, pruned, defaulted. Warnings go to the client.
 pub fn object(context: &Context, kind: &Kind, bytes: &[u8], media: Media, options: &WriteOptions) -> Result<Value, Status> {
-    let mut parsed = parse(bytes, media, kind.facts.kind)?;
+    let mut parsed = parse_as(bytes, media, kind.facts.kind, Some(kind.schema))?;
     expect_type(&mut parsed.value, kind.facts.kind, &kind.api_version())?;
     decode(context, kind, parsed, options)
 }
@@ -51,7 +56,7 @@ pub fn default(kind: &Kind, object: &mut Value) {
 
 /// An object that a subresource takes (`Binding`, `Scale`, `TokenRequest`), decoded.
 pub fn other(context: &Context, schema: &'static Type, api_version: &str, kind: &str, bytes: &[u8], media: Media) -> Result<Value, Status> {
-    let mut parsed = parse(bytes, media, kind)?;
+    let mut parsed = parse_as(bytes, media, kind, Some(schema))?;
     expect_type(&mut parsed.value, kind, api_version)?;
     let options = context.write_options()?;
     typed(context, schema, kind, api_version.rsplit('/').next().unwrap_or_default(), parsed, &options)
@@ -98,7 +103,8 @@ pub fn expect_type(object: &mut Value, kind: &str, api_version: &str) -> Result<
 
 /// The table's type of an object that says what it is.
 fn type_of(value: &Value) -> Option<&'static Type> {
-    let (api_version, kind) = (value["apiVersion"].as_str()?, value["kind"].as_str()?);
+    // The document under `/api` names no version.
+    let (api_version, kind) = (value["apiVersion"].as_str().unwrap_or_default(), value["kind"].as_str()?);
     let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
     // Status, APIResourceList and their like belong to every group.
     table::by_gvk(group, version, kind).or_else(|| table::find(&format!("io.k8s.apimachinery.pkg.apis.meta.v1.{kind}")))
@@ -109,11 +115,19 @@ pub fn to_protobuf(value: &Value) -> Option<Vec<u8>> {
     type_of(value).map(|found| protobuf::encode(value, found))
 }
 
-fn from_protobuf(bytes: &[u8], expected: &str) -> Result<Value, Status> {
-    let unreadable = |error: &dyn std::fmt::Display| {
-        Status::bad_request(format!("the object provided is unrecognized (must be of type {expected}): {error}"))
-    };
-    protobuf::decode(bytes, None).map(|object| object.value).map_err(|error| unreadable(&error))
+fn from_protobuf(bytes: &[u8], expected: &str, found: Option<&'static Type>) -> Result<Value, Status> {
+    protobuf::decode(bytes, found)
+        .map(|object| object.value)
+        .map_err(|error| Status::bad_request(format!("the object provided is unrecognized (must be of type {expected}): {error}")))
+}
+
+/// A list's body out of its items, which are encoded one by one; `None` where they have no protobuf form.
+pub fn list_to_protobuf(api_version: &str, kind: &str, metadata: &Value, items: impl Iterator<Item = Value>) -> Option<Vec<u8>> {
+    let mut messages: Vec<Vec<u8>> = Vec::new();
+    for item in items {
+        messages.push(protobuf::encode_message(&item, type_of(&item)?));
+    }
+    Some(protobuf::list(api_version, kind, metadata, messages.iter().map(Vec::as_slice)))
 }
 
 /// One frame of a protobuf watch stream; `None` where the object has no protobuf form.

@@ -5,8 +5,8 @@
 //! `views` and `reply`. Reads of many objects and watches come from `cache`.
 //!
 //! Way in: [`Server::new`], [`Server::bootstrap`], [`Server::serve`] for sockets, [`Server::handle`] for the in-process transport.
-//! Tasks: one feed from the store's events into the watch cache, one that turns RBAC objects into the policy, one per connection, the
-//! audit writer's thread. Channels: the store's events (bounded by the store), one bounded queue per watcher (full: the watcher is closed
+//! Tasks: one feed from the store's events into the watch cache, one per connection, the audit writer's thread. The RBAC policy is made
+//! again by the first request after a change of its objects. Channels: the store's events (bounded by the store), one bounded queue per watcher (full: the watcher is closed
 //! with 410), the bounded audit queue (full: counted, dropped). An idle server writes nothing.
 
 mod access;
@@ -18,6 +18,7 @@ mod codec;
 mod context;
 mod convert;
 mod discovery;
+mod expiry;
 mod flow;
 mod handlers;
 mod health;
@@ -44,7 +45,6 @@ use http::{Request, Response};
 use meta::Status;
 use stdx::Drain;
 
-pub use openapi::Description;
 pub use registry::service::Ranges;
 pub use reply::Body;
 
@@ -69,8 +69,6 @@ pub struct Config {
     pub port: u16,
     /// How the API server shows itself to kubelets (exec, logs); absent: those requests are refused.
     pub kubelet_client: Option<Arc<rustls::ClientConfig>>,
-    /// Knows the texts of `kubectl explain`.
-    pub describe: Description,
 }
 
 impl Default for Config {
@@ -81,7 +79,6 @@ impl Default for Config {
             advertise: std::net::Ipv4Addr::LOCALHOST,
             port: 6443,
             kubelet_client: None,
-            describe: schema::openapi::undescribed,
             audit_file: None,
             reads_inflight_max: 400,
             writes_inflight_max: 200,
@@ -114,8 +111,7 @@ pub(crate) struct Inner {
     pub advertise: std::net::Ipv4Addr,
     pub port: u16,
     pub kubelet_client: Option<Arc<rustls::ClientConfig>>,
-    pub describe: Description,
-    pub openapi: openapi::Hashes,
+    pub openapi: Arc<openapi::Documents>,
     bootstrapped: AtomicBool,
 }
 
@@ -140,8 +136,7 @@ impl Server {
             advertise: config.advertise,
             port: config.port,
             kubelet_client: config.kubelet_client,
-            describe: config.describe,
-            openapi: openapi::Hashes::default(),
+            openapi: Arc::default(),
             bootstrapped: AtomicBool::new(false),
         })))
     }
@@ -156,6 +151,7 @@ impl Server {
     pub async fn bootstrap(&self) -> Result<(), Error> {
         bootstrap::run(&self.0).await?;
         self.0.bootstrapped.store(true, Ordering::Relaxed);
+        tokio::spawn(expiry::run(self.0.clone()));
         Ok(())
     }
 

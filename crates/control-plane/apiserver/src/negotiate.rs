@@ -111,7 +111,8 @@ impl<'a> Clause<'a> {
         let media = match self.media.to_ascii_lowercase().as_str() {
             "*/*" | "application/*" | JSON => Media::Json,
             YAML | "text/yaml" | "application/x-yaml" if offer.yaml => Media::Yaml,
-            PROTOBUF if offer.protobuf => Media::Protobuf,
+            // A Table has no protobuf form: the next clause is taken.
+            PROTOBUF if offer.protobuf && self.convert != Some("Table") => Media::Protobuf,
             _ => return None,
         };
         let version = match self.version {
@@ -188,6 +189,13 @@ mod tests {
             ("*/*", none, Some((Media::Json, View::Object))),
             ("text/html", ALL, None),
             ("application/vnd.kubernetes.protobuf", none, None),
+            ("application/vnd.kubernetes.protobuf;stream=watch", ALL, Some((Media::Protobuf, View::Object))),
+            ("application/vnd.kubernetes.protobuf;as=Table;v=v1;g=meta.k8s.io", ALL, None),
+            (
+                "application/vnd.kubernetes.protobuf;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json",
+                ALL,
+                Some((Media::Protobuf, View::PartialMetadata("v1"))),
+            ),
             ("application/json;as=Table;v=v9;g=meta.k8s.io", ALL, None),
         ];
         for (header, offer, wanted) in cases {

@@ -1,101 +1,282 @@
-//! `/openapi/v2` and `/openapi/v3`: rendered when asked for; only hashes are kept, since clients keep documents by hash.
+//! `/openapi/v2` and `/openapi/v3`: rendered when asked for, kept compressed for a minute after the last use.
+//!
+//! Only hashes stay: clients keep documents by hash. One document is rendered at a time, since its tree takes tens of megabytes.
+//! Source: kube-openapi `pkg/handler`, `pkg/handler3`.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, OnceLock};
+use std::io::Read;
+use std::sync::Arc;
+use std::time::Duration;
 
-use http::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_ENCODING, ETAG, IF_NONE_MATCH, VARY};
-use http::{HeaderMap, HeaderValue, Response, StatusCode};
+use bytes::Bytes;
+use descriptions::Descriptions;
+use http::header::{ACCEPT, ACCEPT_ENCODING, CACHE_CONTROL, CONTENT_ENCODING, ETAG, EXPIRES, IF_NONE_MATCH, LOCATION, VARY};
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
 use meta::Status;
-use schema::openapi::{Describe, Kind, v2, v3};
+use schema::openapi::{Kind, v2, v3};
+use tokio::sync::Mutex;
+use tokio::time::Instant;
 
 use crate::Inner;
 use crate::context::Context;
+use crate::negotiate::JSON;
 use crate::registry::catalog;
 use crate::reply::{self, Body};
 
-/// Gives the description of a definition (empty field) or of one of its fields.
-pub type Description = fn(&str, &str) -> Option<String>;
+/// How long a document is kept after its last use: the requests of one client come together.
+const KEPT: Duration = Duration::from_secs(60);
 
-/// Hashes of the documents, made at the first request for the index.
+/// What is known of the documents.
 #[derive(Default)]
-pub struct Hashes(OnceLock<BTreeMap<String, String>>);
+pub struct Documents(Mutex<State>);
+
+#[derive(Default)]
+struct State {
+    /// Of each version 3 document by its key in the index; made at the first need of one.
+    hashes: Option<Arc<BTreeMap<String, String>>>,
+    kept: BTreeMap<Name, Kept>,
+}
+
+struct Kept {
+    document: Document,
+    used: Instant,
+}
+
+#[derive(Clone)]
+struct Document {
+    gzip: Bytes,
+    etag: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Name {
+    V2,
+    V2Protobuf,
+    /// Group and version.
+    V3(String, String),
+}
+
+impl Name {
+    fn content_type(&self) -> &'static str {
+        match self {
+            Name::V2Protobuf => v2::PROTOBUF,
+            _ => JSON,
+        }
+    }
+
+    fn render(&self, kinds: &[Kind], texts: &Descriptions) -> Vec<u8> {
+        let describe = |definition: &str, field: &str| texts.get(definition, field);
+        match self {
+            Name::V2 => v2::document(kinds, &describe).to_string().into_bytes(),
+            Name::V2Protobuf => v2::protobuf(&v2::document(kinds, &describe)),
+            Name::V3(group, version) => v3::document(group, version, kinds, &describe).to_string().into_bytes(),
+        }
+    }
+}
 
 /// `None` where the path is no document.
-pub async fn respond(server: &Arc<Inner>, context: &Context) -> Option<Result<Response<Body>, Status>> {
-    let path = context.info.path.trim_end_matches('/').to_owned();
-    let rest = path.strip_prefix("/openapi/")?.to_owned();
-    let (headers, server) = (context.headers.clone(), server.clone());
-    // Rendering takes milliseconds of CPU: not on the threads that serve others.
-    let rendered = tokio::task::spawn_blocking(move || document(&server, &rest, &headers)).await;
-    match rendered {
-        Ok(response) => response.map(Ok),
-        Err(error) => Some(Err(Status::internal(error))),
+pub async fn respond(server: &Arc<Inner>, context: &Context, method: &Method) -> Option<Result<Response<Body>, Status>> {
+    let rest = context.info.path.strip_prefix("/openapi/")?.trim_end_matches('/');
+    if !matches!(*method, Method::GET | Method::HEAD) {
+        return Some(Ok(reply::text(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed\n")));
     }
+    match rest {
+        "v2" => Some(version_2(server, &context.headers).await),
+        "v3" => Some(index(server, &context.headers).await),
+        _ => {
+            let (group, version) = match rest.strip_prefix("v3/")?.split('/').collect::<Vec<_>>().as_slice() {
+                ["api", version] => (String::new(), (*version).to_owned()),
+                ["apis", group, version] => ((*group).to_owned(), (*version).to_owned()),
+                _ => return None,
+            };
+            catalog::all().iter().find(|kind| kind.facts.group == group && kind.facts.version == version)?;
+            Some(version_3(server, context, group, version).await)
+        }
+    }
+}
+
+async fn version_2(server: &Arc<Inner>, headers: &HeaderMap) -> Result<Response<Body>, Status> {
+    let name = match choose(headers, &[v2::PROTOBUF_ASKED, v2::PROTOBUF]) {
+        Some(JSON) => Name::V2,
+        Some(_) => Name::V2Protobuf,
+        None => return Err(Status::not_acceptable(&[JSON, v2::PROTOBUF])),
+    };
+    let document = server.openapi.get(name.clone()).await?;
+    Ok(send(headers, name.content_type(), &document))
+}
+
+async fn index(server: &Arc<Inner>, headers: &HeaderMap) -> Result<Response<Body>, Status> {
+    let hashes = server.openapi.hashes().await?;
+    let body = v3::index(&hashes).to_string().into_bytes();
+    Ok(send(headers, JSON, &Document { etag: etag(&v3::hash(&body)), gzip: gzip(&body)? }))
+}
+
+async fn version_3(server: &Arc<Inner>, context: &Context, group: String, version: String) -> Result<Response<Body>, Status> {
+    let headers = &context.headers;
+    choose(headers, &[]).ok_or_else(|| Status::not_acceptable(&[JSON]))?;
+    let key = v3::key(&group, &version);
+    let hash = server.openapi.hashes().await?.get(&key).cloned().unwrap_or_default();
+    let asked = context.query.text("hash");
+    if asked.is_some_and(|asked| asked != hash) {
+        return moved(&format!("/openapi/v3/{key}?hash={hash}"));
+    }
+    let etag = etag(&hash);
+    let mut response = match known(headers, &etag) {
+        true => not_modified(&etag),
+        false => send(headers, JSON, &server.openapi.get(Name::V3(group, version)).await?),
+    };
+    if asked.is_some() {
+        let out = response.headers_mut();
+        out.insert(CACHE_CONTROL, HeaderValue::from_static("public, immutable"));
+        if let Some(expires) = in_a_year().and_then(|text| HeaderValue::from_str(&text).ok()) {
+            out.insert(EXPIRES, expires);
+        }
+    }
+    Ok(response)
+}
+
+/// JSON or one of `others`, as the client lists them; `None` where it takes none of them.
+fn choose<'a>(headers: &HeaderMap, others: &[&'a str]) -> Option<&'a str> {
+    let accept = headers.get(ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
+    if accept.trim().is_empty() {
+        return Some(JSON);
+    }
+    accept.split(',').find_map(|clause| match clause.split(';').next().unwrap_or_default().trim() {
+        "*/*" | "application/*" | JSON => Some(JSON),
+        media => others.iter().copied().find(|other| *other == media),
+    })
 }
 
 fn kinds() -> Vec<Kind> {
     catalog::all().iter().filter_map(|kind| Kind::built_in(kind.facts)).collect()
 }
 
-fn document(server: &Inner, rest: &str, headers: &HeaderMap) -> Option<Response<Body>> {
-    let describe: Describe<'_> = &server.describe;
-    match rest {
-        "v2" => {
-            let document = v2::document(&kinds(), describe);
-            let accept = headers.get(ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
-            let protobuf = accept.contains("com.github.proto-openapi.spec.v2");
-            Some(match protobuf {
-                true => send(headers, "application/com.github.proto-openapi.spec.v2.v1.0+protobuf", v2::protobuf(&document)),
-                false => send(headers, "application/json", document.to_string().into_bytes()),
-            })
+impl Documents {
+    async fn get(self: &Arc<Self>, name: Name) -> Result<Document, Status> {
+        let mut state = self.0.lock().await;
+        if let Some(kept) = state.kept.get_mut(&name) {
+            kept.used = Instant::now();
+            return Ok(kept.document.clone());
         }
-        "v3" => {
-            let hashes = server.openapi.0.get_or_init(|| hashes(describe));
-            Some(send(headers, "application/json", v3::index(hashes).to_string().into_bytes()))
+        // Milliseconds of CPU: not on the threads that serve others.
+        let wanted = name.clone();
+        let rendered = tokio::task::spawn_blocking(move || {
+            let body = wanted.render(&kinds(), &Descriptions::load());
+            let document = Document { etag: etag(&v3::hash(&body)), gzip: gzip(&body)? };
+            drop(body);
+            give_back();
+            Ok::<_, Status>(document)
+        });
+        let document = rendered.await.map_err(Status::internal)??;
+        if state.kept.is_empty() {
+            tokio::spawn(forget(self.clone()));
         }
-        _ => {
-            let key = rest.strip_prefix("v3/")?;
-            let (group, version) =
-                key.strip_prefix("api/").map(|version| ("", version)).or_else(|| key.strip_prefix("apis/")?.split_once('/'))?;
-            let kinds = kinds();
-            kinds.iter().any(|kind| kind.group == group && kind.version == version).then_some(())?;
-            let document = v3::document(group, version, &kinds, describe).to_string();
-            Some(send(headers, "application/json", document.into_bytes()))
+        state.kept.insert(name, Kept { document: document.clone(), used: Instant::now() });
+        Ok(document)
+    }
+
+    async fn hashes(&self) -> Result<Arc<BTreeMap<String, String>>, Status> {
+        let mut state = self.0.lock().await;
+        if let Some(hashes) = &state.hashes {
+            return Ok(hashes.clone());
+        }
+        let made = tokio::task::spawn_blocking(|| {
+            let hashes = hashes();
+            give_back();
+            hashes
+        });
+        let hashes = Arc::new(made.await.map_err(Status::internal)?);
+        state.hashes = Some(hashes.clone());
+        Ok(hashes)
+    }
+}
+
+/// Lives while there are documents to forget.
+async fn forget(documents: Arc<Documents>) {
+    loop {
+        tokio::time::sleep(KEPT).await;
+        let mut state = documents.0.lock().await;
+        state.kept.retain(|_, kept| kept.used.elapsed() < KEPT);
+        if state.kept.is_empty() {
+            return;
         }
     }
 }
 
-fn hashes(describe: Describe<'_>) -> BTreeMap<String, String> {
-    let kinds = kinds();
-    let versions: BTreeMap<String, (&str, &str)> =
-        kinds.iter().map(|kind| (v3::key(&kind.group, &kind.version), (kind.group.as_str(), kind.version.as_str()))).collect();
-    let hash = |(key, (group, version)): (String, (&str, &str))| {
-        let document = v3::document(group, version, &kinds, describe).to_string();
-        (key, v3::hash(document.as_bytes()))
-    };
-    versions.into_iter().map(hash).collect()
+/// Returns the freed trees to the system: glibc keeps them otherwise, some ten megabytes that an idle server would go on holding.
+fn give_back() {
+    // SAFETY: malloc_trim takes no pointers and may be called at any time by any thread.
+    unsafe { libc::malloc_trim(0) };
 }
 
-fn send(headers: &HeaderMap, content_type: &'static str, body: Vec<u8>) -> Response<Body> {
-    let etag = format!("\"{}\"", v3::hash(&body));
-    if headers.get(IF_NONE_MATCH).is_some_and(|known| known.as_bytes() == etag.as_bytes()) {
-        let mut response = Response::new(reply::empty());
-        *response.status_mut() = StatusCode::NOT_MODIFIED;
+fn hashes() -> BTreeMap<String, String> {
+    let (kinds, texts) = (kinds(), Descriptions::load());
+    let mut hashes = BTreeMap::new();
+    for kind in &kinds {
+        let name = || Name::V3(kind.group.clone(), kind.version.clone());
+        hashes.entry(v3::key(&kind.group, &kind.version)).or_insert_with(|| v3::hash(&name().render(&kinds, &texts)));
+    }
+    hashes
+}
+
+fn etag(hash: &str) -> String {
+    format!("\"{hash}\"")
+}
+
+fn gzip(body: &[u8]) -> Result<Bytes, Status> {
+    reply::gzip(body).map(Bytes::from).ok_or_else(|| Status::internal("compress an OpenAPI document"))
+}
+
+fn known(headers: &HeaderMap, etag: &str) -> bool {
+    let listed = headers.get(IF_NONE_MATCH).and_then(|known| known.to_str().ok()).unwrap_or_default();
+    listed.split(',').any(|known| known.trim() == etag)
+}
+
+fn send(headers: &HeaderMap, content_type: &'static str, document: &Document) -> Response<Body> {
+    match known(headers, &document.etag) {
+        true => not_modified(&document.etag),
+        false => tagged(whole(headers, content_type, document), &document.etag),
+    }
+}
+
+fn whole(headers: &HeaderMap, content_type: &'static str, document: &Document) -> Response<Body> {
+    let coding = headers.get(ACCEPT_ENCODING).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    if coding.contains("gzip") {
+        let mut response = reply::bytes(StatusCode::OK, content_type, document.gzip.clone());
+        response.headers_mut().insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
         return response;
     }
-    let coding = headers.get(ACCEPT_ENCODING).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let packed = coding.contains("gzip").then(|| reply::gzip(&body)).flatten();
-    let mut response = match &packed {
-        Some(packed) => reply::bytes(StatusCode::OK, content_type, packed.clone()),
-        None => reply::bytes(StatusCode::OK, content_type, body),
-    };
-    let out = response.headers_mut();
-    if packed.is_some() {
-        out.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+    let mut body = Vec::new();
+    match flate2::read::GzDecoder::new(&document.gzip[..]).read_to_end(&mut body) {
+        Ok(_) => reply::bytes(StatusCode::OK, content_type, body),
+        Err(error) => reply::status(&Status::internal(error), crate::negotiate::Format::JSON),
     }
-    out.insert(VARY, HeaderValue::from_static("Accept, Accept-Encoding"));
-    if let Ok(etag) = HeaderValue::from_str(&etag) {
-        out.insert(ETAG, etag);
+}
+
+fn not_modified(etag: &str) -> Response<Body> {
+    let mut response = Response::new(reply::empty());
+    *response.status_mut() = StatusCode::NOT_MODIFIED;
+    tagged(response, etag)
+}
+
+fn tagged(mut response: Response<Body>, etag: &str) -> Response<Body> {
+    let headers = response.headers_mut();
+    headers.insert(VARY, HeaderValue::from_static("Accept-Encoding, Accept"));
+    if let Ok(etag) = HeaderValue::from_str(etag) {
+        headers.insert(ETAG, etag);
     }
     response
+}
+
+/// The client knows an older document: it is sent to the present one.
+fn moved(to: &str) -> Result<Response<Body>, Status> {
+    let mut response = reply::bytes(StatusCode::MOVED_PERMANENTLY, "text/html; charset=utf-8", "");
+    response.headers_mut().insert(LOCATION, HeaderValue::from_str(to).map_err(Status::internal)?);
+    Ok(response)
+}
+
+/// As HTTP writes dates.
+fn in_a_year() -> Option<String> {
+    let then = jiff::Timestamp::now().checked_add(jiff::SignedDuration::from_hours(365 * 24)).ok()?;
+    Some(then.strftime("%a, %d %b %Y %H:%M:%S GMT").to_string())
 }

@@ -21,7 +21,7 @@ use store::{Expect, Store};
 use crate::cache::Caches;
 use crate::context::{Context, WriteOptions};
 use crate::object::{self, Object, meta};
-use admit::Operation;
+use admit::{Admission, Operation};
 use catalog::Kind;
 
 /// Names tried for `generateName` before giving up, as upstream.
@@ -104,12 +104,13 @@ impl Registry {
         options: &WriteOptions,
         owners: Owners,
     ) -> Result<Arc<Object>, Status> {
-        let generated = meta(&object, "name").is_empty() && !meta(&object, "generateName").is_empty();
-        let tries = if generated { GENERATED_NAMES_TRIED } else { 1 };
+        if !(meta(&object, "name").is_empty() && !meta(&object, "generateName").is_empty()) {
+            return self.create_once(context, target, object, options, owners).await;
+        }
         let mut refused = None;
-        for _ in 0..tries {
+        for _ in 0..GENERATED_NAMES_TRIED {
             match self.create_once(context, target, object.clone(), options, owners).await {
-                Err(status) if generated && status.is("AlreadyExists") => refused = Some(status),
+                Err(status) if status.is("AlreadyExists") => refused = Some(status),
                 other => return other,
             }
         }
@@ -128,20 +129,23 @@ impl Registry {
     ) -> Result<Arc<Object>, Status> {
         let kind = target.kind;
         lifecycle::begin_create(kind, target.namespace, &mut object)?;
-        object = self.mutate(context, target, Operation::Create, object, None, options.dry_run).await?;
-        kind.storage.rules.prepare_create(&mut object);
-        lifecycle::finish_create(kind, &mut object)?;
-        let name = meta(&object, "name").to_owned();
+        let mut admission = Admission::new(context, target, Operation::Create, Some(object), None, options.dry_run);
+        admission.mutate(self, context).await?;
+        let (object, _) = admission.parts();
+        kind.storage.rules.prepare_create(object);
+        lifecycle::finish_create(kind, object)?;
+        let name = meta(object, "name").to_owned();
         let target = Target { name: &name, ..target };
-        lifecycle::validate_create(kind, &object)?;
-        for warning in kind.storage.rules.warnings(&object, None) {
+        lifecycle::validate_create(kind, object)?;
+        for warning in kind.storage.rules.warnings(object, None) {
             context.warn(warning);
         }
-        self.judge(context, target, Operation::Create, Some(&object), None, options.dry_run).await?;
-        let reserved =
-            self.services.reserve(kind, &mut object, None, options.dry_run).map_err(|errors| kind.invalid(target.name, &errors))?;
-        own(target, &mut object, None, Part::Main, options, owners);
-        let (key, bytes) = (Bytes::from(target.key()), object::encode(&object));
+        admission.rename(&name);
+        admission.judge(self, context).await?;
+        let (object, _) = admission.parts();
+        let reserved = self.services.reserve(kind, object, None).map_err(|errors| kind.invalid(target.name, &errors))?;
+        own(target, object, None, Part::Main, options, owners);
+        let (key, bytes) = (Bytes::from(target.key()), object::encode(object));
         if options.dry_run {
             return match self.find(target).await? {
                 Some(existing) => Err(already_exists(target, &existing)),
@@ -179,8 +183,10 @@ impl Registry {
             let old = object::decode(&entry.value, entry.mod_revision);
             let new = make(&old)?;
             let unconditional = lifecycle::check_preconditions(target, &new, &old)?;
-            let (new, reserved) = self.updated(context, target, part, options, owners, new, &old).await?;
-            let bytes = object::encode(&new);
+            let mut admission = Admission::new(context, target, Operation::Update, Some(new), Some(old), options.dry_run);
+            let reserved = self.updated(context, target, part, options, owners, &mut admission).await?;
+            let (new, old) = admission.parts();
+            let bytes = object::encode(new);
             if bytes == entry.value {
                 return stored(key, entry.value, entry.mod_revision);
             }
@@ -188,14 +194,14 @@ impl Registry {
                 return stored(key, bytes, entry.mod_revision);
             }
             let expect = Expect::Revision(entry.mod_revision);
-            let outcome = match deletion::completes(&new) {
+            let outcome = match deletion::completes(new) {
                 true => self.store.delete(&key, expect).await.map(|(revision, _)| revision),
                 false => self.store.put(&key, bytes.clone(), expect).await,
             };
             match outcome {
                 Ok(revision) => {
                     reserved.keep();
-                    self.services.release_unused(target.kind, &old, (!deletion::completes(&new)).then_some(&new));
+                    self.services.release_unused(target.kind, old, (!deletion::completes(new)).then_some(&*new));
                     return stored(key, bytes, revision);
                 }
                 Err(store::Error::Conflict { .. } | store::Error::NotFound) if unconditional => {}
@@ -230,8 +236,7 @@ impl Registry {
         }
     }
 
-    /// The object as it will be stored.
-    #[allow(clippy::too_many_arguments)]
+    /// Makes the object what will be stored.
     async fn updated(
         &self,
         context: &Context,
@@ -239,23 +244,24 @@ impl Registry {
         part: Part,
         options: &WriteOptions,
         owners: Owners,
-        mut new: Value,
-        old: &Value,
-    ) -> Result<(Value, service::Reservation<'_>), Status> {
+        admission: &mut Admission,
+    ) -> Result<service::Reservation<'_>, Status> {
         let rules = target.kind.storage.rules;
-        lifecycle::begin_update(target.kind, &mut new, old, part);
-        let mut new = self.mutate(context, target, Operation::Update, new, Some(old), options.dry_run).await?;
-        rules.prepare_update(&mut new, old, part);
-        lifecycle::finish_update(target.kind, &mut new, old, part);
-        lifecycle::validate_update(target, &new, old, part)?;
-        for warning in rules.warnings(&new, Some(old)) {
+        let (new, old) = admission.parts();
+        lifecycle::begin_update(target.kind, new, old, part);
+        admission.mutate(self, context).await?;
+        let (new, old) = admission.parts();
+        rules.prepare_update(new, old, part);
+        lifecycle::finish_update(target.kind, new, old, part);
+        lifecycle::validate_update(target, new, old, part)?;
+        for warning in rules.warnings(new, Some(old)) {
             context.warn(warning);
         }
-        self.judge(context, target, Operation::Update, Some(&new), Some(old), options.dry_run).await?;
-        let reserved = self.services.reserve(target.kind, &mut new, Some(old), options.dry_run);
-        let reserved = reserved.map_err(|errors| target.kind.invalid(target.name, &errors))?;
-        own(target, &mut new, Some(old), part, options, owners);
-        Ok((new, reserved))
+        admission.judge(self, context).await?;
+        let (new, old) = admission.parts();
+        let reserved = self.services.reserve(target.kind, new, Some(old)).map_err(|errors| target.kind.invalid(target.name, &errors))?;
+        own(target, new, Some(old), part, options, owners);
+        Ok(reserved)
     }
 }
 

@@ -68,6 +68,20 @@ pub fn many(kind: &Kind, objects: &[std::sync::Arc<Object>], format: Format, inc
     }
 }
 
+/// A list as a protobuf body, object by object: no tree of the whole list is made. `None` for what has no protobuf form.
+pub fn many_protobuf(kind: &Kind, objects: &[std::sync::Arc<Object>], format: Format, metadata: &Value) -> Option<Vec<u8>> {
+    let values = objects.iter().map(|object| served(kind, object));
+    match format.view {
+        View::Table(_) => None,
+        View::PartialMetadata(version) => {
+            let api_version = format!("meta.k8s.io/{version}");
+            let items = values.map(|value| partial(value, version));
+            crate::codec::list_to_protobuf(&api_version, "PartialObjectMetadataList", metadata, items)
+        }
+        View::Object => crate::codec::list_to_protobuf(&kind.api_version(), kind.facts.list_kind, metadata, values),
+    }
+}
+
 fn without_type(mut value: Value) -> Value {
     if let Some(members) = value.as_object_mut() {
         members.remove("kind");

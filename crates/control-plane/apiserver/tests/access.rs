@@ -93,3 +93,26 @@ async fn a_token_works_as_long_as_its_service_account() {
     api.delete(&format!("{accounts}/bot")).await;
     assert_eq!(ask("/api").await, 401);
 }
+
+#[tokio::test]
+async fn nobody_grants_what_they_do_not_have() {
+    let api = Api::new().await;
+    let jane = || UserInfo::authenticated("jane", &[]);
+    let group = "rbac.authorization.k8s.io";
+    let bindings = "/apis/rbac.authorization.k8s.io/v1/namespaces/default/rolebindings";
+    let bind = |name: &str, role: &str, user: &str| {
+        json!({"metadata": {"name": name}, "roleRef": {"apiGroup": group, "kind": "ClusterRole", "name": role},
+            "subjects": [{"kind": "User", "apiGroup": group, "name": user}]})
+    };
+    assert_eq!(api.post(bindings, bind("a", "admin", "jane")).await.code, 201);
+    api.get(bindings).await;
+    assert_eq!(as_user(&api, jane(), "POST", bindings, bind("b", "view", "joe")).await.code, 201);
+    let refused = as_user(&api, jane(), "POST", bindings, bind("c", "cluster-admin", "joe")).await;
+    assert_eq!(refused.code, 403);
+    assert!(refused.message().contains("is attempting to grant RBAC permissions not currently held"), "{}", refused.message());
+    let roles = "/apis/rbac.authorization.k8s.io/v1/namespaces/default/roles";
+    let role =
+        |resource: &str| json!({"metadata": {"name": resource}, "rules": [{"verbs": ["get"], "apiGroups": [""], "resources": [resource]}]});
+    assert_eq!(as_user(&api, jane(), "POST", roles, role("pods")).await.code, 201);
+    assert_eq!(as_user(&api, jane(), "POST", roles, role("nodes")).await.code, 403);
+}

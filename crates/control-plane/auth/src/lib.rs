@@ -5,6 +5,7 @@
 
 pub mod authenticate;
 pub mod authorize;
+pub mod escalation;
 pub mod pki;
 pub mod rbac;
 pub mod tokens;

@@ -140,6 +140,20 @@ impl Policy {
     }
 }
 
+/// The rules of the role that a binding in `namespace` (empty: cluster-wide) refers to.
+pub fn referred<'a>(role_ref: &Value, namespace: &str, roles: impl Iterator<Item = &'a Value>) -> Vec<Rule> {
+    let cluster = role_ref["kind"] == "ClusterRole";
+    let name = role_ref["name"].as_str().unwrap_or_default();
+    let all: Vec<&Value> = roles.collect();
+    let wanted = |role: &&&Value| meta_text(role, "name") == name && (cluster || meta_text(role, "namespace") == namespace);
+    all.iter().find(wanted).map(|role| rules(role)).unwrap_or_default()
+}
+
+/// The rules of a role object.
+pub fn rules_of(role: &Value) -> Vec<Rule> {
+    rules(role)
+}
+
 fn meta_text<'a>(object: &'a Value, name: &str) -> &'a str {
     object["metadata"][name].as_str().unwrap_or_default()
 }

@@ -1,6 +1,7 @@
 //! Writes that several controllers make: many at once, adoption and release.
 
 use client::{ApiResource, Client, Error, Object, Patch};
+use k8s_openapi::api::core::v1::{Pod, PodTemplateSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use reconcile::PartialObject;
 use serde_json::json;
@@ -82,4 +83,19 @@ async fn patch_owners<K: Object>(client: &Client, dependent: &ObjectMeta, patch:
     let resource = ApiResource::of::<K>();
     let answer: PartialObject = client.patch_of(&resource, dependent.namespace.as_deref(), name, &Patch::Strategic(patch), "").await?;
     Ok(answer.metadata.resource_version)
+}
+
+/// A pod of `template` named by the server after its owner.
+pub(crate) fn pod_from(template: PodTemplateSpec, namespace: Option<String>, owner_name: &str, owner: OwnerReference) -> Pod {
+    let meta = template.metadata.unwrap_or_default();
+    let metadata = ObjectMeta {
+        namespace,
+        generate_name: Some(format!("{owner_name}-")),
+        labels: meta.labels,
+        annotations: meta.annotations,
+        finalizers: meta.finalizers,
+        owner_references: Some(vec![owner]),
+        ..ObjectMeta::default()
+    };
+    Pod { metadata, spec: template.spec, status: None }
 }

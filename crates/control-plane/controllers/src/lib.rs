@@ -12,21 +12,26 @@
 mod act;
 mod context;
 mod discovery;
+mod hash;
+mod history;
 mod pods;
 mod selector;
 mod service;
 
 mod cluster_role_aggregation;
+mod daemon_set;
 mod deployment;
 mod endpoint_slice;
 mod endpoints;
 mod garbage_collector;
+mod job;
 mod namespace;
 mod node_lifecycle;
 mod pod_gc;
 mod replicaset;
 mod root_ca;
 mod service_account;
+mod stateful_set;
 mod taint_eviction;
 
 use std::pin::Pin;
@@ -55,6 +60,9 @@ fn all() -> Vec<Controller> {
     vec![
         controller!(deployment),
         controller!(replicaset),
+        controller!(daemon_set),
+        controller!(stateful_set),
+        controller!(job),
         controller!(endpoint_slice),
         controller!(endpoints),
         controller!(garbage_collector),

@@ -119,7 +119,7 @@ fn plan(pod: &Pod, taints: &[&Taint], now: Timestamp) -> Plan {
     }
 }
 
-fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
+pub(crate) fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
     let filled = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
     let effect = filled(&toleration.effect).is_none_or(|effect| effect == taint.effect);
     let key = filled(&toleration.key).is_none_or(|key| key == taint.key);

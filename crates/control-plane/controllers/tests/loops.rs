@@ -36,6 +36,7 @@ fn cluster() -> Cluster {
         ("v1", "services", "Service", true),
         ("v1", "endpoints", "Endpoints", true),
         ("discovery.k8s.io/v1", "endpointslices", "EndpointSlice", true),
+        ("batch/v1", "jobs", "Job", true),
         ("v1", "configmaps", "ConfigMap", true),
         ("v1", "serviceaccounts", "ServiceAccount", true),
         ("apps/v1", "replicasets", "ReplicaSet", true),
@@ -229,4 +230,64 @@ async fn a_deleted_namespace_is_emptied_before_it_goes() {
     cluster.client.delete::<Namespace>(None, "a", &Default::default()).await.unwrap();
     until("the namespace gone", || cluster.api.get("/api/v1/namespaces", "", "a").is_none()).await;
     assert!(cluster.api.all(DEPLOYMENTS).is_empty() && cluster.api.all("/api/v1/serviceaccounts").is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_job_counts_each_end_once_and_leaves_no_finalizer_behind() {
+    let cluster = cluster();
+    let template = json!({"metadata": {"labels": {"job": "j"}}, "spec": {"containers": [{"name": "c"}], "restartPolicy": "Never"}});
+    let spec = json!({"completions": 10, "parallelism": 3, "template": template});
+    let job: k8s_openapi::api::batch::v1::Job =
+        serde_json::from_value(json!({"metadata": {"namespace": "a", "name": "j"}, "spec": spec})).unwrap();
+    cluster.client.create(&job).await.unwrap();
+    let api = cluster.api.clone();
+    let complete = || condition(&api.get("/apis/batch/v1/jobs", "a", "j").unwrap(), "Complete")["status"] == "True";
+    until("complete", || {
+        for pod in api.all(PODS).iter().filter(|pod| pod["status"]["phase"] == "Running") {
+            api.edit(PODS, "a", pod["metadata"]["name"].as_str().unwrap(), |pod| pod["status"]["phase"] = json!("Succeeded"));
+        }
+        complete()
+    })
+    .await;
+    assert_eq!((created(&api), api.get("/apis/batch/v1/jobs", "a", "j").unwrap()["status"]["succeeded"].clone()), (10, json!(10)));
+    cluster.client.delete::<k8s_openapi::api::batch::v1::Job>(Some("a"), "j", &DeleteParams::background()).await.unwrap();
+    until("no pods", || api.all(PODS).is_empty()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stateful_set_rolls_its_numbered_pods_and_a_daemon_set_follows_the_nodes() {
+    use k8s_openapi::api::apps::v1::{DaemonSet, StatefulSet};
+    use k8s_openapi::api::core::v1::Node;
+    let cluster = cluster();
+    let api = cluster.api.clone();
+    let template = |image: &str| json!({"metadata": {"labels": {"app": "db"}}, "spec": {"containers": [{"name": "c", "image": image}]}});
+    let spec = json!({"replicas": 3, "serviceName": "db", "selector": {"matchLabels": {"app": "db"}}, "template": template("v1"),
+        "volumeClaimTemplates": [{"metadata": {"name": "data"}, "spec": {}}]});
+    let set: StatefulSet = serde_json::from_value(json!({"metadata": {"namespace": "a", "name": "db"}, "spec": spec})).unwrap();
+    cluster.client.create(&set).await.unwrap();
+    let of = |image: &str| {
+        let all = api.all(PODS);
+        let of_image = all.iter().filter(|pod| pod["spec"]["containers"][0]["image"] == image && pod["status"]["phase"] == "Running");
+        of_image.map(|pod| pod["metadata"]["name"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    until("three numbered pods", || of("v1") == ["db-0", "db-1", "db-2"]).await;
+    assert!(api.get("/api/v1/persistentvolumeclaims", "a", "data-db-2").is_some());
+    api.edit("/apis/apps/v1/statefulsets", "a", "db", |set| set["spec"]["template"] = template("v2"));
+    until("rolled", || of("v2") == ["db-0", "db-1", "db-2"]).await;
+    assert_eq!(api.all("/apis/apps/v1/controllerrevisions").len(), 2);
+
+    let node = |name: &str| -> Node {
+        let ready = json!([{"type": "Ready", "status": "True", "lastHeartbeatTime": "2026-01-01T00:00:00Z"}]);
+        serde_json::from_value(json!({"metadata": {"name": name}, "status": {"conditions": ready}})).unwrap()
+    };
+    cluster.client.create(&node("n1")).await.unwrap();
+    let template = json!({"metadata": {"labels": {"app": "agent"}}, "spec": {"containers": [{"name": "c", "image": "agent"}]}});
+    let spec = json!({"selector": {"matchLabels": {"app": "agent"}}, "template": template});
+    let agent: DaemonSet = serde_json::from_value(json!({"metadata": {"namespace": "a", "name": "agent"}, "spec": spec})).unwrap();
+    cluster.client.create(&agent).await.unwrap();
+    until("a daemon", || of("agent").len() == 1).await;
+    cluster.client.create(&node("n2")).await.unwrap();
+    until("two daemons", || of("agent").len() == 2).await;
+    let ready = || api.get("/apis/apps/v1/daemonsets", "a", "agent").unwrap()["status"]["numberReady"] == 2;
+    until("both counted", ready).await;
 }

@@ -123,9 +123,17 @@ impl Cgroup {
     }
 
     fn set_devices(&self, limits: &Limits) -> Result<()> {
-        let (Some(rules), Some(directory)) = (&limits.devices, self.v1("devices")) else { return Ok(()) };
-        self.write_in(Some(directory), "devices.deny", "a")?;
-        rules.iter().try_for_each(|rule| self.write_in(Some(directory), "devices.allow", &rule.line()))
+        let Some(rules) = &limits.devices else { return Ok(()) };
+        if let Some(directory) = self.v1("devices") {
+            self.write_in(Some(directory), "devices.deny", "a")?;
+            return rules.iter().try_for_each(|rule| self.write_in(Some(directory), "devices.allow", &rule.line()));
+        }
+        let Some(directory) = self.unified() else { return Ok(()) };
+        let restrict = || {
+            let directory = openat(&directory.fd, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+            crate::devices::restrict(directory.as_fd(), rules)
+        };
+        restrict().map_err(file_error("restrict the devices of", &self.path))
     }
 
     fn enter_cpuset(&mut self) -> Result<()> {
@@ -144,20 +152,23 @@ impl Cgroup {
         Ok(())
     }
 
-    /// Descriptors of `cgroup.procs` in every hierarchy: a process that writes `0` into each has joined.
+    /// Descriptors of `cgroup.procs` in the v1 hierarchies: a process that writes `0` into each has joined. For the unified one see
+    /// [`Cgroup::birthplace`].
     pub fn join_fds(&self) -> Result<Vec<OwnedFd>> {
         let open = |d: &Directory| openat(&d.fd, "cgroup.procs", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty());
-        self.directories.iter().map(|d| open(d).map_err(|e| file_error("open cgroup.procs of", &self.path)(e.into()))).collect()
+        let v1 = self.directories.iter().filter(|d| !d.hierarchy.unified);
+        v1.map(|d| open(d).map_err(|e| file_error("open cgroup.procs of", &self.path)(e.into()))).collect()
+    }
+
+    /// The unified hierarchy's directory, for CLONE_INTO_CGROUP (Linux 5.7). A process born there need not be moved: the
+    /// first move after a pause waits 5 to 20 ms for an RCU grace period, and every fork and exit on the machine waits with it.
+    pub fn birthplace(&self) -> Option<OwnedFd> {
+        self.unified()?.fd.try_clone().ok()
     }
 
     /// `cgroup.kill` of the unified hierarchy: writing `1` kills all atomically (Linux 5.14).
     pub fn kill_fd(&self) -> Option<OwnedFd> {
         openat(&self.unified()?.fd, "cgroup.kill", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()).ok()
-    }
-
-    /// The unified hierarchy's directory, for CLONE_INTO_CGROUP.
-    pub fn unified_fd(&self) -> Option<OwnedFd> {
-        self.unified()?.fd.try_clone().ok()
     }
 
     pub fn add(&self, pid: i32) -> Result<()> {

@@ -8,6 +8,7 @@
 //!
 //! Tasks: none; every call is a few small reads or writes of kernel files. The crate knows no Kubernetes kinds.
 
+mod devices;
 mod group;
 mod hierarchy;
 mod limits;

@@ -21,7 +21,7 @@ pub struct Limits {
     pub hugepages: Vec<HugepageLimit>,
     /// v2 file names and values, written as given.
     pub unified: Vec<(String, String)>,
-    /// v1 only: what remains allowed after everything is denied. Absent leaves devices as inherited.
+    /// What remains allowed after everything is denied; set once per group. Absent leaves devices as inherited.
     pub devices: Option<Vec<DeviceRule>>,
 }
 

@@ -55,3 +55,20 @@ fn a_value_the_kernel_refuses_is_an_error_that_names_the_file() {
     assert!(error.to_string().contains("cpuset.cpus"), "{error}");
     root.remove_all().unwrap();
 }
+
+#[test]
+fn devices_that_are_not_allowed_are_closed_on_the_unified_hierarchy_too() {
+    let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let unified: Vec<_> = cgroups::parse_mountinfo(&table).into_iter().filter(|h| h.unified).collect();
+    let root = Root::with(unified, &format!("sternpost-test-devices-{}", std::process::id())).expect("a unified hierarchy");
+    let mut group = root.create("pod").unwrap();
+    let allow = |minor, access: &str| cgroups::DeviceRule { kind: 'c', major: Some(1), minor: Some(minor), access: access.into() };
+    group.set(&Limits { devices: Some(vec![allow(3, "rwm"), allow(5, "r")]), ..Limits::default() }).unwrap();
+    let script = "read go; head -c1 /dev/zero && echo -n a; echo x > /dev/null && echo -n b; head -c1 /dev/urandom || echo -n c; (: > /dev/zero) || echo d";
+    let mut child =
+        Command::new("sh").args(["-c", script]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    group.add(child.id() as i32).unwrap();
+    std::io::Write::write_all(&mut child.stdin.take().unwrap(), b"go\n").unwrap();
+    assert_eq!(String::from_utf8_lossy(&child.wait_with_output().unwrap().stdout), "\0abcd\n");
+    root.remove_all().unwrap();
+}

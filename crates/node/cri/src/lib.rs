@@ -9,7 +9,7 @@
 
 pub mod contract;
 mod error;
-mod service;
+pub mod service;
 pub mod streams;
 #[allow(clippy::all, missing_docs)]
 pub mod v1;

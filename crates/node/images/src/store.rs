@@ -86,6 +86,7 @@ impl Store {
     pub fn open(directory: impl Into<PathBuf>) -> Result<Arc<Self>> {
         let directory = directory.into();
         std::fs::create_dir_all(directory.join("layers")).map_err(io_error(format!("create {}/layers", directory.display())))?;
+        let directory = directory.canonicalize().map_err(io_error(format!("find {}", directory.display())))?;
         let ingest = directory.join("ingest");
         if ingest.exists() {
             std::fs::remove_dir_all(&ingest).map_err(io_error("remove partial downloads"))?;
@@ -201,15 +202,19 @@ impl Store {
             removed: false,
         };
         let mut state = self.lock();
-        state.images.retain(|_, image| !image.tags.contains(&reference));
+        // An earlier one may have containers; its root goes with the last of them.
+        for old in state.images.values_mut().filter(|old| old.tags.contains(&reference)) {
+            (old.removed, old.pinned) = (true, false);
+            old.tags.clear();
+        }
         state.images.insert(id, image.clone());
         self.save(&state)?;
         Ok(image)
     }
 
     /// Registers an image made of one statically linked executable: `program` (such as `/toolbox`) beside the directories and users
-    /// that every container expects. A changed executable gets a new root, so that running containers keep theirs.
-    pub fn add_executable(&self, name: &str, config: ImageConfig, executable: &Path, program: &str) -> Result<Image> {
+    /// that every container expects, and `links` to it in `/bin`. A changed executable gets a new root, so that running containers keep theirs.
+    pub fn add_executable(&self, name: &str, config: ImageConfig, executable: &Path, program: &str, links: &[&str]) -> Result<Image> {
         let source = executable.canonicalize().map_err(io_error(format!("find {}", executable.display())))?;
         let metadata = std::fs::metadata(&source).map_err(io_error(format!("find {}", source.display())))?;
         use std::os::unix::fs::MetadataExt;
@@ -218,7 +223,7 @@ impl Store {
         let root = self.directory.join("builtin").join(hex(&Sha256::digest(version)));
         if !root.is_dir() {
             let temporary = self.temporary()?;
-            build_root(&temporary, &source, program).map_err(io_error(format!("make the image {name}")))?;
+            build_root(&temporary, &source, program, links).map_err(io_error(format!("make the image {name}")))?;
             std::fs::create_dir_all(self.directory.join("builtin")).map_err(io_error("make the directory of built-in images"))?;
             std::fs::rename(&temporary, &root).map_err(io_error(format!("make the image {name}")))?;
         }
@@ -256,10 +261,12 @@ impl Store {
     }
 
     fn remove_layers(&self, layers: &[PathBuf]) {
-        for layer in layers.iter().filter(|layer| layer.is_relative()) {
-            let path = self.directory.join("layers").join(layer);
+        // A built-in image's directory is somebody else's, unless it was made here.
+        for layer in layers.iter().filter(|layer| layer.is_relative() || layer.starts_with(self.directory.join("builtin"))) {
+            let path = self.layer_path(layer);
             // Renamed first: a half-removed layer must never look like a whole one.
-            let doomed = self.directory.join("ingest").join(format!("removed-{}", layer.display()));
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            let doomed = self.directory.join("ingest").join(format!("removed-{name}"));
             if std::fs::rename(&path, &doomed).is_ok()
                 && let Err(error) = std::fs::remove_dir_all(&doomed)
             {
@@ -269,14 +276,18 @@ impl Store {
     }
 }
 
-fn build_root(root: &Path, executable: &Path, program: &str) -> std::io::Result<()> {
+fn build_root(root: &Path, executable: &Path, program: &str, links: &[&str]) -> std::io::Result<()> {
     use std::os::unix::fs::PermissionsExt;
-    for (name, mode) in [("dev", 0o755), ("etc", 0o755), ("proc", 0o555), ("sys", 0o555), ("tmp", 0o1777), ("root", 0o700)] {
+    for (name, mode) in [("bin", 0o755), ("dev", 0o755), ("etc", 0o755), ("proc", 0o555), ("sys", 0o555), ("tmp", 0o1777), ("root", 0o700)]
+    {
         std::fs::create_dir_all(root.join(name))?;
         std::fs::set_permissions(root.join(name), std::fs::Permissions::from_mode(mode))?;
     }
-    std::fs::write(root.join("etc/passwd"), "root:x:0:0:root:/root:/toolbox\nnobody:x:65534:65534:nobody:/:/toolbox\n")?;
+    std::fs::write(root.join("etc/passwd"), "root:x:0:0:root:/root:/bin/false\nnobody:x:65534:65534:nobody:/:/bin/false\n")?;
     std::fs::write(root.join("etc/group"), "root:x:0:\ntty:x:5:\nnogroup:x:65534:\n")?;
+    for link in links {
+        std::os::unix::fs::symlink(program, root.join("bin").join(link))?;
+    }
     let target = root.join(program.trim_start_matches('/'));
     // A hard link shares the page cache with the running binary; another file system needs a copy.
     std::fs::hard_link(executable, &target).or_else(|_| std::fs::copy(executable, &target).map(drop))?;
@@ -356,7 +367,8 @@ mod tests {
     fn an_executable_becomes_an_image_once() {
         let (directory, store) = store();
         let config = ImageConfig { entrypoint: vec!["/toolbox".into()], ..ImageConfig::default() };
-        let add = || store.add_executable("sternpost.io/toolbox", config.clone(), Path::new("/proc/self/exe"), "/toolbox").unwrap();
+        let add =
+            || store.add_executable("sternpost.io/toolbox", config.clone(), Path::new("/proc/self/exe"), "/toolbox", &["cat"]).unwrap();
         let (first, again) = (add(), add());
         assert_eq!(first, again);
         let root = store.lease(&first.id).unwrap().layers().remove(0);
@@ -364,7 +376,13 @@ mod tests {
         assert!(store.resolve("sternpost.io/toolbox:latest").unwrap().pinned);
         store.remove("sternpost.io/toolbox").unwrap();
         assert_eq!(store.list().len(), 1);
+        let other = directory.path().join("other");
+        std::fs::copy("/proc/self/exe", &other).unwrap();
+        store.add_executable("sternpost.io/toolbox", config.clone(), &other, "/toolbox", &[]).unwrap();
+        assert_eq!(store.list().len(), 1);
+        store.collect_garbage();
         assert_eq!(std::fs::read_dir(directory.path().join("builtin")).unwrap().count(), 1);
+        assert!(!root.exists());
     }
 
     #[test]

@@ -1,3 +1,280 @@
-//! The kubelet.
+//! The node agent: runs the pods that the API binds to this node, behind the CRI contract, and says how they are.
+//!
+//! The way in is [`run`]. Each pod has one key (its uid) in one queue; [`worker`] reconciles it: *observe* the runtime
+//! ([`observe`]), *plan* ([`plan`], pure), *act* ([`act`], [`pull`]), until nothing is left to do, then [`status`] says to the API how
+//! the pod is. A wake-up carries the uid and no hint; it comes from the pod watch, runtime events, probe verdicts, a changed ConfigMap
+//! or Secret, the end of a pull, stop or hook, or the time that the plan named.
+//!
+//! Read in this order: [`config`], [`podspec`], [`world`], [`plan`], [`status`], [`worker`], [`act`], [`pull`], [`mounts`], [`objects`],
+//! [`crispec`], [`env`], [`dns`], [`probe`], [`node`], [`server`], [`logs`].
+//!
+//! Tasks: one per reconcile (bounded), one timer for all probes, one each for the runtime's events, the Node's status and Lease, the
+//! server, and one per pull, stop and hook under way. Restart: what runs is found again through the labels of its sandbox and goes on;
+//! pods that the API deleted meanwhile are removed once the API's list is known. Nothing of this depends on the API being up.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
+
+use client::Client;
+use cri::{ImageService, RuntimeService, v1};
+use futures_util::StreamExt;
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Pod, Service};
+use reconcile::{Cache, Cached, EventKind, EventRecorder, Queue, Scope};
+use stdx::{Backoff, Drain};
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+
+pub mod act;
+pub mod config;
+pub mod crispec;
+pub mod dns;
+pub mod env;
 pub mod logs;
+pub mod mounts;
+pub mod node;
+pub mod objects;
+pub mod observe;
+pub mod plan;
+pub mod podspec;
+pub mod probe;
+pub mod pull;
 pub mod server;
+pub mod status;
+mod tls;
+pub mod worker;
+pub mod world;
+
+pub use config::{Config, Tls};
+
+use node::Machine;
+use probe::Probes;
+use worker::{Agent, Record, lock};
+
+/// Reconciles under way at once; starts are bounded more tightly by `Config::starts_max`.
+const WORKERS: usize = 512;
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("make {path}: {source}")]
+    Directory { path: String, source: std::io::Error },
+    #[error("serve on port {port}: {source}")]
+    Listen { port: u16, source: std::io::Error },
+    #[error("TLS of the kubelet's server: {0}")]
+    Tls(String),
+}
+
+/// Runs the node until `drain`; pods keep running afterwards.
+pub async fn run(
+    config: Config,
+    client: Client,
+    runtime: Arc<dyn RuntimeService>,
+    images: Arc<dyn ImageService>,
+    drain: Drain,
+) -> Result<(), Error> {
+    for directory in [&config.data_directory, &config.runtime_directory, &config.log_directory] {
+        std::fs::create_dir_all(directory).map_err(|source| Error::Directory { path: directory.display().to_string(), source })?;
+    }
+    let listening = match &config.tls {
+        Some(tls) => Some((tls::server_config(tls)?, listen(config.port).await?)),
+        None => None,
+    };
+    let machine = Machine::look(&config.data_directory);
+    let client = client.named("kubelet");
+    let (agent, pods) = start(config, client, runtime, images, machine, &drain);
+    let port = listening.as_ref().and_then(|(_, listener)| listener.local_addr().ok()).map_or(agent.config.port, |address| address.port());
+    let server = tokio::spawn(serve(agent.clone(), listening, drain.clone()));
+    let events = tokio::spawn(drain.clone().run_owned(follow_runtime(agent.clone())));
+    let node = tokio::spawn(agent.clone().keep_node(machine, port, drain.clone()));
+    let orphans = tokio::spawn(drain.clone().run_owned(adopt_orphans(agent.clone(), pods)));
+    let reconciler = agent.clone();
+    reconcile::run("kubelet", agent.queue.clone(), WORKERS, drain.clone(), move |uid| reconciler.clone().reconcile(uid)).await;
+    let _ = futures_util::future::join4(events, node, orphans, server).await;
+    Ok(())
+}
+
+async fn listen(port: u16) -> Result<TcpListener, Error> {
+    // Both families where the host has IPv6.
+    let both = TcpListener::bind((std::net::Ipv6Addr::UNSPECIFIED, port)).await;
+    let listener = match both {
+        Err(error) if error.kind() != std::io::ErrorKind::AddrInUse => TcpListener::bind((std::net::Ipv4Addr::UNSPECIFIED, port)).await,
+        other => other,
+    };
+    listener.map_err(|source| Error::Listen { port, source })
+}
+
+async fn serve(agent: Arc<Agent>, listening: Option<(Arc<rustls::ServerConfig>, TcpListener)>, drain: Drain) {
+    let Some((tls, listener)) = listening else { return };
+    let config = serde_json::json!({"kubeletconfig": {
+        "kind": "KubeletConfiguration", "apiVersion": "kubelet.config.k8s.io/v1beta1",
+        "port": agent.config.port, "maxPods": agent.config.pods_max, "clusterDomain": agent.config.cluster_domain,
+        "clusterDNS": agent.config.cluster_dns, "resolvConf": agent.config.resolv_conf,
+    }});
+    let server = server::Server {
+        node_name: agent.config.node_name.clone(),
+        runtime: agent.runtime.clone(),
+        allowed: agent.config.server_users.clone(),
+        pods: agent,
+        config,
+    };
+    Arc::new(server).serve(listener, tls, drain).await;
+}
+
+impl server::Pods for Agent {
+    fn list(&self) -> Vec<Arc<Pod>> {
+        let records: Vec<Arc<Record>> = lock(&self.records).values().cloned().collect();
+        records.iter().map(|record| record.view()).filter(|(_, gone)| !gone).map(|(pod, _)| pod).collect()
+    }
+    fn get(&self, namespace: &str, name: &str) -> Option<Arc<Pod>> {
+        self.list().into_iter().find(|pod| podspec::namespace(pod) == namespace && podspec::name(pod) == name)
+    }
+}
+
+/// `Drain::run` that owns its drain, for spawned tasks.
+trait RunOwned {
+    fn run_owned<T>(self, work: impl Future<Output = T> + Send) -> impl Future<Output = Option<T>> + Send;
+}
+impl RunOwned for Drain {
+    async fn run_owned<T>(self, work: impl Future<Output = T> + Send) -> Option<T> {
+        self.run(work).await
+    }
+}
+
+fn start(
+    config: Config,
+    client: Client,
+    runtime: Arc<dyn RuntimeService>,
+    images: Arc<dyn ImageService>,
+    machine: Machine,
+    drain: &Drain,
+) -> (Arc<Agent>, Cache<Pod>) {
+    let queue: Queue<String> = Queue::new();
+    let waker = queue.clone();
+    let recorder = EventRecorder::start(&client, "kubelet", Some(&config.node_name), drain.clone());
+    let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
+    let starts = if config.starts_max == 0 { cores * 2 } else { config.starts_max };
+    let resolver = std::fs::read_to_string(dns::host_file(&config.resolv_conf)).unwrap_or_default();
+    let scope = Scope::fields(format!("spec.nodeName={}", config.node_name));
+    let agent = Arc::new(Agent {
+        recorder,
+        objects: objects::Objects::new(&client, Arc::new(move |uid| waker.add(uid.to_owned())), drain),
+        records: Mutex::new(HashMap::new()),
+        starts: Semaphore::new(starts),
+        probes: OnceLock::new(),
+        services: Cache::<Service>::start(&client, Scope::all(), drain.clone()),
+        pulling: Mutex::default(),
+        host_dns: dns::parse(&resolver),
+        cpu_milli: node::allocatable(&config, machine, "cpu"),
+        memory_bytes: node::allocatable(&config, machine, "memory"),
+        started_at: Timestamp::now(),
+        config,
+        client: client.clone(),
+        runtime,
+        images,
+        queue,
+    });
+    let _ = agent.probes.set(start_probes(&agent, drain));
+    let pods = Cache::<Pod>::start(&client, scope, drain.clone());
+    let watching = agent.clone();
+    pods.on_change(move |old, new| on_pod(&watching, old, new));
+    (agent, pods)
+}
+
+fn start_probes(agent: &Arc<Agent>, drain: &Drain) -> Probes {
+    let runtime = agent.runtime.clone();
+    let queue = agent.queue.clone();
+    // Weak: the agent owns the probes.
+    let teller = Arc::downgrade(agent);
+    Probes::start(
+        Arc::new(move |target| Box::pin(probe::check::check(runtime.clone(), target))),
+        Arc::new(move |uid, target, message| {
+            let Some((agent, record)) = teller.upgrade().and_then(|agent| agent.record(uid).map(|record| (agent, record))) else { return };
+            let pod = lock(&record.wish).pod.clone();
+            let scene = worker::Scene { record, pod, observed: observe::Observed::default() };
+            let about = scene.container_reference(&target.container.name);
+            agent.event(&about, EventKind::Warning, "Unhealthy", format!("{} probe failed: {message}", target.kind.as_str()));
+        }),
+        Arc::new(move |uid| queue.add(uid.to_owned())),
+        drain.clone(),
+    )
+}
+
+/// The API's word on a pod changed.
+fn on_pod(agent: &Agent, old: Option<&Arc<Pod>>, new: Option<&Arc<Pod>>) {
+    let (pod, gone) = match (old, new) {
+        (_, Some(new)) => (new, false),
+        (Some(old), None) => (old, true),
+        (None, None) => return,
+    };
+    let uid = pod.uid().to_owned();
+    let mut records = lock(&agent.records);
+    match records.get(&uid) {
+        Some(record) => {
+            let mut wish = lock(&record.wish);
+            wish.pod = pod.clone();
+            wish.gone = gone;
+        }
+        None if gone => return,
+        None => drop(records.insert(uid.clone(), Arc::new(Record::new(&uid, pod.clone(), false)))),
+    }
+    drop(records);
+    agent.queue.add(uid);
+}
+
+/// Runtime events wake their pods; when the stream breaks, everything is looked at once more.
+async fn follow_runtime(agent: Arc<Agent>) {
+    let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(30));
+    loop {
+        match agent.runtime.get_container_events().await {
+            Ok(mut events) => {
+                agent.known().into_iter().for_each(|uid| agent.queue.add(uid));
+                while let Some(Ok(event)) = events.next().await {
+                    backoff.reset();
+                    if let Some(uid) = event.pod_sandbox_status.and_then(|status| status.metadata).map(|metadata| metadata.uid) {
+                        agent.queue.add(uid);
+                    }
+                }
+            }
+            Err(error) => tracing::warn!(%error, "follow the runtime's events; will retry"),
+        }
+        tokio::time::sleep(backoff.next_wait()).await;
+    }
+}
+
+/// Once the API's list is known, what runs here for a pod that is not on it is stopped and removed, and so is what lies on the disk.
+async fn adopt_orphans(agent: Arc<Agent>, pods: Cache<Pod>) {
+    pods.synced().await;
+    let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(30));
+    let sandboxes = loop {
+        match agent.runtime.list_pod_sandbox(v1::ListPodSandboxRequest::default()).await {
+            Ok(answer) => break answer.items,
+            Err(error) => tracing::warn!(%error, "list sandboxes; will retry"),
+        }
+        tokio::time::sleep(backoff.next_wait()).await;
+    };
+    for metadata in sandboxes.into_iter().filter_map(|sandbox| sandbox.metadata) {
+        adopt_orphan(&agent, &metadata.uid, &metadata.namespace, &metadata.name);
+    }
+    let directories = [&agent.config.data_directory, &agent.config.runtime_directory].map(|directory| directory.join("pods"));
+    for entry in directories.iter().filter_map(|directory| std::fs::read_dir(directory).ok()).flatten().flatten() {
+        if let Some(uid) = entry.file_name().to_str() {
+            adopt_orphan(&agent, uid, "", "");
+        }
+    }
+}
+
+fn adopt_orphan(agent: &Agent, uid: &str, namespace: &str, name: &str) {
+    let mut records = lock(&agent.records);
+    if uid.is_empty() || records.contains_key(uid) {
+        return;
+    }
+    tracing::info!(uid, namespace, name, "removing what is left of a deleted pod");
+    let mut pod = Pod::default();
+    pod.metadata.uid = Some(uid.into());
+    pod.metadata.namespace = Some(namespace.into());
+    pod.metadata.name = Some(name.into());
+    records.insert(uid.into(), Arc::new(Record::new(uid, Arc::new(pod), true)));
+    drop(records);
+    agent.queue.add(uid.into());
+}

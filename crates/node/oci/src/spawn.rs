@@ -13,8 +13,10 @@ pub struct Handles<'a> {
     pub rootfs: Option<BorrowedFd<'a>>,
     /// Detached mounts for [`crate::Source::Tree`].
     pub trees: &'a [OwnedFd],
-    /// `cgroup.procs` of every hierarchy to join, see `cgroups::Cgroup::join_fds`.
+    /// `cgroup.procs` of every v1 hierarchy to join, see `cgroups::Cgroup::join_fds`.
     pub join: &'a [OwnedFd],
+    /// The v2 control group to be born in.
+    pub birthplace: Option<BorrowedFd<'a>>,
     /// Standard input, output, error; unused with a terminal.
     pub stdio: [Option<BorrowedFd<'a>>; 3],
     /// For [`PidNamespace::Join`].
@@ -67,7 +69,7 @@ unsafe fn fork(
         sys::setns(namespace, libc::CLONE_NEWPID)?;
     }
     // SAFETY: single-threaded by contract.
-    let forked = unsafe { sys::fork(flags, None) };
+    let forked = unsafe { sys::fork(flags, handles.birthplace) };
     match forked {
         Ok(None) => {
             drop(channel);

@@ -178,7 +178,7 @@ impl Inner {
         let host_ipc = namespaces.ipc == v1::NamespaceMode::Node as i32;
         let spec = plan::spec(&config, Surroundings { process, pid, host_ipc, volumes, devices, v1_controllers });
         let join = group.join_fds()?;
-        let kill = group.kill_fd();
+        let (birthplace, kill) = (group.birthplace(), group.kill_fd());
         let start = Start {
             container: container.id.clone(),
             spec,
@@ -187,10 +187,11 @@ impl Inner {
             stdin_once: config.stdin_once,
             trees: trees.len(),
             join: join.len(),
+            birthplace: birthplace.is_some(),
             kill: kill.is_some(),
         };
         let log = open_log(&record.log_path)?;
-        let descriptors = [rootfs, log].into_iter().chain(trees).chain(join).chain(kill).collect();
+        let descriptors = [rootfs, log].into_iter().chain(trees).chain(join).chain(birthplace).chain(kill).collect();
         Ok(Prepared { start, descriptors })
     }
 

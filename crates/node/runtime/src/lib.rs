@@ -1,11 +1,11 @@
 //! The embedded container runtime: CRI in-process, a small shim process per pod, no pause container, no tokio near a fork.
 //!
-//! [`Runtime::open`] re-adopts what an earlier daemon left running and returns the implementation of [`cri::RuntimeService`]. Per pod it re-execs its own
-//! binary as a [`shim`] (so `main` must begin with [`is_shim_invocation`]), which holds the pod's namespaces, starts processes through `oci`, writes
+//! [`Runtime::open`] re-adopts what an earlier daemon left running and returns the implementation of [`cri::RuntimeService`]. Per pod there is a [`shim`], forked from
+//! one re-exec of the own binary (so `main` must begin with [`is_shim_invocation`]), which holds the pod's namespaces, starts processes through `oci`, writes
 //! logs and keeps exit codes. The daemon does everything that needs names on the host: control groups, image layers, volumes, log
 //! files; it passes them on as descriptors.
 //!
-//! Reading order: [`protocol`] (what daemon and shim say), [`shim`], `connection` (the daemon's end), `record` (what is on disk), `plan`
+//! Reading order: [`protocol`] (what daemon and shim say), [`shim`], `nursery` and `connection` (the daemon's ends), `record` (what is on disk), `plan`
 //! (CRI's words to a `Spec`, pure), `sandbox`, `container`, `exec`, `stats`, `recover`, `service` (the trait).
 //!
 //! Tasks: one per pod, reading its shim's socket. Channels: a broadcast of container events (bounded; a reader that lags is
@@ -14,6 +14,7 @@
 mod connection;
 mod container;
 mod exec;
+mod nursery;
 mod plan;
 mod protocol;
 mod record;
@@ -27,6 +28,9 @@ mod stats;
 use std::path::PathBuf;
 
 pub use state::Runtime;
+
+/// The shims' control group below the root.
+pub(crate) const SHIMS: &str = "shims";
 
 /// How the runtime is set up.
 #[derive(Clone, Debug)]
@@ -89,12 +93,12 @@ pub(crate) fn io_error(step: impl Into<String>) -> impl FnOnce(std::io::Error) -
     move |source| Error::Io { step, source }
 }
 
-/// True when this process was started to be a shim: then the first thing in `main` is [`run_shim`].
+/// True when this process was started to be the parent of shims: then the first thing in `main` is [`run_shim`].
 pub fn is_shim_invocation() -> bool {
-    std::env::args_os().nth(1).is_some_and(|argument| argument == shim::ARGUMENT)
+    std::env::args_os().nth(1).is_some_and(|argument| argument == shim::NURSERY_ARGUMENT)
 }
 
-/// Serves as shim with this process's arguments; never returns.
+/// Serves as the parent of shims with this process's arguments; never returns.
 pub fn run_shim() -> ! {
     shim::main(std::env::args_os().skip(2))
 }

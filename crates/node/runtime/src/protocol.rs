@@ -33,7 +33,7 @@ pub enum Request {
     Setup(Setup),
     /// What runs here? Reply: [`Reply::Hello`] with the network namespace.
     Hello,
-    /// Descriptors: root, log, then `trees`, `join`, and the kill file if `kill`.
+    /// Descriptors: root, log, then `trees`, `join`, the v2 group if `birthplace`, and the kill file if `kill`.
     Start(Box<Start>),
     /// Descriptors: standard input, output, error as far as present. Reply: with the terminal, if any.
     Exec {
@@ -82,8 +82,6 @@ pub struct Setup {
     /// One PID namespace for the whole pod, kept by an init of our own.
     pub shared_pid_namespace: bool,
     pub sysctls: Vec<(String, String)>,
-    /// The control group root, see `cgroups::Root::detect`.
-    pub cgroup_root: String,
     pub shm_bytes: u64,
 }
 
@@ -97,6 +95,7 @@ pub struct Start {
     pub stdin_once: bool,
     pub trees: usize,
     pub join: usize,
+    pub birthplace: bool,
     pub kill: bool,
 }
 

@@ -37,7 +37,6 @@ impl Inner {
             directory: directory.to_owned(),
             record: Mutex::new(record),
             connection: Mutex::default(),
-            child: Mutex::default(),
             changing: tokio::sync::Mutex::default(),
         });
         for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
@@ -104,7 +103,7 @@ impl Inner {
         let containers: BTreeSet<String> = lock(&self.containers).keys().cloned().collect();
         let mut used: BTreeSet<String> = lock(&self.containers).values().map(|c| lock(&c.record).cgroup.clone()).collect();
         used.extend(lock(&self.sandboxes).values().map(|s| lock(&s.record).cgroup.clone()));
-        used.insert("shims".to_owned());
+        used.insert(crate::SHIMS.to_owned());
         let used: BTreeSet<String> = used.iter().map(|path| path.trim_matches('/').to_owned()).collect();
         for path in self.cgroups.walk() {
             if !used.iter().any(|u| *u == path || u.starts_with(&format!("{path}/"))) {

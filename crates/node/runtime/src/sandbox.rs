@@ -1,9 +1,7 @@
 //! Pod sandboxes: run, stop, remove, tell.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -57,7 +55,7 @@ impl Inner {
     }
 
     async fn start_sandbox(self: &Arc<Self>, id: &str, directory: &Path, config: v1::PodSandboxConfig, cgroup: String) -> Result<()> {
-        let (child, connection) = {
+        let connection = {
             let (id, directory, config, cgroup) = (id.to_owned(), directory.to_owned(), config.clone(), cgroup.clone());
             self.blocking(move |inner| inner.prepare_sandbox(&id, &directory, &config, &cgroup)).await?
         };
@@ -68,11 +66,10 @@ impl Inner {
             directory: directory.to_owned(),
             record: Mutex::new(record),
             connection: Mutex::new(Some(connection.clone())),
-            child: Mutex::new(Some(child)),
             changing: tokio::sync::Mutex::default(),
         });
         self.listen(&sandbox, connection.clone());
-        let setup = setup(&config, &self.config.cgroup_root);
+        let setup = setup(&config);
         let own_network = setup.network_namespace;
         let (_, descriptors) = connection.call(Request::Setup(setup), &[]).await?;
         if own_network {
@@ -86,13 +83,7 @@ impl Inner {
     }
 
     /// Directories, files, control group and the shim process.
-    fn prepare_sandbox(
-        &self,
-        id: &str,
-        directory: &Path,
-        config: &v1::PodSandboxConfig,
-        cgroup: &str,
-    ) -> Result<(std::process::Child, Arc<Connection>)> {
+    fn prepare_sandbox(&self, id: &str, directory: &Path, config: &v1::PodSandboxConfig, cgroup: &str) -> Result<Arc<Connection>> {
         let step = |what: &str| io_error(format!("{what} of sandbox {id}"));
         for part in shim::ROOT_DIRECTORIES {
             std::fs::create_dir_all(directory.join("root").join(part)).map_err(step("directories"))?;
@@ -114,20 +105,12 @@ impl Inner {
             group.set(&plan::limits(resources))?;
         }
         let socket = connection::listen(directory).map_err(step("socket"))?;
-        let child = Command::new(&self.config.exe)
-            .arg0("sternpost")
-            .arg(shim::ARGUMENT)
-            .arg(directory)
-            .env_clear()
-            .stdin(Stdio::from(socket))
-            .stdout(Stdio::null())
-            .stderr(std::fs::File::create(directory.join("shim.log")).map_or_else(|_| Stdio::null(), Stdio::from))
-            .spawn()
-            .map_err(step("shim"))?;
-        Ok((child, Connection::open(id, directory).map_err(step("connection"))?))
+        let log = std::fs::File::create(directory.join("shim.log")).map_err(step("shim log"))?;
+        self.nursery.spawn(&self.config.exe, &self.config.cgroup_root, directory, socket, log.into()).map_err(step("shim"))?;
+        Connection::open(id, directory).map_err(step("connection"))
     }
 
-    /// The task that reads a shim's socket and, when it is gone, reaps it.
+    /// The task that reads a shim's socket until it is gone.
     pub fn listen(self: &Arc<Self>, sandbox: &Arc<Sandbox>, connection: Arc<Connection>) {
         let (inner, sandbox) = (Arc::downgrade(self), Arc::downgrade(sandbox));
         tokio::spawn(async move {
@@ -147,9 +130,6 @@ impl Inner {
 
     /// Without its shim a pod cannot be watched any more: what is left of it is killed, and its containers have ended.
     pub async fn shim_gone(self: &Arc<Self>, sandbox: &Arc<Sandbox>) {
-        if let Some(mut child) = lock(&sandbox.child).take() {
-            tokio::task::spawn_blocking(move || child.wait());
-        }
         for container in self.containers_of(&sandbox.id) {
             let cgroup = lock(&container.record).cgroup.clone();
             let _ = self.blocking(move |inner| Ok(inner.cgroups.open(&cgroup)?.kill()?)).await;
@@ -200,10 +180,6 @@ impl Inner {
         }
         let _changing = sandbox.changing.lock().await;
         let (directory, cgroup) = (sandbox.directory.clone(), lock(&sandbox.record).cgroup.clone());
-        let child = lock(&sandbox.child).take();
-        if let Some(mut child) = child {
-            let _ = tokio::task::spawn_blocking(move || child.wait()).await;
-        }
         self.blocking(move |_| remove_directory(&directory)).await?;
         lock(&self.sandboxes).remove(&sandbox.id);
         self.blocking(move |inner| Ok(inner.remove_pod_cgroup(&cgroup))).await
@@ -290,7 +266,7 @@ fn sandbox_state(sandbox: &Sandbox) -> v1::PodSandboxState {
     if sandbox.is_ready() { v1::PodSandboxState::SandboxReady } else { v1::PodSandboxState::SandboxNotready }
 }
 
-fn setup(config: &v1::PodSandboxConfig, cgroup_root: &str) -> Setup {
+fn setup(config: &v1::PodSandboxConfig) -> Setup {
     let linux = config.linux.clone().unwrap_or_default();
     let options = linux.security_context.and_then(|s| s.namespace_options).unwrap_or_default();
     let node = v1::NamespaceMode::Node as i32;
@@ -300,7 +276,6 @@ fn setup(config: &v1::PodSandboxConfig, cgroup_root: &str) -> Setup {
         ipc_namespace: options.ipc != node,
         shared_pid_namespace: options.pid == v1::NamespaceMode::Pod as i32,
         sysctls: linux.sysctls.into_iter().collect(),
-        cgroup_root: cgroup_root.to_owned(),
         shm_bytes: SHM_BYTES,
     }
 }

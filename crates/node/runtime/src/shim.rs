@@ -1,7 +1,6 @@
 //! One small process per pod: parent of its containers, holder of its namespaces, writer of its logs.
 //!
-//! Our own binary, re-exec'd as `<binary> shim <state directory>` with a listening socket as standard input. One thread, one
-//! poll loop, no tokio. It outlives the daemon (own session, own control group) and serves the next one: whoever connects last is served. It ends
+//! Forked from the [`nursery`], which is our own binary, re-exec'd. One thread, one poll loop, no tokio. It outlives the daemon (own session, own control group) and serves the next one: whoever connects last is served. It ends
 //! on [`Request::Shutdown`].
 //!
 //! [`Request::Shutdown`]: crate::protocol::Request::Shutdown
@@ -9,6 +8,7 @@
 mod container;
 mod init;
 mod log;
+mod nursery;
 mod pipes;
 mod sandbox;
 
@@ -24,8 +24,12 @@ use crate::protocol::{self, Call, Message, Reply, Request, Running, Setup};
 use container::{Container, Starting};
 pub(crate) use sandbox::{ROOT_DIRECTORIES, SHM, STAGING};
 
-/// The first argument that makes our binary a shim.
-pub const ARGUMENT: &str = "shim";
+pub(crate) use nursery::{Spawn, Spawned, TITLE_BYTES};
+
+/// What a shim's command line says.
+const ARGUMENT: &str = "shim";
+/// The first argument that makes our binary the parent of shims.
+pub const NURSERY_ARGUMENT: &str = "shims";
 
 /// What containerd gives its shims.
 const OOM_SCORE: &str = "-998";
@@ -52,37 +56,42 @@ struct Shim {
     ending: bool,
 }
 
-/// Runs a shim; never returns. `args` are the process's arguments after [`ARGUMENT`].
-pub fn main(args: impl Iterator<Item = OsString>) -> ! {
-    let code = match Shim::open(args).and_then(|mut shim| shim.serve()) {
+/// Serves as the parent of shims; never returns. `args` are the process's arguments after [`NURSERY_ARGUMENT`].
+pub fn main(mut args: impl Iterator<Item = OsString>) -> ! {
+    let cgroup_root = args.next().and_then(|root| root.into_string().ok()).unwrap_or_default();
+    let code = match nursery::serve(&cgroup_root) {
         Ok(()) => 0,
         Err(error) => {
-            eprintln!("shim: {error}");
+            eprintln!("shims: {error}");
             1
         }
     };
     std::process::exit(code)
 }
 
+/// The socket that came as standard input, moved away from there; nothing but it and the standard streams is kept over an exec.
+fn standard_input() -> io::Result<OwnedFd> {
+    let socket = rustix::io::fcntl_dupfd_cloexec(std::io::stdin(), 3)?;
+    let null = rustix::fs::open("/dev/null", rustix::fs::OFlags::RDWR | rustix::fs::OFlags::CLOEXEC, rustix::fs::Mode::empty())?;
+    // SAFETY: plain system call; descriptor 0 is this process's standard input, which nobody owns.
+    if unsafe { libc::dup2(null.as_raw_fd(), 0) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    oci::sys::close_on_exec_from(3)?;
+    Ok(socket)
+}
+
 impl Shim {
-    fn open(mut args: impl Iterator<Item = OsString>) -> io::Result<Self> {
-        let directory = args.next().and_then(|d| d.into_string().ok()).ok_or_else(|| io::Error::other("no state directory given"))?;
-        rustix::process::setsid().map(drop).or_else(|e| if e == rustix::io::Errno::PERM { Ok(()) } else { Err(e) })?;
+    fn open(directory: &str, listener: OwnedFd) -> io::Result<Self> {
+        rustix::process::setsid()?;
         // SAFETY: plain system calls: orphans of the pod's containers come to this process, and its name tells what it is.
         unsafe {
             libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0);
             libc::prctl(libc::PR_SET_NAME, c"sternpost-shim".as_ptr());
         }
-        let listener = rustix::io::fcntl_dupfd_cloexec(std::io::stdin(), 3)?;
         pipes::nonblocking(&listener)?;
-        let null = rustix::fs::open("/dev/null", rustix::fs::OFlags::RDWR | rustix::fs::OFlags::CLOEXEC, rustix::fs::Mode::empty())?;
-        // SAFETY: plain system call; descriptor 0 is this process's standard input, which nobody owns.
-        if unsafe { libc::dup2(null.as_raw_fd(), 0) } < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        oci::sys::close_on_exec_from(3)?;
         let state = rustix::fs::open(
-            directory.as_str(),
+            directory,
             rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC,
             rustix::fs::Mode::empty(),
         )?;
@@ -225,6 +234,7 @@ impl Shim {
                 let ends = stdio.map(|present| if present { descriptors.next() } else { None });
                 let handles = oci::Handles {
                     join: &container.join,
+                    birthplace: container.birthplace.as_ref().map(AsFd::as_fd),
                     stdio: ends.each_ref().map(|end| end.as_ref().map(AsFd::as_fd)),
                     pid_namespace: Some(container.pidfd.as_fd()),
                     own_pid_namespace: Some(self.own.as_fd()),

@@ -8,6 +8,7 @@ use cri::v1;
 use tokio::sync::{Semaphore, broadcast, watch};
 
 use crate::connection::Connection;
+use crate::nursery::Nursery;
 use crate::protocol::Exit;
 use crate::record::{ContainerRecord, SandboxRecord};
 use crate::{Config, Error, Result, io_error};
@@ -31,6 +32,7 @@ pub(crate) struct Inner {
     pub sandboxes: Mutex<HashMap<String, Arc<Sandbox>>>,
     pub containers: Mutex<HashMap<String, Arc<Container>>>,
     pub events: broadcast::Sender<Event>,
+    pub nursery: Nursery,
     blocking: Semaphore,
 }
 
@@ -47,8 +49,6 @@ pub(crate) struct Sandbox {
     pub directory: PathBuf,
     pub record: Mutex<SandboxRecord>,
     pub connection: Mutex<Option<Arc<Connection>>>,
-    /// The shim, if this daemon is its parent and must reap it.
-    pub child: Mutex<Option<std::process::Child>>,
     /// Stop and remove come one after the other.
     pub changing: tokio::sync::Mutex<()>,
 }
@@ -119,6 +119,7 @@ impl Runtime {
             sandboxes: Mutex::default(),
             containers: Mutex::default(),
             events: broadcast::channel(EVENTS_MAX).0,
+            nursery: Nursery::default(),
             blocking: Semaphore::new(BLOCKING_MAX),
             config,
         };

@@ -114,6 +114,16 @@ impl Namespace {
         self.kubectl(&args)
     }
 
+    /// Waits until so many addresses are ready behind a Service.
+    #[track_caller]
+    pub fn wait_for_endpoints(&self, service: &str, count: usize) {
+        wait_for(&format!("{count} endpoints of {service}"), POD_SECONDS_MAX, || {
+            let path = r#"jsonpath={range .items[*].endpoints[?(@.conditions.ready==true)]}{.addresses[0]}{"\n"}{end}"#;
+            let ran = self.kubectl(&["get", "endpointslices", "-l", &format!("kubernetes.io/service-name={service}"), "-o", path]);
+            ensure(ran.succeeded() && ran.stdout.lines().count() == count, ran)
+        });
+    }
+
     /// Waits for an event about the object whose reason and message contain these texts.
     #[track_caller]
     pub fn wait_for_event(&self, object: &str, reason: &str, message: &str) {

@@ -10,6 +10,8 @@ use store::{Range, Store};
 use super::{Caches, Event};
 use crate::object::Object;
 
+/// How often an idle feed forgets what is too old.
+const TRIM_EVERY: Duration = Duration::from_secs(30);
 /// Every key of the API begins so.
 pub const ROOT: &[u8] = b"/registry/";
 
@@ -31,12 +33,26 @@ async fn follow(store: &dyn Store, caches: &Caches) -> Result<(), store::Error> 
     let snapshot = store.range(Range { prefix: Bytes::from_static(ROOT), ..Range::default() }).await?;
     let mut watch = store.watch(ROOT, snapshot.revision)?;
     load(caches, snapshot);
-    while let Some(event) = watch.events.recv().await {
+    let mut trimmed = true;
+    loop {
+        // While there is a past to forget, an idle feed looks up now and then; afterwards it sleeps until the next event.
+        let event = match trimmed {
+            true => watch.events.recv().await,
+            false => match tokio::time::timeout(TRIM_EVERY, watch.events.recv()).await {
+                Ok(event) => event,
+                Err(_) => {
+                    trimmed = caches.trim();
+                    continue;
+                }
+            },
+        };
+        let Some(event) = event else { break };
         let mut revision = apply(caches, event?);
         while let Ok(event) = watch.events.try_recv() {
             revision = apply(caches, event?);
         }
         caches.observed.send_replace(revision);
+        trimmed = false;
     }
     Ok(())
 }

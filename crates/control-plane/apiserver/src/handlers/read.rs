@@ -109,6 +109,11 @@ pub async fn list(server: &Arc<Inner>, context: &Context, target: Target<'_>) ->
         let head = list_head(target.kind, &metadata);
         return Ok(reply::list(head, page.objects, false, accepts_gzip(context)));
     }
+    if format.media == Media::Protobuf
+        && let Some(body) = views::many_protobuf(target.kind, &page.objects, format, &metadata)
+    {
+        return Ok(reply::bytes(StatusCode::OK, Media::Protobuf.content_type(), body));
+    }
     Ok(reply::value(StatusCode::OK, &views::many(target.kind, &page.objects, format, include, metadata), format))
 }
 

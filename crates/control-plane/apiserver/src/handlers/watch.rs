@@ -18,7 +18,7 @@ use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
 use super::read;
 use crate::Inner;
-use crate::cache::{Caches, Change, Event, Since, Subscription, frame};
+use crate::cache::{Caches, Change, Delivery, Event, Since, Subscription, frame};
 use crate::context::Context;
 use crate::negotiate::{Format, Media, View};
 use crate::object::Object;
@@ -130,6 +130,17 @@ struct Encoder {
 impl Encoder {
     fn is_plain(&self) -> bool {
         self.format.media == Media::Json && self.format.view == View::Object && !self.kind.converts()
+    }
+
+    /// An event that watchers share: its bytes are made once where all get the same.
+    fn delivered(&mut self, change: Change, delivery: &Delivery) -> Bytes {
+        let object = &delivery.event.object;
+        match (self.format.media, self.format.view) {
+            _ if self.kind.converts() => self.event(change, object),
+            (Media::Json, View::Object) => delivery.json(change),
+            (Media::Protobuf, View::Object) => delivery.protobuf(change, || self.event(change, object)),
+            _ => self.event(change, object),
+        }
     }
 
     fn event(&mut self, change: Change, object: &Object) -> Bytes {
@@ -244,9 +255,7 @@ impl WatchBody {
         match subscription.live.poll_recv(poller) {
             Poll::Ready(Some((change, delivery))) => {
                 self.revision = delivery.event.object.revision;
-                let bytes =
-                    if self.encoder.is_plain() { delivery.json(change) } else { self.encoder.event(change, &delivery.event.object) };
-                return Poll::Ready(Some(bytes));
+                return Poll::Ready(Some(self.encoder.delivered(change, &delivery)));
             }
             Poll::Ready(None) if subscription.lagged() => {
                 self.phase = Phase::Over;

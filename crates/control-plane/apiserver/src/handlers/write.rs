@@ -28,6 +28,7 @@ pub async fn create(server: &Arc<Inner>, context: &Context, target: Target<'_>, 
     let options = context.write_options()?;
     let media = negotiate::body_media(&context.headers, true)?;
     let object = codec::object(context, target.kind, &read_body(request).await?, media, &options)?;
+    server.access.check_grant(&server.registry.caches, context, target.kind, &object, None)?;
     let object = server.registry.create(context, target, object, &options, Owners::Update).await?;
     respond(context, target.kind, StatusCode::CREATED, &object, format)
 }
@@ -49,8 +50,13 @@ pub async fn update(server: &Arc<Inner>, context: &Context, target: Target<'_>, 
     place(target, &mut object)?;
     let part = part(context, target);
     let wanted = object.clone();
-    match server.registry.update(context, target, part, &options, Owners::Update, |_| Ok(wanted.clone())).await {
+    let make = |old: &Value| {
+        server.access.check_grant(&server.registry.caches, context, target.kind, &wanted, Some(old))?;
+        Ok(wanted.clone())
+    };
+    match server.registry.update(context, target, part, &options, Owners::Update, make).await {
         Err(status) if status.is("NotFound") && part == Part::Main && target.kind.rules.create_on_update() => {
+            server.access.check_grant(&server.registry.caches, context, target.kind, &object, None)?;
             let object = server.registry.create(context, target, object, &options, Owners::Update).await?;
             respond(context, target.kind, StatusCode::CREATED, &object, format)
         }
@@ -99,6 +105,7 @@ pub async fn patch(server: &Arc<Inner>, context: &Context, target: Target<'_>, r
         let mut new = codec::decode(context, target.kind, patched, &options)?;
         place(target, &mut new)?;
         unpatched_version(&mut new, old);
+        server.access.check_grant(&server.registry.caches, context, target.kind, &new, Some(old))?;
         Ok(new)
     };
     let object = server.registry.update(context, target, part, &options, Owners::Update, make).await?;
@@ -146,6 +153,7 @@ async fn apply(
         if meta(&applied, "resourceVersion").is_empty() {
             metadata_mut(&mut new).remove("resourceVersion");
         }
+        server.access.check_grant(&server.registry.caches, context, kind, &new, Some(old))?;
         Ok(new)
     };
     loop {
@@ -155,6 +163,7 @@ async fn apply(
             Ok(object) => return respond(context, kind, StatusCode::OK, &object, format),
         }
         let fresh = merge(None)?;
+        server.access.check_grant(&server.registry.caches, context, kind, &fresh, None)?;
         match server.registry.create(context, target, fresh, options, Owners::Applied).await {
             // Somebody created it in between: apply to that.
             Err(status) if status.is("AlreadyExists") => {}
@@ -169,7 +178,11 @@ async fn delete_options(context: &Context, request: Request<Body>) -> Result<del
     let bytes = read_body(request).await?;
     let body = match bytes.is_empty() {
         true => Value::Null,
-        false => codec::parse(&bytes, negotiate::body_media(&context.headers, true).unwrap_or(Media::Json), "DeleteOptions")?.value,
+        false => {
+            let media = negotiate::body_media(&context.headers, true).unwrap_or(Media::Json);
+            let found = schema::table::by_gvk("", "v1", "DeleteOptions");
+            codec::parse_as(&bytes, media, "DeleteOptions", found)?.value
+        }
     };
     if !body.is_null() && body["kind"].as_str().is_some_and(|kind| kind != "DeleteOptions" && !kind.is_empty()) {
         return Err(Status::bad_request(format!("decoded object cannot be converted to DeleteOptions: {}", body["kind"])));

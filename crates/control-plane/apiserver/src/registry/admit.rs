@@ -53,25 +53,49 @@ impl Lookup for Reader {
     }
 }
 
-impl Registry {
-    /// Lets the plugins change the object.
-    pub(super) async fn mutate(
-        &self,
+/// A write on its way through admission: holds the objects, so that nothing is copied between the two phases.
+pub struct Admission(Attributes);
+
+impl Admission {
+    pub fn new(
         context: &Context,
         target: Target<'_>,
         operation: Operation,
-        object: Value,
-        old: Option<&Value>,
+        object: Option<Value>,
+        old: Option<Value>,
         dry_run: bool,
-    ) -> Result<Value, Status> {
-        let mut attributes = attributes(context, target, operation, Some(object), old, dry_run);
-        let outcome = self.admission.mutate(&mut attributes).await;
-        attributes.warnings.drain(..).for_each(|warning| context.warn(warning));
-        outcome?;
-        attributes.object.ok_or_else(|| Status::internal("an admission plugin took the object away"))
+    ) -> Self {
+        Self(attributes(context, target, operation, object, old, dry_run))
+    }
+
+    /// Lets the plugins change the object.
+    pub async fn mutate(&mut self, registry: &Registry, context: &Context) -> Result<(), Status> {
+        let outcome = registry.admission.mutate(&mut self.0).await;
+        self.0.warnings.drain(..).for_each(|warning| context.warn(warning));
+        outcome
     }
 
     /// Lets the plugins judge the final object.
+    pub async fn judge(&mut self, registry: &Registry, context: &Context) -> Result<(), Status> {
+        let outcome = registry.admission.validate(&self.0).await;
+        self.0.warnings.drain(..).for_each(|warning| context.warn(warning));
+        outcome
+    }
+
+    /// The new object beside the old one, to be worked on.
+    pub fn parts(&mut self) -> (&mut Value, &Value) {
+        static NONE: Value = Value::Null;
+        (self.0.object.get_or_insert_default(), self.0.old.as_ref().unwrap_or(&NONE))
+    }
+
+    /// The name is known by now.
+    pub fn rename(&mut self, name: &str) {
+        name.clone_into(&mut self.0.name);
+    }
+}
+
+impl Registry {
+    /// Judges a request that is not about a new state of the object: a deletion, a connection, a binding.
     pub async fn judge(
         &self,
         context: &Context,
@@ -81,10 +105,7 @@ impl Registry {
         old: Option<&Value>,
         dry_run: bool,
     ) -> Result<(), Status> {
-        let mut attributes = attributes(context, target, operation, object.cloned(), old, dry_run);
-        let outcome = self.admission.validate(&attributes).await;
-        attributes.warnings.drain(..).for_each(|warning| context.warn(warning));
-        outcome
+        Admission::new(context, target, operation, object.cloned(), old.cloned(), dry_run).judge(self, context).await
     }
 }
 
@@ -93,7 +114,7 @@ fn attributes(
     target: Target<'_>,
     operation: Operation,
     object: Option<Value>,
-    old: Option<&Value>,
+    old: Option<Value>,
     dry_run: bool,
 ) -> Attributes {
     let storage = &target.kind.storage;
@@ -115,7 +136,7 @@ fn attributes(
         operation,
         user: context.user.clone(),
         object,
-        old: old.cloned(),
+        old,
         dry_run,
         options: json!({}),
         warnings: Vec::new(),

@@ -102,22 +102,14 @@ impl Allocators {
         taken.ports.extend(ports(service));
     }
 
-    /// Gives the Service what it needs and lacks. What `old` has is its own already.
-    pub fn reserve(
-        &self,
-        kind: &Kind,
-        service: &mut Value,
-        old: Option<&Value>,
-        dry_run: bool,
-    ) -> Result<Reservation<'_>, Vec<field::Error>> {
+    /// Gives the Service what it needs and lacks. What `old` has is its own already. A dry run shows what would be given and does not keep it.
+    pub fn reserve(&self, kind: &Kind, service: &mut Value, old: Option<&Value>) -> Result<Reservation<'_>, Vec<field::Error>> {
         let mut reserved = Reservation { allocators: self, addresses: Vec::new(), ports: Vec::new(), kept: false };
         if kind.facts.plural != "services" {
             return Ok(reserved);
         }
         self.reserve_address(service, old, &mut reserved).map_err(|error| vec![error])?;
         self.reserve_ports(service, old, &mut reserved).map_err(|error| vec![error])?;
-        // A dry run shows what would be given and gives it back at once.
-        let _ = dry_run;
         Ok(reserved)
     }
 

@@ -7,7 +7,7 @@ use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet, ReplicaSetSpec};
 use k8s_openapi::api::core::v1::PodTemplateSpec;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
-use crate::act;
+use crate::{act, hash};
 
 pub(super) const HASH_LABEL: &str = "pod-template-hash";
 
@@ -41,23 +41,12 @@ pub(super) fn created(set: &ReplicaSet) -> Option<jiff::Timestamp> {
     set.metadata.creation_timestamp.as_ref().map(|time| time.0)
 }
 
-/// FNV-1a over the template's JSON and the collision count, in upstream's alphabet of letters and digits that form no words.
-/// Any stable hash will do: a ReplicaSet is found by its template, never by its name.
-pub(super) fn hash(template: &PodTemplateSpec, collisions: i32) -> String {
-    const ALPHABET: &[u8; 27] = b"bcdfghjklmnpqrstvwxz2456789";
-    let mut bytes = serde_json::to_vec(template).unwrap_or_default();
-    if collisions > 0 {
-        bytes.extend(collisions.to_le_bytes());
-    }
-    let fnv = bytes.iter().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193));
-    fnv.to_string().bytes().map(|digit| char::from(ALPHABET[usize::from(digit) % ALPHABET.len()])).collect()
-}
-
 /// A ReplicaSet of the Deployment's template, with no replicas and no annotations yet.
 pub(super) fn new_set(deployment: &Deployment) -> ReplicaSet {
     let spec = &deployment.spec;
     let collisions = deployment.status.as_ref().and_then(|status| status.collision_count).unwrap_or(0);
-    let hash = hash(&spec.template, collisions);
+    // Any stable hash will do: a ReplicaSet is found by its template, never by its name.
+    let hash = hash::of(&spec.template, collisions);
     let with_hash = |labels: &Option<BTreeMap<String, String>>| {
         let mut labels = labels.clone().unwrap_or_default();
         labels.insert(HASH_LABEL.into(), hash.clone());

@@ -6,8 +6,8 @@ use bytes::Bytes;
 use client::{ApiResource, DeleteParams, Error};
 use http::Method;
 use k8s_openapi::api::apps::v1::{ReplicaSet, ReplicaSetCondition, ReplicaSetStatus};
-use k8s_openapi::api::core::v1::{Pod, PodTemplateSpec};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time};
+use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use reconcile::{EventKind, ObjectKey, Outcome, PartialObject, key_of, reference_to};
 
 use super::Controller;
@@ -158,21 +158,6 @@ fn with_failure(mut status: ReplicaSetStatus, failure: Option<&Failure>, now: ji
 fn pod_body(set: &ReplicaSet) -> Result<Bytes, Error> {
     let template = set.spec.template.clone().unwrap_or_default();
     let name = set.metadata.name.as_deref().unwrap_or_default();
-    let pod = pod_from(template, set.metadata.namespace.clone(), name, act::controller_ref(set));
+    let pod = act::pod_from(template, set.metadata.namespace.clone(), name, act::controller_ref(set));
     serde_json::to_vec(&pod).map(Bytes::from).map_err(|error| Error::Request(error.to_string()))
-}
-
-/// A pod of `template` named by the server after its owner.
-fn pod_from(template: PodTemplateSpec, namespace: Option<String>, owner_name: &str, owner: OwnerReference) -> Pod {
-    let meta = template.metadata.unwrap_or_default();
-    let metadata = ObjectMeta {
-        namespace,
-        generate_name: Some(format!("{owner_name}-")),
-        labels: meta.labels,
-        annotations: meta.annotations,
-        finalizers: meta.finalizers,
-        owner_references: Some(vec![owner]),
-        ..ObjectMeta::default()
-    };
-    Pod { metadata, spec: template.spec, status: None }
 }

@@ -47,8 +47,9 @@ pub struct Container {
     pub pid: i32,
     pub pidfd: OwnedFd,
     pub log: Log,
-    /// `cgroup.procs` of every hierarchy, for exec.
+    /// `cgroup.procs` of every v1 hierarchy, for exec.
     pub join: Vec<OwnedFd>,
+    pub birthplace: Option<OwnedFd>,
     kill: Option<OwnedFd>,
     starting: Option<Starting>,
     outputs: Vec<Output>,
@@ -75,6 +76,7 @@ impl Container {
         let log = descriptors.next().ok_or_else(missing)?;
         let trees: Vec<OwnedFd> = descriptors.by_ref().take(start.trees).collect();
         let join: Vec<OwnedFd> = descriptors.by_ref().take(start.join).collect();
+        let birthplace = if start.birthplace { descriptors.next() } else { None };
         let kill = if start.kill { descriptors.next() } else { None };
         let mut outputs = Vec::new();
         let mut ends = [None, None, None];
@@ -100,6 +102,7 @@ impl Container {
             rootfs: Some(rootfs.as_fd()),
             trees: &trees,
             join: &join,
+            birthplace: birthplace.as_ref().map(AsFd::as_fd),
             stdio: ends.each_ref().map(|end| end.as_ref().map(AsFd::as_fd)),
             pid_namespace: namespace.map(AsFd::as_fd),
             own_pid_namespace: Some(own.as_fd()),
@@ -111,6 +114,7 @@ impl Container {
             pidfd: started.pidfd,
             log: Log::new(Some(log.into())),
             join,
+            birthplace,
             kill,
             starting: Some(Starting { channel: started.channel, call, terminal: None }),
             outputs,
@@ -179,7 +183,7 @@ impl Container {
             output.drain(&mut self.log, at);
         }
         self.log.finish(at);
-        (self.stdin, self.terminal, self.kill) = (None, None, None);
+        (self.stdin, self.terminal, self.kill, self.birthplace) = (None, None, None, None);
         self.join.clear();
         let exit = Exit { code, started_at: self.started_at, finished_at: at, ..Exit::default() };
         self.exit = Some(exit.clone());

@@ -21,7 +21,6 @@ pub const ROOT_DIRECTORIES: [&str; 3] = ["rootfs", "shm", "proc"];
 
 /// Unshares and prepares everything; `root` is the directory that becomes `/`. Returns the network namespace.
 pub fn enter(setup: &Setup, root: &str) -> io::Result<OwnedFd> {
-    leave_foreign_cgroup(setup)?;
     let mut flags = libc::CLONE_NEWNS | libc::CLONE_NEWUTS;
     flags |= if setup.network_namespace { libc::CLONE_NEWNET } else { 0 };
     flags |= if setup.ipc_namespace { libc::CLONE_NEWIPC } else { 0 };
@@ -43,17 +42,11 @@ pub fn enter(setup: &Setup, root: &str) -> io::Result<OwnedFd> {
     Ok(std::fs::File::open("/proc/self/ns/net")?.into())
 }
 
-/// Killing the daemon's service must not kill its pods. Only where the daemon is in a group of somebody else is there anything to do.
-fn leave_foreign_cgroup(setup: &Setup) -> io::Result<()> {
-    let own = std::fs::read_to_string("/proc/self/cgroup")?;
-    let ours = format!("/{}/", setup.cgroup_root);
-    let foreign = own.lines().filter_map(|line| line.splitn(3, ':').nth(2)).any(|path| path != "/" && !path.starts_with(&ours));
-    if foreign {
-        let root = cgroups::Root::detect(&setup.cgroup_root).map_err(io::Error::other)?;
-        let group = root.create("shims").map_err(io::Error::other)?;
-        group.add(rustix::process::getpid().as_raw_pid()).map_err(io::Error::other)?;
-    }
-    Ok(())
+/// Killing the daemon's service must not kill its pods: their shims live in a group of their own.
+pub fn join_shims(cgroup_root: &str) -> io::Result<()> {
+    let root = cgroups::Root::detect(cgroup_root).map_err(io::Error::other)?;
+    let group = root.create(crate::SHIMS).map_err(io::Error::other)?;
+    group.add(rustix::process::getpid().as_raw_pid()).map_err(io::Error::other)
 }
 
 /// A mount namespace with three mounts instead of the host's: each container copies this one.

@@ -46,13 +46,26 @@ impl Node {
 
     /// What is in somebody else's directory.
     pub async fn at(path: &Path, cgroup_root: &str) -> Self {
+        Self::connected(path, cgroup_root, None).await
+    }
+
+    /// With a pod network.
+    pub async fn connected(path: &Path, cgroup_root: &str, network: Option<Arc<dyn cni::PodNetwork>>) -> Self {
         assert!(rustix::process::geteuid().is_root(), "needs root");
         let images = images::Store::open(path.join("images")).expect("the image store");
         let image = ImageConfig { cmd: vec!["sh".into()], ..ImageConfig::default() };
         images.add_builtin("busybox", image, &path.join("busybox")).expect("the image");
         let config = Config::new(path.join("data"), path.join("run"), cgroup_root);
-        let runtime = Runtime::open(config, images.clone(), None).await.expect("the runtime");
+        let runtime = Runtime::open(config, images.clone(), network).await.expect("the runtime");
         Self { directory: None, path: path.to_owned(), cgroup_root: cgroup_root.to_owned(), runtime, images }
+    }
+
+    pub async fn with_network(network: Arc<dyn cni::PodNetwork>) -> Self {
+        let directory = tempfile::tempdir().expect("a directory");
+        busybox(&directory.path().join("busybox"));
+        let path = directory.path().to_owned();
+        let node = Self::connected(&path, &format!("sternpost-test-network-{}", std::process::id()), Some(network)).await;
+        Self { directory: Some(directory), ..node }
     }
 
     pub fn path(&self) -> PathBuf {

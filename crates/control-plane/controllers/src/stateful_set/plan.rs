@@ -1,0 +1,246 @@
+//! What a StatefulSet does next: at most one change at a time where pods are ordered.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::apps::v1::{StatefulSet, StatefulSetStatus};
+use k8s_openapi::api::core::v1::Pod;
+use reconcile::object::controller_of;
+
+use super::identity::{ordinal, revision};
+use super::observe::World;
+use crate::{history, pods};
+
+#[derive(Default)]
+pub(super) struct Plan {
+    pub adopt: Vec<Arc<Pod>>,
+    /// Numbers to make, each with the name of its revision.
+    pub create: Vec<(i32, String)>,
+    pub delete: Vec<Arc<Pod>>,
+    pub status: StatefulSetStatus,
+    pub look_again: Option<Duration>,
+}
+
+pub(super) fn plan(world: &World) -> Plan {
+    let set = &*world.set;
+    let adopt: Vec<Arc<Pod>> =
+        world.pods.iter().filter(|pod| controller_of(&pod.metadata).is_none() && ordinal(set, pod).is_some()).cloned().collect();
+    let numbered: BTreeMap<i32, &Arc<Pod>> = world.pods.iter().filter_map(|pod| Some((ordinal(set, pod)?, pod))).collect();
+    let mut plan = Plan { adopt, status: status(world, &numbered), ..Plan::default() };
+    if plan.adopt.is_empty() {
+        let moved = fill(world, &numbered, &mut plan) || shrink(world, &numbered, &mut plan);
+        if !moved {
+            roll(world, &numbered, &mut plan);
+        }
+    }
+    plan.look_again = next_available(world, &numbered);
+    plan
+}
+
+fn range(set: &StatefulSet) -> std::ops::Range<i32> {
+    let start = set.spec.ordinals.as_ref().and_then(|ordinals| ordinals.start).unwrap_or(0);
+    start..start + set.spec.replicas.unwrap_or(1)
+}
+
+fn is_ordered(set: &StatefulSet) -> bool {
+    set.spec.pod_management_policy.as_deref() != Some("Parallel")
+}
+
+fn is_leaving(pod: &Pod) -> bool {
+    pod.metadata.deletion_timestamp.is_some()
+}
+
+fn is_healthy(world: &World, pod: &Pod) -> bool {
+    let seconds = world.set.spec.min_ready_seconds.unwrap_or(0);
+    pods::phase(pod) == "Running" && !is_leaving(pod) && pods::is_available(pod, seconds, world.now)
+}
+
+/// `None`: OnDelete, where only the user's deletions move pods on.
+fn partition(set: &StatefulSet) -> Option<i32> {
+    let strategy = set.spec.update_strategy.as_ref();
+    if strategy.and_then(|strategy| strategy.type_.as_deref()) == Some("OnDelete") {
+        return None;
+    }
+    Some(strategy.and_then(|strategy| strategy.rolling_update.as_ref()).and_then(|rolling| rolling.partition).unwrap_or(0))
+}
+
+/// Below the partition the old revision is kept.
+fn revision_for(world: &World, ordinal: i32) -> String {
+    let current = world.set.status.as_ref().and_then(|status| status.current_revision.clone());
+    let kept = current.filter(|name| world.revisions.iter().any(|revision| history::name(revision) == name));
+    let below = partition(&world.set).is_some_and(|partition| ordinal < partition);
+    kept.filter(|_| below).unwrap_or_else(|| history::name(&world.update).to_owned())
+}
+
+/// Makes what is missing, in order. True where nothing else may happen now.
+fn fill(world: &World, numbered: &BTreeMap<i32, &Arc<Pod>>, plan: &mut Plan) -> bool {
+    let ordered = is_ordered(&world.set);
+    for ordinal in range(&world.set) {
+        match numbered.get(&ordinal) {
+            None => plan.create.push((ordinal, revision_for(world, ordinal))),
+            // An ended pod makes room for itself.
+            Some(pod) if pods::is_terminal(pod) && !is_leaving(pod) => plan.delete.push((*pod).clone()),
+            Some(pod) if ordered && !is_healthy(world, pod) => return true,
+            Some(_) => continue,
+        }
+        if ordered {
+            return true;
+        }
+    }
+    !plan.create.is_empty() || !plan.delete.is_empty()
+}
+
+/// Deletes what is beyond the range, the highest number first.
+fn shrink(world: &World, numbered: &BTreeMap<i32, &Arc<Pod>>, plan: &mut Plan) -> bool {
+    let range = range(&world.set);
+    let beyond: Vec<&Arc<Pod>> = numbered.iter().rev().filter(|(ordinal, _)| !range.contains(ordinal)).map(|(_, pod)| *pod).collect();
+    if !is_ordered(&world.set) {
+        plan.delete.extend(beyond.iter().filter(|pod| !is_leaving(pod)).map(|pod| (*pod).clone()));
+        return !beyond.is_empty();
+    }
+    if beyond.iter().any(|pod| is_leaving(pod)) {
+        return true;
+    }
+    plan.delete.extend(beyond.first().map(|pod| (*pod).clone()));
+    !beyond.is_empty()
+}
+
+/// Replaces one pod of an old revision, the highest number first, when all above it are healthy.
+fn roll(world: &World, numbered: &BTreeMap<i32, &Arc<Pod>>, plan: &mut Plan) {
+    let Some(partition) = partition(&world.set) else { return };
+    let update = history::name(&world.update);
+    for (ordinal, pod) in numbered.iter().rev().filter(|(ordinal, _)| range(&world.set).contains(ordinal)) {
+        if *ordinal < partition {
+            return;
+        }
+        if revision(pod) != update {
+            plan.delete.extend((!is_leaving(pod)).then(|| (*pod).clone()));
+            return;
+        }
+        if !is_healthy(world, pod) {
+            return;
+        }
+    }
+}
+
+fn status(world: &World, numbered: &BTreeMap<i32, &Arc<Pod>>) -> StatefulSetStatus {
+    let set = &*world.set;
+    let old = set.status.clone().unwrap_or_default();
+    let update = history::name(&world.update).to_owned();
+    let current = old.current_revision.clone().filter(|name| !name.is_empty()).unwrap_or_else(|| update.clone());
+    let all: Vec<&Arc<Pod>> = numbered.values().copied().collect();
+    let count = |test: &dyn Fn(&Pod) -> bool| all.iter().filter(|pod| test(pod)).count() as i32;
+    let seconds = set.spec.min_ready_seconds.unwrap_or(0);
+    let is_running_and_ready = |pod: &Pod| pods::phase(pod) == "Running" && pods::is_ready(pod);
+    let mut status = StatefulSetStatus {
+        observed_generation: set.metadata.generation,
+        replicas: all.len() as i32,
+        ready_replicas: Some(count(&is_running_and_ready)),
+        available_replicas: Some(count(&|pod| is_running_and_ready(pod) && pods::is_available(pod, seconds, world.now))),
+        current_replicas: Some(count(&|pod| !is_leaving(pod) && revision(pod) == current)),
+        updated_replicas: Some(count(&|pod| !is_leaving(pod) && revision(pod) == update)),
+        current_revision: Some(current),
+        update_revision: Some(update.clone()),
+        collision_count: old.collision_count.or(Some(0)),
+        conditions: old.conditions,
+    };
+    // The rollout is over: the update has become the current revision.
+    let wanted = set.spec.replicas.unwrap_or(1);
+    if status.updated_replicas == Some(wanted) && status.replicas == wanted && status.ready_replicas == Some(wanted) {
+        status.current_revision = Some(update);
+        status.current_replicas = status.updated_replicas;
+    }
+    status
+}
+
+fn next_available(world: &World, numbered: &BTreeMap<i32, &Arc<Pod>>) -> Option<Duration> {
+    let seconds = i64::from(world.set.spec.min_ready_seconds.unwrap_or(0));
+    let waits = numbered.values().filter_map(|pod| {
+        let left = pods::ready_since(pod)?.as_second() + seconds - world.now.as_second();
+        u64::try_from(left).ok().filter(|left| *left > 0)
+    });
+    waits.min().map(Duration::from_secs)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn world(replicas: i32, more: Value, pods: &[(i32, &str, bool)]) -> World {
+        let mut spec = json!({"replicas": replicas, "selector": {"matchLabels": {"app": "db"}}, "template": {}, "serviceName": "db"});
+        more.as_object().into_iter().flatten().for_each(|(key, value)| spec[key] = value.clone());
+        let set = json!({"metadata": {"name": "db", "namespace": "a", "uid": "s"}, "spec": spec, "status": {"replicas": 0, "currentRevision": "db-1"}});
+        let pod = |(number, revision, ready): &(i32, &str, bool)| {
+            let owner = json!([{"apiVersion": "apps/v1", "kind": "StatefulSet", "name": "db", "uid": "s", "controller": true}]);
+            let ready = if *ready { "True" } else { "False" };
+            let labels = json!({"app": "db", "controller-revision-hash": revision});
+            let value = json!({
+                "metadata": {"name": format!("db-{number}"), "labels": labels, "ownerReferences": owner},
+                "status": {"phase": "Running", "conditions": [{"type": "Ready", "status": ready, "lastTransitionTime": "2026-01-01T00:00:00Z"}]},
+            });
+            Arc::new(serde_json::from_value(value).unwrap())
+        };
+        let revision = |name: &str| serde_json::from_value(json!({"metadata": {"name": name}, "data": {}, "revision": 1})).unwrap();
+        World {
+            set: Arc::new(serde_json::from_value(set).unwrap()),
+            pods: pods.iter().map(pod).collect(),
+            revisions: vec![Arc::new(revision("db-1"))],
+            update: revision("db-2"),
+            now: "2026-01-01T01:00:00Z".parse().unwrap(),
+        }
+    }
+
+    /// `+1@db-2 -0`.
+    fn words(world: &World) -> String {
+        let plan = plan(world);
+        let made = plan.create.iter().map(|(ordinal, revision)| format!("+{ordinal}@{revision}"));
+        let gone = plan.delete.iter().map(|pod| format!("-{}", ordinal(&world.set, pod).unwrap()));
+        made.chain(gone).collect::<Vec<_>>().join(" ")
+    }
+
+    #[test]
+    fn ordered_pods_come_one_by_one_and_parallel_ones_together() {
+        let parallel = json!({"podManagementPolicy": "Parallel"});
+        let cases: [(Value, &[(i32, &str, bool)], &str); 7] = [
+            (json!({}), &[], "+0@db-2"),
+            (json!({}), &[(0, "db-2", false)], ""),
+            (json!({}), &[(0, "db-2", true)], "+1@db-2"),
+            (json!({}), &[(0, "db-2", true), (2, "db-2", true)], "+1@db-2"),
+            (parallel.clone(), &[(0, "db-2", false)], "+1@db-2 +2@db-2"),
+            (json!({"ordinals": {"start": 5}}), &[], "+5@db-2"),
+            (json!({"updateStrategy": {"type": "RollingUpdate", "rollingUpdate": {"partition": 1}}}), &[], "+0@db-1"),
+        ];
+        for (more, pods, expected) in cases {
+            assert_eq!(words(&world(3, more, pods)), expected);
+        }
+    }
+
+    #[test]
+    fn scaling_down_and_rolling_go_from_the_highest_number_one_at_a_time() {
+        let cases: [(i32, Value, &[(i32, &str, bool)], &str); 6] = [
+            (1, json!({}), &[(0, "db-2", true), (1, "db-2", true), (2, "db-2", true)], "-2"),
+            (2, json!({}), &[(0, "db-1", true), (1, "db-1", true)], "-1"),
+            (2, json!({}), &[(0, "db-1", true), (1, "db-2", false)], ""),
+            (2, json!({}), &[(0, "db-1", true), (1, "db-2", true)], "-0"),
+            (2, json!({"updateStrategy": {"type": "OnDelete"}}), &[(0, "db-1", true), (1, "db-1", true)], ""),
+            (
+                2,
+                json!({"updateStrategy": {"type": "RollingUpdate", "rollingUpdate": {"partition": 1}}}),
+                &[(0, "db-1", true), (1, "db-2", true)],
+                "",
+            ),
+        ];
+        for (replicas, more, pods, expected) in cases {
+            assert_eq!(words(&world(replicas, more, pods)), expected, "{pods:?}");
+        }
+    }
+
+    #[test]
+    fn a_finished_rollout_makes_the_update_the_current_revision() {
+        let done = plan(&world(2, json!({}), &[(0, "db-2", true), (1, "db-2", true)])).status;
+        assert_eq!((done.current_revision.as_deref(), done.current_replicas, done.updated_replicas), (Some("db-2"), Some(2), Some(2)));
+    }
+}

@@ -1,0 +1,343 @@
+//! The steps of a plan, each idempotent: what was done before is done again without harm.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use cri::v1;
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Container, LifecycleHandler};
+use reconcile::EventKind;
+
+use crate::crispec::{self, ContainerInput, ImageUser};
+use crate::env::{self, Facts};
+use crate::mounts;
+use crate::plan::{Action, KillReason, Plan, next_backoff, next_failure};
+use crate::podspec;
+use crate::probe::check;
+use crate::worker::{Agent, Record, Scene, lock};
+use crate::world::{Image, PostStart};
+
+type Error = Box<dyn std::error::Error + Send + Sync>;
+
+/// Waits after a failed step: volumes from half a second, sandboxes and containers from one, doubling.
+const VOLUMES_FIRST: Duration = Duration::from_millis(500);
+const START_FIRST: Duration = Duration::from_secs(1);
+/// A hook's time counts against the grace period, but a container always gets this much after it.
+const GRACE_SECONDS_MIN: i64 = 2;
+
+/// A container that could not be started: `state.waiting`.
+struct Refused {
+    reason: &'static str,
+    message: String,
+}
+
+impl Agent {
+    /// `Err` is a failure of the runtime or the API that the whole reconcile is repeated for.
+    pub async fn act(self: &Arc<Self>, scene: &Scene, plan: &Plan, action: Action) -> Result<(), Error> {
+        match action {
+            Action::MountVolumes => self.mount_volumes(scene).await,
+            Action::RunSandbox { attempt } => self.run_sandbox(scene, attempt).await,
+            Action::StopSandbox(id) => {
+                self.runtime.stop_pod_sandbox(v1::StopPodSandboxRequest { pod_sandbox_id: id }).await?;
+            }
+            Action::EnsureImage { container, attempt } => self.ensure_image(scene, &container, attempt).await,
+            Action::Start { container, attempt, restart } => self.start(scene, &container, attempt, restart).await,
+            Action::Kill { id, container, grace_seconds, why } => self.kill(scene, id, &container, grace_seconds, &why),
+            Action::Remove { id, log } => self.remove(scene, id, log).await?,
+            Action::Fail(verdict) => {
+                self.event(&scene.reference(), EventKind::Normal, &verdict.reason, verdict.message.clone());
+                scene.record.memory().verdict = Some(verdict);
+            }
+            Action::Finish => self.finish(scene, plan).await?,
+            Action::Forget => self.remove_all(scene).await?,
+        }
+        Ok(())
+    }
+
+    async fn mount_volumes(&self, scene: &Scene) {
+        let mounted = self.mount(scene).await;
+        let mut memory = scene.record.memory();
+        match mounted {
+            Ok(_) => {
+                memory.volumes_ready = true;
+                memory.volumes_failed = None;
+            }
+            Err(message) => {
+                let former = memory.volumes_failed.take().map(|failure| failure.wait);
+                memory.volumes_failed = Some(next_failure(former, VOLUMES_FIRST, "FailedMount", message.clone(), Timestamp::now()));
+                drop(memory);
+                self.event(&scene.reference(), EventKind::Warning, "FailedMount", message);
+            }
+        }
+    }
+
+    async fn run_sandbox(&self, scene: &Scene, attempt: u32) {
+        let _permit = self.starts.acquire().await;
+        let dns = crate::dns::of_pod(&scene.pod, &self.config, &self.host_dns);
+        let config = crispec::sandbox(&scene.pod, &self.config, dns, attempt);
+        if attempt > 0 {
+            self.event(&scene.reference(), EventKind::Normal, "SandboxChanged", "Pod sandbox changed, it will be killed and re-created.");
+        }
+        let runtime_handler = podspec::spec(&scene.pod).runtime_class_name.clone().unwrap_or_default();
+        let made = self.runtime.run_pod_sandbox(v1::RunPodSandboxRequest { config: Some(config), runtime_handler }).await;
+        let mut memory = scene.record.memory();
+        match made {
+            Ok(_) => memory.sandbox_failed = None,
+            Err(error) => {
+                let former = memory.sandbox_failed.take().map(|failure| failure.wait);
+                memory.sandbox_failed =
+                    Some(next_failure(former, START_FIRST, "FailedCreatePodSandBox", error.message.clone(), Timestamp::now()));
+                drop(memory);
+                let message = format!("Failed to create pod sandbox: {error}");
+                self.event(&scene.reference(), EventKind::Warning, "FailedCreatePodSandBox", message);
+            }
+        }
+    }
+
+    async fn start(self: &Arc<Self>, scene: &Scene, name: &str, attempt: u32, restart: bool) {
+        let Some((role, container)) = podspec::container(&scene.pod, name) else { return };
+        let about = scene.container_reference(name);
+        let started = self.create_and_start(scene, role, &container, attempt).await;
+        let now = Timestamp::now();
+        let mut memory = scene.record.memory();
+        memory.images.remove(&(name.to_owned(), attempt));
+        if restart {
+            let next = next_backoff(memory.backoffs.get(name), now);
+            memory.backoffs.insert(name.into(), next);
+        }
+        match started {
+            Ok(id) => {
+                memory.starts_failed.remove(name);
+                if let Some(hook) = container.lifecycle.as_ref().and_then(|lifecycle| lifecycle.post_start.clone()) {
+                    memory.post_start.insert(id.clone(), PostStart::Running);
+                    drop(memory);
+                    self.post_start(scene, &container, id, hook);
+                }
+            }
+            Err(Refused { reason, message }) => {
+                let former = memory.starts_failed.get(name).map(|failure| failure.wait);
+                memory.starts_failed.insert(name.into(), next_failure(former, START_FIRST, reason, message.clone(), now));
+                drop(memory);
+                self.event(&about, EventKind::Warning, "Failed", format!("Error: {message}"));
+            }
+        }
+    }
+
+    async fn create_and_start(&self, scene: &Scene, role: podspec::Role, container: &Container, attempt: u32) -> Result<String, Refused> {
+        let config_error = |message: String| Refused { reason: "CreateContainerConfigError", message };
+        let about = scene.container_reference(&container.name);
+        let Some(sandbox) = scene.observed.sandboxes.first() else { return Err(config_error("the pod has no sandbox".into())) };
+        let facts = self.container_facts(scene, container).await.map_err(config_error)?;
+        let envs = env::of_container(&scene.pod, container, &facts).map_err(|error| config_error(error.0))?;
+        let files = mounts::of_container(&self.config, &scene.pod, container, attempt, &envs, &facts.pod_ips);
+        let files = files.map_err(|message| Refused { reason: "CreateContainerConfigError", message })?;
+        let image_ref = match scene.record.memory().images.get(&(container.name.clone(), attempt)) {
+            Some(Image::Ready(reference)) => reference.clone(),
+            _ => container.image.clone().unwrap_or_default(),
+        };
+        let config = crispec::container(&ContainerInput {
+            pod: &scene.pod,
+            container,
+            role,
+            attempt,
+            facts: &facts,
+            mounts: files.mounts,
+            message_file: &files.message_file,
+            image_user: self.image_user(scene, container, &image_ref).await,
+            image_ref: &image_ref,
+            memory_bytes: self.memory_bytes,
+            target_id: self.target_id(scene, container),
+        })
+        .map_err(|error| config_error(error.0))?;
+        let dns = crate::dns::of_pod(&scene.pod, &self.config, &self.host_dns);
+        let sandbox_config = crispec::sandbox(&scene.pod, &self.config, dns, sandbox.attempt);
+        let request =
+            v1::CreateContainerRequest { pod_sandbox_id: sandbox.id.clone(), config: Some(config), sandbox_config: Some(sandbox_config) };
+        // Held only while the runtime works: what came before may have waited for the API.
+        let _permit = self.starts.acquire().await;
+        let created = self.runtime.create_container(request).await;
+        let id = created.map_err(|error| Refused { reason: "CreateContainerError", message: error.message })?.container_id;
+        self.event(&about, EventKind::Normal, "Created", format!("Created container: {}", container.name));
+        let started = self.runtime.start_container(v1::StartContainerRequest { container_id: id.clone() }).await;
+        started.map_err(|error| Refused { reason: "RunContainerError", message: error.message })?;
+        self.event(&about, EventKind::Normal, "Started", format!("Started container {}", container.name));
+        Ok(id)
+    }
+
+    /// The facts of the pod and every object that the container's environment refers to.
+    async fn container_facts(&self, scene: &Scene, container: &Container) -> Result<Facts, String> {
+        let mut facts = self.pod_facts(scene);
+        let (uid, namespace) = (scene.record.uid.as_str(), podspec::namespace(&scene.pod));
+        let (mut config_maps, mut secrets) = (Vec::new(), Vec::new());
+        for source in container.env_from.iter().flatten() {
+            config_maps.extend(source.config_map_ref.as_ref().map(|reference| reference.name.as_str()));
+            secrets.extend(source.secret_ref.as_ref().map(|reference| reference.name.as_str()));
+        }
+        for source in container.env.iter().flatten().filter_map(|variable| variable.value_from.as_ref()) {
+            config_maps.extend(source.config_map_key_ref.as_ref().map(|reference| reference.name.as_str()));
+            secrets.extend(source.secret_key_ref.as_ref().map(|reference| reference.name.as_str()));
+        }
+        for name in config_maps {
+            facts.config_maps.insert(name.into(), self.objects.config_maps.get(uid, namespace, name).await?);
+        }
+        for name in secrets {
+            facts.secrets.insert(name.into(), self.objects.secrets.get(uid, namespace, name).await?);
+        }
+        if tokio::time::timeout(Duration::from_secs(10), self.services.synced()).await.is_err() {
+            return Err("services have not yet been read at least once, cannot construct envvars".into());
+        }
+        facts.services = self.services.by_namespace(namespace);
+        if namespace != "default" {
+            facts.services.extend(self.services.get("default", "kubernetes"));
+        }
+        Ok(facts)
+    }
+
+    /// Looked up only where `runAsNonRoot` must judge it.
+    async fn image_user(&self, scene: &Scene, container: &Container, image_ref: &str) -> ImageUser {
+        let pod_level = podspec::spec(&scene.pod).security_context.as_ref().and_then(|security| security.run_as_non_root);
+        let own = container.security_context.as_ref().and_then(|security| security.run_as_non_root);
+        if own.or(pod_level) != Some(true) {
+            return ImageUser::Root;
+        }
+        let spec = v1::ImageSpec { image: image_ref.into(), ..Default::default() };
+        let answer = self.images.image_status(v1::ImageStatusRequest { image: Some(spec), verbose: false }).await;
+        match answer.ok().and_then(|answer| answer.image) {
+            Some(v1::Image { uid: Some(uid), .. }) => ImageUser::Uid(uid.value),
+            Some(image) if !image.username.is_empty() => ImageUser::Name(image.username),
+            _ => ImageUser::Root,
+        }
+    }
+
+    fn target_id(&self, scene: &Scene, container: &Container) -> Option<String> {
+        let ephemeral =
+            podspec::spec(&scene.pod).ephemeral_containers.iter().flatten().find(|ephemeral| ephemeral.name == container.name)?;
+        let target = ephemeral.target_container_name.as_deref()?;
+        scene.observed.containers.iter().filter(|seen| seen.name == target).max_by_key(|seen| seen.attempt).map(|seen| seen.id.clone())
+    }
+
+    fn post_start(self: &Arc<Self>, scene: &Scene, container: &Container, id: String, hook: LifecycleHandler) {
+        let (agent, record, container) = (self.clone(), scene.record.clone(), container.clone());
+        let (ips, about) = (scene.ips(), scene.container_reference(&container.name));
+        tokio::spawn(async move {
+            let result = agent.hook(&hook, &container, &id, ips.first().map_or("", String::as_str), 0).await;
+            let mut memory = record.memory();
+            match result {
+                Ok(()) => drop(memory.post_start.remove(&id)),
+                Err(message) => {
+                    memory.post_start.insert(id, PostStart::Failed(message.clone()));
+                    drop(memory);
+                    agent.event(&about, EventKind::Warning, "FailedPostStartHook", format!("PostStartHook failed: {message}"));
+                }
+            }
+            agent.queue.add(record.uid.clone());
+        });
+    }
+
+    /// `timeout_seconds` 0 is none.
+    async fn hook(
+        &self,
+        hook: &LifecycleHandler,
+        container: &Container,
+        id: &str,
+        pod_ip: &str,
+        timeout_seconds: i64,
+    ) -> Result<(), String> {
+        if let Some(exec) = &hook.exec {
+            return check::exec_check(self.runtime.as_ref(), id, exec.command.clone().unwrap_or_default(), timeout_seconds).await;
+        }
+        if let Some(get) = &hook.http_get {
+            return check::http_get(get, container, pod_ip).await.map(drop);
+        }
+        if let Some(sleep) = &hook.sleep {
+            tokio::time::sleep(Duration::from_secs(u64::try_from(sleep.seconds).unwrap_or(0))).await;
+            return Ok(());
+        }
+        Err("invalid handler: no handler specified".into())
+    }
+
+    /// Stops a container in the background; the pod is looked at again when that ended.
+    fn kill(self: &Arc<Self>, scene: &Scene, id: String, name: &str, grace_seconds: i64, why: &KillReason) {
+        let first = scene.record.memory().stopping.insert(id.clone(), grace_seconds).is_none();
+        let container = podspec::container(&scene.pod, name).map(|(_, container)| container.into_owned());
+        if first && container.is_some() {
+            self.event(&scene.container_reference(name), EventKind::Normal, "Killing", kill_message(name, why));
+        }
+        let (agent, record, ips, about) = (self.clone(), scene.record.clone(), scene.ips(), scene.container_reference(name));
+        // A second, more impatient stop does not run the hook again.
+        let hook = container
+            .as_ref()
+            .and_then(|container| container.lifecycle.as_ref())
+            .and_then(|lifecycle| lifecycle.pre_stop.clone())
+            .filter(|_| first);
+        tokio::spawn(async move {
+            let mut left = grace_seconds;
+            if let (Some(hook), Some(container)) = (hook, container) {
+                let begun = Timestamp::now();
+                let limit = Duration::from_secs(u64::try_from(grace_seconds).unwrap_or(0));
+                let running = agent.hook(&hook, &container, &id, ips.first().map_or("", String::as_str), grace_seconds);
+                if let Ok(Err(message)) = tokio::time::timeout(limit, running).await {
+                    agent.event(&about, EventKind::Warning, "FailedPreStopHook", format!("PreStopHook failed: {message}"));
+                }
+                left = (grace_seconds - Timestamp::now().duration_since(begun).as_secs()).max(GRACE_SECONDS_MIN);
+            }
+            agent.stop(&record, id, left).await;
+        });
+    }
+
+    async fn stop(&self, record: &Arc<Record>, id: String, timeout: i64) {
+        let stopped = self.runtime.stop_container(v1::StopContainerRequest { container_id: id.clone(), timeout }).await;
+        let failed = stopped.is_err_and(|error| !error.is_not_found());
+        let mut memory = record.memory();
+        memory.stopping.remove(&id);
+        memory.post_start.remove(&id);
+        drop(memory);
+        match failed {
+            // The plan asks for it again, but not at once.
+            true => self.queue.add_after(record.uid.clone(), START_FIRST),
+            false => self.queue.add(record.uid.clone()),
+        }
+    }
+
+    async fn remove(&self, scene: &Scene, id: String, log: Option<(String, u32)>) -> Result<(), Error> {
+        self.runtime.remove_container(v1::RemoveContainerRequest { container_id: id }).await?;
+        if let Some((container, attempt)) = log {
+            let path = crispec::log_directory(&scene.pod, &self.config).join(container).join(format!("{attempt}.log"));
+            // A log that is not there is as good as removed.
+            let _ = std::fs::remove_file(path);
+        }
+        Ok(())
+    }
+
+    /// Containers, sandboxes, logs, volumes and memory of a pod that the API no longer has.
+    async fn remove_all(&self, scene: &Scene) -> Result<(), Error> {
+        for seen in &scene.observed.containers {
+            self.runtime.remove_container(v1::RemoveContainerRequest { container_id: seen.id.clone() }).await?;
+        }
+        for sandbox in &scene.observed.sandboxes {
+            self.runtime.remove_pod_sandbox(v1::RemovePodSandboxRequest { pod_sandbox_id: sandbox.id.clone() }).await?;
+        }
+        let (config, uid) = (self.config.clone(), scene.record.uid.clone());
+        let logs = crispec::log_directory(&scene.pod, &self.config);
+        let work = move || {
+            mounts::remove_pod(&config, &uid)?;
+            volumes::teardown::remove(&logs)
+        };
+        tokio::task::spawn_blocking(work).await??;
+        // A pod of the same uid never comes back; a new wish for it would make a new record.
+        if lock(&scene.record.wish).gone {
+            self.forget(&scene.record.uid);
+        }
+        Ok(())
+    }
+}
+
+fn kill_message(name: &str, why: &KillReason) -> String {
+    match why {
+        KillReason::PodEnds | KillReason::SandboxChanged => format!("Stopping container {name}"),
+        KillReason::Changed => format!("Container {name} definition changed, will be restarted"),
+        KillReason::Liveness => format!("Container {name} failed liveness probe, will be restarted"),
+        KillReason::Startup => format!("Container {name} failed startup probe, will be restarted"),
+        KillReason::PostStart => "FailedPostStartHook".into(),
+    }
+}

@@ -1,0 +1,96 @@
+//! Everything that the kubelet is told; it reads no file and no flag of its own.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// How one node runs.
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub node_name: String,
+    pub node_ips: Vec<IpAddr>,
+    /// The range that this node's pods get their addresses from; written to the Node when it registers.
+    pub pod_cidr: Option<String>,
+    pub cluster_dns: Vec<IpAddr>,
+    pub cluster_domain: String,
+    /// The host's resolver; systemd-resolved's stub file is replaced by its real one, as upstream.
+    pub resolv_conf: PathBuf,
+    /// Pod directories on disk: `<data_directory>/pods/<uid>`.
+    pub data_directory: PathBuf,
+    /// Pod directories that hold secrets, on a tmpfs: `<runtime_directory>/pods/<uid>`.
+    pub runtime_directory: PathBuf,
+    /// Container logs: `<log_directory>/<namespace>_<name>_<uid>/<container>/<restart>.log`.
+    pub log_directory: PathBuf,
+    /// 0 picks a free port.
+    pub port: u16,
+    pub tls: Option<Tls>,
+    /// Users and groups that may use the server with their client certificate (CN or O).
+    pub server_users: Vec<String>,
+    /// Replaces what the machine has: `cpu`, `memory`, `ephemeral-storage`, or adds extended resources.
+    pub capacity: BTreeMap<String, String>,
+    /// Taken off the capacity for the allocatable resources.
+    pub reserved: BTreeMap<String, String>,
+    pub pods_max: u32,
+    pub labels: BTreeMap<String, String>,
+    pub control_plane: bool,
+    pub version: String,
+    pub lease_duration: Duration,
+    pub lease_interval: Duration,
+    /// How often an unchanged Node status is written all the same.
+    pub status_interval: Duration,
+    /// Sandboxes and containers that are made at the same time; 0 is twice the processors.
+    pub starts_max: usize,
+}
+
+/// PEM material of the server.
+#[derive(Clone)]
+pub struct Tls {
+    pub certificate_pem: String,
+    pub key_pem: String,
+    /// Who signs the client certificates that are let in.
+    pub client_ca_pem: String,
+}
+
+impl std::fmt::Debug for Tls {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Tls")
+    }
+}
+
+impl Config {
+    /// A node with the defaults of a single-machine cluster.
+    pub fn new(node_name: &str, node_ip: IpAddr) -> Self {
+        Self {
+            node_name: node_name.into(),
+            node_ips: vec![node_ip],
+            pod_cidr: None,
+            cluster_dns: Vec::new(),
+            cluster_domain: "cluster.local".into(),
+            resolv_conf: "/etc/resolv.conf".into(),
+            data_directory: "/var/lib/sternpost/kubelet".into(),
+            runtime_directory: "/run/sternpost/kubelet".into(),
+            log_directory: "/var/log/pods".into(),
+            port: 10250,
+            tls: None,
+            server_users: vec!["system:masters".into(), "system:kube-apiserver".into(), "kube-apiserver-kubelet-client".into()],
+            capacity: BTreeMap::new(),
+            reserved: BTreeMap::new(),
+            pods_max: 1100,
+            labels: BTreeMap::new(),
+            control_plane: false,
+            version: concat!("v1.37.0+sternpost.", env!("CARGO_PKG_VERSION")).into(),
+            lease_duration: Duration::from_secs(40),
+            lease_interval: Duration::from_secs(10),
+            status_interval: Duration::from_secs(300),
+            starts_max: 0,
+        }
+    }
+
+    pub(crate) fn pod_directory(&self, uid: &str) -> PathBuf {
+        self.data_directory.join("pods").join(uid)
+    }
+    pub(crate) fn secret_directory(&self, uid: &str) -> PathBuf {
+        self.runtime_directory.join("pods").join(uid)
+    }
+}

@@ -1,0 +1,240 @@
+//! Images for containers: present, pulled, or why not. Pulls run beside the reconcile, which is woken when they end.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use cri::v1;
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::Container;
+use reconcile::EventKind;
+use serde::Deserialize;
+
+use crate::podspec;
+use crate::worker::{Agent, Scene, lock};
+use crate::world::Image;
+
+const BACKOFF_FIRST: Duration = Duration::from_secs(10);
+const BACKOFF_MAX: Duration = Duration::from_secs(300);
+
+impl Agent {
+    /// Finds the image here, or starts its pull.
+    pub async fn ensure_image(self: &Arc<Self>, scene: &Scene, name: &str, attempt: u32) {
+        let Some((_, container)) = podspec::container(&scene.pod, name) else { return };
+        let image = container.image.clone().unwrap_or_default();
+        let about = scene.container_reference(name);
+        let policy = pull_policy(&container);
+        let key = (name.to_owned(), attempt);
+        if policy != "Always" {
+            match self.present(&image).await {
+                Ok(Some(reference)) => {
+                    self.event(&about, EventKind::Normal, "Pulled", format!("Container image {image:?} already present on machine"));
+                    scene.record.memory().images.insert(key, Image::Ready(reference));
+                    return;
+                }
+                Ok(None) if policy == "Never" => {
+                    let message = format!("Container image {image:?} is not present with pull policy of Never");
+                    self.event(&about, EventKind::Warning, "ErrImageNeverPull", message.clone());
+                    return self.failed(scene, key, "ErrImageNeverPull", message);
+                }
+                Ok(None) => {}
+                Err(message) => {
+                    self.event(&about, EventKind::Warning, "InspectFailed", format!("Failed to inspect image {image:?}: {message}"));
+                    let message = format!("Failed to inspect image {image:?}: {message}");
+                    return self.failed(scene, key, "ImageInspectError", message);
+                }
+            }
+        }
+        self.pull(scene, key, image, policy == "Always").await;
+    }
+
+    async fn present(&self, image: &str) -> Result<Option<String>, String> {
+        let spec = v1::ImageSpec { image: with_tag(image), user_specified_image: image.into(), ..Default::default() };
+        let answer = self.images.image_status(v1::ImageStatusRequest { image: Some(spec), verbose: false }).await;
+        Ok(answer.map_err(|error| error.message)?.image.map(|found| found.id))
+    }
+
+    async fn pull(self: &Arc<Self>, scene: &Scene, key: (String, u32), image: String, always: bool) {
+        let former = scene.record.memory().images.insert(key.clone(), Image::Pulling);
+        let former_wait = match former {
+            Some(Image::Failed { wait, .. }) => Some(wait),
+            _ => None,
+        };
+        let about = scene.container_reference(&key.0);
+        let auth = self.credentials(scene, &image).await;
+        let (agent, record) = (self.clone(), scene.record.clone());
+        tokio::spawn(async move {
+            let turn = lock(&agent.pulling).entry(image.clone()).or_default().clone();
+            let waiting = Instant::now();
+            let held = turn.lock().await;
+            let begun = Instant::now();
+            // Another pod may have pulled it while this one waited.
+            let present = if always { None } else { agent.present(&image).await.ok().flatten() };
+            let pulled = match present {
+                Some(reference) => {
+                    agent.event(&about, EventKind::Normal, "Pulled", format!("Container image {image:?} already present on machine"));
+                    Ok(reference)
+                }
+                None => {
+                    agent.event(&about, EventKind::Normal, "Pulling", format!("Pulling image {image:?}"));
+                    let spec = v1::ImageSpec { image: with_tag(&image), user_specified_image: image.clone(), ..Default::default() };
+                    let request = v1::PullImageRequest { image: Some(spec), auth, sandbox_config: None };
+                    let result = agent.images.pull_image(request).await.map(|answer| answer.image_ref);
+                    if result.is_ok() {
+                        let size = agent.size_of(&image).await;
+                        let message = format!(
+                            "Successfully pulled image {image:?} in {} ({} including waiting). Image size: {size} bytes.",
+                            seconds(begun.elapsed()),
+                            seconds(waiting.elapsed())
+                        );
+                        agent.event(&about, EventKind::Normal, "Pulled", message);
+                    }
+                    result
+                }
+            };
+            drop(held);
+            drop(turn);
+            lock(&agent.pulling).retain(|_, turn| Arc::strong_count(turn) > 1);
+            match pulled {
+                Ok(reference) => drop(record.memory().images.insert(key, Image::Ready(reference))),
+                Err(error) => {
+                    agent.event(&about, EventKind::Warning, "Failed", format!("Failed to pull image {image:?}: {error}"));
+                    agent.event(&about, EventKind::Warning, "Failed", "Error: ErrImagePull");
+                    record.memory().images.insert(key, failure("ErrImagePull", error.message, former_wait));
+                }
+            }
+            agent.queue.add(record.uid.clone());
+        });
+    }
+
+    fn failed(&self, scene: &Scene, key: (String, u32), reason: &'static str, message: String) {
+        let mut memory = scene.record.memory();
+        let former = match memory.images.get(&key) {
+            Some(Image::Failed { wait, .. }) => Some(*wait),
+            _ => None,
+        };
+        memory.images.insert(key, failure(reason, message, former));
+    }
+
+    async fn size_of(&self, image: &str) -> u64 {
+        let spec = v1::ImageSpec { image: with_tag(image), ..Default::default() };
+        let answer = self.images.image_status(v1::ImageStatusRequest { image: Some(spec), verbose: false }).await;
+        answer.ok().and_then(|answer| answer.image).map_or(0, |image| image.size)
+    }
+
+    /// The first of the pod's pull secrets that knows the image's registry; a secret that is missing is skipped, as upstream.
+    async fn credentials(&self, scene: &Scene, image: &str) -> Option<v1::AuthConfig> {
+        for reference in podspec::spec(&scene.pod).image_pull_secrets.iter().flatten() {
+            let name = reference.name.as_str();
+            let secret = self.objects.secrets.get(&scene.record.uid, podspec::namespace(&scene.pod), name).await.ok().flatten();
+            let Some(secret) = secret else { continue };
+            let data = crate::env::secret_data(&secret);
+            let found = data.get(".dockerconfigjson").and_then(|bytes| auth_for(bytes, image));
+            if found.is_some() {
+                return found;
+            }
+        }
+        None
+    }
+}
+
+fn failure(reason: &'static str, message: String, former: Option<Duration>) -> Image {
+    let at = Timestamp::now();
+    let wait = former.map_or(BACKOFF_FIRST, |wait| (wait * 2).min(BACKOFF_MAX));
+    Image::Failed { reason, message, at, until: at + SignedDuration::try_from(wait).unwrap_or(SignedDuration::ZERO), wait }
+}
+
+/// As Go prints it, to the millisecond: `1.234s`, `12ms`.
+fn seconds(duration: Duration) -> String {
+    match duration.as_millis() {
+        millis if millis < 1000 => format!("{millis}ms"),
+        millis => format!("{}s", millis as f64 / 1000.0),
+    }
+}
+
+fn is_latest(image: &str) -> bool {
+    !image.contains('@') && with_tag(image).ends_with(":latest")
+}
+
+/// The spec's policy; without one, what the API's default would be.
+fn pull_policy(container: &Container) -> &str {
+    let image = container.image.as_deref().unwrap_or_default();
+    let otherwise = if is_latest(image) { "Always" } else { "IfNotPresent" };
+    container.image_pull_policy.as_deref().filter(|policy| !policy.is_empty()).unwrap_or(otherwise)
+}
+
+/// Adds `:latest` to a name with neither tag nor digest.
+fn with_tag(image: &str) -> String {
+    let last = image.rsplit('/').next().unwrap_or_default();
+    if last.contains(':') || last.contains('@') { image.to_owned() } else { format!("{image}:latest") }
+}
+
+#[derive(Deserialize)]
+struct DockerConfig {
+    #[serde(default)]
+    auths: BTreeMap<String, DockerAuth>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct DockerAuth {
+    username: String,
+    password: String,
+    auth: String,
+    identitytoken: String,
+    registrytoken: String,
+}
+
+fn auth_for(config: &[u8], image: &str) -> Option<v1::AuthConfig> {
+    let config: DockerConfig = serde_json::from_slice(config).ok()?;
+    let first = image.split('/').next().unwrap_or_default();
+    let named = image.contains('/') && (first.contains(['.', ':']) || first == "localhost");
+    let full = if named { image.to_owned() } else { format!("docker.io/{image}") };
+    let mut known: Vec<(String, DockerAuth)> = config.auths.into_iter().map(|(key, auth)| (registry(&key), auth)).collect();
+    // The most specific path first.
+    known.sort_by_key(|(key, _)| std::cmp::Reverse(key.len()));
+    let (key, auth) = known.into_iter().find(|(key, _)| full.strip_prefix(key.as_str()).is_some_and(|rest| rest.starts_with('/')))?;
+    let decoded = BASE64.decode(&auth.auth).ok().and_then(|bytes| String::from_utf8(bytes).ok()).unwrap_or_default();
+    let (user, password) = decoded.split_once(':').unwrap_or_default();
+    let or = |own: String, decoded: &str| if own.is_empty() { decoded.to_owned() } else { own };
+    Some(v1::AuthConfig {
+        username: or(auth.username, user),
+        password: or(auth.password, password),
+        server_address: key,
+        identity_token: auth.identitytoken,
+        registry_token: auth.registrytoken,
+        ..Default::default()
+    })
+}
+
+/// `https://index.docker.io/v1/` and `host/path/` as the prefix of an image's full name.
+fn registry(key: &str) -> String {
+    let bare = key.trim_start_matches("https://").trim_start_matches("http://").trim_end_matches('/');
+    let bare = bare.strip_suffix("/v1").or(bare.strip_suffix("/v2")).unwrap_or(bare);
+    if bare == "index.docker.io" { "docker.io".into() } else { bare.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tags_are_added_only_where_there_is_none() {
+        assert_eq!(with_tag("nginx"), "nginx:latest");
+        assert_eq!(with_tag("localhost:5000/a/b"), "localhost:5000/a/b:latest");
+        assert_eq!(with_tag("a:1"), "a:1");
+        assert_eq!(with_tag("a@sha256:00"), "a@sha256:00");
+    }
+
+    #[test]
+    fn credentials_go_to_the_registry_that_they_are_for() {
+        let config =
+            br#"{"auths": {"https://index.docker.io/v1/": {"auth": "dTpw"}, "r.example:5000/team": {"username": "a", "password": "b"}}}"#;
+        assert_eq!(auth_for(config, "nginx").map(|auth| (auth.username, auth.password)), Some(("u".into(), "p".into())));
+        assert_eq!(auth_for(config, "r.example:5000/team/x:1").map(|auth| auth.username), Some("a".into()));
+        assert_eq!(auth_for(config, "r.example:5000/teams/x:1"), None);
+        assert_eq!(auth_for(b"{", "nginx"), None);
+    }
+}

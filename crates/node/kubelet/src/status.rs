@@ -1,0 +1,372 @@
+//! The pod's status as users see it, from the same world that the plan saw. Pure. Upstream: `kubelet_pods.go` and `status/generate.go`.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{
+    Container, ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus, HostIP,
+    PodCondition, PodIP, PodStatus,
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+use crate::plan::{Plan, is_started};
+use crate::podspec::{self, Role};
+use crate::probe::Kind;
+use crate::world::{Seen, State, Waiting, World};
+
+/// Seconds only: the API's times have no more.
+fn time(at: Timestamp) -> Time {
+    Time(Timestamp::from_second(at.as_second()).unwrap_or(at))
+}
+
+/// `ended`: everything of the pod is stopped and it will not run again.
+pub fn status(world: &World<'_>, plan: &Plan, host_ips: &[String], ended: bool) -> PodStatus {
+    let former = world.pod.status.clone().unwrap_or_default();
+    let containers = podspec::containers(world.pod);
+    let of = |roles: &[Role]| -> Vec<ContainerStatus> {
+        containers
+            .iter()
+            .filter(|(role, _)| roles.contains(role))
+            .map(|(role, container)| container_status(world, plan, *role, container))
+            .collect()
+    };
+    let (init, main, ephemeral) = (of(&[Role::Init, Role::Sidecar]), of(&[Role::Main]), of(&[Role::Ephemeral]));
+    let phase = phase(world, &init, &main, ended, former.phase.as_deref());
+    let ips = world.sandbox().map(|sandbox| sandbox.ips.clone()).filter(|ips| !ips.is_empty());
+    let host_network = podspec::spec(world.pod).host_network == Some(true);
+    let known_ips = || former.pod_ips.iter().flatten().map(|ip| ip.ip.clone()).collect();
+    let ips: Vec<String> = if host_network { host_ips.to_vec() } else { ips.unwrap_or_else(known_ips) };
+    let verdict = world.memory.verdict.as_ref();
+    let mut status = PodStatus {
+        phase: Some(phase.into()),
+        message: verdict
+            .map(|verdict| verdict.message.clone())
+            .or_else(|| former.message.clone().filter(|_| podspec::is_terminal(world.pod))),
+        reason: verdict.map(|verdict| verdict.reason.clone()).or_else(|| former.reason.clone().filter(|_| podspec::is_terminal(world.pod))),
+        host_ip: host_ips.first().cloned(),
+        host_ips: Some(host_ips.iter().map(|ip| HostIP { ip: ip.clone() }).collect()),
+        pod_ip: ips.first().cloned(),
+        pod_ips: (!ips.is_empty()).then(|| ips.iter().map(|ip| PodIP { ip: ip.clone() }).collect()),
+        start_time: former.start_time.clone().or_else(|| world.memory.start_time.map(time)),
+        qos_class: former.qos_class.clone().or_else(|| Some(podspec::qos(world.pod).as_str().into())),
+        observed_generation: world.pod.metadata.generation,
+        init_container_statuses: (!init.is_empty()).then_some(init),
+        container_statuses: (!main.is_empty()).then_some(main),
+        ephemeral_container_statuses: (!ephemeral.is_empty()).then_some(ephemeral),
+        ..PodStatus::default()
+    };
+    status.conditions = Some(conditions(world, &status, former.conditions.as_deref().unwrap_or_default()));
+    status
+}
+
+fn container_status(world: &World<'_>, plan: &Plan, role: Role, container: &Container) -> ContainerStatus {
+    let mut status =
+        ContainerStatus { name: container.name.clone(), image: container.image.clone().unwrap_or_default(), ..Default::default() };
+    let waiting = plan.waiting.get(&container.name);
+    let Some(seen) = world.latest(&container.name) else {
+        status.state = Some(waiting_state(waiting.cloned().unwrap_or_else(|| unstarted(world, role))));
+        status.started = Some(false);
+        return former_of_gone(world, container, status);
+    };
+    status.restart_count = i32::try_from(seen.attempt).unwrap_or(i32::MAX);
+    status.container_id = Some(container_id(seen));
+    if !seen.image.is_empty() {
+        status.image = seen.image.clone();
+    }
+    status.image_id = seen.image_id.clone();
+    let before = world.former(&container.name).filter(|former| former.state == State::Exited).map(terminated);
+    status.last_state = before;
+    match (seen.state, waiting) {
+        (State::Running, _) => {
+            let running = ContainerStateRunning { started_at: seen.started_at.map(time) };
+            status.state = Some(ContainerState { running: Some(running), ..Default::default() });
+            status.started = Some(is_started(world, container, seen));
+            status.ready = is_ready(world, container, seen);
+        }
+        (State::Exited, Some(waiting)) => {
+            status.last_state = Some(terminated(seen));
+            status.state = Some(waiting_state(waiting.clone()));
+            status.started = Some(false);
+        }
+        (State::Exited, None) => {
+            status.state = Some(terminated(seen));
+            status.started = Some(false);
+            status.ready = role == Role::Init && seen.exit_code == 0;
+        }
+        (State::Created | State::Unknown, waiting) => {
+            status.state = Some(waiting_state(waiting.cloned().unwrap_or_else(|| unstarted(world, role))));
+            status.started = Some(false);
+        }
+    }
+    status
+}
+
+/// A container of which the runtime knows nothing although the API saw it (its record was removed): it keeps its last state.
+fn former_of_gone(world: &World<'_>, container: &Container, mut status: ContainerStatus) -> ContainerStatus {
+    let former = world.pod.status.as_ref();
+    let lists =
+        [former.and_then(|former| former.container_statuses.as_ref()), former.and_then(|former| former.init_container_statuses.as_ref())];
+    let known = lists.into_iter().flatten().flatten().find(|known| known.name == container.name);
+    if let Some(known) = known.filter(|known| known.state.as_ref().is_some_and(|state| state.terminated.is_some())) {
+        status = known.clone();
+        status.ready = known.ready && world.containers.is_empty();
+    }
+    status
+}
+
+fn unstarted(world: &World<'_>, role: Role) -> Waiting {
+    let has_init = podspec::spec(world.pod).init_containers.iter().flatten().next().is_some();
+    let reason = if has_init && role != Role::Ephemeral { "PodInitializing" } else { "ContainerCreating" };
+    Waiting { reason, message: String::new() }
+}
+
+fn waiting_state(waiting: Waiting) -> ContainerState {
+    let message = (!waiting.message.is_empty()).then_some(waiting.message);
+    ContainerState { waiting: Some(ContainerStateWaiting { reason: Some(waiting.reason.into()), message }), ..Default::default() }
+}
+
+fn container_id(seen: &Seen) -> String {
+    format!("sternpost://{}", seen.id)
+}
+
+fn terminated(seen: &Seen) -> ContainerState {
+    let reason = match (seen.reason.is_empty(), seen.exit_code) {
+        (false, _) => seen.reason.clone(),
+        (true, 0) => "Completed".into(),
+        (true, _) => "Error".into(),
+    };
+    let terminated = ContainerStateTerminated {
+        container_id: Some(container_id(seen)),
+        exit_code: seen.exit_code,
+        finished_at: seen.finished_at.map(time),
+        started_at: seen.started_at.map(time),
+        message: (!seen.message.is_empty()).then(|| seen.message.clone()),
+        reason: Some(reason),
+        signal: None,
+    };
+    ContainerState { terminated: Some(terminated), ..Default::default() }
+}
+
+pub fn is_ready(world: &World<'_>, container: &Container, seen: &Seen) -> bool {
+    is_started(world, container, seen) && (container.readiness_probe.is_none() || world.probe(seen, Kind::Readiness) == Some(true))
+}
+
+/// Upstream: getPhase.
+fn phase(world: &World<'_>, init: &[ContainerStatus], main: &[ContainerStatus], ended: bool, former: Option<&str>) -> &'static str {
+    match former {
+        Some("Succeeded") => return "Succeeded",
+        Some("Failed") => return "Failed",
+        _ if world.memory.verdict.is_some() => return "Failed",
+        _ => {}
+    }
+    let never = podspec::spec(world.pod).restart_policy.as_deref() == Some("Never");
+    let always = podspec::spec(world.pod).restart_policy.as_deref().unwrap_or("Always") == "Always";
+    let exit = |status: &ContainerStatus| status.state.as_ref().and_then(|state| state.terminated.as_ref()).map(|ended| ended.exit_code);
+    let is_running = |status: &ContainerStatus| status.state.as_ref().is_some_and(|state| state.running.is_some());
+    let ended_before = |status: &ContainerStatus| status.last_state.as_ref().is_some_and(|state| state.terminated.is_some());
+    let began = main.iter().any(|status| is_running(status) || exit(status).is_some() || ended_before(status));
+    if !began {
+        let is_sidecar = |name: &str| podspec::container(world.pod, name).is_some_and(|(role, _)| role == Role::Sidecar);
+        let failed = init.iter().any(|status| !is_sidecar(&status.name) && exit(status).is_some_and(|code| code != 0));
+        if failed && (never || ended) {
+            return "Failed";
+        }
+        return if ended { "Failed" } else { "Pending" };
+    }
+    let (mut waiting, mut running, mut stopped, mut succeeded) = (0, 0, 0, 0);
+    for status in main {
+        match (is_running(status), exit(status)) {
+            (true, _) => running += 1,
+            (_, Some(code)) => {
+                stopped += 1;
+                succeeded += u32::from(code == 0);
+            }
+            _ if ended_before(status) => stopped += 1,
+            _ => waiting += 1,
+        }
+    }
+    match () {
+        () if waiting > 0 && !ended => "Pending",
+        () if running > 0 => "Running",
+        () if always && !ended => "Running",
+        () if stopped == succeeded && waiting == 0 => "Succeeded",
+        () if never || ended => "Failed",
+        () => "Running",
+    }
+}
+
+fn conditions(world: &World<'_>, status: &PodStatus, former: &[PodCondition]) -> Vec<PodCondition> {
+    let phase = status.phase.as_deref().unwrap_or_default();
+    let sandbox_ready = world.sandbox().is_some_and(|sandbox| sandbox.ready);
+    let mut judged: BTreeMap<&str, (bool, Option<&str>, Option<String>)> = BTreeMap::new();
+    judged.insert("PodReadyToStartContainers", (sandbox_ready, None, None));
+    judged.insert("Initialized", initialized(world, status, phase));
+    let containers = containers_ready(status, phase);
+    judged.insert("Ready", ready(world, former, &containers));
+    judged.insert("ContainersReady", containers);
+    judged.insert("PodScheduled", (true, None, None));
+    let mut list: Vec<PodCondition> = former.iter().filter(|condition| !judged.contains_key(condition.type_.as_str())).cloned().collect();
+    for kind in ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled"] {
+        let Some((on, reason, message)) = judged.remove(kind) else { continue };
+        let text = if on { "True" } else { "False" };
+        let before = former.iter().find(|condition| condition.type_ == kind);
+        let same = before.filter(|before| before.status == text).and_then(|before| before.last_transition_time.clone());
+        list.push(PodCondition {
+            type_: kind.into(),
+            status: text.into(),
+            reason: reason.map(str::to_owned),
+            message,
+            last_transition_time: same.or_else(|| Some(time(world.now))),
+            observed_generation: world.pod.metadata.generation,
+            last_probe_time: None,
+        });
+    }
+    list
+}
+
+type Judgement = (bool, Option<&'static str>, Option<String>);
+
+fn names(statuses: &[&ContainerStatus]) -> String {
+    format!("[{}]", statuses.iter().map(|status| status.name.as_str()).collect::<Vec<_>>().join(" "))
+}
+
+fn initialized(world: &World<'_>, status: &PodStatus, phase: &str) -> Judgement {
+    if phase == "Succeeded" {
+        return (true, Some("PodCompleted"), None);
+    }
+    let mains = status.container_statuses.iter().flatten();
+    let began = mains.clone().any(|main| main.container_id.is_some());
+    let sidecar = |name: &str| podspec::container(world.pod, name).is_some_and(|(role, _)| role == Role::Sidecar);
+    let done = |init: &&ContainerStatus| began || if sidecar(&init.name) { init.started == Some(true) } else { init.ready };
+    let pending: Vec<&ContainerStatus> = status.init_container_statuses.iter().flatten().filter(|init| !done(init)).collect();
+    if pending.is_empty() {
+        (true, None, None)
+    } else {
+        (false, Some("ContainersNotInitialized"), Some(format!("containers with incomplete status: {}", names(&pending))))
+    }
+}
+
+fn containers_ready(status: &PodStatus, phase: &str) -> Judgement {
+    match phase {
+        "Succeeded" => return (false, Some("PodCompleted"), None),
+        "Failed" => return (false, Some("PodFailed"), None),
+        _ => {}
+    }
+    let unready: Vec<&ContainerStatus> = status.container_statuses.iter().flatten().filter(|main| !main.ready).collect();
+    if unready.is_empty() {
+        (true, None, None)
+    } else {
+        (false, Some("ContainersNotReady"), Some(format!("containers with unready status: {}", names(&unready))))
+    }
+}
+
+fn ready(world: &World<'_>, former: &[PodCondition], containers: &Judgement) -> Judgement {
+    if !containers.0 {
+        return containers.clone();
+    }
+    let mut missing = Vec::new();
+    for gate in podspec::spec(world.pod).readiness_gates.iter().flatten() {
+        let kind = &gate.condition_type;
+        match former.iter().find(|condition| condition.type_ == *kind) {
+            None => missing.push(format!("corresponding condition of pod readiness gate {kind:?} does not exist.")),
+            Some(condition) if condition.status != "True" => {
+                missing.push(format!("the status of pod readiness gate {kind:?} is not \"True\", but {}", condition.status));
+            }
+            Some(_) => {}
+        }
+    }
+    if missing.is_empty() { (true, None, None) } else { (false, Some("ReadinessGatesNotReady"), Some(missing.join(", "))) }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::podspec::tests::pod;
+    use crate::world::{Memory, Sandbox};
+
+    fn seen(name: &str, attempt: u32, state: State, exit_code: i32) -> Seen {
+        let at = Timestamp::from_second(1000).ok();
+        Seen {
+            id: format!("{name}{attempt}"),
+            name: name.into(),
+            sandbox_id: "s".into(),
+            attempt,
+            state,
+            started_at: at,
+            finished_at: at,
+            exit_code,
+            reason: String::new(),
+            message: "bye".into(),
+            image: "i:1".into(),
+            image_id: "sha256:1".into(),
+            hash: String::new(),
+        }
+    }
+
+    fn shown(spec: Value, containers: &[Seen], ended: bool) -> Value {
+        let pod = pod(spec);
+        let sandboxes = [Sandbox { id: "s".into(), attempt: 0, ready: true, ips: vec!["10.244.0.2".into()] }];
+        let (memory, probes) = (Memory { start_time: Timestamp::from_second(900).ok(), ..Memory::default() }, BTreeMap::new());
+        let now = Timestamp::from_second(2000).unwrap();
+        let world = World { pod: &pod, gone: false, sandboxes: &sandboxes, containers, memory: &memory, probes: &probes, now };
+        let plan = crate::plan::plan(&world);
+        serde_json::to_value(status(&world, &plan, &["192.0.2.1".into()], ended)).unwrap()
+    }
+
+    fn condition(status: &Value, kind: &str) -> (String, String) {
+        let all = status["conditions"].as_array().unwrap();
+        let found = all.iter().find(|condition| condition["type"] == kind).unwrap();
+        (found["status"].as_str().unwrap().into(), found["message"].as_str().unwrap_or_default().into())
+    }
+
+    #[test]
+    fn running_pod_is_ready_with_addresses_and_ids() {
+        let status = shown(json!({"containers": [{"name": "a", "image": "i"}]}), &[seen("a", 1, State::Running, 0)], false);
+        assert_eq!((&status["phase"], &status["podIP"], &status["hostIP"]), (&json!("Running"), &json!("10.244.0.2"), &json!("192.0.2.1")));
+        let container = &status["containerStatuses"][0];
+        assert_eq!((&container["containerID"], &container["restartCount"]), (&json!("sternpost://a1"), &json!(1)));
+        assert_eq!((&container["ready"], &container["started"]), (&json!(true), &json!(true)));
+        assert_eq!(condition(&status, "Ready").0, "True");
+        assert_eq!(status["qosClass"], "BestEffort");
+    }
+
+    #[test]
+    fn new_pod_is_pending_and_says_what_is_missing() {
+        let status = shown(json!({"initContainers": [{"name": "i"}], "containers": [{"name": "a"}, {"name": "b"}]}), &[], false);
+        assert_eq!(status["phase"], "Pending");
+        assert_eq!(status["containerStatuses"][0]["state"]["waiting"]["reason"], "PodInitializing");
+        assert_eq!(condition(&status, "Initialized"), ("False".into(), "containers with incomplete status: [i]".into()));
+        assert_eq!(condition(&status, "Ready"), ("False".into(), "containers with unready status: [a b]".into()));
+    }
+
+    #[test]
+    fn readiness_probe_without_a_result_is_not_ready() {
+        let status = shown(json!({"containers": [{"name": "a", "readinessProbe": {}}]}), &[seen("a", 0, State::Running, 0)], false);
+        assert_eq!(status["containerStatuses"][0]["ready"], false);
+        assert_eq!((&status["phase"], condition(&status, "ContainersReady").0), (&json!("Running"), "False".to_owned()));
+    }
+
+    #[test]
+    fn phases_of_ended_containers_follow_the_restart_policy() {
+        let phase = |policy: &str, code: i32, ended: bool| {
+            let spec = json!({"restartPolicy": policy, "containers": [{"name": "a"}]});
+            shown(spec, &[seen("a", 0, State::Exited, code)], ended)["phase"].as_str().unwrap().to_owned()
+        };
+        assert_eq!(phase("Always", 0, false), "Running");
+        assert_eq!(phase("Never", 0, false), "Succeeded");
+        assert_eq!(phase("Never", 3, false), "Failed");
+        assert_eq!(phase("OnFailure", 3, false), "Running");
+        assert_eq!(phase("Always", 0, true), "Succeeded");
+        assert_eq!(phase("Always", 137, true), "Failed");
+    }
+
+    #[test]
+    fn ended_container_tells_code_reason_and_last_words() {
+        let status = shown(json!({"restartPolicy": "Never", "containers": [{"name": "a"}]}), &[seen("a", 0, State::Exited, 3)], false);
+        let ended = &status["containerStatuses"][0]["state"]["terminated"];
+        assert_eq!((&ended["exitCode"], &ended["reason"], &ended["message"]), (&json!(3), &json!("Error"), &json!("bye")));
+        assert_eq!(ended["startedAt"], "1970-01-01T00:16:40Z");
+    }
+}

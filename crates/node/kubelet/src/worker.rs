@@ -1,0 +1,434 @@
+//! One pod's reconcile: look, plan, act, until nothing is left to do now; then say how the pod is. One key, one running reconcile.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+
+use client::{Client, DeleteParams, Patch};
+use cri::{ImageService, RuntimeService, v1};
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::{ObjectReference, Pod, PodStatus, Service};
+use reconcile::{Cache, EventKind, EventRecorder, Outcome, Queue};
+use serde_json::{Value, json};
+use tokio::sync::Semaphore;
+
+use crate::config::Config;
+use crate::env::Facts;
+use crate::objects::Objects;
+use crate::observe::{Observed, observe};
+use crate::plan::{Plan, plan};
+use crate::podspec::{self, Role};
+use crate::probe::{Kind, Probes, Target};
+use crate::status::status;
+use crate::world::{Memory, State, World};
+
+/// Rounds of one reconcile; a plan that still has actions then runs again a little later.
+const ROUNDS_MAX: usize = 16;
+/// Without any event, a pod is looked at this often.
+const SAFETY_LOOK: SignedDuration = SignedDuration::from_secs(60);
+
+/// All that the workers share.
+pub struct Agent {
+    pub config: Config,
+    pub client: Client,
+    pub runtime: Arc<dyn RuntimeService>,
+    pub images: Arc<dyn ImageService>,
+    pub recorder: EventRecorder,
+    pub queue: Queue<String>,
+    pub records: Mutex<HashMap<String, Arc<Record>>>,
+    pub starts: Semaphore,
+    pub objects: Objects,
+    pub probes: OnceLock<Probes>,
+    pub services: Cache<Service>,
+    /// One pull per image at a time.
+    pub pulling: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
+    pub host_dns: v1::DnsConfig,
+    pub cpu_milli: i64,
+    pub memory_bytes: i64,
+    pub started_at: Timestamp,
+}
+
+/// What the kubelet holds of one pod.
+pub struct Record {
+    pub uid: String,
+    pub wish: Mutex<Wish>,
+    pub memory: Mutex<Memory>,
+    payloads: Mutex<BTreeMap<String, u64>>,
+    /// The status that we said last, and the revision that it made.
+    shown: Mutex<Option<(u64, PodStatus)>>,
+}
+
+/// The API's last word on the pod.
+#[derive(Clone)]
+pub struct Wish {
+    pub pod: Arc<Pod>,
+    pub gone: bool,
+}
+
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Record {
+    pub fn new(uid: &str, pod: Arc<Pod>, gone: bool) -> Self {
+        let memory = Mutex::new(Memory { start_time: start_time(&pod), ..Memory::default() });
+        Self { uid: uid.into(), wish: Mutex::new(Wish { pod, gone }), memory, payloads: Mutex::default(), shown: Mutex::default() }
+    }
+
+    pub fn memory(&self) -> MutexGuard<'_, Memory> {
+        lock(&self.memory)
+    }
+
+    /// The pod with the status that we said last, while the cache is behind our own write; after that, what the API has counts,
+    /// so that what others changed in it is seen and corrected.
+    pub fn view(&self) -> (Arc<Pod>, bool) {
+        let Wish { pod, gone } = lock(&self.wish).clone();
+        let Some((written, shown)) = lock(&self.shown).clone() else { return (pod, gone) };
+        if podspec::is_terminal(&pod) || revision(&pod) >= written {
+            return (pod, gone);
+        }
+        let mut view = (*pod).clone();
+        let conditions = view.status.take().and_then(|status| status.conditions).unwrap_or_default();
+        let mut status = shown;
+        let ours = status.conditions.take().unwrap_or_default();
+        let foreign = conditions.into_iter().filter(|condition| !ours.iter().any(|own| own.type_ == condition.type_));
+        status.conditions = Some(foreign.chain(ours.clone()).collect());
+        view.status = Some(status);
+        (Arc::new(view), gone)
+    }
+}
+
+fn revision(pod: &Pod) -> u64 {
+    pod.metadata.resource_version.as_ref().and_then(|version| version.parse().ok()).unwrap_or(0)
+}
+
+fn start_time(pod: &Pod) -> Option<Timestamp> {
+    Some(pod.status.as_ref().and_then(|status| status.start_time.as_ref()).map_or_else(Timestamp::now, |time| time.0))
+}
+
+/// What a step of acting needs.
+pub struct Scene {
+    pub record: Arc<Record>,
+    pub pod: Arc<Pod>,
+    pub observed: Observed,
+}
+
+impl Scene {
+    pub fn ips(&self) -> Vec<String> {
+        self.observed.sandboxes.first().map(|sandbox| sandbox.ips.clone()).unwrap_or_default()
+    }
+    pub fn reference(&self) -> ObjectReference {
+        reconcile::reference_to(&*self.pod)
+    }
+    /// An event about one container names it by its field.
+    pub fn container_reference(&self, container: &str) -> ObjectReference {
+        let field = match podspec::container(&self.pod, container).map(|(role, _)| role) {
+            Some(Role::Init | Role::Sidecar) => "initContainers",
+            Some(Role::Ephemeral) => "ephemeralContainers",
+            _ => "containers",
+        };
+        ObjectReference { field_path: Some(format!("spec.{field}{{{container}}}")), ..self.reference() }
+    }
+}
+
+impl Agent {
+    pub fn record(&self, uid: &str) -> Option<Arc<Record>> {
+        lock(&self.records).get(uid).cloned()
+    }
+
+    pub fn event(&self, about: &ObjectReference, kind: EventKind, reason: &str, message: impl Into<String>) {
+        self.recorder.event(about, kind, reason, message);
+    }
+
+    pub async fn reconcile(self: Arc<Self>, uid: String) -> Outcome {
+        let Some(record) = self.record(&uid) else { return Outcome::Done };
+        match self.rounds(record).await {
+            Ok(outcome) => outcome,
+            Err(error) => Outcome::Err(error),
+        }
+    }
+
+    async fn rounds(self: &Arc<Self>, record: Arc<Record>) -> Result<Outcome, Box<dyn std::error::Error + Send + Sync>> {
+        for _ in 0..ROUNDS_MAX {
+            let (pod, gone) = record.view();
+            let observed = observe(self.runtime.as_ref(), &record.uid).await?;
+            let scene = Scene { record: record.clone(), pod, observed };
+            let plan = self.plan(&scene, gone);
+            if plan.actions.is_empty() {
+                return self.settle(&scene, gone, &plan).await;
+            }
+            for action in plan.actions.clone() {
+                self.act(&scene, &plan, action).await?;
+            }
+            if self.record(&record.uid).is_none() {
+                return Ok(Outcome::Done);
+            }
+        }
+        Ok(Outcome::RequeueAfter(Duration::from_secs(1)))
+    }
+
+    fn plan(&self, scene: &Scene, gone: bool) -> Plan {
+        self.with_world(scene, gone, plan)
+    }
+
+    pub fn with_world<T>(&self, scene: &Scene, gone: bool, look: impl FnOnce(&World<'_>) -> T) -> T {
+        let probes = self.probes.get().map(|probes| probes.verdicts(&scene.record.uid)).unwrap_or_default();
+        let memory = scene.record.memory();
+        look(&World {
+            pod: &scene.pod,
+            gone,
+            sandboxes: &scene.observed.sandboxes,
+            containers: &scene.observed.containers,
+            memory: &memory,
+            probes: &probes,
+            now: Timestamp::now(),
+        })
+    }
+
+    /// Nothing is left to do now: keep volumes and probes current, say the status, and name the time of the next look.
+    async fn settle(self: &Arc<Self>, scene: &Scene, gone: bool, plan: &Plan) -> Result<Outcome, Box<dyn std::error::Error + Send + Sync>> {
+        let mut wake_at = plan.wake_at;
+        if !plan.ending && scene.record.memory().volumes_ready {
+            match self.mount(scene).await {
+                Ok(refresh_at) => wake_at = wake_at.into_iter().chain(refresh_at).min(),
+                // The files of before stay; the next look tries again.
+                Err(message) => self.event(&scene.reference(), EventKind::Warning, "FailedMount", message),
+            }
+        }
+        self.sync_probes(scene, gone, plan);
+        self.tell_waiting(scene, plan);
+        if !gone {
+            self.publish(scene, gone, plan, false).await?;
+        }
+        let wait = wake_at.map_or(SAFETY_LOOK, |at| at.duration_since(Timestamp::now()).min(SAFETY_LOOK));
+        Ok(Outcome::RequeueAfter(Duration::try_from(wait).unwrap_or(Duration::from_millis(10)).max(Duration::from_millis(10))))
+    }
+
+    pub async fn mount(&self, scene: &Scene) -> Result<Option<Timestamp>, String> {
+        let known = lock(&scene.record.payloads).clone();
+        let facts = self.pod_facts(scene);
+        let prepared = crate::mounts::prepare(&self.config, &self.objects, &scene.pod, &facts, &known, Timestamp::now()).await?;
+        *lock(&scene.record.payloads) = prepared.payloads;
+        Ok(prepared.refresh_at)
+    }
+
+    /// What is known without asking anybody.
+    pub fn pod_facts(&self, scene: &Scene) -> Facts {
+        let host_ips: Vec<String> = self.config.node_ips.iter().map(ToString::to_string).collect();
+        let host_network = podspec::spec(&scene.pod).host_network == Some(true);
+        Facts {
+            pod_ips: if host_network { host_ips.clone() } else { scene.ips() },
+            host_ips,
+            node_name: self.config.node_name.clone(),
+            allocatable_cpu_milli: self.cpu_milli,
+            allocatable_memory_bytes: self.memory_bytes,
+            ..Facts::default()
+        }
+    }
+
+    fn sync_probes(&self, scene: &Scene, gone: bool, plan: &Plan) {
+        let Some(probes) = self.probes.get() else { return };
+        let targets = if plan.ending { Vec::new() } else { self.with_world(scene, gone, |world| self.targets(scene, world)) };
+        probes.sync(&scene.record.uid, targets);
+    }
+
+    fn targets(&self, scene: &Scene, world: &World<'_>) -> Vec<Target> {
+        let mut targets = Vec::new();
+        let facts = self.pod_facts(scene);
+        for (role, container) in podspec::containers(&scene.pod).into_iter().filter(|(role, _)| matches!(role, Role::Main | Role::Sidecar))
+        {
+            let Some(seen) = world.latest(&container.name).filter(|seen| seen.state == State::Running) else { continue };
+            if world.memory.stopping.contains_key(&seen.id) {
+                continue;
+            }
+            let started = crate::plan::is_started(world, &container, seen);
+            let wanted = [
+                (Kind::Startup, &container.startup_probe, true),
+                (Kind::Liveness, &container.liveness_probe, started),
+                (Kind::Readiness, &container.readiness_probe, started),
+            ];
+            for (kind, probe, due) in wanted {
+                let Some(probe) = probe.as_ref().filter(|_| due) else { continue };
+                let running_for = seen.started_at.map(|at| world.now.duration_since(at)).and_then(|for_| Duration::try_from(for_).ok());
+                targets.push(Target {
+                    kind,
+                    container: container.clone().into_owned(),
+                    container_id: seen.id.clone(),
+                    probe: probe.clone(),
+                    pod_ip: facts.pod_ips.first().cloned().unwrap_or_default(),
+                    running_for: running_for.unwrap_or_default(),
+                    initial: self.known_verdict(scene, kind, role, &seen.id, seen.started_at),
+                });
+            }
+        }
+        targets
+    }
+
+    /// A container that was ready before this kubelet started stays so until a probe says otherwise.
+    fn known_verdict(&self, scene: &Scene, kind: Kind, role: Role, id: &str, started_at: Option<Timestamp>) -> Option<bool> {
+        if started_at.is_none_or(|at| at >= self.started_at) || kind == Kind::Liveness {
+            return None;
+        }
+        let pod = lock(&scene.record.wish).pod.clone();
+        let status = pod.status.as_ref()?;
+        let list = if role == Role::Main { &status.container_statuses } else { &status.init_container_statuses };
+        let known = list.iter().flatten().find(|known| known.container_id.as_deref() == Some(&format!("sternpost://{id}")))?;
+        (if kind == Kind::Startup { known.started == Some(true) } else { known.ready }).then_some(true)
+    }
+
+    /// Back-offs become events, once for each attempt.
+    fn tell_waiting(&self, scene: &Scene, plan: &Plan) {
+        for (name, waiting) in &plan.waiting {
+            let attempt =
+                scene.observed.containers.iter().filter(|seen| seen.name == *name).map(|seen| seen.attempt + 1).max().unwrap_or(0);
+            if !scene.record.memory().told.insert((name.clone(), waiting.reason, attempt)) {
+                continue;
+            }
+            let about = scene.container_reference(name);
+            let image = podspec::container(&scene.pod, name).and_then(|(_, container)| container.image.clone()).unwrap_or_default();
+            let pod = podspec::format_pod(&scene.pod);
+            match waiting.reason {
+                "CrashLoopBackOff" => {
+                    self.event(&about, EventKind::Warning, "BackOff", format!("Back-off restarting failed container {name} in pod {pod}"));
+                }
+                "ImagePullBackOff" => {
+                    self.event(&about, EventKind::Normal, "BackOff", format!("Back-off pulling image {image:?}"));
+                    self.event(&about, EventKind::Warning, "Failed", "Error: ImagePullBackOff");
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Writes the status where it differs from what the API has.
+    pub async fn publish(&self, scene: &Scene, gone: bool, plan: &Plan, last: bool) -> Result<(), client::Error> {
+        let stopped = scene.observed.containers.iter().all(|seen| seen.state == State::Exited);
+        let host_ips: Vec<String> = self.config.node_ips.iter().map(ToString::to_string).collect();
+        let new = self.with_world(scene, gone, |world| status(world, plan, &host_ips, last || (plan.ending && stopped)));
+        let old = scene.pod.status.clone().unwrap_or_default();
+        let Some(patch) = status_patch(&old, &new) else { return Ok(()) };
+        let body = json!({"metadata": {"uid": scene.record.uid}, "status": patch});
+        let (namespace, name) = (podspec::namespace(&scene.pod), podspec::name(&scene.pod));
+        match self.client.patch::<Pod>(Some(namespace), name, &Patch::Strategic(body), "status").await {
+            Ok(stored) => *lock(&scene.record.shown) = Some((revision(&stored), merged(&old, new))),
+            // Deleted, or another pod of that name by now: the watch will tell.
+            Err(error) if error.is_not_found() || error.is_conflict() => {}
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    /// The last status, then the deletion that the API waits for.
+    pub async fn finish(&self, scene: &Scene, plan: &Plan) -> Result<(), client::Error> {
+        if let Some(probes) = self.probes.get() {
+            probes.sync(&scene.record.uid, Vec::new());
+        }
+        self.publish(scene, false, plan, true).await?;
+        let params = DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::of_uid(&scene.record.uid) };
+        let (namespace, name) = (podspec::namespace(&scene.pod), podspec::name(&scene.pod));
+        match self.client.delete::<Pod>(Some(namespace), name, &params).await {
+            Err(error) if !error.is_not_found() && !error.is_conflict() => return Err(error),
+            _ => {}
+        }
+        scene.record.memory().finished = true;
+        Ok(())
+    }
+
+    /// Drops all memory of a pod that is gone.
+    pub fn forget(&self, uid: &str) {
+        if let Some(probes) = self.probes.get() {
+            probes.sync(uid, Vec::new());
+        }
+        self.objects.release(uid);
+        lock(&self.records).remove(uid);
+    }
+
+    /// The uids of all pods known here.
+    pub fn known(&self) -> BTreeSet<String> {
+        lock(&self.records).keys().cloned().collect()
+    }
+}
+
+/// The new status with what others keep in it.
+fn merged(old: &PodStatus, new: PodStatus) -> PodStatus {
+    PodStatus { nominated_node_name: old.nominated_node_name.clone(), resize: old.resize.clone(), ..new }
+}
+
+/// A strategic merge patch from `old` to `new`, or `None` where nothing that we own differs.
+fn status_patch(old: &PodStatus, new: &PodStatus) -> Option<Value> {
+    let fields = |status: &PodStatus| match serde_json::to_value(status) {
+        Ok(Value::Object(fields)) => fields,
+        _ => serde_json::Map::new(),
+    };
+    let (old_fields, new_fields) = (fields(old), fields(new));
+    let mut patch = serde_json::Map::new();
+    for key in OWNED_FIELDS {
+        match (old_fields.get(*key), new_fields.get(*key)) {
+            (old, new) if old == new || (*key == "conditions" && same_conditions(old, new)) => {}
+            (Some(_), None) => drop(patch.insert((*key).into(), Value::Null)),
+            (old, Some(new)) => {
+                let mut value = new.clone();
+                // These merge by `ip`: an address that changed must not stay beside the new one.
+                if let (Value::Array(list), Some(_), true) = (&mut value, old, matches!(*key, "podIPs" | "hostIPs")) {
+                    list.push(json!({"$patch": "replace"}));
+                }
+                patch.insert((*key).into(), value);
+            }
+            (None, None) => {}
+        }
+    }
+    (!patch.is_empty()).then_some(Value::Object(patch))
+}
+
+/// Order is no difference: a merge keeps the order in which the API had them.
+fn same_conditions(old: Option<&Value>, new: Option<&Value>) -> bool {
+    let list = |value: Option<&Value>| value.and_then(Value::as_array).cloned().unwrap_or_default();
+    let (old, new) = (list(old), list(new));
+    old.len() == new.len() && new.iter().all(|condition| old.contains(condition))
+}
+
+const OWNED_FIELDS: &[&str] = &[
+    "phase",
+    "message",
+    "reason",
+    "hostIP",
+    "hostIPs",
+    "podIP",
+    "podIPs",
+    "startTime",
+    "qosClass",
+    "observedGeneration",
+    "conditions",
+    "containerStatuses",
+    "initContainerStatuses",
+    "ephemeralContainerStatuses",
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status_of(value: Value) -> PodStatus {
+        serde_json::from_value(value).unwrap()
+    }
+
+    #[test]
+    fn status_is_patched_only_where_it_differs_and_order_is_no_difference() {
+        let ready = |kind: &str, on: &str| json!({"type": kind, "status": on});
+        let old = status_of(
+            json!({"phase": "Running", "podIPs": [{"ip": "1"}], "conditions": [ready("Ready", "True"), ready("Initialized", "True")]}),
+        );
+        let same = status_of(
+            json!({"phase": "Running", "podIPs": [{"ip": "1"}], "conditions": [ready("Initialized", "True"), ready("Ready", "True")]}),
+        );
+        assert_eq!(status_patch(&old, &same), None);
+        let moved = status_of(
+            json!({"phase": "Running", "podIPs": [{"ip": "2"}], "conditions": [ready("Initialized", "True"), ready("Ready", "True")]}),
+        );
+        assert_eq!(status_patch(&old, &moved), Some(json!({"podIPs": [{"ip": "2"}, {"$patch": "replace"}]})));
+        let gone = status_of(json!({"phase": "Pending", "conditions": [ready("Initialized", "True"), ready("Ready", "False")]}));
+        let patch = status_patch(&old, &gone).unwrap();
+        assert_eq!((&patch["phase"], &patch["podIPs"]), (&json!("Pending"), &Value::Null));
+        assert_eq!(patch["conditions"].as_array().unwrap().len(), 2);
+    }
+}

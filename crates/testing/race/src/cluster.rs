@@ -1,0 +1,91 @@
+//! A cluster of our own on this machine, under names, ports and addresses that no other cluster here uses.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use client::{Client, Https};
+
+use crate::machine;
+use crate::processes::footprint;
+
+const CONFIG: &str = "\
+apiPort: 26443
+kubeletPort: 20250
+dnsPort: 20053
+podCidr: 10.230.0.0/16
+serviceCidr: 10.231.0.0/16
+cgroupRoot: sternpost-race
+nftTable: sternpost-race
+linkPrefix: sr
+context: sternpost-race
+log: warn
+";
+
+/// Purged when dropped.
+pub struct Cluster {
+    pub program: PathBuf,
+    dir: PathBuf,
+}
+
+impl Cluster {
+    /// Nothing runs yet. The binary is the one in STERNPOST_BIN.
+    pub fn new(dir: &Path) -> anyhow::Result<Self> {
+        let program = std::env::var_os("STERNPOST_BIN").context("STERNPOST_BIN names no binary; use `cargo xtask race`")?;
+        std::fs::write(dir.join("config.yaml"), CONFIG)?;
+        Ok(Self { program: program.into(), dir: dir.to_path_buf() })
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(&self.program);
+        command.arg("--config").arg(self.dir.join("config.yaml"));
+        command.arg("--data-dir").arg(self.dir.join("data")).arg("--run-dir").arg(self.dir.join("run"));
+        command.args(args).stdin(Stdio::null());
+        command
+    }
+
+    fn run(&self, args: &[&str]) -> anyhow::Result<Output> {
+        let output = self.command(args).output().with_context(|| format!("run {}", self.program.display()))?;
+        let said = || format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        ensure!(output.status.success(), "sternpost {}: {}\n{}", args.join(" "), output.status, said());
+        Ok(output)
+    }
+
+    /// Starts it; the time from exec to the return of `up --detach`, which is after its node became Ready.
+    pub fn up(&self) -> anyhow::Result<Duration> {
+        let start = Instant::now();
+        self.run(&["up", "--detach", "--no-kubeconfig"])?;
+        let taken = start.elapsed();
+        self.run(&["status"])?;
+        Ok(taken)
+    }
+
+    pub fn down(&self) -> anyhow::Result<()> {
+        machine::count_as_own(footprint(&self.program).cpu_seconds);
+        self.run(&["down"]).map(drop)
+    }
+
+    pub fn purge(&self) -> anyhow::Result<()> {
+        machine::count_as_own(footprint(&self.program).cpu_seconds);
+        self.run(&["down", "--purge"]).map(drop)
+    }
+
+    /// A connection of its own as administrator.
+    pub fn client(&self) -> anyhow::Result<Client> {
+        let kubeconfig = self.dir.join("admin.kubeconfig");
+        std::fs::write(&kubeconfig, self.run(&["kubeconfig"])?.stdout)?;
+        Ok(Client::new(Arc::new(Https::from_kubeconfig(&kubeconfig, None)?)).named("race"))
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if self.dir.join("data").exists()
+            && let Err(error) = self.purge()
+        {
+            eprintln!("the cluster of the race is still there: {error:#}");
+        }
+    }
+}

@@ -1,0 +1,56 @@
+//! Races: what Sternpost takes for a thing, beside what the peer takes for it in the same run, and what the machine's own floors are.
+//!
+//! `cargo xtask race <case>` builds this program and the binary with optimisation and starts it. A case has rounds; a round runs
+//! ours, the peer, the peer, ours (A-B-B-A), so that a slow drift of the machine falls on both. What is published is a ratio with its
+//! spread. Reading order: [`case`] (the list), [`measure`] (rounds and numbers), [`floor`] (the machine), then a file per case;
+//! [`report`] writes `target/race/<case>.json` and the case's table in `docs/benchmarks.md`.
+
+use clap::Parser;
+
+mod api;
+mod boot;
+mod case;
+mod cluster;
+mod etcd;
+mod floor;
+mod machine;
+mod measure;
+mod pods;
+mod processes;
+mod report;
+mod store;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask race", about = "Measure, with the peer and the machine's floors in the same run")]
+pub struct Options {
+    /// store, boot, pods or api
+    case: String,
+    /// Rounds; below five nothing is written to docs/benchmarks.md.
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+    /// How long one leg of a throughput case runs, in seconds.
+    #[arg(long, default_value_t = 2.0)]
+    leg_seconds: f64,
+    /// The peer of the case store [default: etcd on PATH, of Debian's etcd-server]
+    #[arg(long)]
+    etcd: Option<std::path::PathBuf>,
+    /// Folder on the disk to measure on [default: target/race]
+    #[arg(long)]
+    dir: Option<std::path::PathBuf>,
+    /// Replicas of the case pods.
+    #[arg(long, default_value_t = 100)]
+    replicas: usize,
+}
+
+fn main() -> anyhow::Result<()> {
+    let options = Options::parse();
+    let case = case::find(&options.case)?;
+    let dir = options.dir.clone().unwrap_or_else(|| report::folder().to_path_buf());
+    std::fs::create_dir_all(&dir)?;
+    let scratch = tempfile::Builder::new().prefix("run-").tempdir_in(&dir)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let floors = floor::measure(scratch.path())?;
+    let load = machine::Load::start();
+    let outcome = runtime.block_on((case.run)(&options, scratch.path()))?;
+    report::publish(&options, case, &floors, &load.stop(), &outcome)
+}

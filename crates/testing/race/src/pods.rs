@@ -1,0 +1,145 @@
+//! Pods of one Deployment on one node, as a client sees them on a watch.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use client::{Client, DeleteParams, ListParams, WatchEvent, WatchParams, WatchStream};
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::{Namespace, Pod};
+use serde_json::json;
+
+use crate::Options;
+use crate::cluster::Cluster;
+use crate::measure::{Spread, quantile, sorted};
+use crate::processes::footprint;
+use crate::report::{Outcome, number, spread};
+
+const NAMESPACE: &str = "race";
+/// Pods made one after the other in a round.
+const SINGLE: usize = 10;
+/// Longer than this and the race has failed.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+pub async fn race(options: &Options, dir: &Path) -> anyhow::Result<Outcome> {
+    let cluster = Cluster::new(dir)?;
+    cluster.up()?;
+    let api = cluster.client()?;
+    api.create::<Namespace>(&serde_json::from_value(json!({ "metadata": { "name": NAMESPACE } }))?).await?;
+    let (mut singles, mut bursts, mut in_bursts, mut memory) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for round in 1..=options.rounds {
+        for number in 0..SINGLE {
+            singles.push(one(&api, number).await?);
+        }
+        let (all, each) = burst(&api, options.replicas).await?;
+        memory.push(footprint(&cluster.program).pss_mib);
+        eprintln!("round {round}: {} pods in {all:.3} s", options.replicas);
+        bursts.push(all);
+        in_bursts.extend(each);
+        clear(&api).await?;
+    }
+    cluster.purge()?;
+    let (single, each) = (sorted(&singles), sorted(&in_bursts));
+    let all = Spread::of(&bursts);
+    let per_second: Vec<f64> = bursts.iter().map(|seconds| options.replicas as f64 / seconds).collect();
+    let percentiles = |values: &[f64]| {
+        format!("{} / {} / {}", number(quantile(values, 0.5)), number(quantile(values, 0.99)), number(quantile(values, 1.0)))
+    };
+    let row = |what: String, figure: String| vec![what, figure];
+    let rows = vec![
+        row(format!("apply of {} replicas → all Running, s", options.replicas), spread(&all)),
+        row("pods a second in that burst".into(), spread(&Spread::of(&per_second))),
+        row("one pod alone, create → Running, p50 / p99 / most, ms".into(), percentiles(&single)),
+        row("a pod in the burst, seen → Running, p50 / p99 / most, ms".into(), percentiles(&each)),
+        row(format!("memory of all our processes with {} pods, PSS, MiB", options.replicas), spread(&Spread::of(&memory))),
+    ];
+    let method = format!(
+        "One node, through the real API over HTTPS with the administrator's certificate; image sternpost.io/toolbox, no probes. A round makes \
+         {SINGLE} pods one after the other, then a Deployment of {} replicas, and deletes everything. Times are the client's: from before the request \
+         is sent to the event on a watch that shows the pod (or the last of them) Running with its container ready; in the burst a pod's own clock starts at its \
+         Added event. There is no peer: Debian has no Kubernetes control plane.",
+        options.replicas
+    );
+    let figures = json!({ "single_ms": singles, "burst_seconds": bursts, "in_burst_ms": each, "burst": all, "pss_mib": memory });
+    Ok(Outcome { method, head: vec!["what", "figure"], rows, figures })
+}
+
+fn is_running(pod: &Pod) -> bool {
+    let Some(status) = &pod.status else { return false };
+    let containers = status.container_statuses.as_deref().unwrap_or_default();
+    status.phase.as_deref() == Some("Running") && !containers.is_empty() && containers.iter().all(|container| container.ready)
+}
+
+fn spec() -> serde_json::Value {
+    json!({ "containers": [{ "name": "web", "image": "sternpost.io/toolbox" }], "terminationGracePeriodSeconds": 0 })
+}
+
+/// All pods of the namespace from now on.
+async fn watch(api: &Client) -> anyhow::Result<WatchStream<Pod>> {
+    let now = api.list::<Pod>(&ListParams::in_namespace(NAMESPACE)).await?.resource_version;
+    Ok(api.watch(&WatchParams { namespace: Some(NAMESPACE.into()), resource_version: Some(now), ..WatchParams::default() }).await?)
+}
+
+/// The next event's pod, and whether it was deleted.
+async fn next(events: &mut WatchStream<Pod>, deadline: Instant) -> anyhow::Result<(Pod, bool)> {
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        match tokio::time::timeout(left, events.next()).await.context("too slow: the race is lost")? {
+            Some(Ok(WatchEvent::Added(pod) | WatchEvent::Modified(pod))) => return Ok((pod, false)),
+            Some(Ok(WatchEvent::Deleted(pod))) => return Ok((pod, true)),
+            Some(Ok(WatchEvent::Bookmark { .. })) => {}
+            other => bail!("the watch ended: {other:?}"),
+        }
+    }
+}
+
+/// One pod on an otherwise idle node; milliseconds from the request to Running.
+async fn one(api: &Client, number: usize) -> anyhow::Result<f64> {
+    let mut events = watch(api).await?;
+    let name = format!("single-{number}");
+    let pod: Pod = serde_json::from_value(json!({ "metadata": { "name": name, "namespace": NAMESPACE }, "spec": spec() }))?;
+    let start = Instant::now();
+    api.create(&pod).await?;
+    while !is_running(&next(&mut events, start + PATIENCE).await?.0) {}
+    let taken = start.elapsed().as_secs_f64() * 1e3;
+    api.delete::<Pod>(Some(NAMESPACE), &name, &DeleteParams::default()).await?;
+    while !next(&mut events, Instant::now() + PATIENCE).await?.1 {}
+    Ok(taken)
+}
+
+/// A Deployment; seconds until its last pod runs, and each pod's milliseconds from its Added event.
+async fn burst(api: &Client, replicas: usize) -> anyhow::Result<(f64, Vec<f64>)> {
+    let mut events = watch(api).await?;
+    let labels = json!({ "app": "web" });
+    let deployment: Deployment = serde_json::from_value(json!({
+        "metadata": { "name": "web", "namespace": NAMESPACE },
+        "spec": { "replicas": replicas, "selector": { "matchLabels": labels }, "template": { "metadata": { "labels": labels }, "spec": spec() } },
+    }))?;
+    let start = Instant::now();
+    api.create(&deployment).await?;
+    let (mut seen, mut running) = (HashMap::new(), HashMap::new());
+    while running.len() < replicas {
+        let (pod, _) = next(&mut events, start + PATIENCE).await.with_context(|| format!("{} of {replicas} run", running.len()))?;
+        let name = pod.metadata.name.clone().unwrap_or_default();
+        let added = *seen.entry(name.clone()).or_insert_with(Instant::now);
+        if is_running(&pod) {
+            running.entry(name).or_insert_with(|| added.elapsed().as_secs_f64() * 1e3);
+        }
+    }
+    Ok((start.elapsed().as_secs_f64(), running.into_values().collect()))
+}
+
+/// Deletes the Deployment and waits until no pod is left.
+async fn clear(api: &Client) -> anyhow::Result<()> {
+    api.delete::<Deployment>(Some(NAMESPACE), "web", &DeleteParams::background()).await?;
+    let start = Instant::now();
+    loop {
+        let pods = api.list::<Pod>(&ListParams::in_namespace(NAMESPACE)).await?.items.len();
+        if pods == 0 {
+            return Ok(());
+        }
+        anyhow::ensure!(start.elapsed() < PATIENCE, "{pods} pods are still there");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
