@@ -8,6 +8,8 @@ use std::time::Duration;
 use anyhow::Context;
 use auth::pki::Pki;
 use cri::{ImageService, RuntimeService, v1};
+use k8s_openapi::api::core::v1::Node;
+use serde_json::json;
 use tokio::task::JoinSet;
 
 use crate::config::Config;
@@ -51,7 +53,6 @@ struct Places {
     runtime_data: PathBuf,
     runtime_run: PathBuf,
     network: PathBuf,
-    toolbox: PathBuf,
     kubelet: PathBuf,
 }
 
@@ -62,7 +63,6 @@ impl Places {
             runtime_data: config.data_dir.join("containers"),
             runtime_run: config.run_dir.join("pods"),
             network: config.run_dir.join("network"),
-            toolbox: config.data_dir.join("toolbox"),
             kubelet: config.data_dir.join("kubelet"),
         }
     }
@@ -73,14 +73,14 @@ pub async fn start(parts: &Arc<Parts>, tasks: &mut JoinSet<()>) -> anyhow::Resul
     let (node, runtime) = open(&parts.config).await?;
     start_network(parts, tasks)?;
     start_dns(parts, tasks)?;
-    let _ = (runtime, &node.service);
+    start_kubelet(parts, runtime, node.service.clone(), tasks)?;
     Ok(node)
 }
 
 async fn open(config: &Config) -> anyhow::Result<(NodeParts, Arc<dyn RuntimeService>)> {
     let places = Places::of(config);
     let images = images::Store::open(&places.images).context("open the image store")?;
-    add_toolbox(&images, &places.toolbox).context("the built-in image")?;
+    add_toolbox(&images).context("the built-in image")?;
     let network = pod_network(config, &places)?;
     let settings = runtime::Config::new(&places.runtime_data, &places.runtime_run, &config.cgroup_root);
     let runtime = runtime::Runtime::open(settings, images.clone(), Some(network)).await.context("open the runtime")?;
@@ -98,18 +98,8 @@ fn pod_network(config: &Config, places: &Places) -> anyhow::Result<Arc<dyn cni::
     Ok(Arc::new(cni::Routed::open(settings).context("open the pod network")?))
 }
 
-/// Makes the image's one layer from the running binary, anew whenever the binary changed.
-fn add_toolbox(images: &images::Store, layer: &Path) -> anyhow::Result<()> {
-    let binary = std::fs::read_link("/proc/self/exe")?;
-    let running = std::fs::metadata("/proc/self/exe")?;
-    let copy = layer.join("toolbox");
-    let same = std::fs::metadata(&copy).is_ok_and(|copy| {
-        use std::os::unix::fs::MetadataExt;
-        copy.len() == running.len() && copy.mtime() == running.mtime() && copy.mtime_nsec() == running.mtime_nsec()
-    });
-    if !same {
-        make_toolbox_layer(layer, &running).with_context(|| format!("copy {} to {}", binary.display(), layer.display()))?;
-    }
+/// The built-in image, made of the running binary.
+fn add_toolbox(images: &images::Store) -> anyhow::Result<()> {
     let config = images::ImageConfig {
         entrypoint: vec!["/toolbox".into()],
         cmd: vec!["serve".into()],
@@ -117,30 +107,49 @@ fn add_toolbox(images: &images::Store, layer: &Path) -> anyhow::Result<()> {
         working_dir: "/".into(),
         ..images::ImageConfig::default()
     };
-    images.add_builtin(TOOLBOX, config, layer)?;
+    let links: Vec<&str> = toolbox::links().collect();
+    images.add_executable(TOOLBOX, config, Path::new("/proc/self/exe"), "/toolbox", &links)?;
     Ok(())
 }
 
-fn make_toolbox_layer(layer: &Path, running: &std::fs::Metadata) -> std::io::Result<()> {
-    use std::os::unix::fs::{PermissionsExt, symlink};
-    // A new folder each time: containers of the old binary keep the layer that they run from.
-    let fresh = layer.with_extension("new");
-    let _ = std::fs::remove_dir_all(&fresh);
-    for dir in ["bin", "etc", "tmp", "proc", "sys", "dev", "var", "root"] {
-        std::fs::create_dir_all(fresh.join(dir))?;
-    }
-    std::fs::set_permissions(fresh.join("tmp"), std::fs::Permissions::from_mode(0o1777))?;
-    std::fs::write(fresh.join("etc/passwd"), "root:x:0:0:root:/root:/bin/false\nnobody:x:65534:65534:nobody:/:/bin/false\n")?;
-    std::fs::write(fresh.join("etc/group"), "root:x:0:\nnobody:x:65534:\n")?;
-    for name in toolbox::links() {
-        symlink("/toolbox", fresh.join("bin").join(name))?;
-    }
-    let copy = fresh.join("toolbox");
-    std::fs::copy("/proc/self/exe", &copy)?;
-    std::fs::set_permissions(&copy, std::fs::Permissions::from_mode(0o755))?;
-    std::fs::File::options().write(true).open(&copy)?.set_modified(running.modified()?)?;
-    let _ = std::fs::remove_dir_all(layer);
-    std::fs::rename(&fresh, layer)
+fn start_kubelet(
+    parts: &Arc<Parts>,
+    runtime: Arc<dyn RuntimeService>,
+    images: Arc<dyn ImageService>,
+    tasks: &mut JoinSet<()>,
+) -> anyhow::Result<()> {
+    let config = &parts.config;
+    let places = Places::of(config);
+    let mut settings = kubelet::Config::new(&config.node_name, parts.node_ip);
+    settings.pod_cidr = Some(config.pod_cidr.clone());
+    settings.cluster_dns = vec![config.dns_service_ip()?];
+    settings.cluster_domain = config.cluster_domain.clone();
+    settings.data_directory = places.kubelet;
+    settings.runtime_directory = config.run_dir.join("kubelet");
+    settings.log_directory = config.data_dir.join("logs");
+    settings.port = config.kubelet_port;
+    settings.pods_max = config.max_pods;
+    settings.tls = Some(kubelet::config::Tls {
+        certificate_pem: parts.pki.kubelet_server.certificate.clone(),
+        key_pem: parts.pki.kubelet_server.key.clone(),
+        client_ca_pem: parts.pki.ca.clone(),
+    });
+    let client = parts.client(&format!("system:node:{}", config.node_name), &["system:nodes"]).named("kubelet");
+    let drain = parts.drain.clone();
+    tasks.spawn(async move {
+        if let Err(error) = kubelet::run(settings, client, runtime, images, drain).await {
+            tracing::error!(%error, "the kubelet ended");
+        }
+    });
+    Ok(())
+}
+
+/// Marks the node as one that holds the control plane; a kubelet may not say so of itself.
+pub async fn label(parts: &Parts) -> anyhow::Result<()> {
+    let patch = client::Patch::Merge(json!({ "metadata": { "labels": { "node-role.kubernetes.io/control-plane": "" } } }));
+    let client = parts.client("system:apiserver", &["system:masters"]);
+    client.patch::<Node>(None, &parts.config.node_name, &patch, "").await.context("label the node")?;
+    Ok(())
 }
 
 fn start_network(parts: &Arc<Parts>, tasks: &mut JoinSet<()>) -> anyhow::Result<()> {

@@ -102,6 +102,7 @@ async fn cluster(config: Config, args: &UpArgs, progress: &mut Progress) -> anyh
     }
     if !drain.is_stopping() {
         progress.step("Ready", &parts.config.node_name);
+        node::label(&parts).await?;
         greet(&parts, args, progress)?;
         progress.done();
         tokio::select! {

@@ -96,7 +96,6 @@ impl Agent {
 
     async fn start(self: &Arc<Self>, scene: &Scene, name: &str, attempt: u32, restart: bool) {
         let Some((role, container)) = podspec::container(&scene.pod, name) else { return };
-        let _permit = self.starts.acquire().await;
         let about = scene.container_reference(name);
         let started = self.create_and_start(scene, role, &container, attempt).await;
         let now = Timestamp::now();
@@ -154,6 +153,8 @@ impl Agent {
         let sandbox_config = crispec::sandbox(&scene.pod, &self.config, dns, sandbox.attempt);
         let request =
             v1::CreateContainerRequest { pod_sandbox_id: sandbox.id.clone(), config: Some(config), sandbox_config: Some(sandbox_config) };
+        // Held only while the runtime works: what came before may have waited for the API.
+        let _permit = self.starts.acquire().await;
         let created = self.runtime.create_container(request).await;
         let id = created.map_err(|error| Refused { reason: "CreateContainerError", message: error.message })?.container_id;
         self.event(&about, EventKind::Normal, "Created", format!("Created container: {}", container.name));

@@ -3,7 +3,7 @@
 //! A pod's worker says which probes its running containers need ([`Probes::sync`]); the timer task starts each check when it is due, and
 //! a changed verdict wakes the worker. [`check`] does one check.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -60,7 +60,7 @@ type Key = (String, String, Kind);
 pub struct Probes(Arc<Shared>);
 
 struct Shared {
-    state: Mutex<HashMap<Key, Entry>>,
+    state: Mutex<BTreeMap<Key, Entry>>,
     changed: Notify,
     check: Check,
     on_failure: OnFailure,
@@ -117,11 +117,12 @@ impl Probes {
     /// The verdicts on pod `uid`, by container id.
     pub fn verdicts(&self, uid: &str) -> BTreeMap<(String, Kind), bool> {
         let state = self.lock();
-        let of_pod = state.iter().filter(|(key, _)| key.0 == uid);
+        let from = (uid.to_owned(), String::new(), Kind::Startup);
+        let of_pod = state.range(from..).take_while(|(key, _)| key.0 == uid);
         of_pod.filter_map(|(key, entry)| Some(((key.1.clone(), key.2), entry.verdict?))).collect()
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Key, Entry>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<Key, Entry>> {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

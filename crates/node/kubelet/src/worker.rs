@@ -54,7 +54,8 @@ pub struct Record {
     pub wish: Mutex<Wish>,
     pub memory: Mutex<Memory>,
     payloads: Mutex<BTreeMap<String, u64>>,
-    shown: Mutex<Option<PodStatus>>,
+    /// The status that we said last, and the revision that it made.
+    shown: Mutex<Option<(u64, PodStatus)>>,
 }
 
 /// The API's last word on the pod.
@@ -78,11 +79,12 @@ impl Record {
         lock(&self.memory)
     }
 
-    /// The pod with the status that we said last: the cache may be behind our own writes.
+    /// The pod with the status that we said last, while the cache is behind our own write; after that, what the API has counts,
+    /// so that what others changed in it is seen and corrected.
     pub fn view(&self) -> (Arc<Pod>, bool) {
         let Wish { pod, gone } = lock(&self.wish).clone();
-        let Some(shown) = lock(&self.shown).clone() else { return (pod, gone) };
-        if podspec::is_terminal(&pod) || pod.status.as_ref() == Some(&shown) {
+        let Some((written, shown)) = lock(&self.shown).clone() else { return (pod, gone) };
+        if podspec::is_terminal(&pod) || revision(&pod) >= written {
             return (pod, gone);
         }
         let mut view = (*pod).clone();
@@ -94,6 +96,10 @@ impl Record {
         view.status = Some(status);
         (Arc::new(view), gone)
     }
+}
+
+fn revision(pod: &Pod) -> u64 {
+    pod.metadata.resource_version.as_ref().and_then(|version| version.parse().ok()).unwrap_or(0)
 }
 
 fn start_time(pod: &Pod) -> Option<Timestamp> {
@@ -304,12 +310,11 @@ impl Agent {
         let body = json!({"metadata": {"uid": scene.record.uid}, "status": patch});
         let (namespace, name) = (podspec::namespace(&scene.pod), podspec::name(&scene.pod));
         match self.client.patch::<Pod>(Some(namespace), name, &Patch::Strategic(body), "status").await {
-            Ok(_) => {}
+            Ok(stored) => *lock(&scene.record.shown) = Some((revision(&stored), merged(&old, new))),
             // Deleted, or another pod of that name by now: the watch will tell.
-            Err(error) if error.is_not_found() || error.is_conflict() => return Ok(()),
+            Err(error) if error.is_not_found() || error.is_conflict() => {}
             Err(error) => return Err(error),
         }
-        *lock(&scene.record.shown) = Some(merged(&old, new));
         Ok(())
     }
 
@@ -359,7 +364,7 @@ fn status_patch(old: &PodStatus, new: &PodStatus) -> Option<Value> {
     let mut patch = serde_json::Map::new();
     for key in OWNED_FIELDS {
         match (old_fields.get(*key), new_fields.get(*key)) {
-            (old, new) if old == new => {}
+            (old, new) if old == new || (*key == "conditions" && same_conditions(old, new)) => {}
             (Some(_), None) => drop(patch.insert((*key).into(), Value::Null)),
             (old, Some(new)) => {
                 let mut value = new.clone();
@@ -373,6 +378,13 @@ fn status_patch(old: &PodStatus, new: &PodStatus) -> Option<Value> {
         }
     }
     (!patch.is_empty()).then_some(Value::Object(patch))
+}
+
+/// Order is no difference: a merge keeps the order in which the API had them.
+fn same_conditions(old: Option<&Value>, new: Option<&Value>) -> bool {
+    let list = |value: Option<&Value>| value.and_then(Value::as_array).cloned().unwrap_or_default();
+    let (old, new) = (list(old), list(new));
+    old.len() == new.len() && new.iter().all(|condition| old.contains(condition))
 }
 
 const OWNED_FIELDS: &[&str] = &[
@@ -391,3 +403,32 @@ const OWNED_FIELDS: &[&str] = &[
     "initContainerStatuses",
     "ephemeralContainerStatuses",
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status_of(value: Value) -> PodStatus {
+        serde_json::from_value(value).unwrap()
+    }
+
+    #[test]
+    fn status_is_patched_only_where_it_differs_and_order_is_no_difference() {
+        let ready = |kind: &str, on: &str| json!({"type": kind, "status": on});
+        let old = status_of(
+            json!({"phase": "Running", "podIPs": [{"ip": "1"}], "conditions": [ready("Ready", "True"), ready("Initialized", "True")]}),
+        );
+        let same = status_of(
+            json!({"phase": "Running", "podIPs": [{"ip": "1"}], "conditions": [ready("Initialized", "True"), ready("Ready", "True")]}),
+        );
+        assert_eq!(status_patch(&old, &same), None);
+        let moved = status_of(
+            json!({"phase": "Running", "podIPs": [{"ip": "2"}], "conditions": [ready("Initialized", "True"), ready("Ready", "True")]}),
+        );
+        assert_eq!(status_patch(&old, &moved), Some(json!({"podIPs": [{"ip": "2"}, {"$patch": "replace"}]})));
+        let gone = status_of(json!({"phase": "Pending", "conditions": [ready("Initialized", "True"), ready("Ready", "False")]}));
+        let patch = status_patch(&old, &gone).unwrap();
+        assert_eq!((&patch["phase"], &patch["podIPs"]), (&json!("Pending"), &Value::Null));
+        assert_eq!(patch["conditions"].as_array().unwrap().len(), 2);
+    }
+}

@@ -255,3 +255,40 @@ async fn jobs_end_succeeded_or_failed_and_their_sandbox_stops() {
     assert!(world.runtime.lock().sandboxes.values().all(|(_, up)| !up));
     world.drain.stop();
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn changed_config_map_reaches_the_volume_and_a_foreign_verdict_on_readiness_is_corrected() {
+    let mut world = World::new(&["web:1"]);
+    world.start();
+    let conf = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "conf", "namespace": "default"}, "data": {"a": "1"}});
+    world.create("configmaps", conf).await;
+    let volumes = json!([{"name": "v", "configMap": {"name": "conf"}}]);
+    let mounts = json!([{"name": "v", "mountPath": "/conf"}]);
+    world.pod("a", json!({"volumes": volumes, "containers": [{"name": "c", "image": "web:1", "volumeMounts": mounts}]})).await;
+    world.ready("a").await;
+    let mount = world.runtime.containers("c")[0].1.config.mounts.iter().find(|mount| mount.container_path == "/conf").unwrap().clone();
+    let file = std::path::Path::new(&mount.host_path).join("a");
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), "1");
+    world.api.edit("/api/v1/configmaps", "default", "conf", |conf| conf["data"]["a"] = "2".into());
+    for _ in 0..200 {
+        if std::fs::read_to_string(&file).unwrap() == "2" {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(25)).await;
+    }
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), "2");
+    let set_ready = |pod: &mut Value, on: &str| {
+        let conditions = pod["status"]["conditions"].as_array_mut().unwrap();
+        conditions.iter_mut().find(|condition| condition["type"] == "Ready").unwrap()["status"] = on.into();
+    };
+    world.api.edit("/api/v1/pods", "default", "a", |pod| set_ready(pod, "False"));
+    let is_ready = |pod: &Value| {
+        pod["status"]["conditions"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .any(|condition| condition["type"] == "Ready" && condition["status"] == "True")
+    };
+    world.until("a", "ready again", is_ready).await;
+    world.drain.stop();
+}
