@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 mod arrows;
+mod licences;
 mod links;
 mod sources;
 
@@ -66,6 +67,7 @@ pub fn run(write: bool) -> anyhow::Result<ExitCode> {
     }
     let mut faults = graph.faults();
     faults.extend(arrows::compare(&graph));
+    faults.extend(licences::faults()?);
     faults.extend(all().iter().flat_map(|(_, check)| check(&sources)));
     for advice in sources::plan_imports(&sources) {
         println!("advice: {advice}");
@@ -73,7 +75,7 @@ pub fn run(write: bool) -> anyhow::Result<ExitCode> {
     for fault in &faults {
         println!("{fault}");
     }
-    println!("{} rules, {} files, {} faults", all().len() + 2, sources.len(), faults.len());
+    println!("{} rules, {} files, {} faults", all().len() + 3, sources.len(), faults.len());
     Ok(if faults.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
