@@ -320,9 +320,9 @@ fn a_dry_run_on_the_server_checks_everything_and_stores_nothing() {
 #[test]
 fn a_long_list_arrives_whole_in_small_chunks() {
     let ns = Namespace::new("chunks");
-    let manifests: String = (0..23).map(|number| format!("---\napiVersion: v1\nkind: ConfigMap\nmetadata: {{name: c{number}, labels: {{n: x}}}}\n")).collect();
+    let manifests: String = (0..23).map(|number| format!("---\napiVersion: v1\nkind: ConfigMap\nmetadata: {{name: c{number}, labels: {{many: 'yes'}}}}\n")).collect();
     ns.apply(&manifests);
-    let names = ns.kubectl(&["get", "configmaps", "-l", "n=x", "-o", "name", "--chunk-size=5"]).ok();
+    let names = ns.kubectl(&["get", "configmaps", "-l", "many=yes", "-o", "name", "--chunk-size=5"]).ok();
     assert_eq!(names.lines().count(), 23, "{names}");
 }
 
