@@ -7,28 +7,59 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use harness::{Api, body};
+use http_body_util::BodyExt;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-/// Says its path; after an upgrade it echoes.
+/// Says its path; after an upgrade it says it again, then echoes until its reader has nothing more, and says goodbye.
 async fn answer(mut request: http::Request<hyper::body::Incoming>) -> Result<http::Response<apiserver::Body>, Infallible> {
     let target = request.uri().to_string();
-    if request.headers().contains_key("upgrade") {
+    let response = http::Response::builder();
+    if let Some((code, text)) = refusal(&target) {
+        return Ok(response.status(code).header("content-type", "text/plain").body(body(text)).unwrap());
+    }
+    if let Some(protocol) = request.headers().get("upgrade").cloned() {
+        let echoed = request.headers().get("sec-websocket-protocol").cloned();
         let upgrade = hyper::upgrade::on(&mut request);
         tokio::spawn(async move {
             let mut stream = TokioIo::new(upgrade.await.unwrap());
             stream.write_all(format!("{target}\n").as_bytes()).await.unwrap();
             let (mut from, mut to) = tokio::io::split(stream);
             let _ = tokio::io::copy(&mut from, &mut to).await;
+            let _ = to.write_all(b"goodbye").await;
+            let _ = to.shutdown().await;
         });
-        let switching = http::Response::builder().status(101).header("upgrade", "SPDY/3.1").header("connection", "Upgrade");
-        return Ok(switching.body(body("")).unwrap());
+        let mut switching = response.status(101).header("upgrade", protocol).header("connection", "Upgrade").body(body("")).unwrap();
+        if let Some(echoed) = echoed {
+            switching.headers_mut().insert("sec-websocket-protocol", echoed);
+        }
+        return Ok(switching);
     }
-    let code = if target.contains("/waiting/") { 400 } else { 200 };
-    Ok(http::Response::builder().status(code).body(body(target)).unwrap())
+    if target == "/redirect" {
+        return Ok(response.status(302).header("location", "/there?x=1").body(body("")).unwrap());
+    }
+    if target.starts_with("/headers") {
+        let names = ["authorization", "x-forwarded-uri", "x-forwarded-host", "x-forwarded-proto", "x-forwarded-for", "cookie"];
+        let said = names.map(|name| request.headers().get(name).map_or("-", |value| value.to_str().unwrap()).to_owned());
+        let method = request.method().clone();
+        let content = request.into_body().collect().await.unwrap().to_bytes();
+        return Ok(response.body(body(format!("{method} {target} {} {}", said.join(" "), String::from_utf8_lossy(&content)))).unwrap());
+    }
+    Ok(response.body(body(target)).unwrap())
+}
+
+/// What is refused, in a kubelet's words.
+fn refusal(target: &str) -> Option<(u16, &'static str)> {
+    let has = |name: &str| target.contains(&format!("/{name}/"));
+    match () {
+        () if has("waiting") => Some((400, "container \"c\" in pod \"waiting\" is waiting to start: ContainerCreating")),
+        () if has("gone") => Some((404, "container not found (\"c\")")),
+        () if has("broken") => Some((500, "failed to open log file")),
+        () => None,
+    }
 }
 
 async fn cluster() -> (Api, tempfile::TempDir) {
@@ -71,7 +102,7 @@ async fn cluster() -> (Api, tempfile::TempDir) {
     let status = json!({"status": {"addresses": [{"type": "InternalIP", "address": "127.0.0.1"}], "daemonEndpoints": {"kubeletEndpoint": {"Port": port}}}});
     assert_eq!(api.merge("/api/v1/nodes/n/status", status).await.code, 200);
     api.post("/api/v1/namespaces/default/serviceaccounts", json!({"metadata": {"name": "default"}})).await;
-    for name in ["p", "waiting"] {
+    for name in ["p", "waiting", "gone", "broken"] {
         let pod = json!({"metadata": {"name": name}, "spec": {"containers": [{"name": "c", "image": "i"}]}});
         assert_eq!(api.post("/api/v1/namespaces/default/pods", pod).await.code, 201);
         let binding = json!({"target": {"kind": "Node", "name": "n"}});
@@ -86,7 +117,13 @@ async fn logs_come_from_the_kubelet_and_its_refusals_become_a_status() {
     let log = api.get("/api/v1/namespaces/default/pods/p/log?tailLines=5&follow=true&other=x").await;
     assert_eq!((log.code, &log.bytes[..]), (200, &b"/containerLogs/default/p/c?follow=true&tailLines=5"[..]));
     let refused = api.get("/api/v1/namespaces/default/pods/waiting/log").await;
-    assert_eq!((refused.code, refused.message().as_str()), (400, "/containerLogs/default/waiting/c"));
+    let waiting = "container \"c\" in pod \"waiting\" is waiting to start: ContainerCreating";
+    assert_eq!((refused.code, refused.message().as_str()), (400, waiting));
+    let gone = api.get("/api/v1/namespaces/default/pods/gone/log").await;
+    assert_eq!((gone.code, gone.json()["reason"].as_str()), (404, Some("NotFound")));
+    assert_eq!(gone.message(), "the server could not find the requested resource ( pods/log gone)");
+    let broken = api.get("/api/v1/namespaces/default/pods/broken/log").await;
+    assert_eq!((broken.code, broken.message().as_str()), (500, "Internal error occurred: failed to open log file"));
     assert_eq!(api.get("/api/v1/namespaces/default/pods/p/log?container=x").await.message(), "container x is not valid for pod p");
     assert_eq!(api.get("/api/v1/namespaces/default/pods/p/log?tailLines=-1").await.code, 422);
 }
