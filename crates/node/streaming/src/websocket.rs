@@ -15,6 +15,8 @@ use tokio::sync::{Mutex, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::protocol::CloseFrame;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 
 use crate::spdy::session::Io;
@@ -89,7 +91,8 @@ impl Channels {
 
     /// Sends a normal close frame and waits a little for the client's.
     pub async fn finish(self) {
-        let _ = self.sink.lock().await.close().await;
+        // client-go takes a close frame without a status for a failure.
+        let _ = self.sink.lock().await.send(Message::Close(Some(normal_closure()))).await;
         let _ = tokio::time::timeout(std::time::Duration::from_secs(5), self.closed()).await;
     }
 }
@@ -114,6 +117,10 @@ impl ChannelWriter {
         };
         self.sink.lock().await.send(message).await.map_err(io::Error::other)
     }
+}
+
+fn normal_closure() -> CloseFrame {
+    CloseFrame { code: CloseCode::Normal, reason: "".into() }
 }
 
 async fn read_messages(
@@ -175,7 +182,7 @@ pub async fn tunnel(io: impl Io, role: Role) -> (DuplexStream, impl Future<Outpu
             }
             buffer.reserve(32 * 1024);
         }
-        let _ = sink.close().await;
+        let _ = sink.send(Message::Close(Some(normal_closure()))).await;
     };
     (near, async move {
         futures_util::future::join(inward, outward).await;

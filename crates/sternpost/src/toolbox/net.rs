@@ -24,14 +24,13 @@ pub(super) fn fetch(args: &[String]) -> Result<i32, String> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| error.to_string())?;
     let mut code = 0;
     for _ in 0..count {
-        let once = tokio::time::timeout(Duration::from_secs(timeout_seconds), get(&url));
-        code = runtime.block_on(once_or_timeout(once))?;
+        code = runtime.block_on(get_within(Duration::from_secs(timeout_seconds), &url))?;
     }
     Ok(code)
 }
 
-async fn once_or_timeout(once: tokio::time::Timeout<impl Future<Output = Result<i32, String>>>) -> Result<i32, String> {
-    once.await.unwrap_or_else(|_| Err("timed out".into()))
+async fn get_within(limit: Duration, url: &http::Uri) -> Result<i32, String> {
+    tokio::time::timeout(limit, get(url)).await.unwrap_or_else(|_| Err("timed out".into()))
 }
 
 /// Prints the body; 0 for a 2xx answer, 22 for any other.
