@@ -3,7 +3,7 @@
 mod harness;
 
 use std::convert::Infallible;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use harness::{Api, body};
@@ -89,6 +89,7 @@ async fn cluster() -> (Api, tempfile::TempDir) {
     });
     let mut authenticator = auth::authenticate::Authenticator::default();
     authenticator.add_token("secret", harness::admin());
+    authenticator.add_token("reader", auth::UserInfo::authenticated("reader", &[]));
     let config = apiserver::Config {
         authenticator,
         kubelet_client: Some(pki.kubelet_client.client_config(&pki.ca).unwrap()),
@@ -128,37 +129,52 @@ async fn logs_come_from_the_kubelet_and_its_refusals_become_a_status() {
     assert_eq!(api.get("/api/v1/namespaces/default/pods/p/log?tailLines=-1").await.code, 422);
 }
 
+/// The server on a port, for what needs a connection of its own.
+async fn listening(api: &Api) -> (SocketAddr, stdx::Drain) {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let (address, drain, server) = (listener.local_addr().unwrap(), stdx::drain(), api.server.clone());
+    tokio::spawn({
+        let drain = drain.clone();
+        async move { server.serve(listener, None, drain).await }
+    });
+    (address, drain)
+}
+
+/// Sends a request line and headers for a path below the pods.
+async fn ask(address: SocketAddr, line: &str, headers: &[&str]) -> TcpStream {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let (method, path) = line.split_once(' ').unwrap();
+    let mut head = format!("{method} /api/v1/namespaces/default/pods/{path} HTTP/1.1\r\nhost: x\r\n");
+    for header in headers {
+        head.push_str(&format!("{header}\r\n"));
+    }
+    stream.write_all(format!("{head}\r\n").as_bytes()).await.unwrap();
+    stream
+}
+
+async fn read_until(stream: &mut TcpStream, end: &str) -> String {
+    let mut text = String::new();
+    while !text.ends_with(end) {
+        text.push(char::from(stream.read_u8().await.unwrap()));
+    }
+    text
+}
+
+const ADMIN: &str = "authorization: Bearer secret";
+const SPDY: [&str; 4] = [ADMIN, "connection: Upgrade", "upgrade: SPDY/3.1", "content-length: 0"];
+const WEBSOCKET: [&str; 5] = [
+    "connection: keep-alive, Upgrade",
+    "upgrade: websocket",
+    "sec-websocket-version: 13",
+    "sec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA==",
+    "sec-websocket-protocol: v5.channel.k8s.io",
+];
+
 #[tokio::test]
 async fn an_upgrade_is_tunnelled_byte_for_byte() {
     let (api, _directory) = cluster().await;
-    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
-    let address = listener.local_addr().unwrap();
-    let drain = stdx::drain();
-    let serving = tokio::spawn({
-        let (server, drain) = (api.server.clone(), drain.clone());
-        async move { server.serve(listener, None, drain).await }
-    });
-    let ask = async |path: &str, token: &str| {
-        let mut stream = TcpStream::connect(address).await.unwrap();
-        let head = format!(
-            "POST /api/v1/namespaces/default/pods/p/{path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {token}\r\n\
-             connection: Upgrade\r\nupgrade: SPDY/3.1\r\ncontent-length: 0\r\n\r\n"
-        );
-        stream.write_all(head.as_bytes()).await.unwrap();
-        stream
-    };
-    let read_until = async |stream: &mut TcpStream, end: &str| {
-        let mut text = String::new();
-        while !text.ends_with(end) {
-            let mut byte = [0];
-            stream.read_exact(&mut byte).await.unwrap();
-            text.push(char::from(byte[0]));
-        }
-        text
-    };
-    let mut refused = ask("exec?command=x&stdout=1", "wrong").await;
-    assert!(read_until(&mut refused, "\r\n").await.starts_with("HTTP/1.1 401"));
-    let mut stream = ask("exec?command=a%20b&command=c&stdin=true&stdout=true", "secret").await;
+    let (address, _drain) = listening(&api).await;
+    let mut stream = ask(address, "POST p/exec?command=a%20b&command=c&stdin=true&stdout=true", &SPDY).await;
     let head = read_until(&mut stream, "\r\n\r\n").await;
     assert!(head.starts_with("HTTP/1.1 101") && head.contains("upgrade: SPDY/3.1"), "{head}");
     assert_eq!(read_until(&mut stream, "\n").await, "/exec/default/p/c?input=1&output=1&command=a%20b&command=c\n");
@@ -166,14 +182,128 @@ async fn an_upgrade_is_tunnelled_byte_for_byte() {
     let mut echo = [0; 8];
     stream.read_exact(&mut echo).await.unwrap();
     assert_eq!(&echo, b"\x00\xffbytes\n");
-    let mut forward = ask("portforward", "secret").await;
+
+    let mut forward = ask(address, "POST p/portforward", &SPDY).await;
     read_until(&mut forward, "\r\n\r\n").await;
     assert_eq!(read_until(&mut forward, "\n").await, "/portForward/default/p\n");
-    drop((stream, forward, refused));
-    assert_eq!(
-        api.ask("POST", "/api/v1/namespaces/default/pods/p/exec?command=x&stdout=1", "", "").await.message(),
-        "Upgrade request required"
-    );
-    drain.stop();
-    serving.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn each_direction_of_a_tunnel_ends_by_itself() {
+    let (api, _directory) = cluster().await;
+    let (address, _drain) = listening(&api).await;
+    let mut headers = vec![ADMIN];
+    headers.extend(WEBSOCKET);
+    let mut stream = ask(address, "GET p/attach?stdout=true", &headers).await;
+    let head = read_until(&mut stream, "\r\n\r\n").await;
+    assert!(head.starts_with("HTTP/1.1 101") && head.contains("sec-websocket-protocol: v5.channel.k8s.io"), "{head}");
+    assert_eq!(read_until(&mut stream, "\n").await, "/attach/default/p/c?output=1\n");
+    let sent = vec![7; 1 << 20];
+    let (mut from, mut to) = stream.split();
+    let write = async {
+        to.write_all(&sent).await.unwrap();
+        to.shutdown().await.unwrap();
+    };
+    let mut received = Vec::new();
+    let (_, read) = tokio::join!(write, from.read_to_end(&mut received));
+    read.unwrap();
+    assert_eq!(received.len(), sent.len() + "goodbye".len());
+    assert!(received.ends_with(b"goodbye"), "the kubelet speaks on after the client has said all");
+}
+
+#[tokio::test]
+async fn a_refused_upgrade_reaches_the_client() {
+    let (api, _directory) = cluster().await;
+    let (address, _drain) = listening(&api).await;
+    let mut refused = ask(address, "POST p/exec?command=x&stdout=1", &["connection: Upgrade", "upgrade: SPDY/3.1"]).await;
+    assert!(read_until(&mut refused, "\r\n").await.starts_with("HTTP/1.1 403"), "anonymous");
+    let mut gone = ask(address, "POST gone/exec?command=x&stdout=1", &SPDY).await;
+    assert!(read_until(&mut gone, "\r\n\r\n").await.starts_with("HTTP/1.1 404"));
+    assert_eq!(read_until(&mut gone, ")").await, "container not found (\"c\")", "kubectl puts `unable to upgrade connection:` before it");
+    let plain = api.ask("POST", "/api/v1/namespaces/default/pods/p/exec?command=x&stdout=1", "", "").await;
+    assert_eq!((plain.code, plain.message().as_str()), (400, "Upgrade request required"));
+}
+
+#[tokio::test]
+async fn starting_something_through_a_websocket_needs_the_right_to_create() {
+    let (api, _directory) = cluster().await;
+    let (address, _drain) = listening(&api).await;
+    let role =
+        |verb: &str| json!({"metadata": {"name": verb}, "rules": [{"apiGroups": [""], "resources": ["pods/exec"], "verbs": [verb]}]});
+    let binding = |verb: &str| {
+        json!({"metadata": {"name": verb}, "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": verb},
+            "subjects": [{"kind": "User", "name": "reader", "apiGroup": "rbac.authorization.k8s.io"}]})
+    };
+    let mut headers = vec!["authorization: Bearer reader"];
+    headers.extend(WEBSOCKET);
+    for (verb, answer) in [("get", "HTTP/1.1 403"), ("create", "HTTP/1.1 101")] {
+        let rbac = "/apis/rbac.authorization.k8s.io/v1/namespaces/default";
+        assert_eq!(api.post(&format!("{rbac}/roles"), role(verb)).await.code, 201);
+        assert_eq!(api.post(&format!("{rbac}/rolebindings"), binding(verb)).await.code, 201);
+        // What authorization reads is what a list shows.
+        api.get(&format!("{rbac}/rolebindings")).await;
+        let mut stream = ask(address, "GET p/exec?command=x&stdout=1", &headers).await;
+        assert!(read_until(&mut stream, "\r\n").await.starts_with(answer), "with the right to {verb}");
+    }
+}
+
+#[tokio::test]
+async fn a_kubelet_that_is_away_is_named() {
+    let (api, _directory) = cluster().await;
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    drop(listener);
+    let status = json!({"status": {"daemonEndpoints": {"kubeletEndpoint": {"Port": port}}}});
+    assert_eq!(api.merge("/api/v1/nodes/n/status", status).await.code, 200);
+    let refused = format!("dial tcp 127.0.0.1:{port}: connect: connection refused");
+    let log = api.get("/api/v1/namespaces/default/pods/p/log").await;
+    assert_eq!((log.code, log.message()), (500, format!("Get \"https://127.0.0.1:{port}/containerLogs/default/p/c\": {refused}")));
+    let (address, _drain) = listening(&api).await;
+    let mut exec = ask(address, "POST p/exec?command=x&stdout=1", &SPDY).await;
+    read_until(&mut exec, "\r\n\r\n").await;
+    assert!(read_until(&mut exec, "\n").await.contains(&format!("error dialing backend: {refused}")));
+}
+
+#[tokio::test]
+async fn a_proxied_request_reaches_the_node_as_it_was_written() {
+    let (api, _directory) = cluster().await;
+    let own = "/api/v1/nodes/n/proxy";
+    assert_eq!(&api.get(&format!("{own}/a%2Fb//c/?x=%20y")).await.bytes[..], b"/a%2Fb//c/?x=%20y");
+    let root = api.get(own).await;
+    assert_eq!((root.code, root.headers["location"].to_str().unwrap()), (301, "/api/v1/nodes/n/proxy/"));
+    let redirect = api.get(&format!("{own}/redirect")).await;
+    assert_eq!((redirect.code, redirect.headers["location"].to_str().unwrap()), (302, "/api/v1/nodes/n/proxy/there?x=1"));
+
+    let request = http::Request::builder().method("PUT").uri(format!("{own}/headers?q=1")).header("cookie", "a=b");
+    let request = request.header("host", "api:6443").header("authorization", "Bearer secret").body(body("content")).unwrap();
+    let answer = api.send(request, harness::admin()).await;
+    let said = String::from_utf8(answer.bytes.to_vec()).unwrap();
+    assert_eq!(said, format!("PUT /headers?q=1 - {own}/headers api:6443 https - a=b content"), "credentials stay here");
+    assert_eq!(api.get("/api/v1/nodes/ftp:n:1/proxy/").await.message(), "invalid node request \"ftp:n:1\"");
+    assert_eq!(api.get("/api/v1/nodes/n:1/proxy/").await.message(), "address not allowed");
+}
+
+#[tokio::test]
+async fn a_service_is_proxied_to_a_ready_pod_that_has_the_endpoints_address() {
+    let (api, _directory) = cluster().await;
+    let service = json!({"metadata": {"name": "s"}, "spec": {"selector": {"a": "b"}, "ports": [{"name": "web", "port": 80}]}});
+    assert_eq!(api.post("/api/v1/namespaces/default/services", service).await.code, 201);
+    let own = "/api/v1/namespaces/default/services";
+    let ask = async |place: &str| {
+        let answer = api.get(&format!("{own}/{place}/proxy/")).await;
+        (answer.code, answer.message())
+    };
+    let none = |name: &str| (503, format!("no endpoints available for service {name:?}"));
+    assert_eq!(ask("s:web").await, none("s"));
+    assert_eq!(ask("s:81").await, (503, "no service port 81 found for service \"s\"".into()));
+    let slice = |address: &str, ready: bool| {
+        json!({"metadata": {"name": format!("s-{ready}"), "labels": {"kubernetes.io/service-name": "s"}}, "addressType": "IPv4",
+            "ports": [{"name": "web", "port": 1}],
+            "endpoints": [{"addresses": [address], "conditions": {"ready": ready}, "targetRef": {"kind": "Pod", "name": "p"}}]})
+    };
+    let slices = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices";
+    assert_eq!(api.post(slices, slice("192.0.2.1", false)).await.code, 201);
+    assert_eq!(api.post(slices, slice("192.0.2.2", true)).await.code, 201);
+    // Nobody may lead the API server to an address by writing an endpoint: the pod has to have it.
+    assert_eq!(ask("s:80").await, none("s"));
 }
