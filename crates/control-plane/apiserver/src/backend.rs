@@ -1,24 +1,28 @@
 //! Requests that go on to a kubelet, a pod or a Service: one HTTP/1.1 connection each, upgrades tunnelled byte for byte.
 
 use std::io;
-use std::net::IpAddr;
-use std::sync::Arc;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use http::header::{CONNECTION, HOST, HeaderName, HeaderValue, TE, TRANSFER_ENCODING, UPGRADE};
+use http::header::{AUTHORIZATION, CONNECTION, HeaderName, TE, TRAILER, TRANSFER_ENCODING, UPGRADE};
 use http::{HeaderMap, Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use hyper_util::rt::TokioIo;
 use meta::Status;
 use rustls::pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 use crate::reply::{self, Body};
 
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// As upstream's dialer and its TLS handshake.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Where a request goes on to.
+#[derive(Clone, Debug)]
 pub struct Backend {
     pub address: IpAddr,
     pub port: u16,
@@ -26,99 +30,110 @@ pub struct Backend {
     pub tls: Option<Arc<rustls::ClientConfig>>,
 }
 
+/// In the words of Go's dialer, which users know.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("dial tcp {address}:{port}: {source}")]
-    Connect { address: IpAddr, port: u16, source: io::Error },
-    #[error("tls: {0}")]
-    Tls(io::Error),
+    #[error("dial tcp {address}: {}", go_words(source))]
+    Connect { address: SocketAddr, source: io::Error },
+    #[error("{}", go_words(source))]
+    Tls { source: io::Error },
     #[error("{0}")]
     Http(#[from] hyper::Error),
     #[error("{0}")]
     Request(#[from] http::Error),
 }
 
+fn go_words(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused => "connect: connection refused".into(),
+        io::ErrorKind::HostUnreachable => "connect: no route to host".into(),
+        io::ErrorKind::NetworkUnreachable => "connect: network is unreachable".into(),
+        io::ErrorKind::ConnectionReset => "read: connection reset by peer".into(),
+        io::ErrorKind::UnexpectedEof => "EOF".into(),
+        _ => error.to_string(),
+    }
+}
+
 impl Error {
-    /// 503 as upstream's proxies say it.
+    /// What upstream's proxies answer.
     pub fn unavailable(&self) -> Status {
         Status::failure(503, "ServiceUnavailable", format!("error trying to reach service: {self}"))
     }
-    /// 500 as upstream says it of a kubelet.
-    pub fn internal(&self, url: &str) -> Status {
-        Status::internal(format!("Get \"{url}\": {self}"))
+    /// What upstream says of a kubelet: `step` and the error, without a reason.
+    pub fn unreachable(&self, step: &str) -> Status {
+        Status::failure(500, "", format!("{step}: {self}"))
     }
 }
 
 impl Backend {
     pub fn url(&self, path: &str) -> String {
         let scheme = if self.tls.is_some() { "https" } else { "http" };
-        format!("{scheme}://{}{path}", self.authority())
+        format!("{scheme}://{}{path}", self.socket())
     }
 
-    fn authority(&self) -> String {
-        match self.address {
-            IpAddr::V4(address) => format!("{address}:{}", self.port),
-            IpAddr::V6(address) => format!("[{address}]:{}", self.port),
-        }
+    fn socket(&self) -> SocketAddr {
+        SocketAddr::new(self.address, self.port)
     }
 
-    /// Sends the request and gives the answer back; an answer of 101 connects both sides.
+    /// Sends the request to `target` (path and query) and gives the answer back; an answer of 101 connects both sides.
     pub async fn forward(&self, mut request: Request<Body>, target: &str) -> Result<Response<Body>, Error> {
-        let upgrade = request.headers().contains_key(UPGRADE);
+        let upgrade = is_upgrade(request.headers());
         let client = upgrade.then(|| hyper::upgrade::on(&mut request));
         let (parts, body) = request.into_parts();
         let mut outgoing = Request::builder().method(parts.method).uri(target).body(if upgrade { reply::empty() } else { body })?;
         *outgoing.headers_mut() = end_to_end(parts.headers, upgrade);
-        if let Ok(host) = HeaderValue::from_str(&self.authority()) {
-            outgoing.headers_mut().insert(HOST, host);
-        }
         let mut response = self.send(outgoing).await?;
-        if response.status() == StatusCode::SWITCHING_PROTOCOLS
-            && let Some(client) = client
-        {
-            let server = hyper::upgrade::on(&mut response);
-            tokio::spawn(tunnel(client, server));
-            let (mut parts, _) = response.into_parts();
-            parts.extensions.clear();
-            return Ok(Response::from_parts(parts, reply::empty()));
+        if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            let (mut parts, body) = response.into_parts();
+            parts.headers = end_to_end(parts.headers, false);
+            parts.version = http::Version::HTTP_11;
+            return Ok(Response::from_parts(parts, body.map_err(io::Error::other).boxed()));
         }
-        let (mut parts, body) = response.into_parts();
-        parts.headers = end_to_end(std::mem::take(&mut parts.headers), false);
-        Ok(Response::from_parts(parts, body.map_err(io::Error::other).boxed()))
+        let server = hyper::upgrade::on(&mut response);
+        if let Some(client) = client {
+            tokio::spawn(tunnel(client, server));
+        }
+        let (mut parts, _) = response.into_parts();
+        parts.extensions.clear();
+        Ok(Response::from_parts(parts, reply::empty()))
     }
 
     async fn send(&self, request: Request<Body>) -> Result<Response<hyper::body::Incoming>, Error> {
-        let fail = |source| Error::Connect { address: self.address, port: self.port, source };
-        let connecting = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect((self.address, self.port)));
-        let stream = connecting.await.map_err(|_| fail(io::Error::new(io::ErrorKind::TimedOut, "i/o timeout")))?.map_err(fail)?;
+        let address = self.socket();
+        let stream = within(CONNECT_TIMEOUT, "i/o timeout", TcpStream::connect(address)).await;
+        let stream = stream.map_err(|source| Error::Connect { address, source })?;
         let _ = stream.set_nodelay(true);
-        match &self.tls {
-            None => exchange(stream, request).await,
-            Some(config) => {
-                let name = ServerName::IpAddress(self.address.into());
-                let handshake = TlsConnector::from(config.clone()).connect(name, stream);
-                let stream = tokio::time::timeout(CONNECT_TIMEOUT, handshake).await;
-                let stream =
-                    stream.map_err(|_| fail(io::Error::new(io::ErrorKind::TimedOut, "TLS handshake timeout")))?.map_err(Error::Tls)?;
-                exchange(stream, request).await
-            }
-        }
+        let Some(config) = &self.tls else {
+            return exchange(stream, request).await;
+        };
+        let handshake = TlsConnector::from(config.clone()).connect(ServerName::IpAddress(self.address.into()), stream);
+        let stream = within(HANDSHAKE_TIMEOUT, "net/http: TLS handshake timeout", handshake).await;
+        exchange(stream.map_err(|source| Error::Tls { source })?, request).await
     }
 }
 
-async fn exchange<S>(stream: S, request: Request<Body>) -> Result<Response<hyper::body::Incoming>, Error>
+async fn within<T>(limit: Duration, words: &'static str, step: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+    tokio::time::timeout(limit, step).await.unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, words)))
+}
+
+async fn exchange<S>(stream: S, mut request: Request<Body>) -> Result<Response<hyper::body::Incoming>, Error>
 where
-    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
+    // HTTP/1.1 wants a host; a client of HTTP/2 gave it in another form, a client in this process none.
+    if !request.headers().contains_key(http::header::HOST) {
+        request.headers_mut().insert(http::header::HOST, http::HeaderValue::from_static("kubernetes.default.svc"));
+    }
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     tokio::spawn(async move {
         if let Err(error) = connection.with_upgrades().await {
-            tracing::debug!(%error, "backend connection");
+            tracing::debug!(%error, "connection to a backend");
         }
     });
     Ok(sender.send_request(request).await?)
 }
 
+/// Copies until both directions have ended; one may end long before the other.
 async fn tunnel(client: hyper::upgrade::OnUpgrade, server: hyper::upgrade::OnUpgrade) {
     match tokio::try_join!(client, server) {
         Ok((client, server)) => {
@@ -131,21 +146,74 @@ async fn tunnel(client: hyper::upgrade::OnUpgrade, server: hyper::upgrade::OnUpg
     }
 }
 
+/// Whether the client asks to go on in another protocol (RFC 9110, 7.8).
+pub fn is_upgrade(headers: &HeaderMap) -> bool {
+    let mut options = headers.get_all(CONNECTION).iter().filter_map(|value| value.to_str().ok()).flat_map(|text| text.split(','));
+    headers.contains_key(UPGRADE) && options.any(|option| option.trim().eq_ignore_ascii_case("upgrade"))
+}
+
 /// Without what concerns one connection only, and without the client's credentials: the backend sees the API server's.
 fn end_to_end(mut headers: HeaderMap, upgrade: bool) -> HeaderMap {
-    let mut dropped: Vec<HeaderName> = vec![
-        TE,
-        TRANSFER_ENCODING,
-        http::header::AUTHORIZATION,
-        HeaderName::from_static("keep-alive"),
-        HeaderName::from_static("proxy-connection"),
-    ];
+    let fixed = [TE, TRAILER, TRANSFER_ENCODING, AUTHORIZATION];
+    let mut dropped: Vec<HeaderName> = fixed.into();
+    dropped.extend(["keep-alive", "proxy-connection", "proxy-authenticate", "proxy-authorization"].map(HeaderName::from_static));
     dropped.extend(headers.keys().filter(|name| name.as_str().starts_with("impersonate-")).cloned());
     if !upgrade {
+        // What the sender named as its connection's own.
+        let named = headers.get_all(CONNECTION).iter().filter_map(|value| value.to_str().ok()).flat_map(|text| text.split(','));
+        dropped.extend(named.filter_map(|name| name.trim().parse().ok()).collect::<Vec<HeaderName>>());
         dropped.extend([CONNECTION, UPGRADE]);
     }
     for name in dropped {
         headers.remove(name);
     }
     headers
+}
+
+/// TLS to pods and Services, whose certificates nobody here can check; upstream does not either.
+pub fn unverified() -> Option<Arc<rustls::ClientConfig>> {
+    static CONFIG: OnceLock<Option<Arc<rustls::ClientConfig>>> = OnceLock::new();
+    let make = || {
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let builder = rustls::ClientConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions().ok()?;
+        let config = builder.dangerous().with_custom_certificate_verifier(Arc::new(Unverified(provider))).with_no_client_auth();
+        Some(Arc::new(config))
+    };
+    CONFIG.get_or_init(make).clone()
+}
+
+/// Takes any certificate; the handshake's signatures are still checked.
+#[derive(Debug)]
+struct Unverified(Arc<rustls::crypto::CryptoProvider>);
+
+impl rustls::client::danger::ServerCertVerifier for Unverified {
+    fn verify_server_cert(
+        &self,
+        _: &rustls::pki_types::CertificateDer<'_>,
+        _: &[rustls::pki_types::CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: rustls::pki_types::UnixTime,
+    ) -> Result<rustls::client::danger::ServerCertVerified, rustls::Error> {
+        Ok(rustls::client::danger::ServerCertVerified::assertion())
+    }
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &rustls::pki_types::CertificateDer<'_>,
+        signed: &rustls::DigitallySignedStruct,
+    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls12_signature(message, certificate, signed, &self.0.signature_verification_algorithms)
+    }
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &rustls::pki_types::CertificateDer<'_>,
+        signed: &rustls::DigitallySignedStruct,
+    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls13_signature(message, certificate, signed, &self.0.signature_verification_algorithms)
+    }
+    fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
 }

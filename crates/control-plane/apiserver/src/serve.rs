@@ -1,6 +1,7 @@
 //! Sockets: TLS with optional client certificates, HTTP/1.1 and HTTP/2 and upgrades on one port, orderly stop.
 
 use std::convert::Infallible;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,6 +30,10 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 #[derive(Clone)]
 pub struct ClientCertificate(pub UserInfo);
 
+/// Where a request came from; put into its extensions.
+#[derive(Clone, Copy)]
+pub struct Peer(pub IpAddr);
+
 impl Server {
     /// Serves until `drain`; then no new connection is taken and running requests get ten seconds. Client certificates are whatever
     /// `tls`'s verifier let through; `None` serves plain HTTP (tests).
@@ -37,9 +42,9 @@ impl Server {
         let acceptor = tls.map(TlsAcceptor::from);
         while let Some(accepted) = drain.run(listener.accept()).await {
             match accepted {
-                Ok((stream, _)) => {
+                Ok((stream, peer)) => {
                     let watcher = graceful.watcher();
-                    tokio::spawn(connection(self.clone(), stream, acceptor.clone(), watcher));
+                    tokio::spawn(connection(self.clone(), (stream, Peer(peer.ip())), acceptor.clone(), watcher));
                 }
                 Err(error) => {
                     // Out of file descriptors, or the peer is gone already: the listener itself stays good.
@@ -57,23 +62,28 @@ impl Server {
     }
 }
 
-async fn connection(server: Server, stream: TcpStream, acceptor: Option<TlsAcceptor>, watcher: hyper_util::server::graceful::Watcher) {
+async fn connection(
+    server: Server,
+    (stream, peer): (TcpStream, Peer),
+    acceptor: Option<TlsAcceptor>,
+    watcher: hyper_util::server::graceful::Watcher,
+) {
     let _ = stream.set_nodelay(true);
     let Some(acceptor) = acceptor else {
-        return http(server, stream, None, watcher).await;
+        return http(server, (stream, peer), None, watcher).await;
     };
     match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
         Ok(Ok(stream)) => {
             let chain = stream.get_ref().1.peer_certificates();
             let user = chain.and_then(|chain| chain.first()).and_then(|leaf| auth::authenticate::certificate_user(leaf));
-            http(server, stream, user, watcher).await;
+            http(server, (stream, peer), user, watcher).await;
         }
         Ok(Err(error)) => tracing::debug!(%error, "TLS handshake"),
         Err(_) => tracing::debug!("TLS handshake timed out"),
     }
 }
 
-async fn http<S>(server: Server, stream: S, user: Option<UserInfo>, watcher: hyper_util::server::graceful::Watcher)
+async fn http<S>(server: Server, (stream, peer): (S, Peer), user: Option<UserInfo>, watcher: hyper_util::server::graceful::Watcher)
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
 {
@@ -81,6 +91,7 @@ where
         let (server, user) = (server.clone(), user.clone());
         async move {
             let mut request = request.map(|body| body.map_err(std::io::Error::other).boxed());
+            request.extensions_mut().insert(peer);
             if let Some(user) = user {
                 request.extensions_mut().insert(ClientCertificate(user));
             }

@@ -3,32 +3,63 @@
 mod harness;
 
 use std::convert::Infallible;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use harness::{Api, body};
+use http_body_util::BodyExt;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-/// Says its path; after an upgrade it echoes.
+/// Says its path; after an upgrade it says it again, then echoes until its reader has nothing more, and says goodbye.
 async fn answer(mut request: http::Request<hyper::body::Incoming>) -> Result<http::Response<apiserver::Body>, Infallible> {
     let target = request.uri().to_string();
-    if request.headers().contains_key("upgrade") {
+    let response = http::Response::builder();
+    if let Some((code, text)) = refusal(&target) {
+        return Ok(response.status(code).header("content-type", "text/plain").body(body(text)).unwrap());
+    }
+    if let Some(protocol) = request.headers().get("upgrade").cloned() {
+        let echoed = request.headers().get("sec-websocket-protocol").cloned();
         let upgrade = hyper::upgrade::on(&mut request);
         tokio::spawn(async move {
             let mut stream = TokioIo::new(upgrade.await.unwrap());
             stream.write_all(format!("{target}\n").as_bytes()).await.unwrap();
             let (mut from, mut to) = tokio::io::split(stream);
             let _ = tokio::io::copy(&mut from, &mut to).await;
+            let _ = to.write_all(b"goodbye").await;
+            let _ = to.shutdown().await;
         });
-        let switching = http::Response::builder().status(101).header("upgrade", "SPDY/3.1").header("connection", "Upgrade");
-        return Ok(switching.body(body("")).unwrap());
+        let mut switching = response.status(101).header("upgrade", protocol).header("connection", "Upgrade").body(body("")).unwrap();
+        if let Some(echoed) = echoed {
+            switching.headers_mut().insert("sec-websocket-protocol", echoed);
+        }
+        return Ok(switching);
     }
-    let code = if target.contains("/waiting/") { 400 } else { 200 };
-    Ok(http::Response::builder().status(code).body(body(target)).unwrap())
+    if target == "/redirect" {
+        return Ok(response.status(302).header("location", "/there?x=1").body(body("")).unwrap());
+    }
+    if target.starts_with("/headers") {
+        let names = ["authorization", "x-forwarded-uri", "x-forwarded-host", "x-forwarded-proto", "x-forwarded-for", "cookie"];
+        let said = names.map(|name| request.headers().get(name).map_or("-", |value| value.to_str().unwrap()).to_owned());
+        let method = request.method().clone();
+        let content = request.into_body().collect().await.unwrap().to_bytes();
+        return Ok(response.body(body(format!("{method} {target} {} {}", said.join(" "), String::from_utf8_lossy(&content)))).unwrap());
+    }
+    Ok(response.body(body(target)).unwrap())
+}
+
+/// What is refused, in a kubelet's words.
+fn refusal(target: &str) -> Option<(u16, &'static str)> {
+    let has = |name: &str| target.contains(&format!("/{name}/"));
+    match () {
+        () if has("waiting") => Some((400, "container \"c\" in pod \"waiting\" is waiting to start: ContainerCreating")),
+        () if has("gone") => Some((404, "container not found (\"c\")")),
+        () if has("broken") => Some((500, "failed to open log file")),
+        () => None,
+    }
 }
 
 async fn cluster() -> (Api, tempfile::TempDir) {
@@ -58,6 +89,7 @@ async fn cluster() -> (Api, tempfile::TempDir) {
     });
     let mut authenticator = auth::authenticate::Authenticator::default();
     authenticator.add_token("secret", harness::admin());
+    authenticator.add_token("reader", auth::UserInfo::authenticated("reader", &[]));
     let config = apiserver::Config {
         authenticator,
         kubelet_client: Some(pki.kubelet_client.client_config(&pki.ca).unwrap()),
@@ -71,7 +103,7 @@ async fn cluster() -> (Api, tempfile::TempDir) {
     let status = json!({"status": {"addresses": [{"type": "InternalIP", "address": "127.0.0.1"}], "daemonEndpoints": {"kubeletEndpoint": {"Port": port}}}});
     assert_eq!(api.merge("/api/v1/nodes/n/status", status).await.code, 200);
     api.post("/api/v1/namespaces/default/serviceaccounts", json!({"metadata": {"name": "default"}})).await;
-    for name in ["p", "waiting"] {
+    for name in ["p", "waiting", "gone", "broken"] {
         let pod = json!({"metadata": {"name": name}, "spec": {"containers": [{"name": "c", "image": "i"}]}});
         assert_eq!(api.post("/api/v1/namespaces/default/pods", pod).await.code, 201);
         let binding = json!({"target": {"kind": "Node", "name": "n"}});
@@ -86,42 +118,63 @@ async fn logs_come_from_the_kubelet_and_its_refusals_become_a_status() {
     let log = api.get("/api/v1/namespaces/default/pods/p/log?tailLines=5&follow=true&other=x").await;
     assert_eq!((log.code, &log.bytes[..]), (200, &b"/containerLogs/default/p/c?follow=true&tailLines=5"[..]));
     let refused = api.get("/api/v1/namespaces/default/pods/waiting/log").await;
-    assert_eq!((refused.code, refused.message().as_str()), (400, "/containerLogs/default/waiting/c"));
+    let waiting = "container \"c\" in pod \"waiting\" is waiting to start: ContainerCreating";
+    assert_eq!((refused.code, refused.message().as_str()), (400, waiting));
+    let gone = api.get("/api/v1/namespaces/default/pods/gone/log").await;
+    assert_eq!((gone.code, gone.json()["reason"].as_str()), (404, Some("NotFound")));
+    assert_eq!(gone.message(), "the server could not find the requested resource ( pods/log gone)");
+    let broken = api.get("/api/v1/namespaces/default/pods/broken/log").await;
+    assert_eq!((broken.code, broken.message().as_str()), (500, "Internal error occurred: failed to open log file"));
     assert_eq!(api.get("/api/v1/namespaces/default/pods/p/log?container=x").await.message(), "container x is not valid for pod p");
     assert_eq!(api.get("/api/v1/namespaces/default/pods/p/log?tailLines=-1").await.code, 422);
 }
 
+/// The server on a port, for what needs a connection of its own.
+async fn listening(api: &Api) -> (SocketAddr, stdx::Drain) {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let (address, drain, server) = (listener.local_addr().unwrap(), stdx::drain(), api.server.clone());
+    tokio::spawn({
+        let drain = drain.clone();
+        async move { server.serve(listener, None, drain).await }
+    });
+    (address, drain)
+}
+
+/// Sends a request line and headers for a path below the pods.
+async fn ask(address: SocketAddr, line: &str, headers: &[&str]) -> TcpStream {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let (method, path) = line.split_once(' ').unwrap();
+    let mut head = format!("{method} /api/v1/namespaces/default/pods/{path} HTTP/1.1\r\nhost: x\r\n");
+    for header in headers {
+        head.push_str(&format!("{header}\r\n"));
+    }
+    stream.write_all(format!("{head}\r\n").as_bytes()).await.unwrap();
+    stream
+}
+
+async fn read_until(stream: &mut TcpStream, end: &str) -> String {
+    let mut text = String::new();
+    while !text.ends_with(end) {
+        text.push(char::from(stream.read_u8().await.unwrap()));
+    }
+    text
+}
+
+const ADMIN: &str = "authorization: Bearer secret";
+const SPDY: [&str; 4] = [ADMIN, "connection: Upgrade", "upgrade: SPDY/3.1", "content-length: 0"];
+const WEBSOCKET: [&str; 5] = [
+    "connection: keep-alive, Upgrade",
+    "upgrade: websocket",
+    "sec-websocket-version: 13",
+    "sec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA==",
+    "sec-websocket-protocol: v5.channel.k8s.io",
+];
+
 #[tokio::test]
 async fn an_upgrade_is_tunnelled_byte_for_byte() {
     let (api, _directory) = cluster().await;
-    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
-    let address = listener.local_addr().unwrap();
-    let drain = stdx::drain();
-    let serving = tokio::spawn({
-        let (server, drain) = (api.server.clone(), drain.clone());
-        async move { server.serve(listener, None, drain).await }
-    });
-    let ask = async |path: &str, token: &str| {
-        let mut stream = TcpStream::connect(address).await.unwrap();
-        let head = format!(
-            "POST /api/v1/namespaces/default/pods/p/{path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {token}\r\n\
-             connection: Upgrade\r\nupgrade: SPDY/3.1\r\ncontent-length: 0\r\n\r\n"
-        );
-        stream.write_all(head.as_bytes()).await.unwrap();
-        stream
-    };
-    let read_until = async |stream: &mut TcpStream, end: &str| {
-        let mut text = String::new();
-        while !text.ends_with(end) {
-            let mut byte = [0];
-            stream.read_exact(&mut byte).await.unwrap();
-            text.push(char::from(byte[0]));
-        }
-        text
-    };
-    let mut refused = ask("exec?command=x&stdout=1", "wrong").await;
-    assert!(read_until(&mut refused, "\r\n").await.starts_with("HTTP/1.1 401"));
-    let mut stream = ask("exec?command=a%20b&command=c&stdin=true&stdout=true", "secret").await;
+    let (address, _drain) = listening(&api).await;
+    let mut stream = ask(address, "POST p/exec?command=a%20b&command=c&stdin=true&stdout=true", &SPDY).await;
     let head = read_until(&mut stream, "\r\n\r\n").await;
     assert!(head.starts_with("HTTP/1.1 101") && head.contains("upgrade: SPDY/3.1"), "{head}");
     assert_eq!(read_until(&mut stream, "\n").await, "/exec/default/p/c?input=1&output=1&command=a%20b&command=c\n");
@@ -129,14 +182,128 @@ async fn an_upgrade_is_tunnelled_byte_for_byte() {
     let mut echo = [0; 8];
     stream.read_exact(&mut echo).await.unwrap();
     assert_eq!(&echo, b"\x00\xffbytes\n");
-    let mut forward = ask("portforward", "secret").await;
+
+    let mut forward = ask(address, "POST p/portforward", &SPDY).await;
     read_until(&mut forward, "\r\n\r\n").await;
     assert_eq!(read_until(&mut forward, "\n").await, "/portForward/default/p\n");
-    drop((stream, forward, refused));
-    assert_eq!(
-        api.ask("POST", "/api/v1/namespaces/default/pods/p/exec?command=x&stdout=1", "", "").await.message(),
-        "Upgrade request required"
-    );
-    drain.stop();
-    serving.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn each_direction_of_a_tunnel_ends_by_itself() {
+    let (api, _directory) = cluster().await;
+    let (address, _drain) = listening(&api).await;
+    let mut headers = vec![ADMIN];
+    headers.extend(WEBSOCKET);
+    let mut stream = ask(address, "GET p/attach?stdout=true", &headers).await;
+    let head = read_until(&mut stream, "\r\n\r\n").await;
+    assert!(head.starts_with("HTTP/1.1 101") && head.contains("sec-websocket-protocol: v5.channel.k8s.io"), "{head}");
+    assert_eq!(read_until(&mut stream, "\n").await, "/attach/default/p/c?output=1\n");
+    let sent = vec![7; 1 << 20];
+    let (mut from, mut to) = stream.split();
+    let write = async {
+        to.write_all(&sent).await.unwrap();
+        to.shutdown().await.unwrap();
+    };
+    let mut received = Vec::new();
+    let (_, read) = tokio::join!(write, from.read_to_end(&mut received));
+    read.unwrap();
+    assert_eq!(received.len(), sent.len() + "goodbye".len());
+    assert!(received.ends_with(b"goodbye"), "the kubelet speaks on after the client has said all");
+}
+
+#[tokio::test]
+async fn a_refused_upgrade_reaches_the_client() {
+    let (api, _directory) = cluster().await;
+    let (address, _drain) = listening(&api).await;
+    let mut refused = ask(address, "POST p/exec?command=x&stdout=1", &["connection: Upgrade", "upgrade: SPDY/3.1"]).await;
+    assert!(read_until(&mut refused, "\r\n").await.starts_with("HTTP/1.1 403"), "anonymous");
+    let mut gone = ask(address, "POST gone/exec?command=x&stdout=1", &SPDY).await;
+    assert!(read_until(&mut gone, "\r\n\r\n").await.starts_with("HTTP/1.1 404"));
+    assert_eq!(read_until(&mut gone, ")").await, "container not found (\"c\")", "kubectl puts `unable to upgrade connection:` before it");
+    let plain = api.ask("POST", "/api/v1/namespaces/default/pods/p/exec?command=x&stdout=1", "", "").await;
+    assert_eq!((plain.code, plain.message().as_str()), (400, "Upgrade request required"));
+}
+
+#[tokio::test]
+async fn starting_something_through_a_websocket_needs_the_right_to_create() {
+    let (api, _directory) = cluster().await;
+    let (address, _drain) = listening(&api).await;
+    let role =
+        |verb: &str| json!({"metadata": {"name": verb}, "rules": [{"apiGroups": [""], "resources": ["pods/exec"], "verbs": [verb]}]});
+    let binding = |verb: &str| {
+        json!({"metadata": {"name": verb}, "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": verb},
+            "subjects": [{"kind": "User", "name": "reader", "apiGroup": "rbac.authorization.k8s.io"}]})
+    };
+    let mut headers = vec!["authorization: Bearer reader"];
+    headers.extend(WEBSOCKET);
+    for (verb, answer) in [("get", "HTTP/1.1 403"), ("create", "HTTP/1.1 101")] {
+        let rbac = "/apis/rbac.authorization.k8s.io/v1/namespaces/default";
+        assert_eq!(api.post(&format!("{rbac}/roles"), role(verb)).await.code, 201);
+        assert_eq!(api.post(&format!("{rbac}/rolebindings"), binding(verb)).await.code, 201);
+        // What authorization reads is what a list shows.
+        api.get(&format!("{rbac}/rolebindings")).await;
+        let mut stream = ask(address, "GET p/exec?command=x&stdout=1", &headers).await;
+        assert!(read_until(&mut stream, "\r\n").await.starts_with(answer), "with the right to {verb}");
+    }
+}
+
+#[tokio::test]
+async fn a_kubelet_that_is_away_is_named() {
+    let (api, _directory) = cluster().await;
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    drop(listener);
+    let status = json!({"status": {"daemonEndpoints": {"kubeletEndpoint": {"Port": port}}}});
+    assert_eq!(api.merge("/api/v1/nodes/n/status", status).await.code, 200);
+    let refused = format!("dial tcp 127.0.0.1:{port}: connect: connection refused");
+    let log = api.get("/api/v1/namespaces/default/pods/p/log").await;
+    assert_eq!((log.code, log.message()), (500, format!("Get \"https://127.0.0.1:{port}/containerLogs/default/p/c\": {refused}")));
+    let (address, _drain) = listening(&api).await;
+    let mut exec = ask(address, "POST p/exec?command=x&stdout=1", &SPDY).await;
+    read_until(&mut exec, "\r\n\r\n").await;
+    assert!(read_until(&mut exec, "\n").await.contains(&format!("error dialing backend: {refused}")));
+}
+
+#[tokio::test]
+async fn a_proxied_request_reaches_the_node_as_it_was_written() {
+    let (api, _directory) = cluster().await;
+    let own = "/api/v1/nodes/n/proxy";
+    assert_eq!(&api.get(&format!("{own}/a%2Fb//c/?x=%20y")).await.bytes[..], b"/a%2Fb//c/?x=%20y");
+    let root = api.get(own).await;
+    assert_eq!((root.code, root.headers["location"].to_str().unwrap()), (301, "/api/v1/nodes/n/proxy/"));
+    let redirect = api.get(&format!("{own}/redirect")).await;
+    assert_eq!((redirect.code, redirect.headers["location"].to_str().unwrap()), (302, "/api/v1/nodes/n/proxy/there?x=1"));
+
+    let request = http::Request::builder().method("PUT").uri(format!("{own}/headers?q=1")).header("cookie", "a=b");
+    let request = request.header("host", "api:6443").header("authorization", "Bearer secret").body(body("content")).unwrap();
+    let answer = api.send(request, harness::admin()).await;
+    let said = String::from_utf8(answer.bytes.to_vec()).unwrap();
+    assert_eq!(said, format!("PUT /headers?q=1 - {own}/headers api:6443 https - a=b content"), "credentials stay here");
+    assert_eq!(api.get("/api/v1/nodes/ftp:n:1/proxy/").await.message(), "invalid node request \"ftp:n:1\"");
+    assert_eq!(api.get("/api/v1/nodes/n:1/proxy/").await.message(), "address not allowed");
+}
+
+#[tokio::test]
+async fn a_service_is_proxied_to_a_ready_pod_that_has_the_endpoints_address() {
+    let (api, _directory) = cluster().await;
+    let service = json!({"metadata": {"name": "s"}, "spec": {"selector": {"a": "b"}, "ports": [{"name": "web", "port": 80}]}});
+    assert_eq!(api.post("/api/v1/namespaces/default/services", service).await.code, 201);
+    let own = "/api/v1/namespaces/default/services";
+    let ask = async |place: &str| {
+        let answer = api.get(&format!("{own}/{place}/proxy/")).await;
+        (answer.code, answer.message())
+    };
+    let none = |name: &str| (503, format!("no endpoints available for service {name:?}"));
+    assert_eq!(ask("s:web").await, none("s"));
+    assert_eq!(ask("s:81").await, (503, "no service port 81 found for service \"s\"".into()));
+    let slice = |address: &str, ready: bool| {
+        json!({"metadata": {"name": format!("s-{ready}"), "labels": {"kubernetes.io/service-name": "s"}}, "addressType": "IPv4",
+            "ports": [{"name": "web", "port": 1}],
+            "endpoints": [{"addresses": [address], "conditions": {"ready": ready}, "targetRef": {"kind": "Pod", "name": "p"}}]})
+    };
+    let slices = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices";
+    assert_eq!(api.post(slices, slice("192.0.2.1", false)).await.code, 201);
+    assert_eq!(api.post(slices, slice("192.0.2.2", true)).await.code, 201);
+    // Nobody may lead the API server to an address by writing an endpoint: the pod has to have it.
+    assert_eq!(ask("s:80").await, none("s"));
 }
