@@ -190,7 +190,11 @@ pub fn clean_up(dir: &Path) {
 /// The binary under test: `STERNPOST_BIN`, else the one of the build that made this test.
 pub fn tested_binary() -> PathBuf {
     let binary = std::env::var_os("STERNPOST_BIN").map_or_else(|| beside_tests("sternpost"), PathBuf::from);
-    assert!(binary.is_file(), "{} does not exist: run `cargo build -p sternpost` first, or name the binary in STERNPOST_BIN", binary.display());
+    assert!(
+        binary.is_file(),
+        "{} does not exist: run `cargo build -p sternpost` first, or name the binary in STERNPOST_BIN",
+        binary.display()
+    );
     binary
 }
 

@@ -9,9 +9,9 @@ use sha2::{Digest, Sha256};
 
 /// The applets that are links to busybox.
 const APPLETS: &[&str] = &[
-    "sh", "ash", "cat", "ls", "echo", "sleep", "tar", "id", "env", "ps", "stat", "df", "mount", "touch", "mkdir", "rm", "cp", "mv", "dd", "grep", "sed",
-    "head", "tail", "wc", "true", "false", "kill", "nc", "wget", "nslookup", "ip", "hostname", "date", "test", "trap", "sync", "chmod", "find", "stty",
-    "tty", "od", "yes", "seq", "cut", "printf", "readlink", "sort", "uniq", "tr", "whoami", "pwd",
+    "sh", "ash", "cat", "ls", "echo", "sleep", "tar", "id", "env", "ps", "stat", "df", "mount", "touch", "mkdir", "rm", "cp", "mv", "dd",
+    "grep", "sed", "head", "tail", "wc", "true", "false", "kill", "nc", "wget", "nslookup", "ip", "hostname", "date", "test", "trap",
+    "sync", "chmod", "find", "stty", "tty", "od", "yes", "seq", "cut", "printf", "readlink", "sort", "uniq", "tr", "whoami", "pwd",
 ];
 
 /// An image of one layer.

@@ -29,7 +29,8 @@ fn processes(dir: &Path, binary: &Path, found: &mut Vec<String>) {
     for process in process::all() {
         let executable = process.executable().unwrap_or_default();
         let ours = executable.starts_with(dir) || executable.starts_with(binary);
-        let contained = process.cgroups().iter().any(|(_, path)| path.trim_start_matches('/').split('/').next() == Some(names::CGROUP_ROOT));
+        let contained =
+            process.cgroups().iter().any(|(_, path)| path.trim_start_matches('/').split('/').next() == Some(names::CGROUP_ROOT));
         if ours || contained {
             found.push(format!("process {} {}", process.id, process.command_line()));
         }

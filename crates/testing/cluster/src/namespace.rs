@@ -130,7 +130,8 @@ impl Namespace {
         wait_for(&format!("an event {reason} {message:?} about {object}"), POD_SECONDS_MAX, || {
             let path = r#"jsonpath={range .items[*]}{.involvedObject.name}{"|"}{.reason}{"|"}{.message}{"\n"}{end}"#;
             let ran = self.kubectl(&["get", "events", "-o", path]);
-            let found = ran.stdout.lines().any(|line| line.starts_with(object) && line.contains(&format!("|{reason}|")) && line.contains(message));
+            let found =
+                ran.stdout.lines().any(|line| line.starts_with(object) && line.contains(&format!("|{reason}|")) && line.contains(message));
             ensure(found, ran)
         });
     }

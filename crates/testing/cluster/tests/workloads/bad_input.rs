@@ -21,7 +21,8 @@ fn post(ns: &Namespace, path: &str, content_type: &str, body: &str) -> Value {
 fn admin_token(ns: &Namespace) -> String {
     // Two tests may do this at once: that it exists already is fine.
     ns.cluster.kubectl(&["create", "serviceaccount", "-n", "kube-system", "stest-admin"]);
-    let binding = ["create", "clusterrolebinding", "stest-admin", "--clusterrole=cluster-admin", "--serviceaccount=kube-system:stest-admin"];
+    let binding =
+        ["create", "clusterrolebinding", "stest-admin", "--clusterrole=cluster-admin", "--serviceaccount=kube-system:stest-admin"];
     ns.cluster.kubectl(&binding);
     ns.cluster.kubectl(&["create", "token", "-n", "kube-system", "stest-admin"]).ok()
 }
@@ -53,7 +54,8 @@ fn malformed_json_and_yaml_are_bad_requests() {
     assert!(local.contains("error"), "{local}");
 }
 
-const POD: &str = r#"{"apiVersion":"v1","kind":"Pod","metadata":{"name":"one"},"spec":{"containers":[{"name":"main","image":"sternpost.io/toolbox"}]}}"#;
+const POD: &str =
+    r#"{"apiVersion":"v1","kind":"Pod","metadata":{"name":"one"},"spec":{"containers":[{"name":"main","image":"sternpost.io/toolbox"}]}}"#;
 
 #[test]
 fn an_unknown_field_warns_or_fails_as_asked() {
@@ -93,7 +95,9 @@ fn a_wrong_type_names_the_field() {
 #[test]
 fn an_invalid_object_lists_every_fault_with_its_field() {
     let ns = Namespace::new("invalid");
-    let manifest = POD.replace(r#""name":"main""#, r#""name":"Main_1","ports":[{"containerPort":70000}]"#).replace(r#""containers""#, r#""restartPolicy":"Sometimes","containers""#);
+    let manifest = POD
+        .replace(r#""name":"main""#, r#""name":"Main_1","ports":[{"containerPort":70000}]"#)
+        .replace(r#""containers""#, r#""restartPolicy":"Sometimes","containers""#);
     let refused = ns.kubectl_with(&["create", "-f", "-"], &manifest).fails();
     assert!(refused.contains(r#"The Pod "one" is invalid"#), "{refused}");
     for text in [
@@ -105,8 +109,13 @@ fn an_invalid_object_lists_every_fault_with_its_field() {
     }
     let path = format!("/api/v1/namespaces/{}/pods", ns.name);
     let status = post(&ns, &path, "application/json", &manifest);
-    assert_eq!((&status["code"], &status["reason"], &status["details"]["kind"], &status["details"]["name"]), (&422.into(), &"Invalid".into(), &"Pod".into(), &"one".into()), "{status}");
-    let fields: Vec<&str> = status["details"]["causes"].as_array().expect("causes").iter().filter_map(|cause| cause["field"].as_str()).collect();
+    assert_eq!(
+        (&status["code"], &status["reason"], &status["details"]["kind"], &status["details"]["name"]),
+        (&422.into(), &"Invalid".into(), &"Pod".into(), &"one".into()),
+        "{status}"
+    );
+    let fields: Vec<&str> =
+        status["details"]["causes"].as_array().expect("causes").iter().filter_map(|cause| cause["field"].as_str()).collect();
     assert!(fields.contains(&"spec.containers[0].name") && fields.contains(&"spec.restartPolicy"), "{status}");
     assert_eq!(ns.kubectl(&["get", "pods", "-o", "name"]).ok(), "");
 }
@@ -115,7 +124,9 @@ fn an_invalid_object_lists_every_fault_with_its_field() {
 fn a_service_with_a_taken_node_port_or_a_foreign_address_is_refused() {
     let ns = Namespace::new("service-bad");
     let service = |name: &str, more: &str| {
-        format!("apiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec: {{type: NodePort, ports: [{{port: 80, nodePort: 31999}}]{more}}}\n")
+        format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec: {{type: NodePort, ports: [{{port: 80, nodePort: 31999}}]{more}}}\n"
+        )
     };
     ns.apply(&service("one", ""));
     let refused = ns.kubectl_with(&["create", "-f", "-"], &service("two", "")).fails();
@@ -140,5 +151,9 @@ fn what_exists_already_and_what_never_did_are_told_apart() {
     let immutable = ns.kubectl(&["create", "deployment", "web", "--image=sternpost.io/toolbox", "--replicas=0"]);
     immutable.ok();
     let refused = ns.kubectl(&["patch", "deployment", "web", "-p", r#"{"spec":{"selector":{"matchLabels":{"app":"other"}}}}"#]).fails();
-    assert!(refused.contains("spec.selector") && refused.contains("field is immutable") || refused.contains("`selector` does not match template `labels`"), "{refused}");
+    assert!(
+        refused.contains("spec.selector") && refused.contains("field is immutable")
+            || refused.contains("`selector` does not match template `labels`"),
+        "{refused}"
+    );
 }

@@ -172,7 +172,11 @@ fn cp_copies_files_and_folders_both_ways() {
 #[test]
 fn what_a_user_may_not_do_is_refused_before_a_container_is_reached() {
     let ns = one_toolbox("connect-rbac");
-    for args in [&["exec", "one", "--as=jane", "--", "/toolbox", "id"][..], &["logs", "one", "--as=jane"], &["port-forward", "one", ":8080", "--as=jane"]] {
+    for args in [
+        &["exec", "one", "--as=jane", "--", "/toolbox", "id"][..],
+        &["logs", "one", "--as=jane"],
+        &["port-forward", "one", ":8080", "--as=jane"],
+    ] {
         let refused = run(&mut ns.command(args), "").fails();
         assert!(refused.contains("Forbidden") && refused.contains("jane"), "{args:?}: {refused}");
     }

@@ -63,7 +63,11 @@ fn an_image_is_pulled_from_a_registry_and_kept() {
     let name = registry.push(&images::busybox("from a registry"), "team/busybox", "v1");
     once(&ns, "first", &name, &["sh", "-c", "cat /version; pwd; echo $FROM_IMAGE"]);
     ns.wait_for_value("pod/first", "{.status.phase}", "Succeeded");
-    assert_eq!(ns.kubectl(&["logs", "first"]).ok(), "from a registry/home\nyes\n", "file system, working directory and variables are the image's");
+    assert_eq!(
+        ns.kubectl(&["logs", "first"]).ok(),
+        "from a registry/home\nyes\n",
+        "file system, working directory and variables are the image's"
+    );
     ns.wait_for_event("first", "Pulled", &format!("Successfully pulled image \"{name}\""));
     let id = ns.value("pod/first", "{.status.containerStatuses[0].imageID}");
     assert!(id.contains("sha256:"), "{id}");

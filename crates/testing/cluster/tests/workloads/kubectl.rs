@@ -33,9 +33,19 @@ fn a_deployment_is_created_exposed_listed_and_described() {
 
     let described = ns.kubectl(&["describe", "deployment", "web"]).ok();
     assert!(described.contains("3 desired | 3 updated | 3 total | 3 available | 0 unavailable"), "{described}");
-    assert!(described.contains("ScalingReplicaSet") && described.contains("RollingUpdateStrategy:  25% max unavailable, 25% max surge"), "{described}");
+    assert!(
+        described.contains("ScalingReplicaSet") && described.contains("RollingUpdateStrategy:  25% max unavailable, 25% max surge"),
+        "{described}"
+    );
     let described = ns.kubectl(&["describe", "pods", "-l", "app=web"]).ok();
-    for text in ["Successfully assigned", "Controlled By:  ReplicaSet/web-", "Started container toolbox", "Created container", "QoS Class:", "BestEffort"] {
+    for text in [
+        "Successfully assigned",
+        "Controlled By:  ReplicaSet/web-",
+        "Started container toolbox",
+        "Created container",
+        "QoS Class:",
+        "BestEffort",
+    ] {
         assert!(described.contains(text), "{text}: {described}");
     }
     let described = ns.kubectl(&["describe", "service", "web"]).ok();
@@ -144,7 +154,8 @@ fn server_side_apply_tells_who_owns_a_field_and_refuses_to_take_it() {
     // Alice gives up what only she owned; what Bob owns as well stays.
     apply("alice", "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: settings}\n", &[]).ok();
     assert_eq!(ns.json(&["configmap", "settings"])["data"], serde_json::json!({ "colour": "blue", "size": "small" }));
-    let managers = ns.kubectl(&["get", "configmap", "settings", "--show-managed-fields", "-o", "jsonpath={.metadata.managedFields[*].manager}"]).ok();
+    let managers =
+        ns.kubectl(&["get", "configmap", "settings", "--show-managed-fields", "-o", "jsonpath={.metadata.managedFields[*].manager}"]).ok();
     assert!(managers.contains("bob"), "{managers}");
 }
 
@@ -191,7 +202,13 @@ fn edit_changes_the_object_with_the_users_editor() {
 fn explain_knows_every_field_and_its_description() {
     let cluster = Cluster::shared();
     let recursive = cluster.kubectl(&["explain", "deployment.spec", "--recursive"]).ok();
-    for text in ["GROUP:      apps", "KIND:       Deployment", "VERSION:    v1", "maxUnavailable\t<IntOrString>", "terminationGracePeriodSeconds\t<integer>"] {
+    for text in [
+        "GROUP:      apps",
+        "KIND:       Deployment",
+        "VERSION:    v1",
+        "maxUnavailable\t<IntOrString>",
+        "terminationGracePeriodSeconds\t<integer>",
+    ] {
         assert!(recursive.contains(text), "{text}: {}", recursive.chars().take(3_000).collect::<String>());
     }
     let one = cluster.kubectl(&["explain", "pod.spec.restartPolicy"]).ok();
@@ -240,7 +257,12 @@ fn selectors_pick_by_labels_and_by_fields() {
     }
     let names = |args: &[&str]| {
         let listed = ns.kubectl(&[&["get", "configmaps", "-o", "name"], args].concat()).ok();
-        listed.lines().map(|line| line.trim_start_matches("configmap/").to_owned()).filter(|name| name != "kube-root-ca.crt").collect::<Vec<_>>().join(" ")
+        listed
+            .lines()
+            .map(|line| line.trim_start_matches("configmap/").to_owned())
+            .filter(|name| name != "kube-root-ca.crt")
+            .collect::<Vec<_>>()
+            .join(" ")
     };
     for (selector, picked) in [
         ("tier=web", "a b"),
@@ -283,10 +305,16 @@ fn objects_are_patched_replaced_labelled_and_annotated() {
     assert_eq!(containers(&ns), "side toolbox", "a strategic patch merges lists by name");
     patch("merge", r#"{"spec":{"template":{"spec":{"containers":[{"name":"only","image":"sternpost.io/toolbox"}]}}}}"#);
     assert_eq!(containers(&ns), "only", "a merge patch replaces lists");
-    patch("json", r#"[{"op":"test","path":"/spec/replicas","value":0},{"op":"replace","path":"/spec/template/spec/containers/0/name","value":"first"}]"#);
+    patch(
+        "json",
+        r#"[{"op":"test","path":"/spec/replicas","value":0},{"op":"replace","path":"/spec/template/spec/containers/0/name","value":"first"}]"#,
+    );
     assert_eq!(containers(&ns), "first");
     let refused = ns.kubectl(&["patch", "deployment", "web", "--type=json", "-p", r#"[{"op":"remove","path":"/spec/nothing"}]"#]).fails();
-    assert!(refused.contains("The request is invalid") || refused.contains("nonexistent") || refused.contains("Unable to remove"), "{refused}");
+    assert!(
+        refused.contains("The request is invalid") || refused.contains("nonexistent") || refused.contains("Unable to remove"),
+        "{refused}"
+    );
 
     ns.kubectl(&["label", "deployment", "web", "tier=front"]).ok();
     let refused = ns.kubectl(&["label", "deployment", "web", "tier=back"]).fails();
@@ -320,7 +348,9 @@ fn a_dry_run_on_the_server_checks_everything_and_stores_nothing() {
 #[test]
 fn a_long_list_arrives_whole_in_small_chunks() {
     let ns = Namespace::new("chunks");
-    let manifests: String = (0..23).map(|number| format!("---\napiVersion: v1\nkind: ConfigMap\nmetadata: {{name: c{number}, labels: {{many: 'yes'}}}}\n")).collect();
+    let manifests: String = (0..23)
+        .map(|number| format!("---\napiVersion: v1\nkind: ConfigMap\nmetadata: {{name: c{number}, labels: {{many: 'yes'}}}}\n"))
+        .collect();
     ns.apply(&manifests);
     let names = ns.kubectl(&["get", "configmaps", "-l", "many=yes", "-o", "name", "--chunk-size=5"]).ok();
     assert_eq!(names.lines().count(), 23, "{names}");
@@ -365,7 +395,9 @@ fn a_namespace_goes_with_everything_in_it() {
 fn kubectl_discovers_the_server_and_asks_for_its_rights() {
     let cluster = Cluster::shared();
     let resources = cluster.kubectl(&["api-resources", "--no-headers"]).ok();
-    for line in ["pods", "po", "deployments", "deploy", "apps/v1", "configmaps", "endpointslices", "discovery.k8s.io/v1", "leases", "replicasets"] {
+    for line in
+        ["pods", "po", "deployments", "deploy", "apps/v1", "configmaps", "endpointslices", "discovery.k8s.io/v1", "leases", "replicasets"]
+    {
         assert!(resources.contains(line), "{line}: {resources}");
     }
     let versions = cluster.kubectl(&["api-versions"]).ok();
@@ -425,7 +457,11 @@ fn a_role_lets_a_service_account_do_what_it_says_and_no_more() {
     });
     let refused = as_robot(&["delete", "configmap", "kube-root-ca.crt"]).fails();
     assert!(refused.contains("cannot delete resource \"configmaps\""), "{refused}");
-    let stranger = std::process::Command::new("curl").args(["-sk", "-H", "Authorization: Bearer nonsense"]).arg(format!("{}/api/v1/pods", ns.cluster.server())).output().expect("curl");
+    let stranger = std::process::Command::new("curl")
+        .args(["-sk", "-H", "Authorization: Bearer nonsense"])
+        .arg(format!("{}/api/v1/pods", ns.cluster.server()))
+        .output()
+        .expect("curl");
     let stranger = String::from_utf8_lossy(&stranger.stdout).into_owned();
     assert!(stranger.contains("\"reason\":\"Unauthorized\"") || stranger.contains("\"reason\": \"Unauthorized\""), "{stranger}");
 }

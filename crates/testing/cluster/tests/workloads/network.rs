@@ -61,7 +61,12 @@ fn pods_reach_each_other_themselves_and_the_node_without_translation() {
         .as_array()
         .expect("a list")
         .iter()
-        .map(|pod| (pod["metadata"]["name"].as_str().unwrap_or_default().to_owned(), pod["status"]["podIP"].as_str().unwrap_or_default().to_owned()))
+        .map(|pod| {
+            (
+                pod["metadata"]["name"].as_str().unwrap_or_default().to_owned(),
+                pod["status"]["podIP"].as_str().unwrap_or_default().to_owned(),
+            )
+        })
         .collect();
     for (from, own) in &pods {
         for (to, address) in &pods {
@@ -136,9 +141,11 @@ fn a_service_without_endpoints_refuses_at_once() {
     let address = format!("{}:80", ns.value("service/web", "{.spec.clusterIP}"));
     wait_for("the Service answers", 20, || http::get(&address, "/healthz"));
     ns.kubectl(&["scale", "deployment", "web", "--replicas=0"]).ok();
-    wait_for("connections are refused", 60, || match TcpStream::connect_timeout(&address.parse().expect("an address"), Duration::from_secs(2)) {
-        Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => Ok(()),
-        other => Err(format!("{other:?}")),
+    wait_for("connections are refused", 60, || {
+        match TcpStream::connect_timeout(&address.parse().expect("an address"), Duration::from_secs(2)) {
+            Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
     });
     ns.kubectl(&["scale", "deployment", "web", "--replicas=1"]).ok();
     wait_for("the Service answers again", 60, || http::get(&address, "/healthz"));
@@ -173,8 +180,12 @@ fn a_headless_service_resolves_to_its_pods() {
     let ns = web("headless", &["--cluster-ip=None"]);
     ns.kubectl(&["run", "client", "--image=sternpost.io/toolbox", "--command", "--", "/toolbox", "sleep", "infinity"]).ok();
     ns.wait("condition=Ready", &["pod/client"]);
-    let mut wanted: Vec<String> =
-        ns.kubectl(&["get", "pods", "-l", "app=web", "-o", "jsonpath={.items[*].status.podIP}"]).ok().split(' ').map(str::to_owned).collect();
+    let mut wanted: Vec<String> = ns
+        .kubectl(&["get", "pods", "-l", "app=web", "-o", "jsonpath={.items[*].status.podIP}"])
+        .ok()
+        .split(' ')
+        .map(str::to_owned)
+        .collect();
     wanted.sort();
     wait_for("all addresses", 20, || {
         let found = ns.exec("client", &["/toolbox", "resolve", "web"]);
@@ -198,7 +209,9 @@ fn sessions_stick_to_one_endpoint_when_asked_to() {
 fn a_host_port_leads_to_the_pod_and_only_one_pod_gets_it() {
     let ns = Namespace::new("hostport");
     let pod = |name: &str| {
-        format!("apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec:\n  containers:\n  - {{name: main, image: sternpost.io/toolbox, ports: [{{containerPort: 8080, hostPort: 26080}}]}}\n")
+        format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec:\n  containers:\n  - {{name: main, image: sternpost.io/toolbox, ports: [{{containerPort: 8080, hostPort: 26080}}]}}\n"
+        )
     };
     ns.apply(&pod("one"));
     ns.wait("condition=Ready", &["pod/one"]);
@@ -230,7 +243,10 @@ fn the_pods_name_files_are_as_the_dns_policy_says() {
     ns.wait("condition=Ready", &["pod/cluster", "pod/own"]);
     let conf = ns.exec("cluster", &["/toolbox", "cat", "/etc/resolv.conf"]).ok();
     let search = format!("search {0}.svc.cluster.local svc.cluster.local cluster.local", ns.name);
-    assert!(conf.contains(&format!("nameserver {}0.10", names::SERVICE_NETWORK)) && conf.contains(&search) && conf.contains("options ndots:5"), "{conf}");
+    assert!(
+        conf.contains(&format!("nameserver {}0.10", names::SERVICE_NETWORK)) && conf.contains(&search) && conf.contains("options ndots:5"),
+        "{conf}"
+    );
     let hosts = ns.exec("cluster", &["/toolbox", "cat", "/etc/hosts"]).ok();
     assert!(hosts.contains("192.0.2.9\tfar.example") && hosts.contains("special"), "{hosts}");
     assert_eq!(ns.exec("cluster", &["/toolbox", "hostname"]).ok(), "special\n");

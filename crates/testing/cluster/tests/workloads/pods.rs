@@ -16,7 +16,10 @@ fn pod(spec: &str, container: &str) -> String {
 
 fn named_pod(name: &str, spec: &str, container: &str) -> String {
     let spec = if spec.is_empty() { String::new() } else { format!("  {spec}\n") };
-    format!("apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, labels: {{app: {name}}}}}\nspec:\n{spec}  containers:\n  - {{name: main, image: \"{}\", {container}}}\n", busybox(1))
+    format!(
+        "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, labels: {{app: {name}}}}}\nspec:\n{spec}  containers:\n  - {{name: main, image: \"{}\", {container}}}\n",
+        busybox(1)
+    )
 }
 
 /// The one process that was started with `MARK=…`.
@@ -38,7 +41,8 @@ fn a_killed_container_restarts_and_then_waits_longer_each_time() {
     first.kill();
     let count = "{.status.containerStatuses[0].restartCount}";
     ns.wait_for_value("pod/one", count, "1");
-    let second = wait_for("a new process", 60, || process::with_variable("MARK=restart").into_iter().find(|now| *now != first).ok_or("none".into()));
+    let second =
+        wait_for("a new process", 60, || process::with_variable("MARK=restart").into_iter().find(|now| *now != first).ok_or("none".into()));
     assert_eq!(ns.value("pod/one", "{.status.containerStatuses[0].lastState.terminated.exitCode}"), "137");
     ns.wait("condition=Ready", &["pod/one"]);
     second.kill();
@@ -66,7 +70,9 @@ fn the_log_of_the_previous_container_can_be_read() {
 #[test]
 fn restart_policies_decide_how_a_pod_ends() {
     let ns = Namespace::new("policy");
-    for (name, policy, code) in [("ok-never", "Never", 0), ("bad-never", "Never", 5), ("ok-failure", "OnFailure", 0), ("bad-failure", "OnFailure", 5)] {
+    for (name, policy, code) in
+        [("ok-never", "Never", 0), ("bad-never", "Never", 5), ("ok-failure", "OnFailure", 0), ("bad-failure", "OnFailure", 5)]
+    {
         ns.apply(&named_pod(name, &format!("restartPolicy: {policy}"), &format!("command: [sh, -c, 'exit {code}']")));
     }
     ns.wait_for_value("pod/ok-never", "{.status.phase}", "Succeeded");
@@ -74,7 +80,10 @@ fn restart_policies_decide_how_a_pod_ends() {
     ns.wait_for_value("pod/ok-failure", "{.status.phase}", "Succeeded");
     ns.wait_for_value("pod/bad-failure", "{.status.containerStatuses[0].restartCount}", "1");
     assert_eq!(ns.value("pod/bad-failure", "{.status.phase}"), "Running");
-    assert_eq!(ns.value("pod/bad-never", "{.status.containerStatuses[0].state.terminated.exitCode} {.status.containerStatuses[0].restartCount}"), "5 0");
+    assert_eq!(
+        ns.value("pod/bad-never", "{.status.containerStatuses[0].state.terminated.exitCode} {.status.containerStatuses[0].restartCount}"),
+        "5 0"
+    );
     let table = ns.kubectl(&["get", "pods", "--no-headers"]).ok();
     assert!(table.lines().any(|line| line.starts_with("ok-never") && line.contains("Completed")), "{table}");
     assert!(table.lines().any(|line| line.starts_with("bad-never") && line.contains("Error")), "{table}");
@@ -83,7 +92,12 @@ fn restart_policies_decide_how_a_pod_ends() {
 /// The directory of a process's control group in the hierarchy of this controller, on version 1 or 2.
 fn group_of(process: &Process, controller: &str) -> PathBuf {
     let groups = process.cgroups();
-    let path = |wanted: &str| groups.iter().find(|(controllers, _)| controllers.split(',').any(|each| each == wanted)).map(|(_, path)| path.trim_start_matches('/').to_owned());
+    let path = |wanted: &str| {
+        groups
+            .iter()
+            .find(|(controllers, _)| controllers.split(',').any(|each| each == wanted))
+            .map(|(_, path)| path.trim_start_matches('/').to_owned())
+    };
     match path(controller) {
         Some(path) => PathBuf::from("/sys/fs/cgroup").join(controller).join(path),
         None => PathBuf::from("/sys/fs/cgroup").join(path("").expect("a version 2 hierarchy")),
@@ -101,7 +115,12 @@ fn group_file(process: &Process, controller: &str, names: [&str; 2]) -> String {
 #[test]
 fn limits_are_set_in_the_kernel() {
     let ns = Namespace::new("limits");
-    ns.apply(&pod("", &format!("{WAITS}, env: [{{name: MARK, value: limits}}], resources: {{limits: {{cpu: 250m, memory: 64Mi}}, requests: {{cpu: 125m}}}}")));
+    ns.apply(&pod(
+        "",
+        &format!(
+            "{WAITS}, env: [{{name: MARK, value: limits}}], resources: {{limits: {{cpu: 250m, memory: 64Mi}}, requests: {{cpu: 125m}}}}"
+        ),
+    ));
     ns.wait("condition=Ready", &["pod/one"]);
     let process = marked("limits");
     assert_eq!(group_file(&process, "memory", ["memory.limit_in_bytes", "memory.max"]), (64 << 20).to_string());
@@ -120,13 +139,22 @@ fn a_container_over_its_memory_is_killed_and_says_so() {
     let ns = Namespace::new("oom");
     ns.apply("apiVersion: v1\nkind: Pod\nmetadata: {name: one}\nspec:\n  restartPolicy: Never\n  containers:\n  - {name: main, image: sternpost.io/toolbox, args: [burn, '60', '200'], resources: {limits: {memory: 50Mi}}}\n");
     ns.wait_for_value("pod/one", "{.status.phase}", "Failed");
-    assert_eq!(ns.value("pod/one", "{.status.containerStatuses[0].state.terminated.reason} {.status.containerStatuses[0].state.terminated.exitCode}"), "OOMKilled 137");
+    assert_eq!(
+        ns.value(
+            "pod/one",
+            "{.status.containerStatuses[0].state.terminated.reason} {.status.containerStatuses[0].state.terminated.exitCode}"
+        ),
+        "OOMKilled 137"
+    );
 }
 
 #[test]
 fn a_failing_liveness_probe_restarts_the_container() {
     let ns = Namespace::new("liveness");
-    ns.apply(&pod("terminationGracePeriodSeconds: 1", &format!("{WAITS}, livenessProbe: {{exec: {{command: [test, '!', -e, /tmp/broken]}}, periodSeconds: 1, failureThreshold: 2}}")));
+    ns.apply(&pod(
+        "terminationGracePeriodSeconds: 1",
+        &format!("{WAITS}, livenessProbe: {{exec: {{command: [test, '!', -e, /tmp/broken]}}, periodSeconds: 1, failureThreshold: 2}}"),
+    ));
     ns.wait("condition=Ready", &["pod/one"]);
     ns.exec("one", &["touch", "/tmp/broken"]).ok();
     ns.wait_for_value("pod/one", "{.status.containerStatuses[0].restartCount}", "1");
@@ -148,20 +176,31 @@ fn readiness_decides_who_gets_the_traffic() {
     ns.wait("condition=Ready", &["pod/one"]);
     ns.wait_for_endpoints("web", 1);
     ns.wait_for_event("two", "Unhealthy", "Readiness probe failed:");
-    assert_eq!(ns.value("pod/two", r#"{.status.phase} {.status.conditions[?(@.type=="Ready")].status} {.status.containerStatuses[0].restartCount}"#), "Running False 0");
+    assert_eq!(
+        ns.value(
+            "pod/two",
+            r#"{.status.phase} {.status.conditions[?(@.type=="Ready")].status} {.status.containerStatuses[0].restartCount}"#
+        ),
+        "Running False 0"
+    );
     ns.exec("two", &["touch", "/tmp/ready"]).ok();
     ns.wait_for_endpoints("web", 2);
     ns.exec("two", &["rm", "/tmp/ready"]).ok();
     ns.wait_for_endpoints("web", 1);
     let address = format!("{}:80", ns.value("service/web", "{.spec.clusterIP}"));
-    wait_for("only the ready pod answers", 20, || (0..20).try_for_each(|_| http::get(&address, "/hostname").and_then(|name| ensure(name == "one\n", name))));
+    wait_for("only the ready pod answers", 20, || {
+        (0..20).try_for_each(|_| http::get(&address, "/hostname").and_then(|name| ensure(name == "one\n", name)))
+    });
 }
 
 #[test]
 fn a_startup_probe_holds_the_other_probes_back() {
     let ns = Namespace::new("startup");
     let probes = "startupProbe: {tcpSocket: {port: 7000}, periodSeconds: 1, failureThreshold: 60}, livenessProbe: {exec: {command: [test, -e, /tmp/alive]}, periodSeconds: 1, failureThreshold: 1}";
-    ns.apply(&pod("terminationGracePeriodSeconds: 1", &format!("command: [sh, -c, 'sleep 4; touch /tmp/alive; exec nc -lk -p 7000 -e cat'], {probes}")));
+    ns.apply(&pod(
+        "terminationGracePeriodSeconds: 1",
+        &format!("command: [sh, -c, 'sleep 4; touch /tmp/alive; exec nc -lk -p 7000 -e cat'], {probes}"),
+    ));
     ns.wait_for_value("pod/one", "{.status.phase}", "Running");
     assert_eq!(ns.value("pod/one", "{.status.containerStatuses[0].started}"), "false");
     ns.wait("condition=Ready", &["pod/one"]);
@@ -200,14 +239,20 @@ fn a_pod_may_finish_its_work_before_it_goes() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let volume = format!("volumes: [{{name: out, hostPath: {{path: {}}}}}]", folder.path().display());
     let script = "trap \"echo asked >> /out/words; sleep 1; echo finished >> /out/words; exit 0\" TERM; while true; do sleep 0.1; done";
-    let container = format!("command: [sh, -c, '{script}'], volumeMounts: [{{name: out, mountPath: /out}}], lifecycle: {{preStop: {{exec: {{command: [sh, -c, 'echo hook >> /out/words']}}}}}}");
+    let container = format!(
+        "command: [sh, -c, '{script}'], volumeMounts: [{{name: out, mountPath: /out}}], lifecycle: {{preStop: {{exec: {{command: [sh, -c, 'echo hook >> /out/words']}}}}}}"
+    );
     ns.apply(&pod(&volume, &container));
     ns.wait("condition=Ready", &["pod/one"]);
     ns.kubectl(&["delete", "pod", "one", "--timeout=60s"]).ok();
     assert_eq!(fs::read_to_string(folder.path().join("words")).expect("it wrote"), "hook\nasked\nfinished\n");
 
     // Who does not listen is killed after the grace period.
-    ns.apply(&named_pod("deaf", "terminationGracePeriodSeconds: 2", "command: [sh, -c, 'trap \"\" TERM; while true; do sleep 1; done'], env: [{name: MARK, value: deaf}]"));
+    ns.apply(&named_pod(
+        "deaf",
+        "terminationGracePeriodSeconds: 2",
+        "command: [sh, -c, 'trap \"\" TERM; while true; do sleep 1; done'], env: [{name: MARK, value: deaf}]",
+    ));
     ns.wait("condition=Ready", &["pod/deaf"]);
     let process = marked("deaf");
     ns.kubectl(&["delete", "pod", "deaf", "--timeout=60s"]).ok();
@@ -246,7 +291,17 @@ fn environment_comes_from_values_fields_and_resources() {
     let log = ns.kubectl(&["logs", "one"]).ok();
     let address = ns.value("pod/one", "{.status.podIP}");
     let node = ns.cluster.node();
-    for line in ["A=x", "B=xy", "POD=one", &format!("NODE={node}"), &format!("IP={address}"), "LABEL=one", "MEMORY=33554432", "HOSTNAME=one", "args x-xy $(UNSET) $(A)"] {
+    for line in [
+        "A=x",
+        "B=xy",
+        "POD=one",
+        &format!("NODE={node}"),
+        &format!("IP={address}"),
+        "LABEL=one",
+        "MEMORY=33554432",
+        "HOSTNAME=one",
+        "args x-xy $(UNSET) $(A)",
+    ] {
         assert!(log.lines().any(|found| found == line), "{line}: {log}");
     }
     assert!(log.lines().any(|line| line.starts_with("KUBERNETES_SERVICE_HOST=")), "{log}");
@@ -286,7 +341,8 @@ fn a_container_sees_only_itself() {
     let root = mounts.lines().next().unwrap_or_default();
     assert!(root.contains(" / / ") && root.contains("overlay"), "{mounts}");
     for masked in ["/proc/kcore", "/proc/keys", "/sys/firmware"] {
-        let shown = ns.exec("one", &["sh", "-c", &format!("cat {masked} 2>/dev/null | head -c 1; ls {masked} 2>/dev/null | grep -v {masked}")]);
+        let shown =
+            ns.exec("one", &["sh", "-c", &format!("cat {masked} 2>/dev/null | head -c 1; ls {masked} 2>/dev/null | grep -v {masked}")]);
         assert_eq!(shown.stdout, "", "{masked} is hidden");
     }
     ns.exec("one", &["sh", "-c", "echo 1 > /proc/sys/kernel/panic"]).fails();
@@ -308,7 +364,10 @@ fn a_sidecar_starts_first_and_a_job_like_pod_still_completes() {
 #[test]
 fn an_active_deadline_ends_a_pod() {
     let ns = Namespace::new("deadline");
-    ns.apply(&pod("{activeDeadlineSeconds: 2, terminationGracePeriodSeconds: 1}".trim_matches(['{', '}']).replace(", ", "\n  ").as_str(), WAITS));
+    ns.apply(&pod(
+        "{activeDeadlineSeconds: 2, terminationGracePeriodSeconds: 1}".trim_matches(['{', '}']).replace(", ", "\n  ").as_str(),
+        WAITS,
+    ));
     ns.wait_for_value("pod/one", "{.status.phase}", "Failed");
     assert_eq!(ns.value("pod/one", "{.status.reason}"), "DeadlineExceeded");
 }

@@ -126,7 +126,10 @@ fn a_pods_token_opens_the_api_from_inside() {
     assert_eq!(ask("/version", &bearer)["minor"], "37");
     let forbidden = ask(&format!("/api/v1/namespaces/{}/secrets", ns.name), &bearer);
     assert_eq!((&forbidden["code"], &forbidden["reason"]), (&403.into(), &"Forbidden".into()), "{forbidden}");
-    assert!(forbidden["message"].as_str().is_some_and(|text| text.contains(&format!("system:serviceaccount:{}:default", ns.name))), "{forbidden}");
+    assert!(
+        forbidden["message"].as_str().is_some_and(|text| text.contains(&format!("system:serviceaccount:{}:default", ns.name))),
+        "{forbidden}"
+    );
     assert_eq!(ask("/api/v1/pods", "Authorization: Bearer nonsense")["code"], 401);
     // The token ends with the pod that it was made for.
     ns.kubectl(&["delete", "pod", "one", "--grace-period=1", "--timeout=60s"]).ok();
