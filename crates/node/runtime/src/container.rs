@@ -460,6 +460,8 @@ fn identity(rootfs: &OwnedFd, security: &v1::LinuxContainerSecurityContext, imag
         identity.user.groups.clear();
     }
     identity.user.groups.extend(security.supplemental_groups.iter().filter_map(|gid| u32::try_from(*gid).ok()));
+    // Without its own group in the list, a process could escape from what is denied to that group (CVE-2022-2995).
+    identity.user.groups.push(identity.user.gid);
     identity.user.groups.sort_unstable();
     identity.user.groups.dedup();
     Ok(identity)
