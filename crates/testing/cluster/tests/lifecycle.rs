@@ -235,11 +235,7 @@ fn every_fault_of_the_host_is_named_at_once_and_nothing_is_changed() {
     let said = refused.fails();
     assert!(said.contains(&format!("TCP port {} (API server) is taken by process {}", names::API_PORT, std::process::id())), "{said}");
     assert!(said.contains("podCidr 127.0.0.0/16 overlaps with 127.0.0.1 on lo"), "{said}");
-    let traces: Vec<String> = cluster.traces();
-    // A detached start has made its log file; nothing else.
-    let data: Vec<_> = fs::read_dir(cluster.data_dir()).into_iter().flatten().flatten().map(|entry| entry.file_name()).collect();
-    assert!(data.iter().all(|name| name == "sternpost.log"), "{data:?}");
-    assert!(traces.iter().all(|trace| trace.starts_with("folder ")), "{traces:?}");
+    assert_eq!(cluster.traces(), Vec::<String>::new());
     drop(taken);
 
     fs::write(&config, text.replace(names::SERVICE_CIDR, "10.222.128.0/20")).expect("write the configuration");
@@ -315,10 +311,18 @@ fn a_full_disk_refuses_writes_by_a_status_and_loses_nothing() {
     let mut fill = Command::new("sh");
     fill.arg("-c").arg(format!("cat /dev/zero > {} 2>/dev/null; sync", filler.display()));
     run(&mut fill, "");
-    let big = "x".repeat(900_000);
-    let manifest = |number: usize| format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: big-{number}}}\ndata: {{text: {big}}}\n");
+    let manifest = |number: u64| {
+        // Digits that do not compress away.
+        let mut state = number;
+        let mut digits = String::with_capacity(900_000);
+        while digits.len() < 900_000 {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            digits.push_str(&format!("{:08x}", state >> 32));
+        }
+        format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: big-{number}}}\ndata: {{text: \"{digits}\"}}\n")
+    };
     let mut stored = Vec::new();
-    let refused = (0..400).find_map(|number| {
+    let refused = (0..200).find_map(|number| {
         let ran = cluster.kubectl_with(&["create", "-f", "-"], &manifest(number));
         if ran.succeeded() {
             stored.push(format!("big-{number}"));
