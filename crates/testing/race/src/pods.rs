@@ -1,14 +1,15 @@
 //! Pods of one Deployment on one node, as a client sees them on a watch.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use client::{Client, DeleteParams, ListParams, WatchEvent, WatchParams, WatchStream};
 use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::{Namespace, Pod};
+use k8s_openapi::api::core::v1::{Namespace, Pod, Service};
 use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::Options;
 use crate::cluster::Cluster;
@@ -27,12 +28,15 @@ pub async fn race(options: &Options, dir: &Path) -> anyhow::Result<Outcome> {
     cluster.up()?;
     let api = cluster.client()?;
     api.create::<Namespace>(&serde_json::from_value(json!({ "metadata": { "name": NAMESPACE } }))?).await?;
-    let (mut singles, mut bursts, mut in_bursts, mut memory) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let address = expose(&api).await?;
+    let (mut singles, mut bursts, mut in_bursts) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut answers, mut memory) = (Vec::new(), Vec::new());
     for round in 1..=options.rounds {
         for number in 0..SINGLE {
             singles.push(one(&api, number).await?);
         }
-        let (all, each) = burst(&api, options.replicas).await?;
+        let Burst { running: all, answering, each } = burst(&api, options.replicas, &address).await?;
+        answers.push(answering);
         memory.push(footprint(&cluster.program).pss_mib);
         eprintln!("round {round}: {} pods in {all:.3} s", options.replicas);
         bursts.push(all);
@@ -49,6 +53,7 @@ pub async fn race(options: &Options, dir: &Path) -> anyhow::Result<Outcome> {
     let row = |what: String, figure: String| vec![what, figure];
     let rows = vec![
         row(format!("apply of {} replicas → all Running, s", options.replicas), spread(&all)),
+        row("the same → every one of them has answered through the Service, s".into(), spread(&Spread::of(&answers))),
         row("pods a second in that burst".into(), spread(&Spread::of(&per_second))),
         row("one pod alone, create → Running, p50 / p99 / most, ms".into(), percentiles(&single)),
         row("a pod in the burst, seen → Running, p50 / p99 / most, ms".into(), percentiles(&each)),
@@ -58,10 +63,10 @@ pub async fn race(options: &Options, dir: &Path) -> anyhow::Result<Outcome> {
         "One node, through the real API over HTTPS with the administrator's certificate; image sternpost.io/toolbox, no probes. A round makes \
          {SINGLE} pods one after the other, then a Deployment of {} replicas, and deletes everything. Times are the client's: from before the request \
          is sent to the event on a watch that shows the pod (or the last of them) Running with its container ready; in the burst a pod's own clock starts at its \
-         Added event. There is no peer: Debian has no Kubernetes control plane.",
+         Added event. Then the node asks the Service's cluster IP for `/hostname`, a connection each time, until every pod has answered. There is no peer: Debian has no Kubernetes control plane.",
         options.replicas
     );
-    let figures = json!({ "single_ms": singles, "burst_seconds": bursts, "in_burst_ms": each, "burst": all, "pss_mib": memory });
+    let figures = json!({ "single_ms": singles, "burst_seconds": bursts, "answering_seconds": answers, "in_burst_ms": each, "burst": all, "pss_mib": memory });
     Ok(Outcome { method, head: vec!["what", "figure"], rows, figures })
 }
 
@@ -108,8 +113,24 @@ async fn one(api: &Client, number: usize) -> anyhow::Result<f64> {
     Ok(taken)
 }
 
-/// A Deployment; seconds until its last pod runs, and each pod's milliseconds from its Added event.
-async fn burst(api: &Client, replicas: usize) -> anyhow::Result<(f64, Vec<f64>)> {
+/// A ClusterIP Service over the Deployment's pods; its address and port.
+async fn expose(api: &Client) -> anyhow::Result<String> {
+    let service: Service = serde_json::from_value(json!({
+        "metadata": { "name": "web", "namespace": NAMESPACE },
+        "spec": { "selector": { "app": "web" }, "ports": [{ "port": 80, "targetPort": 8080 }] },
+    }))?;
+    let address = api.create(&service).await?.spec.and_then(|spec| spec.cluster_ip).context("the Service got no address")?;
+    Ok(format!("{address}:80"))
+}
+
+/// Seconds from before the Deployment is sent, and each pod's milliseconds from its Added event to Running.
+struct Burst {
+    running: f64,
+    answering: f64,
+    each: Vec<f64>,
+}
+
+async fn burst(api: &Client, replicas: usize, service: &str) -> anyhow::Result<Burst> {
     let mut events = watch(api).await?;
     let labels = json!({ "app": "web" });
     let deployment: Deployment = serde_json::from_value(json!({
@@ -127,7 +148,26 @@ async fn burst(api: &Client, replicas: usize) -> anyhow::Result<(f64, Vec<f64>)>
             running.entry(name).or_insert_with(|| added.elapsed().as_secs_f64() * 1e3);
         }
     }
-    Ok((start.elapsed().as_secs_f64(), running.into_values().collect()))
+    let all = start.elapsed().as_secs_f64();
+    let mut answered = BTreeSet::new();
+    while answered.len() < replicas {
+        anyhow::ensure!(start.elapsed() < PATIENCE, "{} of {replicas} answered through the Service", answered.len());
+        answered.extend(hostname(service).await.ok().filter(|name| running.contains_key(name)));
+    }
+    Ok(Burst { running: all, answering: start.elapsed().as_secs_f64(), each: running.into_values().collect() })
+}
+
+/// Which pod answers behind `address`.
+async fn hostname(address: &str) -> anyhow::Result<String> {
+    let ask = async {
+        let mut stream = tokio::net::TcpStream::connect(address).await?;
+        stream.write_all(b"GET /hostname HTTP/1.1\r\nHost: web\r\nConnection: close\r\n\r\n").await?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await?;
+        std::io::Result::Ok(answer)
+    };
+    let answer = tokio::time::timeout(Duration::from_secs(1), ask).await??;
+    Ok(answer.split("\r\n\r\n").nth(1).unwrap_or_default().trim().to_owned())
 }
 
 /// Deletes the Deployment and waits until no pod is left.
