@@ -32,7 +32,7 @@ pub fn prepare(snapshot: &Snapshot, class: &Class) -> Prepared {
     prepared.wants_itself = own.affinity.iter().all(|term| term.matches(own, spaces));
     for slot in snapshot.slots() {
         let node = &snapshot.details[slot];
-        for other in node.pods.iter().map(|pod| &*pod.neighbour) {
+        for other in node.pods.iter().map(|pod| &pod.neighbour) {
             if !own.affinity.is_empty() && own.affinity.iter().all(|term| term.matches(other, spaces)) {
                 own.affinity.iter().for_each(|term| count(&mut prepared.wanted, term, node));
             }
