@@ -175,8 +175,8 @@ fn start_control_plane(parts: &Arc<Parts>, tasks: &mut JoinSet<()>) {
 
     let client = parts.client("system:kube-scheduler", &[]).named("kube-scheduler");
     let recorder = EventRecorder::start(&client, "default-scheduler", None, parts.drain.clone());
-    let (pods, nodes) = (parts.caches.of(), parts.caches.of());
-    tasks.spawn(scheduler::run(scheduler::Config::default(), client, pods, nodes, recorder, parts.drain.clone()));
+    let caches = scheduler::Caches { pods: parts.caches.of(), nodes: parts.caches.of(), namespaces: parts.caches.of() };
+    tasks.spawn(scheduler::run(scheduler::Config::default(), client, caches, recorder, parts.drain.clone()));
 }
 
 /// Forgets the past in the rhythm in which watches may still want it.
