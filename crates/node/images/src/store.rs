@@ -194,8 +194,8 @@ impl Store {
         let image = Image {
             id: id.clone(),
             config,
-            layers: vec![rootfs],
-            size: 0,
+            layers: vec![rootfs.clone()],
+            size: crate::service::usage(&rootfs).0,
             tags: BTreeSet::from([reference.clone()]),
             digests: BTreeSet::new(),
             pinned: true,
