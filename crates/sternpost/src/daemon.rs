@@ -50,6 +50,9 @@ fn open(config: &Config) -> anyhow::Result<File> {
 
 /// Starts the daemon in a session of its own with its output in the log file, shows its progress, and returns once it is ready.
 pub fn detach(config: &Config, args: &UpArgs) -> anyhow::Result<i32> {
+    if let Some(code) = crate::up::not_to_be_started(config)? {
+        return Ok(code);
+    }
     fs::create_dir_all(&config.data_dir).with_context(|| config.data_dir.display().to_string())?;
     let log = OpenOptions::new().create(true).append(true).open(config.log_file())?;
     let log_start = log.metadata()?.len();

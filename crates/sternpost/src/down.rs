@@ -28,6 +28,9 @@ pub fn run(config: &Config, purge: bool, dry_run: bool) -> anyhow::Result<i32> {
     let pods = runtime.block_on(node::stop_all(config))?;
     println!("stopped {pods} pods");
     node::remove_network(config)?;
+    for dir in [&config.data_dir, &config.run_dir] {
+        volumes::teardown::unmount_below(dir)?;
+    }
     remove_cgroups(config);
     if purge {
         remove_everything(config)?;

@@ -126,6 +126,7 @@ fn start_kubelet(
     settings.cluster_domain = config.cluster_domain.clone();
     settings.data_directory = places.kubelet;
     settings.runtime_directory = config.run_dir.join("kubelet");
+    volumes::empty_dir::never_on_disk(&settings.runtime_directory)?;
     settings.log_directory = config.data_dir.join("logs");
     settings.port = config.kubelet_port;
     settings.pods_max = config.max_pods;

@@ -357,14 +357,14 @@ impl Shim {
         let Some((id, container)) = self.containers.iter_mut().find(|(_, c)| c.pid == pid && !c.has_exited()) else { return };
         let id = id.clone();
         let (reply, exit) = container.ended(code);
+        let never_ran = container.never_ran();
         if let Some((number, reply)) = reply {
-            let ran = reply.is_ok();
             self.reply(number, reply, &[]);
-            if !ran {
-                // It never ran: the caller has the reason and this process has nothing to remember.
-                self.containers.remove(&id);
-                return;
-            }
+        }
+        if never_ran {
+            // The caller has the reason, maybe since before the process ended, and there is nothing to remember.
+            self.containers.remove(&id);
+            return;
         }
         if let Err(error) = container::persist(&self.directory, &id, &exit) {
             eprintln!("shim: exit of {id}: {error}");

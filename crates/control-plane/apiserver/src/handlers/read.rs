@@ -113,7 +113,7 @@ pub async fn list(server: &Arc<Inner>, context: &Context, target: Target<'_>) ->
     if format.media == Media::Protobuf
         && let Some(body) = views::many_protobuf(target.kind, &page.objects, format, &metadata)
     {
-        return Ok(reply::bytes(StatusCode::OK, Media::Protobuf.content_type(), body));
+        return Ok(reply::packed(Media::Protobuf.content_type(), body, accepts_gzip(context)));
     }
     Ok(reply::value(StatusCode::OK, &views::many(target.kind, &page.objects, format, include, metadata), format))
 }

@@ -89,8 +89,7 @@ fn exec_on_a_terminal_is_interactive_and_knows_its_size() {
     assert_eq!(ended.code, Some(3), "{ended}");
     let mut sized = ns.start_on_terminal(&["exec", "-it", "one", "--", "sh", "-c", "sleep 1; stty size"]);
     let ended = sized.end_within(Duration::from_secs(30));
-    let mut numbers = ended.stdout.split_whitespace().filter_map(|word| word.parse::<u32>().ok());
-    assert!(numbers.next().is_some() && numbers.next().is_some(), "rows and columns: {ended}");
+    assert_eq!((ended.stdout.trim(), ended.code), ("41 97", Some(0)), "{ended}");
 }
 
 #[test]
