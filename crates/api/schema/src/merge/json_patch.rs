@@ -31,8 +31,9 @@ pub fn json_patch(target: &mut Value, patch: &[u8]) -> Result<(), Error> {
 
 /// The document as a list of objects, or what Go's decoder says about it.
 fn operations(patch: &[u8]) -> Result<Vec<serde_json::Map<String, Value>>, String> {
-    let wrong =
-        |value: &Value, wanted: &str| format!("json: cannot unmarshal {} into Go value of type jsonpatch.{wanted}", super::json_type(value));
+    let wrong = |value: &Value, wanted: &str| {
+        format!("json: cannot unmarshal {} into Go value of type jsonpatch.{wanted}", super::json_type(value))
+    };
     let document = crate::decode::parse_json(patch).map_err(|error| error.to_string())?.value;
     let items = match document {
         Value::Array(items) => items,
