@@ -22,9 +22,8 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, accept_with, socket_wi
 
 use crate::protocol::{self, Call, Message, Reply, Request, Running, Setup};
 use container::{Container, Starting};
-pub(crate) use sandbox::{ROOT_DIRECTORIES, SHM, STAGING};
-
 pub(crate) use nursery::{Spawn, Spawned, TITLE_BYTES};
+pub(crate) use sandbox::{ROOT_DIRECTORIES, SHM, STAGING};
 
 /// What a shim's command line says.
 const ARGUMENT: &str = "shim";
@@ -33,6 +32,12 @@ pub const NURSERY_ARGUMENT: &str = "shims";
 
 /// What containerd gives its shims.
 const OOM_SCORE: &str = "-998";
+
+/// Says what went wrong where the daemon's log is. That this cannot be written, on a full disk, must not end the pod.
+fn complain(what: std::fmt::Arguments<'_>) {
+    use std::io::Write;
+    let _ = writeln!(io::stderr(), "shim: {what}");
+}
 
 struct Exec {
     number: u64,
@@ -62,7 +67,7 @@ pub fn main(mut args: impl Iterator<Item = OsString>) -> ! {
     let code = match nursery::serve(&cgroup_root) {
         Ok(()) => 0,
         Err(error) => {
-            eprintln!("shims: {error}");
+            complain(format_args!("{error}"));
             1
         }
     };
@@ -116,7 +121,7 @@ impl Shim {
             for source in ready {
                 // Nothing that fails for one container, exec or client may end the pod.
                 if let Err(error) = self.handle(source) {
-                    eprintln!("shim: {error}");
+                    complain(format_args!("{error}"));
                 }
             }
         }
@@ -367,7 +372,7 @@ impl Shim {
             return;
         }
         if let Err(error) = container::persist(&self.directory, &id, &exit) {
-            eprintln!("shim: exit of {id}: {error}");
+            complain(format_args!("exit of {id}: {error}"));
         }
         self.tell(&Message::Exited { container: id, exit });
     }
