@@ -31,20 +31,16 @@ const COMPACTION_PERIOD: Duration = Duration::from_secs(300);
 /// Runs the cluster until SIGINT or SIGTERM.
 pub fn run(config: Config, args: &UpArgs) -> anyhow::Result<i32> {
     let start = Instant::now();
-    if let Some(pid) = daemon::running(&config) {
-        println!("already running as process {pid}");
-        return status::run(&config);
-    }
-    let faults = preflight::check(&config);
-    if !faults.is_empty() {
-        eprintln!("this host cannot run the cluster yet; nothing was changed:");
-        faults.iter().for_each(|fault| eprintln!("  - {fault}"));
-        return Ok(1);
+    if let Some(code) = not_to_be_started(&config)? {
+        return Ok(code);
     }
     // SAFETY: the descriptor was made for us by the process that started us, which passed its number; nobody else owns it.
     let report = args.report_fd.map(|fd| unsafe { std::fs::File::from_raw_fd(fd) });
     let mut progress = Progress::new(start, report);
-    let Some(_pid_file) = PidFile::take(&config)? else { anyhow::bail!("another daemon is just starting") };
+    let Some(_pid_file) = PidFile::take(&config)? else {
+        // Another start was faster by a moment; its outcome is ours.
+        return not_to_be_started(&config)?.context("another daemon began to start here and ended; try again");
+    };
     let format = if args.report_fd.is_some() { telemetry::LogFormat::Plain } else { telemetry::LogFormat::Text };
     let quiet = if args.report_fd.is_some() { config.log.clone() } else { config.log.replacen("info", "warn", 1) };
     telemetry::init_logs(&quiet, format).map_err(anyhow::Error::msg)?;
@@ -52,6 +48,21 @@ pub fn run(config: Config, args: &UpArgs) -> anyhow::Result<i32> {
     runtime.block_on(cluster(config, args, &mut progress))?;
     runtime.shutdown_timeout(Duration::from_secs(2));
     Ok(0)
+}
+
+/// The exit code where nothing is to be started: a daemon runs already, or the host is not fit. Says why; changes nothing.
+pub fn not_to_be_started(config: &Config) -> anyhow::Result<Option<i32>> {
+    if let Some(pid) = daemon::settled(config) {
+        println!("already running as process {pid}");
+        return status::run(config).map(Some);
+    }
+    let faults = preflight::check(config);
+    if faults.is_empty() {
+        return Ok(None);
+    }
+    eprintln!("this host cannot run the cluster yet; nothing was changed:");
+    faults.iter().for_each(|fault| eprintln!("  - {fault}"));
+    Ok(Some(1))
 }
 
 /// What every part of the cluster is built from.
@@ -167,8 +178,8 @@ fn start_control_plane(parts: &Arc<Parts>, tasks: &mut JoinSet<()>) {
 
     let client = parts.client("system:kube-scheduler", &[]).named("kube-scheduler");
     let recorder = EventRecorder::start(&client, "default-scheduler", None, parts.drain.clone());
-    let (pods, nodes) = (parts.caches.of(), parts.caches.of());
-    tasks.spawn(scheduler::run(scheduler::Config::default(), client, pods, nodes, recorder, parts.drain.clone()));
+    let caches = scheduler::Caches { pods: parts.caches.of(), nodes: parts.caches.of(), namespaces: parts.caches.of() };
+    tasks.spawn(scheduler::run(scheduler::Config::default(), client, caches, recorder, parts.drain.clone()));
 }
 
 /// Forgets the past in the rhythm in which watches may still want it.

@@ -114,6 +114,16 @@ impl LabelSelector {
     pub fn nothing() -> Self {
         Self { requirements: Vec::new(), nothing: true }
     }
+    /// Narrowed by one more requirement; nothing stays nothing.
+    pub fn with(self, requirement: Requirement) -> Self {
+        self.and(Self::of(vec![requirement]))
+    }
+    /// What both select.
+    pub fn and(mut self, other: Self) -> Self {
+        self.requirements.extend(other.requirements);
+        let nothing = self.nothing || other.nothing;
+        Self { nothing, ..Self::of(self.requirements) }
+    }
     pub fn is_everything(&self) -> bool {
         !self.nothing && self.requirements.is_empty()
     }

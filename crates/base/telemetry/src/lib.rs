@@ -20,8 +20,13 @@ pub enum LogFormat {
 /// that names it.
 pub fn init_logs(filter: &str, format: LogFormat) -> Result<(), String> {
     let filter: tracing_subscriber::EnvFilter = filter.parse().map_err(|error| format!("log filter {filter:?}: {error}"))?;
-    let subscriber =
-        tracing_subscriber::fmt().with_env_filter(filter).with_ansi(format == LogFormat::Text).with_writer(std::io::stderr).finish();
+    let subscriber = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(format == LogFormat::Text)
+        .with_writer(std::io::stderr)
+        // A full disk below the log must not end who logs: the complaint about it would panic.
+        .log_internal_errors(false)
+        .finish();
     tracing::subscriber::set_global_default(subscriber).map_err(|error| error.to_string())
 }
 

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use arc_swap::ArcSwapOption;
 use auth::UserInfo;
-use auth::authenticate::{Authenticator, bearer};
+use auth::authenticate::{Authenticator, bearer, websocket_token};
 use auth::authorize::{Attributes, forbidden};
 use auth::escalation;
 use auth::rbac::{self, Objects, Policy};
@@ -50,14 +50,15 @@ impl Access {
         if let Some(certificate) = request.extensions().get::<ClientCertificate>() {
             return Ok(certificate.0.clone());
         }
-        let Some(token) = bearer(request.headers()) else {
+        let headers = request.headers();
+        let Some(token) = bearer(headers).map(str::to_owned).or_else(|| websocket_token(headers)) else {
             return Ok(UserInfo::anonymous());
         };
-        if let Some(user) = self.authenticator.token_user(token) {
+        if let Some(user) = self.authenticator.token_user(&token) {
             return Ok(user);
         }
         let audiences = self.issuer.as_ref().map(|issuer| issuer.audiences().to_vec()).unwrap_or_default();
-        match self.verify(registry, token, &audiences).await {
+        match self.verify(registry, &token, &audiences).await {
             Ok(claims) => Ok(claims.user()),
             Err(why) => {
                 tracing::debug!(why, "authentication");

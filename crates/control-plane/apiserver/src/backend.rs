@@ -5,8 +5,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use http::header::{AUTHORIZATION, CONNECTION, HeaderName, TE, TRAILER, TRANSFER_ENCODING, UPGRADE};
-use http::{HeaderMap, Request, Response, StatusCode};
+use auth::authenticate::WEBSOCKET_TOKEN;
+use http::header::{AUTHORIZATION, CONNECTION, HeaderName, SEC_WEBSOCKET_PROTOCOL, TE, TRAILER, TRANSFER_ENCODING, UPGRADE};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use hyper_util::rt::TokioIo;
 use meta::Status;
@@ -122,7 +123,7 @@ where
 {
     // HTTP/1.1 wants a host; a client of HTTP/2 gave it in another form, a client in this process none.
     if !request.headers().contains_key(http::header::HOST) {
-        request.headers_mut().insert(http::header::HOST, http::HeaderValue::from_static("kubernetes.default.svc"));
+        request.headers_mut().insert(http::header::HOST, HeaderValue::from_static("kubernetes.default.svc"));
     }
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     tokio::spawn(async move {
@@ -167,7 +168,20 @@ fn end_to_end(mut headers: HeaderMap, upgrade: bool) -> HeaderMap {
     for name in dropped {
         headers.remove(name);
     }
+    drop_token(&mut headers);
     headers
+}
+
+/// A token among the subprotocols of a WebSocket is a credential too.
+fn drop_token(headers: &mut HeaderMap) {
+    let offered = headers.get_all(SEC_WEBSOCKET_PROTOCOL).iter().filter_map(|value| value.to_str().ok());
+    let offered: Vec<&str> = offered.flat_map(|text| text.split(',')).map(str::trim).collect();
+    let kept: Vec<&str> = offered.iter().filter(|protocol| !protocol.starts_with(WEBSOCKET_TOKEN)).copied().collect();
+    if kept.len() < offered.len()
+        && let Ok(kept) = HeaderValue::from_str(&kept.join(", "))
+    {
+        headers.insert(SEC_WEBSOCKET_PROTOCOL, kept);
+    }
 }
 
 /// TLS to pods and Services, whose certificates nobody here can check; upstream does not either.

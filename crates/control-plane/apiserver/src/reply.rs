@@ -201,6 +201,17 @@ impl http_body::Body for GzipBody {
     }
 }
 
+/// An answer with a whole body, compressed where that is worth it and the client takes it.
+pub fn packed(content_type: &'static str, body: Vec<u8>, gzip: bool) -> Response<Body> {
+    let Some(packed) = (gzip && body.len() >= GZIP_MIN).then(|| self::gzip(&body)).flatten() else {
+        return bytes(StatusCode::OK, content_type, body);
+    };
+    let mut response = bytes(StatusCode::OK, content_type, packed);
+    response.headers_mut().insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+    response.headers_mut().insert(VARY, HeaderValue::from_static("Accept-Encoding"));
+    response
+}
+
 /// A whole body, compressed; `None` where that fails.
 pub fn gzip(body: &[u8]) -> Option<Vec<u8>> {
     use std::io::Write;

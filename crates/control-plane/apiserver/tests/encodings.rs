@@ -97,6 +97,21 @@ async fn lists_and_their_metadata_come_in_protobuf() {
 }
 
 #[tokio::test]
+async fn large_lists_in_protobuf_are_compressed_where_the_client_takes_it() {
+    use std::io::Read;
+    let api = Api::new().await;
+    let mut large = config_map("large");
+    large["data"]["a"] = "x".repeat(200_000).into();
+    api.post(MAPS, large).await;
+    let request = http::Request::builder().uri(MAPS).header("accept", PROTOBUF).header("accept-encoding", "gzip");
+    let packed = api.send(request.body(body("")).unwrap(), admin()).await;
+    assert_eq!((&packed.headers["content-encoding"], packed.bytes.len() < 20_000), (&http::HeaderValue::from_static("gzip"), true));
+    let mut unpacked = Vec::new();
+    flate2::read::GzDecoder::new(&packed.bytes[..]).read_to_end(&mut unpacked).unwrap();
+    assert_eq!(unpacked, get(&api, MAPS, PROTOBUF).await.bytes);
+}
+
+#[tokio::test]
 async fn failures_and_discovery_come_in_protobuf() {
     let api = Api::new().await;
     let missing = get(&api, &format!("{MAPS}/none"), "application/vnd.kubernetes.protobuf,application/json").await;

@@ -248,6 +248,22 @@ async fn starting_something_through_a_websocket_needs_the_right_to_create() {
 }
 
 #[tokio::test]
+async fn a_browsers_token_is_taken_from_the_subprotocols_and_goes_no_further() {
+    let (api, _directory) = cluster().await;
+    let (address, _drain) = listening(&api).await;
+    // "secret", "wrong"
+    for (token, answer) in [("c2VjcmV0", "HTTP/1.1 101"), ("d3Jvbmc", "HTTP/1.1 401")] {
+        let protocols = format!("sec-websocket-protocol: base64url.bearer.authorization.k8s.io.{token}, v4.channel.k8s.io");
+        let mut headers: Vec<&str> = WEBSOCKET[..4].to_vec();
+        headers.push(&protocols);
+        let mut stream = ask(address, "GET p/exec?command=x&stdout=1", &headers).await;
+        let head = read_until(&mut stream, "\r\n\r\n").await;
+        assert!(head.starts_with(answer), "{head}");
+        assert!(!head.contains(token) && (token == "d3Jvbmc" || head.contains("sec-websocket-protocol: v4.channel.k8s.io\r\n")), "{head}");
+    }
+}
+
+#[tokio::test]
 async fn a_kubelet_that_is_away_is_named() {
     let (api, _directory) = cluster().await;
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use base64::Engine;
 use sha2::{Digest, Sha256};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
@@ -41,4 +42,19 @@ pub fn bearer(headers: &http::HeaderMap) -> Option<&str> {
     let (scheme, token) = header.split_once(' ')?;
     let token = token.trim();
     (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty()).then_some(token)
+}
+
+/// Browsers cannot set `Authorization` on a WebSocket: the token comes as one of the subprotocols it offers, beside a real one.
+/// Source: apiserver `pkg/authentication/request/websocket`.
+pub const WEBSOCKET_TOKEN: &str = "base64url.bearer.authorization.k8s.io.";
+
+/// The token of a WebSocket's handshake.
+pub fn websocket_token(headers: &http::HeaderMap) -> Option<String> {
+    let offered = headers.get_all(http::header::SEC_WEBSOCKET_PROTOCOL).iter().filter_map(|value| value.to_str().ok());
+    let offered: Vec<&str> = offered.flat_map(|text| text.split(',')).map(str::trim).collect();
+    let mut tokens = offered.iter().filter_map(|protocol| protocol.strip_prefix(WEBSOCKET_TOKEN));
+    let (token, None) = (tokens.next()?, tokens.next()) else { return None };
+    let bytes = base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(token).ok()?;
+    let token = String::from_utf8(bytes).ok().filter(|token| !token.is_empty())?;
+    (offered.len() > 1).then_some(token)
 }

@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::core::v1::{Container, NodeAffinity, Pod, PodSpec, Toleration};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
+use crate::neighbours::Neighbour;
+
 /// Amounts that a pod asks for.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Resources {
@@ -81,6 +83,8 @@ pub struct Class {
     pub tolerations: Vec<Toleration>,
     pub host_ports: Vec<HostPort>,
     pub images: Vec<String>,
+    /// What other pods see of it, and what it wants of them.
+    pub neighbour: Neighbour,
 }
 
 /// What scoring assumes of a container that requests nothing.
@@ -99,6 +103,7 @@ impl Class {
             tolerations: spec.tolerations.clone().unwrap_or_default(),
             host_ports: host_ports(spec),
             images: spec.containers.iter().filter_map(|container| container.image.clone()).collect(),
+            neighbour: Neighbour::of(pod),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The scheduler: gives each pod without a node the best node that fits, or says why none does.
 //!
-//! Read in this order: [`class`] (what of a pod matters for placement), [`snapshot`] (the nodes, as columns), [`filters`] and [`scores`]
+//! Read in this order: [`class`] and [`neighbours`] (what of a pod matters for placement), [`snapshot`] (the nodes, as columns), [`filters`] and [`scores`]
 //! (a file per plugin, one list each), [`plan`] (pure: snapshot + class → node or reasons), [`queue`] (which pod is next, and
 //! when a failed one is tried again), [`run`] (observe → plan → act).
 //!
@@ -10,10 +10,11 @@
 
 pub mod class;
 pub mod filters;
+pub mod neighbours;
 pub mod plan;
 pub mod queue;
 mod run;
 pub mod scores;
 pub mod snapshot;
 
-pub use run::{Config, run};
+pub use run::{Caches, Config, run};

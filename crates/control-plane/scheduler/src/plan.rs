@@ -42,15 +42,12 @@ pub fn plan(snapshot: &Snapshot, class: &Class, tie: usize) -> Result<Slot, FitE
 
 /// The nodes that pass every filter; never empty.
 fn feasible(snapshot: &Snapshot, class: &Class) -> Result<Vec<Slot>, FitError> {
+    let prepared = filters::prepare(snapshot, class);
     let mut fitting = Vec::new();
     let mut error = FitError { nodes: snapshot.len(), ..FitError::default() };
     for slot in snapshot.slots() {
         let (row, details) = (&snapshot.rows[slot], &snapshot.details[slot]);
-        let objection = filters::all().iter().find_map(|filter| {
-            let reasons = (filter.why_not)(class, row, details);
-            (!reasons.is_empty()).then_some((filter.name, reasons))
-        });
-        match objection {
+        match filters::objection(&prepared, class, row, details) {
             None => fitting.push(slot),
             Some((filter, reasons)) => {
                 reasons.into_iter().for_each(|reason| *error.reasons.entry(reason).or_default() += 1);

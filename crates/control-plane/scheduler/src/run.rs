@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use client::{Client, Patch};
-use k8s_openapi::api::core::v1::{Binding, Node, ObjectReference, Pod};
+use k8s_openapi::api::core::v1::{Binding, Namespace, Node, ObjectReference, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use reconcile::{Cache, Cached, EventKind, EventRecorder, ObjectKey, Wakeups, reference_to};
 use serde_json::{Value, json};
@@ -35,16 +35,26 @@ impl Default for Config {
     }
 }
 
-/// Schedules until `drain`. `pods` and `nodes` hold all pods and nodes of the cluster.
-pub async fn run(config: Config, client: Client, pods: Cache<Pod>, nodes: Cache<Node>, recorder: EventRecorder, drain: Drain) {
+/// What the scheduler reads; all of the cluster, shared with others in the process.
+pub struct Caches {
+    pub pods: Cache<Pod>,
+    pub nodes: Cache<Node>,
+    pub namespaces: Cache<Namespace>,
+}
+
+/// Schedules until `drain`.
+pub async fn run(config: Config, client: Client, caches: Caches, recorder: EventRecorder, drain: Drain) {
+    let Caches { pods, nodes, namespaces } = caches;
     pods.synced().await;
     nodes.synced().await;
-    let wakeups = (pods.subscribe(), nodes.subscribe());
+    namespaces.synced().await;
+    let wakeups = (pods.subscribe(), nodes.subscribe(), namespaces.subscribe());
     let mut scheduler = Scheduler {
         config,
         client,
         pods,
         nodes,
+        namespaces,
         recorder,
         snapshot: Snapshot::default(),
         queue: Queue::default(),
@@ -62,13 +72,14 @@ struct Scheduler {
     client: Client,
     pods: Cache<Pod>,
     nodes: Cache<Node>,
+    namespaces: Cache<Namespace>,
     recorder: EventRecorder,
     snapshot: Snapshot,
     queue: Queue,
     /// Pods that occupy a node in the snapshot: bound ones, and those whose binding is on its way.
     placed: HashMap<ObjectKey, Placed>,
     /// What a waiting pod asked for when it was last tried: only a different wish is a reason to try it at once.
-    tried: HashMap<ObjectKey, Class>,
+    tried: HashMap<ObjectKey, Arc<Class>>,
     bindings: JoinSet<Bound>,
     ties: usize,
 }
@@ -76,7 +87,7 @@ struct Scheduler {
 struct Placed {
     uid: String,
     node: String,
-    class: Class,
+    class: Arc<Class>,
     /// The API has not shown the binding yet.
     assumed: bool,
 }
@@ -93,15 +104,21 @@ impl Scheduler {
         for node in self.nodes.list() {
             self.snapshot.set_node(node);
         }
+        for namespace in self.namespaces.list() {
+            self.observe_namespace(&namespace.key());
+        }
         for pod in self.pods.list() {
             self.observe_pod(&pod.key());
         }
     }
 
-    async fn follow(&mut self, (mut pods, mut nodes): (Wakeups, Wakeups)) {
+    async fn follow(&mut self, (mut pods, mut nodes, mut namespaces): (Wakeups, Wakeups, Wakeups)) {
         loop {
             while let Some(key) = nodes.try_next() {
                 self.observe_node(&key);
+            }
+            while let Some(key) = namespaces.try_next() {
+                self.observe_namespace(&key);
             }
             while let Some(key) = pods.try_next() {
                 self.observe_pod(&key);
@@ -117,6 +134,7 @@ impl Scheduler {
             tokio::select! {
                 key = nodes.next() => self.observe_node(&key),
                 key = pods.next() => self.observe_pod(&key),
+                key = namespaces.next() => self.observe_namespace(&key),
                 Some(Ok(bound)) = self.bindings.join_next() => self.bound(bound),
                 () = sleep_until(due) => {}
             }
@@ -129,6 +147,16 @@ impl Scheduler {
             None => self.snapshot.remove_node(&key.name),
         }
         self.queue.wake_all(Instant::now());
+    }
+
+    fn observe_namespace(&mut self, key: &ObjectKey) {
+        match self.namespaces.get_key(key) {
+            Some(namespace) => {
+                let labels = namespace.metadata.labels.clone().unwrap_or_default();
+                self.snapshot.namespaces.insert(key.name.clone(), labels);
+            }
+            None => drop(self.snapshot.namespaces.remove(&key.name)),
+        }
     }
 
     fn observe_pod(&mut self, key: &ObjectKey) {
@@ -149,7 +177,7 @@ impl Scheduler {
     fn observe_bound(&mut self, key: &ObjectKey, pod: &Pod, uid: String, node: String) {
         self.queue.remove(key);
         self.tried.remove(key);
-        let class = Class::of(pod);
+        let class = Arc::new(Class::of(pod));
         if let Some(placed) = self.placed.get_mut(key)
             && placed.uid == uid
             && placed.node == node
@@ -172,7 +200,7 @@ impl Scheduler {
             self.queue.remove(key);
             return;
         }
-        let changed = self.tried.get(key).is_some_and(|tried| *tried != Class::of(pod));
+        let changed = self.tried.get(key).is_some_and(|tried| **tried != Class::of(pod));
         let priority = spec.and_then(|spec| spec.priority).unwrap_or(0);
         self.queue.add(key, priority, changed, Instant::now());
     }
@@ -203,7 +231,7 @@ impl Scheduler {
     }
 
     fn schedule(&mut self, key: ObjectKey, pod: &Arc<Pod>) {
-        let class = Class::of(pod);
+        let class = Arc::new(Class::of(pod));
         self.ties = self.ties.wrapping_add(1);
         match plan(&self.snapshot, &class, self.ties) {
             Ok(slot) => {

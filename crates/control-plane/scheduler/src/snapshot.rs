@@ -6,6 +6,7 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::Node;
 
 use crate::class::{Class, HostPort, Resources};
+use crate::neighbours::Namespaces;
 
 /// A node's position in the columns; stable while the node exists.
 pub type Slot = usize;
@@ -33,16 +34,27 @@ pub struct Details {
     /// As `requested`, with scoring's assumptions.
     pub scored: Resources,
     pub ports: Vec<HostPort>,
+    /// The pods of the node, bound or assumed.
+    pub pods: Vec<Arc<Class>>,
+}
+
+impl Details {
+    pub fn label(&self, key: &str) -> Option<&str> {
+        self.node.metadata.labels.as_ref()?.get(key).map(String::as_str)
+    }
 }
 
 #[derive(Default)]
 pub struct Snapshot {
     pub rows: Vec<Row>,
     pub details: Vec<Details>,
+    pub namespaces: Namespaces,
+    /// Pods on nodes that refuse neighbours.
+    anti_affinity: usize,
     by_name: HashMap<String, Slot>,
     free: Vec<Slot>,
-    /// Pods whose node is not known yet (they were seen first), by node name.
-    early: HashMap<String, Vec<Class>>,
+    /// Pods whose node is not known: it was not seen yet, or it left and may return. By node name.
+    early: HashMap<String, Vec<Arc<Class>>>,
     generation: u64,
 }
 
@@ -61,6 +73,11 @@ impl Snapshot {
         self.by_name.get(name).copied()
     }
 
+    /// Whether any pod that is placed has required anti-affinity.
+    pub fn has_anti_affinity(&self) -> bool {
+        self.anti_affinity > 0
+    }
+
     /// A node appeared or changed.
     pub fn set_node(&mut self, node: Arc<Node>) {
         let name = node.metadata.name.clone().unwrap_or_default();
@@ -75,16 +92,20 @@ impl Snapshot {
         self.refresh(slot);
     }
 
-    /// A node is gone. Its pods are forgotten one by one as they go.
+    /// A node is gone; its pods count again should it return before they are removed.
     pub fn remove_node(&mut self, name: &str) {
         let Some(slot) = self.by_name.remove(name) else { return };
         self.rows[slot].present = false;
-        self.details[slot] = Details::default();
+        let gone = std::mem::take(&mut self.details[slot]);
+        self.anti_affinity -= gone.pods.iter().filter(|pod| !pod.neighbour.anti_affinity.is_empty()).count();
+        if !gone.pods.is_empty() {
+            self.early.insert(name.to_owned(), gone.pods);
+        }
         self.free.push(slot);
     }
 
     /// A pod of this class occupies the node (assumed or bound).
-    pub fn add_pod(&mut self, node: &str, class: &Class) {
+    pub fn add_pod(&mut self, node: &str, class: &Arc<Class>) {
         let Some(slot) = self.slot(node) else {
             self.early.entry(node.to_owned()).or_default().push(class.clone());
             return;
@@ -93,10 +114,10 @@ impl Snapshot {
         self.refresh(slot);
     }
 
-    pub fn remove_pod(&mut self, node: &str, class: &Class) {
+    pub fn remove_pod(&mut self, node: &str, class: &Arc<Class>) {
         let Some(slot) = self.slot(node) else {
             if let Some(waiting) = self.early.get_mut(node)
-                && let Some(at) = waiting.iter().position(|other| other == class)
+                && let Some(at) = waiting.iter().position(|other| same(other, class))
             {
                 waiting.swap_remove(at);
             }
@@ -110,6 +131,10 @@ impl Snapshot {
             if let Some(at) = details.ports.iter().position(|other| other == port) {
                 details.ports.swap_remove(at);
             }
+        }
+        if let Some(at) = details.pods.iter().position(|other| same(other, class)) {
+            details.pods.swap_remove(at);
+            self.anti_affinity -= usize::from(!class.neighbour.anti_affinity.is_empty());
         }
         self.refresh(slot);
     }
@@ -128,12 +153,14 @@ impl Snapshot {
         slot
     }
 
-    fn occupy(&mut self, slot: Slot, class: &Class) {
+    fn occupy(&mut self, slot: Slot, class: &Arc<Class>) {
         let details = &mut self.details[slot];
         details.requested.add(&class.requests);
         details.scored.add(&class.scored);
         *details.requested.extended.entry(PODS.to_owned()).or_default() += 1;
         details.ports.extend(class.host_ports.iter().cloned());
+        details.pods.push(class.clone());
+        self.anti_affinity += usize::from(!class.neighbour.anti_affinity.is_empty());
     }
 
     fn refresh(&mut self, slot: Slot) {
@@ -153,3 +180,7 @@ impl Snapshot {
 
 /// Where the number of pods is counted among the extended amounts.
 const PODS: &str = "pods";
+
+fn same(left: &Arc<Class>, right: &Arc<Class>) -> bool {
+    Arc::ptr_eq(left, right) || left == right
+}

@@ -27,10 +27,10 @@ fn merge(into: &mut Value, from: Value) {
     }
 }
 
-fn pod(spec: Value) -> Class {
+fn pod(spec: Value) -> Arc<Class> {
     let mut pod = json!({ "spec": { "containers": [{ "name": "c", "image": "i" }] } });
     merge(&mut pod, json!({ "spec": spec }));
-    Class::of(&serde_json::from_value::<Pod>(pod).unwrap())
+    Arc::new(Class::of(&serde_json::from_value::<Pod>(pod).unwrap()))
 }
 
 fn cpu(amount: &str) -> Value {
@@ -132,4 +132,81 @@ fn a_node_that_leaves_takes_no_pods_and_its_slot_is_used_again() {
     assert!(plan(&snapshot, &pod(cpu("1")), 0).is_err());
     snapshot.set_node(node("b", json!({})));
     assert_eq!((plan(&snapshot, &pod(cpu("1")), 0), snapshot.rows.len()), (Ok(0), 1));
+}
+
+#[test]
+fn the_pods_of_a_node_that_left_count_again_when_it_returns() {
+    let mut snapshot = Snapshot::default();
+    snapshot.set_node(node("a", json!({})));
+    snapshot.add_pod("a", &pod(cpu("2")));
+    snapshot.remove_node("a");
+    snapshot.set_node(node("a", json!({})));
+    assert!(plan(&snapshot, &pod(cpu("1")), 0).is_err());
+    snapshot.remove_pod("a", &pod(cpu("2")));
+    assert!(plan(&snapshot, &pod(cpu("1")), 0).is_ok());
+}
+
+fn labelled(app: &str, spec: Value) -> Arc<Class> {
+    let mut pod = json!({ "metadata": { "namespace": "default", "labels": { "app": app } }, "spec": { "containers": [{ "name": "c", "image": "i" }] } });
+    merge(&mut pod, json!({ "spec": spec }));
+    Arc::new(Class::of(&serde_json::from_value::<Pod>(pod).unwrap()))
+}
+
+fn zoned(name: &str, zone: &str) -> Arc<Node> {
+    node(name, json!({ "metadata": { "labels": { "zone": zone } } }))
+}
+
+fn place_among(running: &[(&str, Arc<Class>)], pod: &Arc<Class>) -> String {
+    let mut snapshot = Snapshot::default();
+    [zoned("a1", "a"), zoned("a2", "a"), zoned("b1", "b")].into_iter().for_each(|node| snapshot.set_node(node));
+    running.iter().for_each(|(node, class)| snapshot.add_pod(node, class));
+    match plan(&snapshot, pod, 0) {
+        Ok(slot) => snapshot.details[slot].name.clone(),
+        Err(error) => error.to_string(),
+    }
+}
+
+fn towards(kind: &str, app: &str, key: &str) -> Value {
+    let term = json!({ "topologyKey": key, "labelSelector": { "matchLabels": { "app": app } } });
+    json!({ "affinity": { kind: { "requiredDuringSchedulingIgnoredDuringExecution": [term] } } })
+}
+
+#[test]
+fn pods_attract_and_repel_each_other_by_topology() {
+    let db = || labelled("db", json!({}));
+    let web = |spec| labelled("web", spec);
+    let host = "kubernetes.io/hostname";
+    assert_eq!(place_among(&[("b1", db())], &web(towards("podAffinity", "db", "zone"))), "b1");
+    assert_eq!(place_among(&[("a1", db())], &web(towards("podAntiAffinity", "db", "zone"))), "b1");
+    assert_eq!(
+        place_among(&[], &web(towards("podAffinity", "db", "zone"))),
+        "0/3 nodes are available: 3 node(s) didn't match pod affinity rules."
+    );
+    // The first of a group that wants its own kind may go anywhere.
+    assert!(!place_among(&[], &web(towards("podAffinity", "web", host))).starts_with("0/"));
+    // What is placed already may refuse a newcomer that has no wish of its own.
+    let hermit = || labelled("hermit", towards("podAntiAffinity", "web", "zone"));
+    assert_eq!(place_among(&[("a1", hermit())], &web(json!({}))), "b1");
+    assert_eq!(
+        place_among(&[("a1", hermit()), ("b1", hermit())], &web(json!({}))),
+        "0/3 nodes are available: 3 node(s) didn't satisfy existing pods anti-affinity rules."
+    );
+}
+
+#[test]
+fn a_spread_constraint_keeps_domains_within_its_skew() {
+    let constraint = |skew: i64| {
+        json!({ "topologySpreadConstraints": [{ "maxSkew": skew, "topologyKey": "zone", "whenUnsatisfiable": "DoNotSchedule",
+            "labelSelector": { "matchLabels": { "app": "web" } } }] })
+    };
+    let web = |skew| labelled("web", constraint(skew));
+    assert_eq!(place_among(&[("a1", web(1))], &web(1)), "b1");
+    assert_eq!(place_among(&[("a1", web(1)), ("a2", web(1))], &web(2)), "b1", "a third in zone a would be three ahead");
+    let full = labelled("other", json!({ "containers": [{ "name": "c", "resources": { "requests": { "cpu": "2" } } }] }));
+    let mut wish = constraint(1);
+    merge(&mut wish, json!({ "containers": [{ "name": "c", "resources": { "requests": { "cpu": "1" } } }] }));
+    assert_eq!(
+        place_among(&[("b1", full), ("a1", web(1))], &labelled("web", wish)),
+        "0/3 nodes are available: 1 Insufficient cpu, 2 node(s) didn't match pod topology spread constraints."
+    );
 }

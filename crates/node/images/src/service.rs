@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use cri::v1;
 
-use crate::reference::Reference;
 use crate::{Error, Image, Store};
 
 /// As the traits of `cri` return it.
@@ -38,9 +37,6 @@ impl cri::ImageService for Service {
         Box::pin(async move {
             let name = request.image.map(|i| i.image).unwrap_or_default();
             let image = self.0.resolve(&name);
-            if image.is_none() {
-                Reference::parse(&name)?;
-            }
             let info = match (&image, request.verbose) {
                 (Some(image), true) => [("info".to_owned(), serde_json::to_string(&image.config).unwrap_or_default())].into(),
                 _ => Default::default(),

@@ -27,18 +27,17 @@ impl Agent {
         let about = scene.container_reference(name);
         let policy = pull_policy(&container);
         let key = (name.to_owned(), attempt);
+        if let Some(fault) = reference_fault(&image) {
+            let message = format!("Failed to apply default image tag {image:?}: couldn't parse image name {image:?}: {fault}");
+            self.event(&about, EventKind::Warning, "InspectFailed", message.clone());
+            return self.failed(scene, key, "InvalidImageName", message);
+        }
         match self.present(&image).await {
             // A pinned image is the node's own: no registry has it.
             Ok(Some((reference, pinned))) if pinned || policy != "Always" => {
                 self.event(&about, EventKind::Normal, "Pulled", format!("Container image {image:?} already present on machine"));
                 scene.record.memory().images.insert(key, Image::Ready(reference));
                 return;
-            }
-            Err(error) if error.code == cri::Code::InvalidArgument => {
-                let message =
-                    format!("Failed to apply default image tag {image:?}: couldn't parse image name {image:?}: invalid reference format");
-                self.event(&about, EventKind::Warning, "InspectFailed", message.clone());
-                return self.failed(scene, key, "InvalidImageName", message);
             }
             Ok(None) if policy == "Never" => {
                 let message = format!("Container image {image:?} is not present with pull policy of Never");
@@ -180,6 +179,29 @@ fn with_tag(image: &str) -> String {
     if last.contains(':') || last.contains('@') { image.to_owned() } else { format!("{image}:latest") }
 }
 
+/// What is wrong with an image's name, in the words of the reference grammar that every runtime shares (`distribution/reference`).
+fn reference_fault(image: &str) -> Option<String> {
+    let name = image.split('@').next().unwrap_or_default();
+    let (path, tag) = match name.rsplit_once(':') {
+        Some((path, tag)) if !tag.contains('/') => (path, Some(tag)),
+        _ => (name, None),
+    };
+    let repository = match path.split_once('/') {
+        Some((host, rest)) if host.contains(['.', ':']) || host == "localhost" || host.chars().any(char::is_uppercase) => rest,
+        _ => path,
+    };
+    if repository.chars().any(char::is_uppercase) {
+        return Some(format!("invalid reference format: repository name ({repository}) must be lowercase"));
+    }
+    let letter = |character: char| character.is_ascii_lowercase() || character.is_ascii_digit();
+    let component = |part: &str| {
+        part.starts_with(letter) && part.ends_with(letter) && part.chars().all(|each| letter(each) || matches!(each, '.' | '_' | '-'))
+    };
+    let tag_letter = |character: char| character.is_ascii_alphanumeric() || matches!(character, '_' | '.' | '-');
+    let tag_fits = tag.is_none_or(|tag| (1..=128).contains(&tag.len()) && !tag.starts_with(['.', '-']) && tag.chars().all(tag_letter));
+    (!repository.split('/').all(component) || !tag_fits).then(|| "invalid reference format".into())
+}
+
 #[derive(Deserialize)]
 struct DockerConfig {
     #[serde(default)]
@@ -228,6 +250,18 @@ fn registry(key: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_that_no_registry_could_have_are_faults() {
+        for fine in ["nginx", "a/b:v1.2_3", "localhost:5000/a/b", "r.example/a__b/c-d.e@sha256:00", "sternpost.io/toolbox"] {
+            assert_eq!(reference_fault(fine), None, "{fine}");
+        }
+        for bad in ["", "a b", "a//b", "-a", "r.example/a:", "a:b c", "a/b:-x"] {
+            assert_eq!(reference_fault(bad).as_deref(), Some("invalid reference format"), "{bad:?}");
+        }
+        let fault = reference_fault("r.example/Upper:v1");
+        assert_eq!(fault.as_deref(), Some("invalid reference format: repository name (Upper) must be lowercase"));
+    }
 
     #[test]
     fn tags_are_added_only_where_there_is_none() {

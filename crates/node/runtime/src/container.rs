@@ -91,7 +91,7 @@ impl Inner {
                 Ok(container)
             })
             .await?;
-        lock(&self.containers).insert(id.clone(), Arc::new(container));
+        self.containers.insert(&id, Arc::new(container));
         self.emit(&id, &sandbox.id, v1::ContainerEventType::ContainerCreatedEvent);
         Ok(id)
     }
@@ -120,6 +120,9 @@ impl Inner {
                 let (at, reason) = (shim::now(), "StartError".to_owned());
                 let exit = Exit { code: START_ERROR_CODE, started_at: 0, finished_at: at, reason, message: message.clone() };
                 let _ = record::save_exit(&container.directory, &exit);
+                // Where the answer was lost, it may run all the same.
+                let cgroup = lock(&container.record).cgroup.clone();
+                let _ = self.blocking(move |inner| Ok(inner.cgroups.open(&cgroup)?.kill()?)).await;
                 container.ended(&self.cgroups, exit);
                 self.emit(&container.id, &container.sandbox.id, v1::ContainerEventType::ContainerStoppedEvent);
                 Err(match error {
@@ -323,7 +326,7 @@ impl Inner {
         })
         .await?;
         lock(&container.lease).take();
-        lock(&self.containers).remove(&container.id);
+        self.containers.remove(&container.id);
         self.emit(&container.id, &container.sandbox.id, v1::ContainerEventType::ContainerDeletedEvent);
         Ok(())
     }
@@ -381,14 +384,18 @@ impl Inner {
 
     pub fn list_containers(&self, filter: Option<v1::ContainerFilter>) -> Vec<v1::Container> {
         let filter = filter.unwrap_or_default();
-        let wanted = |c: &v1::Container| {
-            (filter.id.is_empty() || c.id.starts_with(&filter.id))
-                && (filter.pod_sandbox_id.is_empty() || c.pod_sandbox_id == filter.pod_sandbox_id)
-                && filter.state.is_none_or(|state| state.state == c.state)
-                && plan::labels_match(&filter.label_selector, &c.labels)
+        let wanted = |container: &Arc<Container>| {
+            let record = lock(&container.record);
+            (filter.id.is_empty() || container.id.starts_with(&filter.id))
+                && (filter.pod_sandbox_id.is_empty() || container.sandbox.id == filter.pod_sandbox_id)
+                && filter.state.is_none_or(|state| state.state == container.life.borrow().state() as i32)
+                && record
+                    .config
+                    .as_ref()
+                    .map_or(filter.label_selector.is_empty(), |config| plan::labels_match(&filter.label_selector, &config.labels))
         };
-        let containers: Vec<Arc<Container>> = lock(&self.containers).values().cloned().collect();
-        containers.iter().map(|container| list_entry(container)).filter(wanted).collect()
+        // Filtered before anything is copied.
+        self.containers.candidates(&filter.label_selector).iter().filter(|c| wanted(c)).map(|c| list_entry(c)).collect()
     }
 }
 
@@ -463,6 +470,8 @@ fn identity(rootfs: &OwnedFd, security: &v1::LinuxContainerSecurityContext, imag
         identity.user.groups.clear();
     }
     identity.user.groups.extend(security.supplemental_groups.iter().filter_map(|gid| u32::try_from(*gid).ok()));
+    // Without its own group in the list, a process could escape from what is denied to that group (CVE-2022-2995).
+    identity.user.groups.push(identity.user.gid);
     identity.user.groups.sort_unstable();
     identity.user.groups.dedup();
     Ok(identity)

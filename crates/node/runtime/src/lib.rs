@@ -21,6 +21,7 @@ mod record;
 mod recover;
 mod sandbox;
 mod service;
+mod shelf;
 pub mod shim;
 mod state;
 mod stats;

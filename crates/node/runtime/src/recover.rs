@@ -44,7 +44,7 @@ impl Inner {
                 self.recover_container(&sandbox, record, &entry.path());
             }
         }
-        lock(&self.sandboxes).insert(id.clone(), sandbox.clone());
+        self.sandboxes.insert(&id, sandbox.clone());
         match self.adopt(&sandbox).await {
             Some(running) => running.into_iter().for_each(|running| self.adopt_container(running)),
             None => {
@@ -71,10 +71,11 @@ impl Inner {
             container.life.send_modify(|life| life.pid = (exit.started_at != 0).then_some(0));
             container.ended(&self.cgroups, exit);
         }
-        lock(&self.containers).insert(container.id.clone(), container);
+        self.containers.insert(&container.id.clone(), container);
     }
 
-    async fn adopt(self: &Arc<Self>, sandbox: &Arc<Sandbox>) -> Option<Vec<Running>> {
+    /// Connects to a living shim; what runs there, or none where no shim answers.
+    pub async fn adopt(self: &Arc<Self>, sandbox: &Arc<Sandbox>) -> Option<Vec<Running>> {
         let connection = Connection::open(&sandbox.id, &sandbox.directory).ok()?;
         *lock(&sandbox.connection) = Some(connection.clone());
         self.listen(sandbox, connection.clone());
@@ -87,22 +88,23 @@ impl Inner {
         }
     }
 
-    fn adopt_container(self: &Arc<Self>, running: Running) {
+    pub fn adopt_container(self: &Arc<Self>, running: Running) {
         let Ok(container) = self.container(&running.container) else { return };
         container.life.send_modify(|life| {
             life.pid = Some(running.pid);
             life.started_at = running.started_at;
         });
-        if let (Some(exit), None) = (running.exit, container.life.borrow().exit.clone()) {
-            container.ended(&self.cgroups, exit);
+        let known = container.life.borrow().exit.is_some();
+        if let Some(exit) = running.exit.filter(|_| !known) {
+            self.exited(&container.id, exit);
         }
     }
 
     /// Control groups, writable layers and network attachments of pods that are no more.
     fn clean_leftovers(&self) -> Result<()> {
-        let containers: BTreeSet<String> = lock(&self.containers).keys().cloned().collect();
-        let mut used: BTreeSet<String> = lock(&self.containers).values().map(|c| lock(&c.record).cgroup.clone()).collect();
-        used.extend(lock(&self.sandboxes).values().map(|s| lock(&s.record).cgroup.clone()));
+        let containers: BTreeSet<String> = self.containers.all().iter().map(|c| c.id.clone()).collect();
+        let mut used: BTreeSet<String> = self.containers.all().iter().map(|c| lock(&c.record).cgroup.clone()).collect();
+        used.extend(self.sandboxes.all().iter().map(|s| lock(&s.record).cgroup.clone()));
         used.insert(crate::SHIMS.to_owned());
         let used: BTreeSet<String> = used.iter().map(|path| path.trim_matches('/').to_owned()).collect();
         for path in self.cgroups.walk() {
@@ -119,7 +121,7 @@ impl Inner {
             }
         }
         if let Some(network) = &self.network {
-            let living: Vec<String> = lock(&self.sandboxes).values().filter(|s| !lock(&s.record).stopped).map(|s| s.id.clone()).collect();
+            let living: Vec<String> = self.sandboxes.all().iter().filter(|s| !lock(&s.record).stopped).map(|s| s.id.clone()).collect();
             network.retain(&living)?;
         }
         Ok(())

@@ -10,7 +10,7 @@ use cri::v1;
 use crate::connection::{self, Connection};
 use crate::protocol::{Exit, Request, Setup};
 use crate::record::SandboxRecord;
-use crate::state::{Inner, Sandbox, lock, new_id};
+use crate::state::{Inner, Sandbox, cgroup_group, lock, new_id, uid_group};
 use crate::{Error, Result, io_error, plan, shim};
 
 /// The pod's `/dev/shm`, as containerd sizes it.
@@ -47,10 +47,9 @@ impl Inner {
     }
 
     fn refuse_duplicate(&self, config: &v1::PodSandboxConfig) -> Result<()> {
-        let taken = lock(&self.sandboxes)
-            .values()
-            .find(|s| lock(&s.record).config.as_ref().and_then(|c| c.metadata.as_ref()) == config.metadata.as_ref())
-            .cloned();
+        let same_pod = config.metadata.as_ref().map(|metadata| self.sandboxes.group(&uid_group(metadata))).unwrap_or_default();
+        let taken =
+            same_pod.into_iter().find(|s| lock(&s.record).config.as_ref().and_then(|c| c.metadata.as_ref()) == config.metadata.as_ref());
         match (taken, &config.metadata) {
             (Some(sandbox), Some(m)) => {
                 let name = format!("{}_{}_{}_{}", m.name, m.namespace, m.uid, m.attempt);
@@ -84,7 +83,7 @@ impl Inner {
             lock(&sandbox.record).addresses = addresses;
         }
         sandbox.save()?;
-        lock(&self.sandboxes).insert(id.to_owned(), sandbox);
+        self.sandboxes.insert(id, sandbox);
         Ok(())
     }
 
@@ -130,7 +129,12 @@ impl Inner {
                 .await;
             let (Some(inner), Some(sandbox)) = (inner.upgrade(), sandbox.upgrade()) else { return };
             lock(&sandbox.connection).take();
-            inner.shim_gone(&sandbox).await;
+            // The end of a connection is not the end of a shim: it lets go of a daemon that does not read, or that another one followed.
+            let stopped = lock(&sandbox.record).stopped;
+            match if stopped { None } else { inner.adopt(&sandbox).await } {
+                Some(running) => running.into_iter().for_each(|running| inner.adopt_container(running)),
+                None => inner.shim_gone(&sandbox).await,
+            }
         });
     }
 
@@ -187,13 +191,13 @@ impl Inner {
         let _changing = sandbox.changing.lock().await;
         let (directory, cgroup) = (sandbox.directory.clone(), lock(&sandbox.record).cgroup.clone());
         self.blocking(move |_| remove_directory(&directory)).await?;
-        lock(&self.sandboxes).remove(&sandbox.id);
+        self.sandboxes.remove(&sandbox.id);
         self.blocking(move |inner| Ok(inner.remove_pod_cgroup(&cgroup))).await
     }
 
     /// A pod's group goes with its last sandbox: a newer attempt of the same pod lives in the same group.
     fn remove_pod_cgroup(&self, cgroup: &str) {
-        if lock(&self.sandboxes).values().any(|s| lock(&s.record).cgroup == cgroup) {
+        if self.sandboxes.has_group(&cgroup_group(cgroup)) {
             return;
         }
         if let Err(error) = self.cgroups.open(cgroup).and_then(|group| group.remove()) {
@@ -243,13 +247,16 @@ impl Inner {
 
     pub fn list_sandboxes(&self, filter: Option<v1::PodSandboxFilter>) -> Vec<v1::PodSandbox> {
         let filter = filter.unwrap_or_default();
-        let wanted = |s: &v1::PodSandbox| {
-            (filter.id.is_empty() || s.id.starts_with(&filter.id))
-                && filter.state.is_none_or(|state| state.state == s.state)
-                && plan::labels_match(&filter.label_selector, &s.labels)
+        let wanted = |sandbox: &Arc<Sandbox>| {
+            (filter.id.is_empty() || sandbox.id.starts_with(&filter.id))
+                && filter.state.is_none_or(|state| state.state == sandbox_state(sandbox) as i32)
+                && lock(&sandbox.record)
+                    .config
+                    .as_ref()
+                    .map_or(filter.label_selector.is_empty(), |c| plan::labels_match(&filter.label_selector, &c.labels))
         };
-        let sandboxes: Vec<Arc<Sandbox>> = lock(&self.sandboxes).values().cloned().collect();
-        sandboxes.iter().map(|sandbox| list_entry(sandbox)).filter(wanted).collect()
+        // Filtered before anything is copied.
+        self.sandboxes.candidates(&filter.label_selector).iter().filter(|s| wanted(s)).map(|s| list_entry(s)).collect()
     }
 }
 

@@ -22,9 +22,8 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, accept_with, socket_wi
 
 use crate::protocol::{self, Call, Message, Reply, Request, Running, Setup};
 use container::{Container, Starting};
-pub(crate) use sandbox::{ROOT_DIRECTORIES, SHM, STAGING};
-
 pub(crate) use nursery::{Spawn, Spawned, TITLE_BYTES};
+pub(crate) use sandbox::{ROOT_DIRECTORIES, SHM, STAGING};
 
 /// What a shim's command line says.
 const ARGUMENT: &str = "shim";
@@ -33,6 +32,12 @@ pub const NURSERY_ARGUMENT: &str = "shims";
 
 /// What containerd gives its shims.
 const OOM_SCORE: &str = "-998";
+
+/// Says what went wrong where the daemon's log is. That this cannot be written, on a full disk, must not end the pod.
+fn complain(what: std::fmt::Arguments<'_>) {
+    use std::io::Write;
+    let _ = writeln!(io::stderr(), "shim: {what}");
+}
 
 struct Exec {
     number: u64,
@@ -62,7 +67,7 @@ pub fn main(mut args: impl Iterator<Item = OsString>) -> ! {
     let code = match nursery::serve(&cgroup_root) {
         Ok(()) => 0,
         Err(error) => {
-            eprintln!("shims: {error}");
+            complain(format_args!("{error}"));
             1
         }
     };
@@ -116,7 +121,7 @@ impl Shim {
             for source in ready {
                 // Nothing that fails for one container, exec or client may end the pod.
                 if let Err(error) = self.handle(source) {
-                    eprintln!("shim: {error}");
+                    complain(format_args!("{error}"));
                 }
             }
         }
@@ -361,17 +366,17 @@ impl Shim {
         let Some((id, container)) = self.containers.iter_mut().find(|(_, c)| c.pid == pid && !c.has_exited()) else { return };
         let id = id.clone();
         let (reply, exit) = container.ended(code);
+        let never_ran = container.never_ran();
         if let Some((number, reply)) = reply {
-            let ran = reply.is_ok();
             self.reply(number, reply, &[]);
-            if !ran {
-                // It never ran: the caller has the reason and this process has nothing to remember.
-                self.containers.remove(&id);
-                return;
-            }
+        }
+        if never_ran {
+            // The caller has the reason, maybe since before the process ended, and there is nothing to remember.
+            self.containers.remove(&id);
+            return;
         }
         if let Err(error) = container::persist(&self.directory, &id, &exit) {
-            eprintln!("shim: exit of {id}: {error}");
+            complain(format_args!("exit of {id}: {error}"));
         }
         self.tell(&Message::Exited { container: id, exit });
     }

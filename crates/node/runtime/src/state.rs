@@ -1,6 +1,5 @@
 //! What the daemon knows of its pods while it runs.
 
-use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -11,6 +10,7 @@ use crate::connection::Connection;
 use crate::nursery::Nursery;
 use crate::protocol::Exit;
 use crate::record::{ContainerRecord, SandboxRecord};
+use crate::shelf::{LABEL_POD, Shelf, Shelved, pod_group};
 use crate::{Config, Error, Result, io_error};
 
 /// Blocking work (mounts, control groups, forks) at the same time: more than the cores would only wait for each other in the kernel.
@@ -29,8 +29,8 @@ pub(crate) struct Inner {
     pub images: Arc<images::Store>,
     pub network: Option<Arc<dyn cni::PodNetwork>>,
     pub cgroups: cgroups::Root,
-    pub sandboxes: Mutex<HashMap<String, Arc<Sandbox>>>,
-    pub containers: Mutex<HashMap<String, Arc<Container>>>,
+    pub sandboxes: Shelf<Sandbox>,
+    pub containers: Shelf<Container>,
     pub events: broadcast::Sender<Event>,
     pub nursery: Nursery,
     blocking: Semaphore,
@@ -116,8 +116,8 @@ impl Runtime {
             images,
             network,
             cgroups,
-            sandboxes: Mutex::default(),
-            containers: Mutex::default(),
+            sandboxes: Shelf::default(),
+            containers: Shelf::default(),
             events: broadcast::channel(EVENTS_MAX).0,
             nursery: Nursery::default(),
             blocking: Semaphore::new(BLOCKING_MAX),
@@ -130,8 +130,8 @@ impl Runtime {
 
     /// Stops and removes every sandbox with its containers. The first error is returned, after all were tried.
     pub async fn remove_all(&self) -> Result<()> {
-        let ids: Vec<String> = lock(&self.inner.sandboxes).keys().cloned().collect();
-        let removals = ids.iter().map(|id| self.inner.remove_pod_sandbox(id));
+        let sandboxes = self.inner.sandboxes.all();
+        let removals = sandboxes.iter().map(|sandbox| self.inner.remove_pod_sandbox(&sandbox.id));
         futures_util::future::join_all(removals).await.into_iter().collect()
     }
 
@@ -155,17 +155,15 @@ impl Inner {
 
     /// By id or an unambiguous beginning of it.
     pub fn sandbox(&self, id: &str) -> Result<Arc<Sandbox>> {
-        find(&lock(&self.sandboxes), id)
-            .ok_or_else(|| Error::NotFound(format!("an error occurred when try to find sandbox {id:?}: not found")))
+        self.sandboxes.find(id).ok_or_else(|| Error::NotFound(format!("an error occurred when try to find sandbox {id:?}: not found")))
     }
 
     pub fn container(&self, id: &str) -> Result<Arc<Container>> {
-        find(&lock(&self.containers), id)
-            .ok_or_else(|| Error::NotFound(format!("an error occurred when try to find container {id:?}: not found")))
+        self.containers.find(id).ok_or_else(|| Error::NotFound(format!("an error occurred when try to find container {id:?}: not found")))
     }
 
     pub fn containers_of(&self, sandbox: &str) -> Vec<Arc<Container>> {
-        lock(&self.containers).values().filter(|c| c.sandbox.id == sandbox).cloned().collect()
+        self.containers.group(&sandbox_group(sandbox))
     }
 
     pub fn emit(&self, container: &str, sandbox: &str, kind: v1::ContainerEventType) {
@@ -175,20 +173,40 @@ impl Inner {
 
     /// A shim told that a container ended.
     pub fn exited(&self, id: &str, exit: Exit) {
-        let Some(container) = lock(&self.containers).get(id).cloned() else { return };
+        let Some(container) = self.containers.get(id) else { return };
         container.ended(&self.cgroups, exit);
         self.emit(id, &container.sandbox.id, v1::ContainerEventType::ContainerStoppedEvent);
     }
 }
 
-fn find<T>(map: &HashMap<String, Arc<T>>, id: &str) -> Option<Arc<T>> {
-    if let Some(found) = map.get(id) {
-        return Some(found.clone());
+fn sandbox_group(sandbox: &str) -> String {
+    format!("sandbox {sandbox}")
+}
+
+/// Sandboxes of one pod by what the pod is called, which must be unique.
+pub(crate) fn uid_group(metadata: &v1::PodSandboxMetadata) -> String {
+    format!("uid {}", metadata.uid)
+}
+
+pub(crate) fn cgroup_group(cgroup: &str) -> String {
+    format!("cgroup {cgroup}")
+}
+
+impl Shelved for Sandbox {
+    fn groups(&self) -> Vec<String> {
+        let record = lock(&self.record);
+        let config = record.config.as_ref();
+        let uid = config.and_then(|config| config.metadata.as_ref()).map(uid_group);
+        let pod = pod_group(config.and_then(|config| config.labels.get(LABEL_POD)));
+        [pod, cgroup_group(&record.cgroup)].into_iter().chain(uid).collect()
     }
-    let mut matching = map.iter().filter(|(key, _)| id.len() >= 6 && key.starts_with(id));
-    match (matching.next(), matching.next()) {
-        (Some((_, found)), None) => Some(found.clone()),
-        _ => None,
+}
+
+impl Shelved for Container {
+    fn groups(&self) -> Vec<String> {
+        let record = lock(&self.record);
+        let pod = pod_group(record.config.as_ref().and_then(|config| config.labels.get(LABEL_POD)));
+        vec![pod, sandbox_group(&self.sandbox.id)]
     }
 }
 

@@ -30,6 +30,20 @@ pub fn in_memory(path: &Path, size_bytes_max: Option<u64>) -> Result<(), Error> 
     mount("tmpfs", path, "tmpfs", flags, Some(options.as_c_str())).map_err(Error::errno("mount tmpfs on", path))
 }
 
+/// Makes a directory for what must never reach a disk (Secrets, tokens): on a tmpfs, its own where it would not be on one already.
+/// Closed to all but root. Doing it again changes nothing. Needs root.
+pub fn never_on_disk(path: &Path) -> Result<(), Error> {
+    use rustix::mount::{MountFlags, mount};
+    const TMPFS_MAGIC: i64 = 0x0102_1994;
+    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
+    made.map_err(Error::io("create directory", path))?;
+    let below = rustix::fs::statfs(path).map_err(Error::errno("stat the file system of", path))?;
+    if below.f_type as i64 == TMPFS_MAGIC {
+        return Ok(());
+    }
+    mount("tmpfs", path, "tmpfs", MountFlags::NOSUID | MountFlags::NODEV, Some(c"mode=0700")).map_err(Error::errno("mount tmpfs on", path))
+}
+
 /// Is something mounted on this very path?
 pub fn is_mount_point(path: &Path) -> Result<bool, Error> {
     use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags, statx};

@@ -6,7 +6,7 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, Dir, Mode, OFlags, ResolveFlags, openat, openat2, unlinkat};
 use rustix::io::Errno;
@@ -64,9 +64,52 @@ pub fn unmount(path: &Path) -> Result<(), Error> {
     rustix::mount::unmount(path, flags).map_err(Error::errno("unmount", path))
 }
 
+/// Unmounts whatever this mount namespace has below `directory`, innermost first; returns how much that was. Needs root.
+pub fn unmount_below(directory: &Path) -> Result<usize, Error> {
+    let table = fs::read("/proc/self/mountinfo").map_err(Error::io("read", Path::new("/proc/self/mountinfo")))?;
+    let points = table.split(|byte| *byte == b'\n').filter_map(|line| line.split(|byte| *byte == b' ').nth(4)).map(unescape);
+    let mut points: Vec<PathBuf> = points.filter(|point| point.starts_with(directory) && point != directory).collect();
+    points.reverse();
+    for point in &points {
+        let flags = rustix::mount::UnmountFlags::NOFOLLOW | rustix::mount::UnmountFlags::DETACH;
+        match rustix::mount::unmount(point, flags) {
+            // Gone with the one around it.
+            Ok(()) | Err(Errno::NOENT | Errno::INVAL) => {}
+            Err(errno) => return Err(Error::errno("unmount", point)(errno)),
+        }
+    }
+    Ok(points.len())
+}
+
+/// The kernel writes blanks and backslashes as three octal digits.
+fn unescape(field: &[u8]) -> PathBuf {
+    let mut bytes = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((first, after)) = rest.split_first() {
+        let code = after.get(..3).filter(|_| *first == b'\\').and_then(|digits| std::str::from_utf8(digits).ok());
+        match code.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
+            Some(code) => {
+                bytes.push(code);
+                rest = &after[3..];
+            }
+            None => {
+                bytes.push(*first);
+                rest = after;
+            }
+        }
+    }
+    PathBuf::from(OsStr::from_bytes(&bytes))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn mount_points_with_blanks_are_read() {
+        assert_eq!(unescape(br"/a\040b\134c"), Path::new(r"/a b\c"));
+        assert_eq!(unescape(br"/a\04"), Path::new(r"/a\04"));
+    }
 
     #[test]
     fn links_are_removed_and_never_followed() {

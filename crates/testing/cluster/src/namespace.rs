@@ -56,14 +56,17 @@ impl Namespace {
         Running::start(&mut self.command(args))
     }
 
-    /// kubectl on a terminal of its own.
+    /// kubectl on a terminal of its own, of 97 columns and 41 rows.
     #[track_caller]
     pub fn start_on_terminal(&self, args: &[&str]) -> Running {
         let kubectl = self.command(args);
         let quoted = |word: &std::ffi::OsStr| format!("'{}'", word.to_string_lossy().replace('\'', r"'\''"));
         let line: Vec<String> = std::iter::once(kubectl.get_program()).chain(kubectl.get_args()).map(quoted).collect();
         let mut script = Command::new("script");
-        script.args(["-qec", &line.join(" "), "/dev/null"]).env("TERM", "xterm").env("HOME", self.cluster.dir().join("home"));
+        script
+            .args(["-qec", &format!("stty cols 97 rows 41; exec {}", line.join(" ")), "/dev/null"])
+            .env("TERM", "xterm")
+            .env("HOME", self.cluster.dir().join("home"));
         Running::start(&mut script)
     }
 

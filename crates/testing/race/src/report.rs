@@ -31,6 +31,8 @@ struct Record<'a> {
     figures: &'a serde_json::Value,
 }
 
+/// More than this and absolute figures are of no use to anybody.
+const FOREIGN_PERCENT_MAX: f64 = 5.0;
 /// Below this a spread says little.
 const ROUNDS_MIN: usize = 5;
 
@@ -67,8 +69,9 @@ fn section(case: &Case, record: &Record<'_>, outcome: &Outcome) -> String {
     let Floors { fdatasync_us, exec_us, loopback_us } = record.floors;
     lines.push(format!(
         "Floors in the same run (p50): fdatasync {fdatasync_us:.0} µs, fork + exec {exec_us:.0} µs, loopback round trip {loopback_us:.1} µs. \
-         Other programs used {:.0} % of the processors meanwhile.",
-        record.load.foreign_percent
+         Other programs used {:.0} % of the processors meanwhile.{}",
+        record.load.foreign_percent,
+        if record.load.foreign_percent > FOREIGN_PERCENT_MAX { " **Not a quiet machine: only the ratios count.**" } else { "" }
     ));
     lines.extend([outcome.method.clone(), String::new(), row(&outcome.head)]);
     lines.push(row(&vec!["---"; outcome.head.len()]));

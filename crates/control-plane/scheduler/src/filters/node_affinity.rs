@@ -7,12 +7,15 @@ use crate::snapshot::{Details, Row};
 
 /// `spec.nodeSelector` and the required node affinity.
 pub(super) fn why_not(class: &Class, _: &Row, node: &Details) -> Vec<String> {
+    if matches(class, node) { Vec::new() } else { super::because("node(s) didn't match Pod's node affinity/selector") }
+}
+
+pub(super) fn matches(class: &Class, node: &Details) -> bool {
     let none = BTreeMap::new();
     let labels = node.node.metadata.labels.as_ref().unwrap_or(&none);
     let selected = class.node_selector.iter().all(|(key, value)| labels.get(key) == Some(value));
     let required = class.node_affinity.as_ref().and_then(|affinity| affinity.required_during_scheduling_ignored_during_execution.as_ref());
-    let affine = required.is_none_or(|selector| selector.node_selector_terms.iter().any(|term| matches_term(term, labels, &node.name)));
-    if selected && affine { Vec::new() } else { super::because("node(s) didn't match Pod's node affinity/selector") }
+    selected && required.is_none_or(|selector| selector.node_selector_terms.iter().any(|term| matches_term(term, labels, &node.name)))
 }
 
 /// Whether a node with these labels and this name matches the term; an empty term matches nothing.

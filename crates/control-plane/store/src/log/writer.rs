@@ -194,7 +194,12 @@ impl Writer {
             if self.cleaning.is_none() && !self.start_cleaning()? {
                 return Ok(false);
             }
+            let oldest = self.closed.front().copied();
             self.clean_some(group)?;
+            // Given up without having emptied it: not even the reserve has room. Trying again at once would be for ever.
+            if self.cleaning.is_none() && self.closed.front().copied() == oldest {
+                return Ok(false);
+            }
         }
         Ok(true)
     }

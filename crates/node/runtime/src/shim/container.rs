@@ -52,6 +52,8 @@ pub struct Container {
     pub birthplace: Option<OwnedFd>,
     kill: Option<OwnedFd>,
     starting: Option<Starting>,
+    /// It could not be started: the caller was told why, and its end is no exit of a container.
+    never_ran: bool,
     outputs: Vec<Output>,
     stdin: Option<OwnedFd>,
     stdin_once: bool,
@@ -117,6 +119,7 @@ impl Container {
             birthplace,
             kill,
             starting: Some(Starting { channel: started.channel, call, terminal: None }),
+            never_ran: false,
             outputs,
             stdin,
             stdin_once: start.stdin_once,
@@ -162,12 +165,17 @@ impl Container {
         let result = starting.advance()?;
         let (call, terminal) = (starting.call, starting.terminal.take());
         self.starting = None;
+        self.never_ran = result.is_err();
         self.started_at = now();
         if let Some(master) = terminal {
             self.outputs = master.try_clone().and_then(|copy| Output::new(copy, Stream::Stdout)).into_iter().collect();
             self.terminal = Some(master);
         }
         Some((call, result.map(|()| Reply::Started { pid: self.pid, started_at: self.started_at }), None))
+    }
+
+    pub fn never_ran(&self) -> bool {
+        self.never_ran
     }
 
     /// The first process is gone: the rest of its output, its log's end, its leftovers. A start that was never answered is answered now.

@@ -61,7 +61,7 @@ fn fork(directory: &str, descriptors: Vec<OwnedFd>, socket: &OwnedFd, title: &Ti
     let code = match Shim::open(directory, listener).and_then(|mut shim| shim.serve()) {
         Ok(()) => 0,
         Err(error) => {
-            eprintln!("shim: {error}");
+            super::complain(format_args!("{error}"));
             1
         }
     };

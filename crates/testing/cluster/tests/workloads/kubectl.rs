@@ -81,11 +81,10 @@ fn an_image_is_rolled_out_and_rolled_back() {
     ns.kubectl(&["set", "image", "deployment/web", &format!("busybox={}", busybox(2))]).ok();
     ns.kubectl(&["annotate", "deployment/web", "kubernetes.io/change-cause=the second"]).ok();
     ns.kubectl(&["rollout", "status", "deployment/web", "--timeout=90s"]).ok();
-    let pods = ns.kubectl(&["get", "pods", "--field-selector=status.phase=Running", "-o", "name"]).ok();
-    let pod = pods.lines().next().expect("a running pod");
-    wait_for("the new image runs", 60, || {
-        let ran = ns.exec(pod, &["cat", "/version"]);
-        ensure(ran.stdout == "2", ran)
+    wait_for("only the new image runs", 60, || {
+        let pods = ns.kubectl(&["get", "pods", "-o", "name"]).ok();
+        let versions: Vec<String> = pods.lines().map(|pod| ns.exec(pod, &["cat", "/version"]).stdout).collect();
+        ensure(versions == ["2", "2"], format!("{versions:?}"))
     });
     let history = ns.kubectl(&["rollout", "history", "deployment/web"]).ok();
     assert!(history.contains("REVISION  CHANGE-CAUSE\n1 ") && history.contains("\n2         the second"), "{history}");

@@ -296,6 +296,26 @@ mod tests {
     }
 
     #[test]
+    fn endpoints_are_the_ready_pods_behind_the_named_port() {
+        let endpoint = |address: &str, ready: Value, kind: &str| json!({"addresses": [address], "conditions": {"ready": ready}, "targetRef": {"kind": kind, "name": address}});
+        let slice = json!({
+            "ports": [{"name": "web", "port": 8080}, {"port": 53}],
+            "endpoints": [
+                endpoint("10.0.0.1", true.into(), "Pod"),
+                endpoint("10.0.0.2", false.into(), "Pod"),
+                endpoint("10.0.0.3", Value::Null, "Pod"),
+                endpoint("10.0.0.4", true.into(), "Node"),
+            ],
+        });
+        let found = |name: &str| of_slice(&slice, name).into_iter().map(|(pod, _, port)| format!("{pod}:{port}")).collect::<Vec<_>>();
+        assert_eq!(found("web"), ["10.0.0.1:8080", "10.0.0.3:8080"]);
+        assert_eq!(found(""), ["10.0.0.1:53", "10.0.0.3:53"], "a port without a name");
+        assert!(found("other").is_empty());
+        let pod = json!({"status": {"podIP": "10.0.0.1", "podIPs": [{"ip": "10.0.0.1"}, {"ip": "fd00::1"}]}});
+        assert!(has_address(&pod, "fd00::1".parse().unwrap()) && !has_address(&pod, "10.0.0.2".parse().unwrap()));
+    }
+
+    #[test]
     fn redirects_stay_below_the_proxy() {
         let backend = Backend { address: IpAddr::from([10, 0, 0, 1]), port: 80, tls: None };
         let cases = [
