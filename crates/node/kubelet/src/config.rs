@@ -79,7 +79,7 @@ impl Config {
             pods_max: 1100,
             labels: BTreeMap::new(),
             control_plane: false,
-            version: concat!("v1.37.0+sternpost.", env!("CARGO_PKG_VERSION")).into(),
+            version: concat!("v1.37.0+sternpost-", env!("CARGO_PKG_VERSION")).into(),
             lease_duration: Duration::from_secs(40),
             lease_interval: Duration::from_secs(10),
             status_interval: Duration::from_secs(300),
