@@ -256,6 +256,14 @@ async fn adopt_orphans(agent: Arc<Agent>, pods: Cache<Pod>) {
     for metadata in sandboxes.into_iter().filter_map(|sandbox| sandbox.metadata) {
         adopt_orphan(&agent, &metadata.uid, &metadata.namespace, &metadata.name);
     }
+    // Log folders before the others: only they tell the name by which the logs are removed.
+    for entry in std::fs::read_dir(&agent.config.log_directory).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let mut parts = name.to_str().unwrap_or_default().split('_');
+        if let (Some(namespace), Some(pod), Some(uid), None) = (parts.next(), parts.next(), parts.next(), parts.next()) {
+            adopt_orphan(&agent, uid, namespace, pod);
+        }
+    }
     let directories = [&agent.config.data_directory, &agent.config.runtime_directory].map(|directory| directory.join("pods"));
     for entry in directories.iter().filter_map(|directory| std::fs::read_dir(directory).ok()).flatten().flatten() {
         if let Some(uid) = entry.file_name().to_str() {

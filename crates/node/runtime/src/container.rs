@@ -118,6 +118,9 @@ impl Inner {
                 let (at, reason) = (shim::now(), "StartError".to_owned());
                 let exit = Exit { code: START_ERROR_CODE, started_at: 0, finished_at: at, reason, message: message.clone() };
                 let _ = record::save_exit(&container.directory, &exit);
+                // Where the answer was lost, it may run all the same.
+                let cgroup = lock(&container.record).cgroup.clone();
+                let _ = self.blocking(move |inner| Ok(inner.cgroups.open(&cgroup)?.kill()?)).await;
                 container.ended(&self.cgroups, exit);
                 self.emit(&container.id, &container.sandbox.id, v1::ContainerEventType::ContainerStoppedEvent);
                 Err(match error {

@@ -123,7 +123,12 @@ impl Inner {
                 .await;
             let (Some(inner), Some(sandbox)) = (inner.upgrade(), sandbox.upgrade()) else { return };
             lock(&sandbox.connection).take();
-            inner.shim_gone(&sandbox).await;
+            // The end of a connection is not the end of a shim: it lets go of a daemon that does not read, or that another one followed.
+            let stopped = lock(&sandbox.record).stopped;
+            match if stopped { None } else { inner.adopt(&sandbox).await } {
+                Some(running) => running.into_iter().for_each(|running| inner.adopt_container(running)),
+                None => inner.shim_gone(&sandbox).await,
+            }
         });
     }
 
