@@ -5,6 +5,7 @@ use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use rustix::fs::{FlockOperation, flock};
@@ -12,6 +13,9 @@ use rustix::fs::{FlockOperation, flock};
 use crate::cli::UpArgs;
 use crate::config::Config;
 use crate::progress::READY;
+
+/// For a daemon that holds the lock to serve, or to be gone.
+const SETTLED_WITHIN: Duration = Duration::from_secs(30);
 
 /// The proof that this process is the daemon; released by the kernel when it ends, however it ends.
 pub struct PidFile(#[allow(dead_code)] File);
@@ -36,10 +40,29 @@ pub fn running(config: &Config) -> Option<i32> {
     if flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() {
         return None;
     }
-    let mut text = String::new();
-    file.seek(SeekFrom::Start(0)).ok()?;
-    file.read_to_string(&mut text).ok()?;
-    text.trim().parse().ok()
+    // Whoever has just taken the lock writes its number next.
+    for _ in 0..100 {
+        let mut text = String::new();
+        file.seek(SeekFrom::Start(0)).ok()?;
+        file.read_to_string(&mut text).ok()?;
+        if let Ok(pid) = text.trim().parse() {
+            return Some(pid);
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    None
+}
+
+/// The daemon that runs, once that is clear: one that was killed may still be ending, and one that starts has no answers yet.
+pub fn settled(config: &Config) -> Option<i32> {
+    let deadline = Instant::now() + SETTLED_WITHIN;
+    loop {
+        let pid = running(config)?;
+        if crate::status::answers(config) || Instant::now() > deadline {
+            return Some(pid);
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 fn open(config: &Config) -> anyhow::Result<File> {

@@ -25,13 +25,22 @@ pub fn run(config: &Config, purge: bool, dry_run: bool) -> anyhow::Result<i32> {
         None => println!("the daemon was not running"),
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    let pods = runtime.block_on(node::stop_all(config))?;
-    println!("stopped {pods} pods");
+    match runtime.block_on(node::stop_all(config, purge)) {
+        Ok(pods) => println!("stopped {pods} pods"),
+        // What is to be thrown away need not be readable for that.
+        Err(error) if purge => eprintln!("the pods are ended by force, because their state cannot be read: {error:#}"),
+        Err(error) => return Err(error),
+    }
+    if purge {
+        cgroups::Root::detect(&config.cgroup_root)?.remove_all()?;
+    } else {
+        remove_cgroups(config);
+    }
     node::remove_network(config)?;
-    for dir in [&config.data_dir, &config.run_dir] {
+    // Only where we mount: a disk of the user's below the data folder stays.
+    for dir in [&node::volumes_dir(config), &config.run_dir] {
         volumes::teardown::unmount_below(dir)?;
     }
-    remove_cgroups(config);
     if purge {
         remove_everything(config)?;
     }
@@ -93,6 +102,12 @@ fn remove_everything(config: &Config) -> anyhow::Result<()> {
         match fs::remove_dir_all(dir) {
             Ok(()) => println!("removed {}", dir.display()),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            // A disk of the user's is mounted there: it stays, empty.
+            Err(error)
+                if error.kind() == std::io::ErrorKind::ResourceBusy && fs::read_dir(dir).is_ok_and(|mut left| left.next().is_none()) =>
+            {
+                println!("emptied {}", dir.display());
+            }
             Err(error) => return Err(error).with_context(|| dir.display().to_string()),
         }
     }

@@ -16,6 +16,8 @@ use crate::config::Config;
 use crate::toolbox;
 use crate::up::Parts;
 
+/// What a container gets to end by itself when the node is taken down: less than its pod may ask for, for the user waits.
+const DOWN_GRACE_SECONDS: i64 = 5;
 /// The built-in image.
 const TOOLBOX: &str = "sternpost.io/toolbox:latest";
 
@@ -219,25 +221,52 @@ fn service_ranges(config: &Config) -> anyhow::Result<apiserver::Ranges> {
     Ok(apiserver::Ranges { network, prefix: services.prefix, ..apiserver::Ranges::default() })
 }
 
-/// Stops and removes every sandbox of this node; for `sternpost down`, when no daemon runs. Returns how many there were.
-pub async fn stop_all(config: &Config) -> anyhow::Result<usize> {
-    if !config.data_dir.exists() {
+/// Where pods' volumes lie, and what is mounted for them.
+pub fn volumes_dir(config: &Config) -> PathBuf {
+    Places::of(config).kubelet
+}
+
+/// Stops every pod of this node, for `sternpost down`, when no daemon runs; returns how many there were. `remove`d, they are killed and leave
+/// nothing. Otherwise they are asked to end, and their records stay: after the next start they say how they ended, and count a restart.
+pub async fn stop_all(config: &Config, remove: bool) -> anyhow::Result<usize> {
+    if !config.data_dir.exists() && !config.run_dir.exists() {
         return Ok(0);
     }
     let (_, runtime) = open(config).await?;
+    if !remove {
+        end_containers(&runtime).await?;
+    }
     let sandboxes = runtime.list_pod_sandbox(v1::ListPodSandboxRequest::default()).await?.items;
-    let count = sandboxes.len();
+    let count = sandboxes.iter().filter(|sandbox| sandbox.state == v1::PodSandboxState::SandboxReady as i32).count();
     let mut stops = JoinSet::new();
     for sandbox in sandboxes {
         let runtime = runtime.clone();
         stops.spawn(async move {
             let id = sandbox.id;
             runtime.stop_pod_sandbox(v1::StopPodSandboxRequest { pod_sandbox_id: id.clone() }).await?;
-            runtime.remove_pod_sandbox(v1::RemovePodSandboxRequest { pod_sandbox_id: id }).await
+            if remove {
+                runtime.remove_pod_sandbox(v1::RemovePodSandboxRequest { pod_sandbox_id: id }).await?;
+            }
+            Ok::<_, cri::Error>(())
         });
     }
     while let Some(stopped) = stops.join_next().await {
         stopped?.context("stop a pod")?;
     }
     Ok(count)
+}
+
+/// Asks every container to end, and kills what has not after a while.
+async fn end_containers(runtime: &Arc<dyn RuntimeService>) -> anyhow::Result<()> {
+    let containers = runtime.list_containers(v1::ListContainersRequest::default()).await?.containers;
+    let mut stops = JoinSet::new();
+    for container in containers.into_iter().filter(|container| container.state == v1::ContainerState::ContainerRunning as i32) {
+        let runtime = runtime.clone();
+        let request = v1::StopContainerRequest { container_id: container.id, timeout: DOWN_GRACE_SECONDS };
+        stops.spawn(async move { runtime.stop_container(request).await });
+    }
+    while let Some(stopped) = stops.join_next().await {
+        stopped?.context("stop a container")?;
+    }
+    Ok(())
 }

@@ -3,6 +3,7 @@
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use crate::config::{Config, outward_address};
 
@@ -10,6 +11,9 @@ use crate::config::{Config, outward_address};
 const KERNEL_MIN: (u32, u32) = (5, 15);
 /// Free space below which nothing is started, in bytes.
 const SPACE_MIN: u64 = 256 << 20;
+
+/// How long a killed process may take to let go of its sockets.
+const ENDING: Duration = Duration::from_secs(2);
 
 /// Every fault of this host; empty means go.
 pub fn check(config: &Config) -> Vec<String> {
@@ -120,22 +124,28 @@ fn space(config: &Config, faults: &mut Vec<String>) {
 fn ports(config: &Config, faults: &mut Vec<String>) {
     let any = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
     for (port, what) in [(config.api_port, "API server"), (config.kubelet_port, "kubelet"), (config.dns_port, "cluster DNS")] {
-        if let Err(error) = TcpListener::bind(SocketAddr::new(any, port)) {
-            faults.push(taken("TCP", port, what, &error));
-        }
+        faults.extend(free("TCP", port, what, || TcpListener::bind(SocketAddr::new(any, port)).map(drop)));
     }
-    if let Err(error) = UdpSocket::bind(SocketAddr::new(any, config.dns_port)) {
-        faults.push(taken("UDP", config.dns_port, "cluster DNS", &error));
-    }
+    let port = config.dns_port;
+    faults.extend(free("UDP", port, "cluster DNS", || UdpSocket::bind(SocketAddr::new(any, port)).map(drop)));
 }
 
-fn taken(protocol: &str, port: u16, what: &str, error: &std::io::Error) -> String {
-    if error.kind() != std::io::ErrorKind::AddrInUse {
-        return format!("{protocol} port {port} ({what}): {error}");
-    }
-    match holder(&protocol.to_lowercase(), port) {
-        Some((pid, name)) => format!("{protocol} port {port} ({what}) is taken by process {pid} ({name})"),
-        None => format!("{protocol} port {port} ({what}) is taken by another process"),
+/// What keeps the port from us. A port that nobody holds although it is taken belongs to a process that is just ending, such as a killed daemon.
+fn free(protocol: &str, port: u16, what: &str, bind: impl Fn() -> std::io::Result<()>) -> Option<String> {
+    let deadline = Instant::now() + ENDING;
+    loop {
+        let error = bind().err()?;
+        let in_use = error.kind() == std::io::ErrorKind::AddrInUse;
+        let holder = if in_use { holder(&protocol.to_lowercase(), port) } else { None };
+        if holder.is_none() && in_use && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(20));
+            continue;
+        }
+        return Some(match holder {
+            Some((pid, name)) => format!("{protocol} port {port} ({what}) is taken by process {pid} ({name})"),
+            None if in_use => format!("{protocol} port {port} ({what}) is taken by another process"),
+            None => format!("{protocol} port {port} ({what}): {error}"),
+        });
     }
 }
 

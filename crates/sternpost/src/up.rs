@@ -37,7 +37,10 @@ pub fn run(config: Config, args: &UpArgs) -> anyhow::Result<i32> {
     // SAFETY: the descriptor was made for us by the process that started us, which passed its number; nobody else owns it.
     let report = args.report_fd.map(|fd| unsafe { std::fs::File::from_raw_fd(fd) });
     let mut progress = Progress::new(start, report);
-    let Some(_pid_file) = PidFile::take(&config)? else { anyhow::bail!("another daemon is just starting") };
+    let Some(_pid_file) = PidFile::take(&config)? else {
+        // Another start was faster by a moment; its outcome is ours.
+        return not_to_be_started(&config)?.context("another daemon began to start here and ended; try again");
+    };
     let format = if args.report_fd.is_some() { telemetry::LogFormat::Plain } else { telemetry::LogFormat::Text };
     let quiet = if args.report_fd.is_some() { config.log.clone() } else { config.log.replacen("info", "warn", 1) };
     telemetry::init_logs(&quiet, format).map_err(anyhow::Error::msg)?;
@@ -50,7 +53,7 @@ pub fn run(config: Config, args: &UpArgs) -> anyhow::Result<i32> {
 
 /// The exit code where nothing is to be started: a daemon runs already, or the host is not fit. Says why; changes nothing.
 pub fn not_to_be_started(config: &Config) -> anyhow::Result<Option<i32>> {
-    if let Some(pid) = daemon::running(config) {
+    if let Some(pid) = daemon::settled(config) {
         println!("already running as process {pid}");
         return status::run(config).map(Some);
     }

@@ -135,6 +135,22 @@ pub fn all() -> &'static [&'static dyn Rules] {
         &pod_disruption_budget::PodDisruptionBudget,
         &ingress::Ingress,
         &network_policy::NetworkPolicy,
+        &horizontal_pod_autoscaler::HorizontalPodAutoscaler,
+        &resource_quota::ResourceQuota,
+        &listed::REPLICATION_CONTROLLER,
+        &listed::INGRESS_CLASS,
+        &listed::SERVICE_CIDR,
+        &listed::IP_ADDRESS,
+        &listed::RUNTIME_CLASS,
+        &listed::CERTIFICATE_SIGNING_REQUEST,
+        &listed::CSI_DRIVER,
+        &listed::CSI_NODE,
+        &listed::VOLUME_ATTACHMENT,
+        &listed::VALIDATING_WEBHOOKS,
+        &listed::MUTATING_WEBHOOKS,
+        &listed::FLOW_SCHEMA,
+        &listed::PRIORITY_LEVEL,
+        &listed::API_SERVICE,
     ]
 }
 

@@ -25,7 +25,8 @@ pub enum Error {
     /// The patch does not apply to this object (a `test` failed, a path is missing): 422.
     #[error("{0}")]
     DoesNotApply(String),
-    /// The patch contradicts the schema or its own directives: upstream answers 500 with the bare message.
+    /// The patch contradicts the schema or its own directives: 400. Upstream answers 500 with the bare message, although only the
+    /// client can mend it.
     #[error("{0}")]
     Contradiction(String),
 }
@@ -35,15 +36,31 @@ impl Error {
     pub fn status(&self) -> Status {
         let message = self.to_string();
         match self {
-            Error::Malformed(_) => Status::bad_request(message),
+            Error::Malformed(_) | Error::Contradiction(_) => Status::bad_request(message),
             Error::TooManyOperations(_) => Status::request_entity_too_large(format!("Request entity too large: {message}")),
             Error::DoesNotApply(_) => {
                 let mut status = Status::failure(422, "Invalid", "the server rejected our request due to an error in our request");
                 status.details = Some(meta::status::Details::default());
                 status
             }
-            Error::Contradiction(_) => Status::failure(500, "", message),
         }
+    }
+}
+
+/// A value as Go's `%v` prints it.
+pub fn go_text(value: &Value) -> String {
+    go_format::plain(value)
+}
+
+/// What Go's JSON decoder calls a value.
+pub fn json_type(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "bool",
+        Value::Number(_) => "number",
+        Value::String(_) => "string",
+        Value::Array(_) => "array",
+        Value::Object(_) => "object",
     }
 }
 

@@ -54,6 +54,14 @@ pub fn default(kind: &Kind, object: &mut Value) {
     kind.storage.rules.default(object);
 }
 
+/// The body of a deletion. Wrong types are refused, unknown fields are not looked at, as upstream.
+pub fn delete_options(context: &Context, bytes: &[u8], media: Media) -> Result<Value, Status> {
+    let Some(found) = table::by_gvk("", "v1", "DeleteOptions") else { return Ok(Value::Null) };
+    let parsed = parse_as(bytes, media, "DeleteOptions", Some(found))?;
+    let quiet = WriteOptions { validation: schema::decode::Mode::Ignore, ..WriteOptions::internal() };
+    typed(context, found, "DeleteOptions", "v1", parsed, &quiet)
+}
+
 /// An object that a subresource takes (`Binding`, `Scale`, `TokenRequest`), decoded.
 pub fn other(context: &Context, schema: &'static Type, api_version: &str, kind: &str, bytes: &[u8], media: Media) -> Result<Value, Status> {
     let mut parsed = parse_as(bytes, media, kind, Some(schema))?;

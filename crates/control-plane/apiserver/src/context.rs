@@ -40,16 +40,21 @@ impl Context {
     }
 
     pub fn write_options(&self) -> Result<WriteOptions, Status> {
-        let dry_run = dry_run(self.query.all("dryRun"))?;
+        let kind = match self.info.verb.as_str() {
+            "update" => "UpdateOptions",
+            "patch" => "PatchOptions",
+            _ => "CreateOptions",
+        };
+        let dry_run = dry_run(kind, self.query.all("dryRun"))?;
         let given = self.query.get("fieldValidation").unwrap_or_default();
         let Some(validation) = Mode::parse(given) else {
             let error = field::Error::not_supported(&field::Path::new("fieldValidation"), given, &["Ignore", "Strict", "Warn"]);
-            return Err(Status::invalid("meta.k8s.io", "CreateOptions", "", &[error]));
+            return Err(Status::invalid("meta.k8s.io", kind, "", &[error]));
         };
         let manager = match self.query.text("fieldManager") {
             Some(manager) if manager.len() > 128 || manager.chars().any(char::is_control) => {
                 let error = field::Error::too_long(&field::Path::new("fieldManager"), 128);
-                return Err(Status::invalid("meta.k8s.io", "CreateOptions", "", &[error]));
+                return Err(Status::invalid("meta.k8s.io", kind, "", &[error]));
             }
             Some(manager) => manager.to_owned(),
             None => self.default_manager(),
@@ -66,13 +71,13 @@ impl Context {
     }
 }
 
-/// `All` is the only value there is.
-pub fn dry_run<'a>(values: impl Iterator<Item = &'a str>) -> Result<bool, Status> {
+/// `All` is the only value there is. `kind` names the options in the failure.
+pub fn dry_run<'a>(kind: &str, values: impl Iterator<Item = &'a str>) -> Result<bool, Status> {
     let mut dry = false;
     for value in values.filter(|value| !value.is_empty()) {
         if value != "All" {
             let error = field::Error::not_supported(&field::Path::new("dryRun"), value, &["All"]);
-            return Err(Status::invalid("meta.k8s.io", "CreateOptions", "", &[error]));
+            return Err(Status::invalid("meta.k8s.io", kind, "", &[error]));
         }
         dry = true;
     }

@@ -46,11 +46,22 @@ impl Patch {
         if kind == PatchType::Json {
             return Ok(Patch::Json(bytes));
         }
-        let patch: Value = serde_json::from_slice(&bytes).map_err(|error| Status::bad_request(format!("error decoding patch: {error}")))?;
+        let refuse = |why: &str| Status::bad_request(format!("error decoding patch: {why}"));
+        let patch = schema::decode::parse_json(&bytes).map_err(|error| refuse(&error.to_string()))?.value;
         if !patch.is_object() {
-            return Err(Status::bad_request("error decoding patch: the patch is not an object"));
+            let word = merge::json_type(&patch);
+            return Err(refuse(&format!("json: cannot unmarshal {word} into Go value of type map[string]interface {{}}")));
         }
         Ok(if kind == PatchType::Merge { Patch::Merge(patch) } else { Patch::StrategicMerge(patch) })
+    }
+
+    /// Upstream decodes the outcome of a strategic merge patch field by field and blames the patch; of the others, the object.
+    pub fn blame(&self, status: Status) -> Status {
+        let Patch::StrategicMerge(patch) = self else { return status };
+        let why = status.message.split_once(": ").filter(|(head, _)| status.code == 400 && head.contains("cannot be handled as a"));
+        let Some((_, why)) = why else { return status };
+        let error = meta::field::Error::invalid(&meta::field::Path::new("patch"), merge::go_text(patch), why);
+        Status::invalid("", "", "", &[error])
     }
 
     pub fn apply(&self, kind: &Kind, object: Value) -> Result<Value, Status> {

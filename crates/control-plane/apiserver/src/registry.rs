@@ -132,8 +132,9 @@ impl Registry {
         let mut admission = Admission::new(context, target, Operation::Create, Some(object), None, options.dry_run);
         admission.mutate(self, context).await?;
         let (object, _) = admission.parts();
-        kind.storage.rules.prepare_create(object);
+        // Identity first: a Job's selector is made of its uid.
         lifecycle::finish_create(kind, object)?;
+        kind.storage.rules.prepare_create(object);
         let name = meta(object, "name").to_owned();
         let target = Target { name: &name, ..target };
         lifecycle::validate_create(kind, object)?;

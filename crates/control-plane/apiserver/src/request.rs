@@ -4,6 +4,7 @@
 //! Source: apiserver `pkg/endpoints/request/requestinfo.go`.
 
 use http::Method;
+use meta::Status;
 
 /// The subject of a request. Text fields are empty where they do not apply.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -115,7 +116,9 @@ fn verb_of(method: &Method) -> &'static str {
         Method::PUT => "update",
         Method::PATCH => "patch",
         Method::DELETE => "delete",
-        _ => "get",
+        Method::GET | Method::HEAD => "get",
+        // No verb of the API: the router refuses it.
+        _ => "",
     }
 }
 
@@ -154,6 +157,11 @@ impl Query {
     /// Present, with whatever value.
     pub fn flag_present(&self, key: &str) -> bool {
         self.get(key).is_some()
+    }
+    /// A number; Go's sentence where the value is none.
+    pub fn integer(&self, key: &str) -> Result<Option<i64>, Status> {
+        let Some(text) = self.text(key) else { return Ok(None) };
+        text.parse().map(Some).map_err(|_| Status::bad_request(format!("strconv.ParseInt: parsing {text:?}: invalid syntax")))
     }
     /// The value where it is not empty.
     pub fn text(&self, key: &str) -> Option<&str> {

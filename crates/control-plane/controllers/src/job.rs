@@ -4,7 +4,8 @@
 //! first noted by uid, then the finalizers go, then the notes become counts. Woken by its Job and by pods that name it as
 //! controller. A finished Job with a time to live is deleted when that is over.
 //!
-//! Not here: pod failure policies, success policies, back-off limits per index; a Job that asks for one is run without it.
+//! Not here: pod failure policies, success policies, back-off limits per index; a Job that asks for one is run without it, and
+//! a Warning event says so.
 
 use std::sync::Arc;
 

@@ -187,6 +187,10 @@ impl Store {
 
     /// Registers an image whose only layer is the directory `rootfs`, under `name`. Registering again replaces it.
     pub fn add_builtin(&self, name: &str, config: ImageConfig, rootfs: &Path) -> Result<Image> {
+        self.add_directory(name, config, rootfs, 0)
+    }
+
+    fn add_directory(&self, name: &str, config: ImageConfig, rootfs: &Path, size: u64) -> Result<Image> {
         let reference = Reference::parse(name)?.to_string();
         let rootfs = rootfs.canonicalize().map_err(io_error(format!("built-in image {name}")))?;
         let identity = format!("{reference}\n{}\n{}", rootfs.display(), serde_json::to_string(&config).unwrap_or_default());
@@ -195,7 +199,7 @@ impl Store {
             id: id.clone(),
             config,
             layers: vec![rootfs],
-            size: 0,
+            size,
             tags: BTreeSet::from([reference.clone()]),
             digests: BTreeSet::new(),
             pinned: true,
@@ -227,7 +231,7 @@ impl Store {
             std::fs::create_dir_all(self.directory.join("builtin")).map_err(io_error("make the directory of built-in images"))?;
             std::fs::rename(&temporary, &root).map_err(io_error(format!("make the image {name}")))?;
         }
-        self.add_builtin(name, config, &root)
+        self.add_directory(name, config, &root, metadata.size())
     }
 
     /// Adds or completes an image's record; a tag moves away from the image that had it.
@@ -371,6 +375,7 @@ mod tests {
             || store.add_executable("sternpost.io/toolbox", config.clone(), Path::new("/proc/self/exe"), "/toolbox", &["cat"]).unwrap();
         let (first, again) = (add(), add());
         assert_eq!(first, again);
+        assert_eq!(first.size, std::fs::metadata("/proc/self/exe").unwrap().len());
         let root = store.lease(&first.id).unwrap().layers().remove(0);
         assert!(std::fs::metadata(root.join("toolbox")).unwrap().len() > 0);
         assert!(store.resolve("sternpost.io/toolbox:latest").unwrap().pinned);

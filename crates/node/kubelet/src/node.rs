@@ -169,6 +169,14 @@ fn conditions(former: &[NodeCondition], runtime: &Result<v1::StatusResponse, cri
     calm.into_iter().map(of).collect()
 }
 
+fn node_image(image: v1::Image) -> ContainerImage {
+    ContainerImage {
+        names: Some(image.repo_digests.into_iter().chain(image.repo_tags).take(IMAGE_NAMES_MAX).collect()),
+        // The API leaves out a zero: written, it would differ from what is read back, and the status would be written at every look.
+        size_bytes: i64::try_from(image.size).ok().filter(|bytes| *bytes > 0),
+    }
+}
+
 impl Agent {
     /// Registers the node, then keeps its status and its lease until `drain`. `port` is the server's.
     pub async fn keep_node(self: Arc<Self>, machine: Machine, port: u16, drain: Drain) {
@@ -215,11 +223,7 @@ impl Agent {
         let Ok(answer) = self.images.list_images(v1::ListImagesRequest::default()).await else { return Vec::new() };
         let mut images = answer.images;
         images.sort_by(|a, b| b.size.cmp(&a.size).then_with(|| a.id.cmp(&b.id)));
-        let of = |image: v1::Image| ContainerImage {
-            names: Some(image.repo_digests.into_iter().chain(image.repo_tags).take(IMAGE_NAMES_MAX).collect()),
-            size_bytes: i64::try_from(image.size).ok(),
-        };
-        images.into_iter().take(IMAGES_MAX).map(of).collect()
+        images.into_iter().take(IMAGES_MAX).map(node_image).collect()
     }
 
     async fn register(&self, machine: Machine, port: u16) -> Result<Node, client::Error> {
@@ -379,6 +383,12 @@ mod tests {
         assert_eq!((capacity["cpu"].0.as_str(), free["cpu"].0.as_str()), ("4", "3500m"));
         assert_eq!((capacity["memory"].0.as_str(), capacity["example.com/gpu"].0.as_str()), ("1Gi", "2"));
         assert_eq!(allocatable(&config, machine, "cpu"), 3500);
+    }
+
+    #[test]
+    fn image_without_a_known_size_reads_back_as_it_was_written() {
+        let image = v1::Image { repo_tags: vec!["i:1".into()], ..v1::Image::default() };
+        assert_eq!(json!(node_image(image)), json!({"names": ["i:1"]}));
     }
 
     #[test]

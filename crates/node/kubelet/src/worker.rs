@@ -368,6 +368,9 @@ fn status_patch(old: &PodStatus, new: &PodStatus) -> Option<Value> {
             (Some(_), None) => drop(patch.insert((*key).into(), Value::Null)),
             (old, Some(new)) => {
                 let mut value = new.clone();
+                if *key == "conditions" {
+                    forget_reasons(old, &mut value);
+                }
                 // These merge by `ip`: an address that changed must not stay beside the new one.
                 if let (Value::Array(list), Some(_), true) = (&mut value, old, matches!(*key, "podIPs" | "hostIPs")) {
                     list.push(json!({"$patch": "replace"}));
@@ -378,6 +381,19 @@ fn status_patch(old: &PodStatus, new: &PodStatus) -> Option<Value> {
         }
     }
     (!patch.is_empty()).then_some(Value::Object(patch))
+}
+
+/// Conditions merge field by field: a reason or message that no longer holds must be taken away by name.
+fn forget_reasons(old: Option<&Value>, new: &mut Value) {
+    let old = old.and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    for condition in new.as_array_mut().into_iter().flatten() {
+        let Some(before) = old.iter().find(|before| before["type"] == condition["type"]) else { continue };
+        for field in ["reason", "message"] {
+            if before.get(field).is_some() && condition.get(field).is_none() {
+                condition[field] = Value::Null;
+            }
+        }
+    }
 }
 
 /// Order is no difference: a merge keeps the order in which the API had them.
@@ -430,5 +446,9 @@ mod tests {
         let patch = status_patch(&old, &gone).unwrap();
         assert_eq!((&patch["phase"], &patch["podIPs"]), (&json!("Pending"), &Value::Null));
         assert_eq!(patch["conditions"].as_array().unwrap().len(), 2);
+        let unready =
+            status_of(json!({"conditions": [{"type": "Ready", "status": "False", "reason": "ContainersNotReady", "message": "m"}]}));
+        let patch = status_patch(&unready, &status_of(json!({"conditions": [ready("Ready", "True")]}))).unwrap();
+        assert_eq!((&patch["conditions"][0]["reason"], patch["conditions"][0].get("message")), (&Value::Null, Some(&Value::Null)));
     }
 }

@@ -209,6 +209,9 @@ async fn restarted_kubelet_adopts_what_runs_and_removes_what_was_deleted_meanwhi
     world.ready("b").await;
     world.drain.stop();
     tokio::time::sleep(Duration::from_millis(200)).await;
+    // As left by a daemon that was killed between the removals.
+    let logs = world.root.path().join("logs/default_gone_0c5f1e0e");
+    std::fs::create_dir_all(logs.join("c")).unwrap();
     world
         .client
         .request_json::<Value>(http::Method::DELETE, "/api/v1/namespaces/default/pods/b", Some(r#"{"gracePeriodSeconds":0}"#.into()))
@@ -216,12 +219,13 @@ async fn restarted_kubelet_adopts_what_runs_and_removes_what_was_deleted_meanwhi
         .unwrap();
     world.start();
     for _ in 0..200 {
-        if world.runtime.lock().sandboxes.len() == 1 {
+        if world.runtime.lock().sandboxes.len() == 1 && !logs.exists() {
             break;
         }
         tokio::time::sleep(Duration::from_millis(25)).await;
     }
     assert!(world.runtime.containers("d").is_empty());
+    assert!(!logs.exists());
     assert_eq!((world.runtime.calls("create c"), world.runtime.containers("c").len()), (1, 1));
     world.ready("a").await;
     world.drain.stop();

@@ -74,7 +74,8 @@ impl Inner {
         self.containers.insert(&container.id.clone(), container);
     }
 
-    async fn adopt(self: &Arc<Self>, sandbox: &Arc<Sandbox>) -> Option<Vec<Running>> {
+    /// Connects to a living shim; what runs there, or none where no shim answers.
+    pub async fn adopt(self: &Arc<Self>, sandbox: &Arc<Sandbox>) -> Option<Vec<Running>> {
         let connection = Connection::open(&sandbox.id, &sandbox.directory).ok()?;
         *lock(&sandbox.connection) = Some(connection.clone());
         self.listen(sandbox, connection.clone());
@@ -87,14 +88,15 @@ impl Inner {
         }
     }
 
-    fn adopt_container(self: &Arc<Self>, running: Running) {
+    pub fn adopt_container(self: &Arc<Self>, running: Running) {
         let Ok(container) = self.container(&running.container) else { return };
         container.life.send_modify(|life| {
             life.pid = Some(running.pid);
             life.started_at = running.started_at;
         });
-        if let (Some(exit), None) = (running.exit, container.life.borrow().exit.clone()) {
-            container.ended(&self.cgroups, exit);
+        let known = container.life.borrow().exit.is_some();
+        if let Some(exit) = running.exit.filter(|_| !known) {
+            self.exited(&container.id, exit);
         }
     }
 

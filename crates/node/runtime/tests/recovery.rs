@@ -29,6 +29,8 @@ fn main() {
         let node = Node::new().await;
         let node = pods_survive_the_daemon(node).await;
         println!("test pods_survive_the_daemon ... ok");
+        a_pod_outlives_the_loss_of_its_connection(&node).await;
+        println!("test a_pod_outlives_the_loss_of_its_connection ... ok");
         a_pod_whose_shim_dies_ends_and_can_be_removed(&node).await;
         println!("test a_pod_whose_shim_dies_ends_and_can_be_removed ... ok");
         let node = what_was_half_made_is_cleaned(node).await;
@@ -87,6 +89,33 @@ async fn pods_survive_the_daemon(node: Node) -> Node {
     assert_eq!(world.status(lives).await.unwrap().exit_code, 6);
     remove(&world, sandbox).await;
     node
+}
+
+/// A shim serves whoever connects last; the daemon that lost it this way connects again instead of giving the pod up.
+async fn a_pod_outlives_the_loss_of_its_connection(node: &Node) {
+    use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+    let world = World::new(node.subject(), "interrupted");
+    let sandbox = world.sandbox().await.unwrap();
+    let container = world.start(&sandbox, world.script("main", "sleep 4123")).await.unwrap();
+    let shim = node.path().join("run/sandboxes").join(&sandbox).join("shim.sock");
+    let directory = std::fs::File::open(shim.parent().unwrap()).unwrap();
+    let other = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
+    use std::os::fd::AsRawFd;
+    connect(&other, &SocketAddrUnix::new(format!("/proc/self/fd/{}/shim.sock", directory.as_raw_fd())).unwrap()).unwrap();
+    // The other one hears the end of its connection once the daemon is back.
+    let taken = tokio::task::spawn_blocking(move || rustix::io::read(&other, &mut [0_u8; 1])).await.unwrap();
+    assert!(matches!(taken, Ok(0) | Err(rustix::io::Errno::CONNRESET)), "{taken:?}");
+    assert_eq!(world.status(&container).await.unwrap().state, v1::ContainerState::ContainerRunning as i32);
+    let answer = async {
+        loop {
+            if let Ok(answer) = world.exec_sync(&container, "echo back", 10).await {
+                return answer;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    };
+    assert_eq!(tokio::time::timeout(std::time::Duration::from_secs(10), answer).await.unwrap().stdout.as_ref(), b"back\n");
+    remove(&world, &sandbox).await;
 }
 
 async fn a_pod_whose_shim_dies_ends_and_can_be_removed(node: &Node) {

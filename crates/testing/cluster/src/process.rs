@@ -62,9 +62,15 @@ impl Process {
         Self::of(self.id).as_ref() == Some(self)
     }
 
+    /// Kills it and waits until the kernel has let go of what it held.
     pub fn kill(&self) {
         // SAFETY: kill takes plain numbers. That the id still names the same process was just looked at.
         assert!(self.is_alive() && unsafe { libc::kill(self.id, libc::SIGKILL) } == 0, "process {} is not there to be killed", self.id);
+        crate::run::wait_for("a killed process ends", 10, || {
+            // Its first thread may be dead while others still close files.
+            let threads = fs::read_dir(self.file("task")).map_or(0, Iterator::count);
+            crate::run::ensure(!self.is_alive() && threads <= 1, "it is still there")
+        });
     }
 
     fn file(&self, name: &str) -> PathBuf {

@@ -125,7 +125,6 @@ fn fifty_pods_outlive_a_killed_daemon_and_are_adopted_again_and_a_purge_leaves_n
     for _ in 0..2 {
         let daemon = cluster.daemon();
         daemon.kill();
-        wait_for("the daemon is dead", 10, || ensure(!daemon.is_alive(), "still there"));
         assert_eq!(crowd(), before, "no container died with the daemon");
         http::get(&service, "/hostname").expect("the Service works without the daemon");
         cluster.up();
@@ -278,6 +277,54 @@ fn the_users_kubeconfig_gets_and_loses_our_context_and_keeps_the_others() {
     assert_eq!(kubectl(&["config", "get-contexts", "-o", "name"]).ok(), "other\nstest\n");
     cluster.sternpost(&["down", "--purge"]).ok();
     assert_eq!(kubectl(&["config", "get-contexts", "-o", "name"]).ok(), "other\n");
+}
+
+#[test]
+fn a_tainted_or_cordoned_node_takes_only_pods_that_tolerate_it() {
+    let cluster = Cluster::fresh();
+    cluster.up();
+    let pod = |name: &str, tolerations: &str| {
+        let manifest = format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec:\n  terminationGracePeriodSeconds: 1\n  tolerations: [{tolerations}]\n  containers:\n  - {{name: main, image: sternpost.io/toolbox}}\n"
+        );
+        cluster.kubectl_with(&["apply", "-f", "-"], &manifest).ok();
+    };
+    let ready = |name: &str| cluster.kubectl(&["wait", "--for=condition=Ready", "--timeout=60s", &format!("pod/{name}")]).ok();
+    let refused = |name: &str, why: &str| {
+        wait_for("it says why it cannot be placed", 30, || {
+            let events = cluster.kubectl(&["events", "--for", &format!("pod/{name}")]);
+            ensure(events.stdout.contains("FailedScheduling") && events.stdout.contains(why), events)
+        });
+    };
+    wait_for("the default service account", 30, || {
+        let ran = cluster.kubectl(&["get", "serviceaccount", "default"]);
+        ensure(ran.succeeded(), ran)
+    });
+    pod("early", "");
+    ready("early");
+    cluster.kubectl(&["taint", "node", cluster.node(), "kind=special:NoSchedule"]).ok();
+    pod("plain", "");
+    pod("tolerant", "{key: kind, operator: Equal, value: special, effect: NoSchedule}");
+    ready("tolerant");
+    refused("plain", "0/1 nodes are available: 1 node(s) had untolerated taint");
+    ready("early");
+    cluster.kubectl(&["taint", "node", cluster.node(), "kind-"]).ok();
+    ready("plain");
+
+    cluster.kubectl(&["cordon", cluster.node()]).ok();
+    assert!(cluster.kubectl(&["get", "nodes"]).ok().contains("Ready,SchedulingDisabled"));
+    pod("late", "");
+    refused("late", "node(s) were unschedulable");
+    cluster.kubectl(&["uncordon", cluster.node()]).ok();
+    ready("late");
+
+    cluster.kubectl(&["taint", "node", cluster.node(), "kind=leave:NoExecute"]).ok();
+    wait_for("everybody left", 60, || {
+        let pods = cluster.kubectl(&["get", "pods", "-o", "name"]);
+        ensure(pods.succeeded() && pods.stdout.is_empty(), pods)
+    });
+    cluster.sternpost(&["down", "--purge"]).ok();
+    assert_eq!(cluster.traces(), Vec::<String>::new());
 }
 
 /// A small file system below the cluster's folder, unmounted when dropped.

@@ -31,7 +31,7 @@ impl Rules for ConfigMap {
         errors.extend(data_keys(binary, &Path::new("binaryData")));
         let size: usize = entries(object, "data").map(|(_, value)| value.as_str().map_or(0, str::len)).sum();
         if size + base64_size(object, "binaryData") > DATA_SIZE_MAX {
-            errors.push(Error::too_long(&Path::new(""), DATA_SIZE_MAX));
+            errors.push(Error::too_long(&Path::new("[]"), DATA_SIZE_MAX));
         }
         errors
     }

@@ -72,6 +72,13 @@ impl Rules for Job {
         }
         errors
     }
+    /// The job controller does not act on these: said at once, not found out later.
+    fn warnings(&self, object: &Value, old: Option<&Value>) -> Vec<String> {
+        unsupported(at(object, "spec"))
+            .filter(|field| old.is_none_or(|old| at(old, "spec").get(field) != at(object, "spec").get(field)))
+            .map(|field| format!("spec.{field}: this cluster runs the Job without it"))
+            .collect()
+    }
     fn counts_generation(&self) -> bool {
         true
     }
@@ -100,6 +107,11 @@ impl Rules for Job {
     fn validate_name(&self, name: &str) -> Vec<String> {
         names::dns1123_subdomain(name)
     }
+}
+
+/// The fields of a job's spec that are stored but not acted on.
+fn unsupported(spec: &Value) -> impl Iterator<Item = &'static str> {
+    ["podFailurePolicy", "successPolicy", "backoffLimitPerIndex", "maxFailedIndexes"].into_iter().filter(|field| has(spec, field))
 }
 
 /// Defaults of a job's spec, alone or in a CronJob.

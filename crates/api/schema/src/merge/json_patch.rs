@@ -16,8 +16,7 @@ const DEPTH_MAX: usize = 127;
 
 /// Applies the JSON patch document `patch` to `target`.
 pub fn json_patch(target: &mut Value, patch: &[u8]) -> Result<(), Error> {
-    let operations: Vec<serde_json::Map<String, Value>> =
-        serde_json::from_slice(patch).map_err(|error| Error::Malformed(format!("error decoding patch: {error}")))?;
+    let operations = operations(patch).map_err(|why| Error::Malformed(format!("error decoding patch: {why}")))?;
     if operations.len() > OPERATIONS_MAX {
         return Err(Error::TooManyOperations(operations.len()));
     }
@@ -28,6 +27,23 @@ pub fn json_patch(target: &mut Value, patch: &[u8]) -> Result<(), Error> {
     }
     *target = session.document;
     Ok(())
+}
+
+/// The document as a list of objects, or what Go's decoder says about it.
+fn operations(patch: &[u8]) -> Result<Vec<serde_json::Map<String, Value>>, String> {
+    let wrong = |value: &Value, wanted: &str| {
+        format!("json: cannot unmarshal {} into Go value of type jsonpatch.{wanted}", super::json_type(value))
+    };
+    let document = crate::decode::parse_json(patch).map_err(|error| error.to_string())?.value;
+    let items = match document {
+        Value::Array(items) => items,
+        other => return Err(wrong(&other, "Patch")),
+    };
+    let object = |item| match item {
+        Value::Object(members) => Ok(members),
+        other => Err(wrong(&other, "Operation")),
+    };
+    items.into_iter().map(object).collect()
 }
 
 struct Session {

@@ -90,6 +90,7 @@ pub async fn list(server: &Arc<Inner>, context: &Context, target: Target<'_>) ->
     let include = Include::parse(&context.query)?;
     let selection = selection(context, target)?;
     let limit = number(context, "limit")?.unwrap_or(0) as usize;
+    number(context, "timeoutSeconds")?;
     let at = at(context, target, limit)?;
     let caches = &server.registry.caches;
     let page = match &at {
@@ -161,6 +162,10 @@ fn at(context: &Context, target: Target<'_>, limit: usize) -> Result<At, Status>
     let path = field::Path::new("resourceVersionMatch");
     let refuse = |error: field::Error| Err(Status::invalid("meta.k8s.io", "ListOptions", "", &[error]));
     let continue_ = query.text("continue");
+    if query.text("sendInitialEvents").is_some() {
+        let detail = "sendInitialEvents is forbidden for list";
+        return refuse(field::Error::forbidden(&field::Path::new("sendInitialEvents"), detail));
+    }
     match (rule, version) {
         (Some(_), None) => {
             return refuse(field::Error::forbidden(&path, "resourceVersionMatch is forbidden unless resourceVersion is provided"));
@@ -199,19 +204,14 @@ pub fn parse_version(text: Option<&str>) -> Result<Option<u64>, Status> {
         return Ok(None);
     };
     text.parse().map(Some).map_err(|_| {
-        let error = field::Error::invalid(&field::Path::new("resourceVersion"), text, "strconv.ParseUint: parsing: invalid syntax");
+        let detail = format!("strconv.ParseUint: parsing {text:?}: invalid syntax");
+        let error = field::Error::invalid(&field::Path::new("resourceVersion"), text, detail);
         Status::invalid("meta.k8s.io", "ListOptions", "", &[error])
     })
 }
 
 pub fn number(context: &Context, name: &str) -> Result<Option<u64>, Status> {
-    let Some(text) = context.query.text(name) else {
-        return Ok(None);
-    };
-    match text.parse::<i64>() {
-        Ok(number) => Ok(Some(u64::try_from(number).unwrap_or(0))),
-        Err(_) => Err(Status::bad_request(format!("strconv.ParseInt: parsing {text:?}: invalid syntax"))),
-    }
+    Ok(context.query.integer(name)?.map(|number| u64::try_from(number).unwrap_or(0)))
 }
 
 /// Waits until the caches are at `revision`.

@@ -101,8 +101,11 @@ pub async fn patch(server: &Arc<Inner>, context: &Context, target: Target<'_>, r
     let patch = patching::Patch::parse(kind, bytes)?;
     let make = |old: &Value| {
         let served = if target.kind.converts() { crate::convert::from_storage(target.kind, old.clone()) } else { old.clone() };
-        let patched = patch.apply(target.kind, served)?;
-        let mut new = codec::decode(context, target.kind, patched, &options)?;
+        let mut patched = patch.apply(target.kind, served)?;
+        if kind != PatchType::StrategicMerge {
+            codec::expect_type(&mut patched, target.kind.facts.kind, &target.kind.api_version())?;
+        }
+        let mut new = codec::decode(context, target.kind, patched, &options).map_err(|status| patch.blame(status))?;
         place(target, &mut new)?;
         unpatched_version(&mut new, old);
         server.access.check_grant(&server.registry.caches, context, target.kind, &new, Some(old))?;
@@ -180,8 +183,7 @@ async fn delete_options(context: &Context, request: Request<Body>) -> Result<del
         true => Value::Null,
         false => {
             let media = negotiate::body_media(&context.headers, true).unwrap_or(Media::Json);
-            let found = schema::table::by_gvk("", "v1", "DeleteOptions");
-            codec::parse_as(&bytes, media, "DeleteOptions", found)?.value
+            codec::delete_options(context, &bytes, media)?
         }
     };
     if !body.is_null() && body["kind"].as_str().is_some_and(|kind| kind != "DeleteOptions" && !kind.is_empty()) {

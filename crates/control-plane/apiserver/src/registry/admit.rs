@@ -95,7 +95,8 @@ impl Admission {
 }
 
 impl Registry {
-    /// Judges a request that is not about a new state of the object: a deletion, a connection, a binding.
+    /// Judges a request that is not about a new state of the object: a deletion, a connection, a binding. Plugins that judge early
+    /// (a protected namespace) are asked too.
     pub async fn judge(
         &self,
         context: &Context,
@@ -105,7 +106,9 @@ impl Registry {
         old: Option<&Value>,
         dry_run: bool,
     ) -> Result<(), Status> {
-        Admission::new(context, target, operation, object.cloned(), old.cloned(), dry_run).judge(self, context).await
+        let mut admission = Admission::new(context, target, operation, object.cloned(), old.cloned(), dry_run);
+        admission.mutate(self, context).await?;
+        admission.judge(self, context).await
     }
 }
 

@@ -38,8 +38,10 @@ impl Options {
     pub fn parse(body: &Value, context: &Context) -> Result<Self, Status> {
         let query = &context.query;
         let text = |name: &str| body[name].as_str().or_else(|| query.text(name));
-        let number = || body["gracePeriodSeconds"].as_i64().map(Ok).or_else(|| query.text("gracePeriodSeconds").map(str::parse));
-        let grace_seconds = number().transpose().map_err(|error| Status::bad_request(format!("gracePeriodSeconds: {error}")))?;
+        let grace_seconds = match body["gracePeriodSeconds"].as_i64() {
+            Some(seconds) => Some(seconds),
+            None => query.integer("gracePeriodSeconds")?,
+        };
         let orphan = body["orphanDependents"].as_bool().or_else(|| query.get("orphanDependents").map(|_| query.flag("orphanDependents")));
         let root = Path::root();
         let refuse = |error: field::Error| Err(Status::invalid("meta.k8s.io", "DeleteOptions", "", &[error]));
@@ -56,7 +58,7 @@ impl Options {
             (Some("Foreground"), _) => Some(Propagation::Foreground),
             (Some("Orphan"), _) | (None, Some(true)) => Some(Propagation::Orphan),
             (Some(other), _) => {
-                let supported = ["Background", "Foreground", "Orphan"];
+                let supported = ["Foreground", "Background", "Orphan", "nil"];
                 return refuse(field::Error::not_supported(&root.child("propagationPolicy"), other, &supported));
             }
             (None, Some(false)) => Some(Propagation::Background),
@@ -69,7 +71,7 @@ impl Options {
             uid: precondition("uid"),
             resource_version: precondition("resourceVersion"),
             propagation,
-            dry_run: dry_run(from_body.chain(query.all("dryRun")))?,
+            dry_run: dry_run("DeleteOptions", from_body.chain(query.all("dryRun")))?,
         })
     }
 }

@@ -50,6 +50,7 @@ pub(super) fn plan(world: &World) -> Plan {
     let suspended = spec.suspend == Some(true);
     if status.start_time.is_none() && !suspended {
         status.start_time = Some(Time(world.now));
+        plan.event = unsupported(spec);
     }
     let verdict = standing_verdict(&status).or_else(|| verdict(world, spec, &status, active.len()));
     match verdict {
@@ -65,6 +66,19 @@ pub(super) fn plan(world: &World) -> Plan {
     status.ready = Some(active.iter().filter(|pod| pods::is_ready(pod)).count() as i32);
     plan.status = (!same(job.status.as_ref(), &status)).then_some(status);
     plan
+}
+
+/// What the Job asks for and does not get, said once, at its start.
+fn unsupported(spec: &JobSpec) -> Option<(&'static str, String, String)> {
+    let asked = [
+        ("podFailurePolicy", spec.pod_failure_policy.is_some()),
+        ("successPolicy", spec.success_policy.is_some()),
+        ("backoffLimitPerIndex", spec.backoff_limit_per_index.is_some()),
+        ("maxFailedIndexes", spec.max_failed_indexes.is_some()),
+    ];
+    let fields: Vec<&str> = asked.into_iter().filter(|(_, set)| *set).map(|(field, _)| field).collect();
+    let message = || format!("The Job runs without what this cluster does not support: spec.{}", fields.join(", spec."));
+    (!fields.is_empty()).then(|| ("Warning", "UnsupportedField".into(), message()))
 }
 
 pub(super) fn is_tracked(pod: &Pod) -> bool {

@@ -180,3 +180,56 @@ fn what_a_user_may_not_do_is_refused_before_a_container_is_reached() {
         assert!(refused.contains("Forbidden") && refused.contains("jane"), "{args:?}: {refused}");
     }
 }
+
+#[test]
+fn older_clients_reach_containers_over_spdy() {
+    let ns = one_busybox("spdy", "exec nc -ll -p 8080 -e hostname");
+    let spdy = |command: &mut std::process::Command| {
+        command.env("KUBECTL_REMOTE_COMMAND_WEBSOCKETS", "false").env("KUBECTL_PORT_FORWARD_WEBSOCKETS", "false");
+    };
+    let input: String = (0..60_000).map(|number| format!("line {number}\n")).collect();
+    let mut exec = ns.command(&["exec", "-i", "one", "--", "sh", "-c", "cat; echo problem >&2; exit 7"]);
+    spdy(&mut exec);
+    let ran = run(&mut exec, &input);
+    assert!(
+        ran.stdout == input && ran.stderr.contains("problem\n") && ran.code == Some(7),
+        "{} bytes, {:?}, {}",
+        ran.stdout.len(),
+        ran.code,
+        ran.stderr
+    );
+    let mut forward = ns.command(&["port-forward", "pod/one", ":8080"]);
+    spdy(&mut forward);
+    let mut forward = cluster::run::Running::start(&mut forward);
+    let said = forward.wait_for_output("Forwarding from 127.0.0.1:", 30);
+    let local = said.split("127.0.0.1:").nth(1).and_then(|rest| rest.split_whitespace().next()).expect("a local port");
+    for _ in 0..5 {
+        let mut stream = std::net::TcpStream::connect(format!("127.0.0.1:{local}")).expect("connect");
+        let mut text = String::new();
+        std::io::Read::read_to_string(&mut stream, &mut text).expect("an answer");
+        assert_eq!(text, "one\n", "{}", forward.output());
+    }
+}
+
+#[test]
+fn kubectl_proxy_and_the_pods_own_proxy_path_lead_to_a_pod() {
+    let ns = one_toolbox("proxy");
+    let raw = ns.kubectl(&["get", "--raw", &format!("/api/v1/namespaces/{}/pods/one:8080/proxy/hostname", ns.name)]).ok();
+    assert_eq!(raw, "one\n");
+    let mut proxy = ns.start(&["proxy", "--port=0"]);
+    let said = proxy.wait_for_output("Starting to serve on 127.0.0.1:", 30);
+    let address = said.trim().rsplit(' ').next().expect("an address").to_owned();
+    let listed = http::get(&address, &format!("/api/v1/namespaces/{}/pods", ns.name)).expect("a list");
+    assert!(listed.contains("\"PodList\"") && listed.contains("\"one\""), "{listed}");
+}
+
+#[test]
+fn an_ephemeral_container_joins_a_running_pod() {
+    let ns = one_toolbox("debug");
+    let image = format!("--image={}", busybox(1));
+    ns.kubectl(&["debug", "one", &image, "--container=look", "--", "sh", "-c", "wget -q -O - http://127.0.0.1:8080/hostname"]).ok();
+    wait_for("it looked around in the pod's network", 60, || {
+        let log = ns.kubectl(&["logs", "one", "-c", "look"]);
+        ensure(log.stdout == "one\n", log)
+    });
+}

@@ -1,0 +1,291 @@
+//! Kinds whose rules are no more than their columns: a row of [`ALL`] each.
+
+use meta::{names, time};
+use serde_json::Value;
+
+use crate::printing::{self, AGE, CONTAINERS, IMAGES, NAME, SELECTOR, or_none, shown};
+use crate::value::{at, flag, has, int, list, text};
+use crate::{Column, Rules};
+
+/// A kind, its columns after the name, and their cells.
+pub struct Listed {
+    gvk: (&'static str, &'static str, &'static str),
+    columns: &'static [Column],
+    cells: fn(&Value, i64) -> Vec<Value>,
+}
+
+impl Rules for Listed {
+    fn gvk(&self) -> (&'static str, &'static str, &'static str) {
+        self.gvk
+    }
+    fn columns(&self) -> &'static [Column] {
+        self.columns
+    }
+    fn cells(&self, object: &Value, now: i64) -> Vec<Value> {
+        let mut cells = vec![printing::name(object)];
+        cells.extend((self.cells)(object, now));
+        cells
+    }
+    fn validate_name(&self, name: &str) -> Vec<String> {
+        names::dns1123_subdomain(name)
+    }
+}
+
+const fn text_column(name: &'static str) -> Column {
+    shown(name, "string", "")
+}
+
+pub const REPLICATION_CONTROLLER: Listed = Listed {
+    gvk: ("", "v1", "ReplicationController"),
+    columns: &[
+        NAME,
+        shown("Desired", "integer", "Pods wanted."),
+        shown("Current", "integer", "Pods that exist."),
+        shown("Ready", "integer", "Pods that are ready."),
+        AGE,
+        CONTAINERS,
+        IMAGES,
+        SELECTOR,
+    ],
+    cells: |object, now| {
+        let [containers, images] = printing::containers_and_images(at(object, "spec.template"));
+        vec![
+            printing::number(object, "spec.replicas"),
+            printing::number(object, "status.replicas"),
+            printing::number(object, "status.readyReplicas"),
+            printing::age(object, now),
+            containers,
+            images,
+            printing::labels(at(object, "spec.selector")),
+        ]
+    },
+};
+
+pub const INGRESS_CLASS: Listed = Listed {
+    gvk: ("networking.k8s.io", "v1", "IngressClass"),
+    columns: &[NAME, text_column("Controller"), text_column("Parameters"), AGE],
+    cells: |object, now| {
+        let parameters = at(object, "spec.parameters");
+        let shown = match text(parameters, "apiGroup") {
+            "" if parameters.is_null() => "<none>".to_owned(),
+            "" => format!("{}/{}", text(parameters, "kind"), text(parameters, "name")),
+            group => format!("{}.{group}/{}", text(parameters, "kind"), text(parameters, "name")),
+        };
+        vec![text(object, "spec.controller").into(), shown.into(), printing::age(object, now)]
+    },
+};
+
+pub const SERVICE_CIDR: Listed = Listed {
+    gvk: ("networking.k8s.io", "v1", "ServiceCIDR"),
+    columns: &[NAME, text_column("CIDRs"), AGE],
+    cells: |object, now| vec![joined(list(object, "spec.cidrs")), printing::age(object, now)],
+};
+
+pub const IP_ADDRESS: Listed = Listed {
+    gvk: ("networking.k8s.io", "v1", "IPAddress"),
+    columns: &[NAME, text_column("ParentRef"), AGE],
+    cells: |object, now| {
+        let parent = at(object, "spec.parentRef");
+        let words = ["group", "resource", "namespace", "name"].map(|field| text(parent, field));
+        let words: Vec<&str> = words.into_iter().filter(|word| !word.is_empty()).collect();
+        vec![words.join("/").into(), printing::age(object, now)]
+    },
+};
+
+pub const RUNTIME_CLASS: Listed = Listed {
+    gvk: ("node.k8s.io", "v1", "RuntimeClass"),
+    columns: &[NAME, text_column("Handler"), AGE],
+    cells: |object, now| vec![text(object, "handler").into(), printing::age(object, now)],
+};
+
+pub const CERTIFICATE_SIGNING_REQUEST: Listed = Listed {
+    gvk: ("certificates.k8s.io", "v1", "CertificateSigningRequest"),
+    columns: &[NAME, AGE, text_column("SignerName"), text_column("Requestor"), text_column("RequestedDuration"), text_column("Condition")],
+    cells: |object, now| {
+        let duration = int(object, "spec.expirationSeconds").map_or_else(|| "<none>".to_owned(), time::human);
+        let is = |kind: &str| list(object, "status.conditions").iter().any(|condition| text(condition, "type") == kind);
+        let mut words: Vec<&str> = ["Approved", "Denied", "Failed"].into_iter().filter(|kind| is(kind)).collect();
+        if words.is_empty() {
+            words.push("Pending");
+        }
+        if has(object, "status.certificate") {
+            words.push("Issued");
+        }
+        vec![
+            printing::age(object, now),
+            or_none(object, "spec.signerName"),
+            text(object, "spec.username").into(),
+            duration.into(),
+            words.join(",").into(),
+        ]
+    },
+};
+
+pub const CSI_DRIVER: Listed = Listed {
+    gvk: ("storage.k8s.io", "v1", "CSIDriver"),
+    columns: &[
+        NAME,
+        shown("AttachRequired", "boolean", "Whether volumes are attached to nodes."),
+        shown("PodInfoOnMount", "boolean", "Whether the driver is told about pods."),
+        shown("StorageCapacity", "boolean", "Whether free capacity is published."),
+        text_column("TokenRequests"),
+        shown("RequiresRepublish", "boolean", "Whether volumes are published again and again."),
+        text_column("Modes"),
+        AGE,
+    ],
+    cells: |object, now| {
+        let audiences: Vec<&str> = list(object, "spec.tokenRequests").iter().map(|request| text(request, "audience")).collect();
+        let tokens = if audiences.is_empty() { "<unset>".to_owned() } else { audiences.join(",") };
+        vec![
+            (!has(object, "spec.attachRequired") || flag(object, "spec.attachRequired")).into(),
+            flag(object, "spec.podInfoOnMount").into(),
+            flag(object, "spec.storageCapacity").into(),
+            tokens.into(),
+            flag(object, "spec.requiresRepublish").into(),
+            printing::none_if_empty(words(list(object, "spec.volumeLifecycleModes"))),
+            printing::age(object, now),
+        ]
+    },
+};
+
+pub const CSI_NODE: Listed = Listed {
+    gvk: ("storage.k8s.io", "v1", "CSINode"),
+    columns: &[NAME, shown("Drivers", "integer", "Drivers on the node."), AGE],
+    cells: |object, now| vec![list(object, "spec.drivers").len().into(), printing::age(object, now)],
+};
+
+pub const VOLUME_ATTACHMENT: Listed = Listed {
+    gvk: ("storage.k8s.io", "v1", "VolumeAttachment"),
+    columns: &[
+        NAME,
+        text_column("Attacher"),
+        text_column("PV"),
+        text_column("Node"),
+        shown("Attached", "boolean", "Whether the node has it."),
+        AGE,
+    ],
+    cells: |object, now| {
+        vec![
+            text(object, "spec.attacher").into(),
+            text(object, "spec.source.persistentVolumeName").into(),
+            text(object, "spec.nodeName").into(),
+            flag(object, "status.attached").into(),
+            printing::age(object, now),
+        ]
+    },
+};
+
+const WEBHOOK_COLUMNS: &[Column] = &[NAME, shown("Webhooks", "integer", "Webhooks of the configuration."), AGE];
+
+pub const VALIDATING_WEBHOOKS: Listed = Listed {
+    gvk: ("admissionregistration.k8s.io", "v1", "ValidatingWebhookConfiguration"),
+    columns: WEBHOOK_COLUMNS,
+    cells: |object, now| vec![list(object, "webhooks").len().into(), printing::age(object, now)],
+};
+
+pub const MUTATING_WEBHOOKS: Listed = Listed {
+    gvk: ("admissionregistration.k8s.io", "v1", "MutatingWebhookConfiguration"),
+    columns: WEBHOOK_COLUMNS,
+    cells: |object, now| vec![list(object, "webhooks").len().into(), printing::age(object, now)],
+};
+
+pub const FLOW_SCHEMA: Listed = Listed {
+    gvk: ("flowcontrol.apiserver.k8s.io", "v1", "FlowSchema"),
+    columns: &[
+        NAME,
+        text_column("PriorityLevel"),
+        shown("MatchingPrecedence", "string", "The order in which schemas are asked."),
+        text_column("DistinguisherMethod"),
+        AGE,
+        text_column("MissingPL"),
+    ],
+    cells: |object, now| {
+        let dangling = list(object, "status.conditions").iter().find(|condition| text(condition, "type") == "Dangling");
+        vec![
+            or_none(object, "spec.priorityLevelConfiguration.name"),
+            int(object, "spec.matchingPrecedence").unwrap_or(0).to_string().into(),
+            or_none(object, "spec.distinguisherMethod.type"),
+            printing::age(object, now),
+            dangling.map_or("?", |condition| text(condition, "status")).into(),
+        ]
+    },
+};
+
+pub const PRIORITY_LEVEL: Listed = Listed {
+    gvk: ("flowcontrol.apiserver.k8s.io", "v1", "PriorityLevelConfiguration"),
+    columns: &[
+        NAME,
+        text_column("Type"),
+        text_column("NominalConcurrencyShares"),
+        text_column("Queues"),
+        text_column("HandSize"),
+        text_column("QueueLengthLimit"),
+        AGE,
+    ],
+    cells: |object, now| {
+        let number = |path: &str| Value::from(int(object, path).map_or_else(|| "<none>".to_owned(), |number| number.to_string()));
+        let queuing = |field: &str| number(&format!("spec.limited.limitResponse.queuing.{field}"));
+        vec![
+            text(object, "spec.type").into(),
+            number("spec.limited.nominalConcurrencyShares"),
+            queuing("queues"),
+            queuing("handSize"),
+            queuing("queueLengthLimit"),
+            printing::age(object, now),
+        ]
+    },
+};
+
+pub const API_SERVICE: Listed = Listed {
+    gvk: ("apiregistration.k8s.io", "v1", "APIService"),
+    columns: &[NAME, text_column("Service"), text_column("Available"), AGE],
+    cells: |object, now| {
+        let service = match has(object, "spec.service") {
+            true => format!("{}/{}", text(object, "spec.service.namespace"), text(object, "spec.service.name")),
+            false => "Local".to_owned(),
+        };
+        let condition = list(object, "status.conditions").iter().find(|condition| text(condition, "type") == "Available");
+        let available = condition.map_or_else(
+            || "Unknown".to_owned(),
+            |condition| match text(condition, "status") {
+                "True" => "True".to_owned(),
+                other => format!("{other} ({})", text(condition, "reason")),
+            },
+        );
+        vec![service.into(), available.into(), printing::age(object, now)]
+    },
+};
+
+fn words(items: &[Value]) -> String {
+    items.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(",")
+}
+
+fn joined(items: &[Value]) -> Value {
+    words(items).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn rows_show_what_upstream_shows() {
+        let spec = |spec: Value| json!({"metadata": {"name": "x"}, "spec": spec});
+        let cases: [(&Listed, Value, &[Value]); 6] = [
+            (&INGRESS_CLASS, spec(json!({"controller": "a.b/c"})), &[json!("a.b/c"), json!("<none>")]),
+            (&CSI_NODE, spec(json!({"drivers": [{}, {}]})), &[json!(2)]),
+            (&CSI_DRIVER, spec(json!({})), &[json!(true), json!(false), json!(false), json!("<unset>"), json!(false), json!("<none>")]),
+            (&SERVICE_CIDR, spec(json!({"cidrs": ["10.96.0.0/16", "fd00::/112"]})), &[json!("10.96.0.0/16,fd00::/112")]),
+            (&API_SERVICE, spec(json!({})), &[json!("Local"), json!("Unknown")]),
+            (&REPLICATION_CONTROLLER, spec(json!({"replicas": 2})), &[json!(2), json!(0), json!(0)]),
+        ];
+        for (kind, object, cells) in cases {
+            assert_eq!(kind.cells(&object, 0)[1..=cells.len()], *cells, "{:?}", kind.gvk);
+        }
+        let request =
+            json!({"metadata": {"name": "x"}, "spec": {"expirationSeconds": 3600}, "status": {"conditions": [{"type": "Approved"}]}});
+        assert_eq!(CERTIFICATE_SIGNING_REQUEST.cells(&request, 0)[4..], [json!("60m"), json!("Approved")]);
+    }
+}
