@@ -19,7 +19,7 @@ use crate::config::{Config, outward_address};
 use crate::daemon::{self, PidFile};
 use crate::kubeconfig::{self, Invoker};
 use crate::progress::Progress;
-use crate::{control, node, preflight, status, transport};
+use crate::{control, memory, node, preflight, status, transport};
 
 /// How long components may take to finish after the signal.
 const GRACE: Duration = Duration::from_secs(10);
@@ -42,6 +42,7 @@ pub fn run(config: Config, args: &UpArgs) -> anyhow::Result<i32> {
         return not_to_be_started(&config)?.context("another daemon began to start here and ended; try again");
     };
     start_logs(&config, args)?;
+    memory::configure();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(cluster(config, args, &mut progress))?;
     runtime.shutdown_timeout(Duration::from_secs(2));
@@ -124,6 +125,7 @@ async fn cluster(config: Config, args: &UpArgs, progress: &mut Progress) -> anyh
         node::label(&parts).await?;
         greet(&parts, args, progress)?;
         progress.done();
+        memory::give_back();
         tokio::select! {
             () = signals.next() => {}
             Some(ended) = tasks.join_next() => anyhow::bail!("a component ended by itself: {ended:?}"),
@@ -199,6 +201,9 @@ async fn compact(store: Arc<dyn Store>, drain: Drain) {
             && let Err(error) = store.compact(before).await
         {
             tracing::warn!(%error, "compaction failed");
+        }
+        if now > before {
+            memory::give_back();
         }
         before = now;
     }
