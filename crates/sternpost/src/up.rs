@@ -45,7 +45,11 @@ pub fn run(config: Config, args: &UpArgs) -> anyhow::Result<i32> {
     let quiet = if args.report_fd.is_some() { config.log.clone() } else { config.log.replacen("info", "warn", 1) };
     telemetry::init_logs(&quiet, format).map_err(anyhow::Error::msg)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(cluster(config, args, &mut progress))?;
+    if let Err(error) = runtime.block_on(cluster(config, args, &mut progress)) {
+        // Whoever waits for a detached start hears it even where the log cannot be written.
+        progress.failed(&error);
+        return Err(error);
+    }
     runtime.shutdown_timeout(Duration::from_secs(2));
     Ok(0)
 }
