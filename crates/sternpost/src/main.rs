@@ -10,6 +10,7 @@ mod daemon;
 mod down;
 mod image;
 mod kubeconfig;
+mod memory;
 mod node;
 mod preflight;
 mod progress;

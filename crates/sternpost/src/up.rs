@@ -19,7 +19,7 @@ use crate::config::{Config, outward_address};
 use crate::daemon::{self, PidFile};
 use crate::kubeconfig::{self, Invoker};
 use crate::progress::Progress;
-use crate::{control, node, preflight, status, transport};
+use crate::{control, memory, node, preflight, status, transport};
 
 /// How long components may take to finish after the signal.
 const GRACE: Duration = Duration::from_secs(10);
@@ -44,6 +44,7 @@ pub fn run(config: Config, args: &UpArgs) -> anyhow::Result<i32> {
     let format = if args.report_fd.is_some() { telemetry::LogFormat::Plain } else { telemetry::LogFormat::Text };
     let quiet = if args.report_fd.is_some() { config.log.clone() } else { config.log.replacen("info", "warn", 1) };
     telemetry::init_logs(&quiet, format).map_err(anyhow::Error::msg)?;
+    memory::configure();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     if let Err(error) = runtime.block_on(cluster(config, args, &mut progress)) {
         // Whoever waits for a detached start hears it even where the log cannot be written.
@@ -120,6 +121,7 @@ async fn cluster(config: Config, args: &UpArgs, progress: &mut Progress) -> anyh
         node::label(&parts).await?;
         greet(&parts, args, progress)?;
         progress.done();
+        memory::give_back();
         tokio::select! {
             () = signals.next() => {}
             Some(ended) = tasks.join_next() => anyhow::bail!("a component ended by itself: {ended:?}"),
@@ -195,6 +197,9 @@ async fn compact(store: Arc<dyn Store>, drain: Drain) {
             && let Err(error) = store.compact(before).await
         {
             tracing::warn!(%error, "compaction failed");
+        }
+        if now > before {
+            memory::give_back();
         }
         before = now;
     }

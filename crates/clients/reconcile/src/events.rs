@@ -17,8 +17,8 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tracing::debug;
 
-/// Events that wait to be written; more are dropped.
-const PENDING_MAX: usize = 1000;
+/// Events that wait to be written, one after the other; more are dropped. A node that starts a thousand pods tells three of each.
+const PENDING_MAX: usize = 4096;
 /// Objects and messages remembered; when full, all is forgotten, which costs duplicates and nothing else.
 const REMEMBERED_MAX: usize = 4096;
 const BURST: f64 = 25.0;

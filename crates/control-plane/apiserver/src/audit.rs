@@ -49,7 +49,7 @@ impl Sink {
 pub fn finish(server: &Inner, context: &Context, response: &Response<Body>, started: Instant, audit_id: &str) {
     let info = &context.info;
     let code = response.status().as_u16();
-    server.metrics.observe(info, code, started.elapsed());
+    server.metrics.observe(context, code, started.elapsed());
     let Some(sink) = &server.audit else { return };
     if !info.is_resource {
         return;

@@ -21,6 +21,7 @@ mod service;
 mod cluster_role_aggregation;
 mod daemon_set;
 mod deployment;
+mod disruption;
 mod endpoint_slice;
 mod endpoints;
 mod garbage_collector;
@@ -70,6 +71,7 @@ fn all() -> Vec<Controller> {
         controller!(node_lifecycle),
         controller!(taint_eviction),
         controller!(pod_gc),
+        controller!(disruption),
         controller!(service_account),
         controller!(root_ca),
         controller!(cluster_role_aggregation),

@@ -7,7 +7,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use hickory_proto::op::{Message, Query, ResponseCode};
-use hickory_proto::rr::Name;
+use hickory_proto::rr::{Name, RecordType};
 use stdx::Drain;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
@@ -222,6 +222,13 @@ impl Server {
             let Answer::Alias { record, target } = found else { break };
             aliases.push(*record);
             name = target;
+            if request.query.query_type() == RecordType::CNAME {
+                // The alias itself is what was asked for.
+                let mut message = answer::reply(&request.message, ResponseCode::NoError);
+                message.metadata.authoritative = true;
+                message.add_answers(aliases);
+                return message;
+            }
             if aliases.len() == ALIASES_MAX {
                 return answer::reply(&request.message, ResponseCode::ServFail);
             }

@@ -183,6 +183,8 @@ async fn an_external_name_is_followed_to_its_addresses() {
     let answer = server.ask_ready(&question("out.default.svc.cluster.local.", RecordType::A)).await;
     assert_eq!(answer.answers[0].record_type(), RecordType::CNAME);
     assert_eq!(addresses(&answer), ["192.0.2.9"]);
+    let alias = server.ask(&question("out.default.svc.cluster.local.", RecordType::CNAME)).await;
+    assert_eq!((alias.metadata.response_code, alias.answers.len()), (ResponseCode::NoError, 1));
     let endless = server.ask(&question("loop.default.svc.cluster.local.", RecordType::A)).await;
     assert_eq!(endless.metadata.response_code, ResponseCode::ServFail);
 }

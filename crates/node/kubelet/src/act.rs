@@ -303,8 +303,7 @@ impl Agent {
         self.runtime.remove_container(v1::RemoveContainerRequest { container_id: id }).await?;
         if let Some((container, attempt)) = log {
             let path = crispec::log_directory(&scene.pod, &self.config).join(container).join(format!("{attempt}.log"));
-            // A log that is not there is as good as removed.
-            let _ = std::fs::remove_file(path);
+            crate::logs::rotate::remove(&path);
         }
         Ok(())
     }

@@ -22,6 +22,10 @@ pub struct Config {
     pub runtime_directory: PathBuf,
     /// Container logs: `<log_directory>/<namespace>_<name>_<uid>/<container>/<restart>.log`.
     pub log_directory: PathBuf,
+    /// A log larger than this is rotated; so many files of one container stay, the one in use included; and how often that is looked at.
+    pub log_bytes_max: u64,
+    pub log_files_max: usize,
+    pub log_interval: Duration,
     /// 0 picks a free port.
     pub port: u16,
     pub tls: Option<Tls>,
@@ -71,6 +75,9 @@ impl Config {
             data_directory: "/var/lib/sternpost/kubelet".into(),
             runtime_directory: "/run/sternpost/kubelet".into(),
             log_directory: "/var/log/pods".into(),
+            log_bytes_max: 10 << 20,
+            log_files_max: 5,
+            log_interval: Duration::from_secs(10),
             port: 10250,
             tls: None,
             server_users: vec!["system:masters".into(), "system:kube-apiserver".into(), "kube-apiserver-kubelet-client".into()],

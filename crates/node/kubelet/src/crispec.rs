@@ -117,6 +117,9 @@ fn namespaces(pod: &Pod) -> v1::NamespaceOption {
         network: node_or(spec.host_network, v1::NamespaceMode::Pod) as i32,
         pid: node_or(spec.host_pid, pid) as i32,
         ipc: node_or(spec.host_ipc, v1::NamespaceMode::Pod) as i32,
+        // Said only where it is asked for: what comes of it is the runtime's to say.
+        userns_options: (spec.host_users == Some(false))
+            .then(|| v1::UserNamespace { mode: v1::NamespaceMode::Pod as i32, ..Default::default() }),
         ..Default::default()
     }
 }
@@ -127,13 +130,17 @@ fn groups(pod: &Pod) -> Vec<i64> {
 }
 
 fn seccomp(profile: &SeccompProfile) -> v1::SecurityProfile {
+    security_profile(&profile.type_, profile.localhost_profile.as_deref())
+}
+
+fn security_profile(kind: &str, localhost: Option<&str>) -> v1::SecurityProfile {
     use v1::security_profile::ProfileType;
-    let kind = match profile.type_.as_str() {
+    let kind = match kind {
         "RuntimeDefault" => ProfileType::RuntimeDefault,
         "Localhost" => ProfileType::Localhost,
         _ => ProfileType::Unconfined,
     };
-    v1::SecurityProfile { profile_type: kind as i32, localhost_ref: profile.localhost_profile.clone().unwrap_or_default() }
+    v1::SecurityProfile { profile_type: kind as i32, localhost_ref: localhost.unwrap_or_default().into() }
 }
 
 fn is_privileged(container: &Container) -> bool {
@@ -279,6 +286,11 @@ fn security(input: &ContainerInput<'_>) -> v1::LinuxContainerSecurityContext {
         masked_paths: if unmasked { Vec::new() } else { paths(MASKED_PATHS) },
         readonly_paths: if unmasked { Vec::new() } else { paths(READONLY_PATHS) },
         seccomp: own.seccomp_profile.as_ref().or(pod_level.seccomp_profile.as_ref()).map(seccomp),
+        apparmor: own
+            .app_armor_profile
+            .as_ref()
+            .or(pod_level.app_armor_profile.as_ref())
+            .map(|profile| security_profile(&profile.type_, profile.localhost_profile.as_deref())),
         ..Default::default()
     }
 }
@@ -395,6 +407,9 @@ mod tests {
         let host = sandbox(&pod(json!({"containers": [], "hostNetwork": true, "hostPID": true})), &config, Default::default(), 0);
         let options = host.linux.unwrap().security_context.unwrap().namespace_options.unwrap();
         assert_eq!((options.network, options.pid, options.ipc), (2, 2, 0));
+        assert_eq!(options.userns_options, None);
+        let own_users = sandbox(&pod(json!({"containers": [], "hostUsers": false})), &config, Default::default(), 0);
+        assert!(own_users.linux.unwrap().security_context.unwrap().namespace_options.unwrap().userns_options.is_some());
         assert_eq!(shared.linux.unwrap().security_context.unwrap().namespace_options.unwrap().pid, 0);
     }
 }

@@ -9,7 +9,7 @@
 //! [`crispec`], [`env`], [`dns`], [`probe`], [`node`], [`server`], [`logs`].
 //!
 //! Tasks: one per reconcile (bounded), one timer for all probes, one each for the runtime's events, the Node's status and Lease, the
-//! server, and one per pull, stop and hook under way. Restart: what runs is found again through the labels of its sandbox and goes on;
+//! rotation of logs, the server, and one per pull, stop and hook under way. Restart: what runs is found again through the labels of its sandbox and goes on;
 //! pods that the API deleted meanwhile are removed once the API's list is known. Nothing of this depends on the API being up.
 
 use std::collections::HashMap;
@@ -86,11 +86,12 @@ pub async fn run(
     let port = listening.as_ref().and_then(|(_, listener)| listener.local_addr().ok()).map_or(agent.config.port, |address| address.port());
     let server = tokio::spawn(serve(agent.clone(), listening, drain.clone()));
     let events = tokio::spawn(drain.clone().run_owned(follow_runtime(agent.clone())));
+    let logs = tokio::spawn(drain.clone().run_owned(agent.clone().rotate_logs()));
     let node = tokio::spawn(agent.clone().keep_node(machine, port, drain.clone()));
     let orphans = tokio::spawn(drain.clone().run_owned(adopt_orphans(agent.clone(), pods)));
     let reconciler = agent.clone();
     reconcile::run("kubelet", agent.queue.clone(), WORKERS, drain.clone(), move |uid| reconciler.clone().reconcile(uid)).await;
-    let _ = futures_util::future::join4(events, node, orphans, server).await;
+    let _ = futures_util::future::join5(events, node, orphans, server, logs).await;
     Ok(())
 }
 

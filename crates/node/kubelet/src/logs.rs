@@ -3,6 +3,8 @@
 //! Semantics as upstream's `pkg/kubelet/kuberuntime/logs`: `tailLines` counts lines of the file, `sinceTime` and `limitBytes` apply after
 //! it, following survives rotation of the file.
 
+pub mod rotate;
+
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::MetadataExt;
@@ -32,6 +34,8 @@ pub struct Reader {
     path: PathBuf,
     file: File,
     inode: u64,
+    /// A new file was seen; the old one is read once more, since the runtime may still have written to it in that moment.
+    rotated: bool,
     options: Options,
     /// Read but not yet a whole line.
     rest: BytesMut,
@@ -51,7 +55,7 @@ impl Reader {
         }
         let inode = file.metadata()?.ino();
         let left = options.limit_bytes;
-        Ok(Self { path: path.into(), file, inode, options, rest: BytesMut::new(), left, inside_line: false })
+        Ok(Self { path: path.into(), file, inode, rotated: false, options, rest: BytesMut::new(), left, inside_line: false })
     }
 
     /// The next text, or `None` at the present end. Blocking.
@@ -84,6 +88,10 @@ impl Reader {
     fn follow_rotation(&mut self) -> io::Result<bool> {
         let Ok(metadata) = std::fs::metadata(&self.path) else { return Ok(false) };
         if metadata.ino() == self.inode {
+            return Ok(false);
+        }
+        self.rotated = !self.rotated;
+        if self.rotated {
             return Ok(false);
         }
         self.file = File::open(&self.path)?;
@@ -180,6 +188,8 @@ fn tail_start(file: &mut File, lines: u64) -> io::Result<u64> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
     use super::*;
 
     const LOG: &str = "2026-01-02T03:04:05.000000001Z stdout F one\n\
@@ -230,6 +240,13 @@ mod tests {
         assert_eq!(reader.read().unwrap(), None);
         std::fs::rename(&path, dir.path().join("0.log.1")).unwrap();
         std::fs::write(&path, "2026-01-02T03:04:06Z stdout F new\n").unwrap();
+        std::fs::OpenOptions::new()
+            .append(true)
+            .open(dir.path().join("0.log.1"))
+            .and_then(|mut old| old.write_all(b"2026-01-02T03:04:06Z stdout F late\n"))
+            .unwrap();
+        assert_eq!(reader.read().unwrap().unwrap(), "late\n");
+        assert_eq!(reader.read().unwrap(), None);
         assert_eq!(reader.read().unwrap().unwrap(), "new\n");
     }
 }

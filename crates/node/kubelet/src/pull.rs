@@ -32,33 +32,35 @@ impl Agent {
             self.event(&about, EventKind::Warning, "InspectFailed", message.clone());
             return self.failed(scene, key, "InvalidImageName", message);
         }
-        if policy != "Always" {
-            match self.present(&image).await {
-                Ok(Some(reference)) => {
-                    self.event(&about, EventKind::Normal, "Pulled", format!("Container image {image:?} already present on machine"));
-                    scene.record.memory().images.insert(key, Image::Ready(reference));
-                    return;
-                }
-                Ok(None) if policy == "Never" => {
-                    let message = format!("Container image {image:?} is not present with pull policy of Never");
-                    self.event(&about, EventKind::Warning, "ErrImageNeverPull", message.clone());
-                    return self.failed(scene, key, "ErrImageNeverPull", message);
-                }
-                Ok(None) => {}
-                Err(message) => {
-                    self.event(&about, EventKind::Warning, "InspectFailed", format!("Failed to inspect image {image:?}: {message}"));
-                    let message = format!("Failed to inspect image {image:?}: {message}");
-                    return self.failed(scene, key, "ImageInspectError", message);
-                }
+        match self.present(&image).await {
+            // A pinned image is the node's own: no registry has it.
+            Ok(Some((reference, pinned))) if pinned || policy != "Always" => {
+                self.event(&about, EventKind::Normal, "Pulled", format!("Container image {image:?} already present on machine"));
+                scene.record.memory().images.insert(key, Image::Ready(reference));
+                return;
+            }
+            Ok(None) if policy == "Never" => {
+                let message = format!("Container image {image:?} is not present with pull policy of Never");
+                self.event(&about, EventKind::Warning, "ErrImageNeverPull", message.clone());
+                return self.failed(scene, key, "ErrImageNeverPull", message);
+            }
+            Ok(_) => {}
+            Err(_) if policy == "Always" => {}
+            Err(error) => {
+                let message = error.message;
+                self.event(&about, EventKind::Warning, "InspectFailed", format!("Failed to inspect image {image:?}: {message}"));
+                let message = format!("Failed to inspect image {image:?}: {message}");
+                return self.failed(scene, key, "ImageInspectError", message);
             }
         }
         self.pull(scene, key, image, policy == "Always").await;
     }
 
-    async fn present(&self, image: &str) -> Result<Option<String>, String> {
+    /// The id of the image where it is on the node, and whether it is pinned there.
+    async fn present(&self, image: &str) -> Result<Option<(String, bool)>, cri::Error> {
         let spec = v1::ImageSpec { image: with_tag(image), user_specified_image: image.into(), ..Default::default() };
         let answer = self.images.image_status(v1::ImageStatusRequest { image: Some(spec), verbose: false }).await;
-        Ok(answer.map_err(|error| error.message)?.image.map(|found| found.id))
+        Ok(answer?.image.map(|found| (found.id, found.pinned)))
     }
 
     async fn pull(self: &Arc<Self>, scene: &Scene, key: (String, u32), image: String, always: bool) {
@@ -76,7 +78,7 @@ impl Agent {
             let held = turn.lock().await;
             let begun = Instant::now();
             // Another pod may have pulled it while this one waited.
-            let present = if always { None } else { agent.present(&image).await.ok().flatten() };
+            let present = if always { None } else { agent.present(&image).await.ok().flatten().map(|(id, _)| id) };
             let pulled = match present {
                 Some(reference) => {
                     agent.event(&about, EventKind::Normal, "Pulled", format!("Container image {image:?} already present on machine"));
@@ -115,6 +117,7 @@ impl Agent {
     }
 
     fn failed(&self, scene: &Scene, key: (String, u32), reason: &'static str, message: String) {
+        self.event(&scene.container_reference(&key.0), EventKind::Warning, "Failed", format!("Error: {reason}"));
         let mut memory = scene.record.memory();
         let former = match memory.images.get(&key) {
             Some(Image::Failed { wait, .. }) => Some(*wait),

@@ -16,6 +16,7 @@ mod child;
 pub mod in_root;
 mod process;
 mod rootfs;
+pub mod seccomp;
 mod spawn;
 mod spec;
 pub mod sys;

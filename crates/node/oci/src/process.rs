@@ -98,6 +98,11 @@ pub(crate) fn become_program(process: &Process, stdio: Stdio<'_>) -> Result<Infa
     make_cwd(cwd, process);
     // Entered before privileges go (a directory may be closed to the user, as with Docker) and, failing that, after.
     let entered = rustix::process::chdir(cwd).is_ok();
+    let filter = || crate::seccomp::install(process.bounding).map_err(|e| Failure::new("load the seccomp filter", e));
+    // Without no_new_privs this takes the privileges that are about to go.
+    if process.seccomp && !process.no_new_privileges {
+        filter()?;
+    }
     assume(process).map_err(|(step, e)| Failure::new(step, e))?;
     if !entered {
         rustix::process::chdir(cwd).map_err(|e| {
@@ -107,6 +112,9 @@ pub(crate) fn become_program(process: &Process, stdio: Stdio<'_>) -> Result<Infa
     }
     if process.no_new_privileges {
         rustix::thread::set_no_new_privs(true).map_err(|e| Failure::new("set no_new_privs", e))?;
+        if process.seccomp {
+            filter()?;
+        }
     }
     let program = find_program(process)?;
     sys::close_on_exec_from(3).map_err(|e| Failure::new("close descriptors", e))?;

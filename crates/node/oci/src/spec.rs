@@ -36,6 +36,9 @@ pub struct Process {
     pub bounding: u64,
     pub ambient: u64,
     pub no_new_privileges: bool,
+    /// The default system call filter, see [`crate::seccomp`].
+    #[serde(default)]
+    pub seccomp: bool,
     pub rlimits: Vec<Rlimit>,
     /// Not lowered below the launcher's own without CAP_SYS_RESOURCE.
     pub oom_score_adj: Option<i32>,

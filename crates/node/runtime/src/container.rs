@@ -53,6 +53,8 @@ impl Inner {
         {
             return Err(Error::Invalid(format!("failed to reserve container name {:?}: it is reserved for {:?}", metadata.name, other.id)));
         }
+        let security = config.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
+        security.map_or(Ok(()), plan::check_security).map_err(Error::Invalid)?;
         let id = new_id()?;
         let log_directory = sandbox.config().log_directory;
         let log_path = if config.log_path.is_empty() || log_directory.is_empty() {
@@ -167,6 +169,7 @@ impl Inner {
             user: identity.user,
             bounding,
             ambient,
+            seccomp: plan::default_filter(&security),
             no_new_privileges: security.no_new_privs && !security.privileged,
             rlimits: Vec::new(),
             oom_score_adj: Some(linux.resources.as_ref().map_or(0, |r| r.oom_score_adj as i32)),

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use cri::v1;
+use cri::v1::security_profile::ProfileType;
 use images::ImageConfig;
 use oci::{FileSystem, Mount, PidNamespace, Process, Propagation, Source, Spec, capabilities};
 
@@ -100,6 +101,29 @@ pub fn signal_number(name: &str) -> Option<i32> {
         return Some(31);
     }
     NAMES.iter().find(|(n, _)| *n == bare).map(|(_, number)| *number)
+}
+
+/// Does the container run under the default system call filter?
+pub fn default_filter(security: &v1::LinuxContainerSecurityContext) -> bool {
+    let profile = security.seccomp.as_ref().map(|profile| profile.profile_type);
+    !security.privileged && profile == Some(ProfileType::RuntimeDefault as i32)
+}
+
+/// Refuses protection that this runtime cannot give: a container never runs with less than it asked for.
+pub fn check_security(security: &v1::LinuxContainerSecurityContext) -> Result<(), String> {
+    if security.privileged {
+        return Ok(());
+    }
+    if let Some(profile) = security.seccomp.as_ref().filter(|profile| profile.profile_type == ProfileType::Localhost as i32) {
+        let name = &profile.localhost_ref;
+        return Err(format!("seccomp profile {name:?} of type Localhost is not supported: use RuntimeDefault or Unconfined"));
+    }
+    match &security.apparmor {
+        Some(profile) if profile.profile_type != ProfileType::Unconfined as i32 => {
+            Err("Cannot enforce AppArmor: AppArmor is not supported by this runtime".into())
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Bounding and ambient capability masks.
@@ -326,6 +350,29 @@ mod tests {
             ("", None),
         ] {
             assert_eq!(signal_number(name), number, "{name}");
+        }
+    }
+
+    #[test]
+    fn protection_that_cannot_be_given_is_refused() {
+        let context = |seccomp: Option<ProfileType>, apparmor: Option<ProfileType>, privileged| {
+            let profile = |kind: ProfileType| v1::SecurityProfile { profile_type: kind as i32, localhost_ref: "own.json".into() };
+            v1::LinuxContainerSecurityContext {
+                seccomp: seccomp.map(profile),
+                apparmor: apparmor.map(profile),
+                privileged,
+                ..Default::default()
+            }
+        };
+        let seccomp = |kind, privileged| context(Some(kind), None, privileged);
+        assert!(check_security(&seccomp(ProfileType::Localhost, false)).is_err_and(|error| error.contains("own.json")));
+        assert!(check_security(&seccomp(ProfileType::RuntimeDefault, false)).is_ok());
+        assert!(check_security(&context(None, Some(ProfileType::Localhost), false)).is_err());
+        assert!(check_security(&context(None, Some(ProfileType::Unconfined), false)).is_ok());
+        assert!(default_filter(&seccomp(ProfileType::RuntimeDefault, false)));
+        for unfiltered in [seccomp(ProfileType::RuntimeDefault, true), seccomp(ProfileType::Unconfined, false), context(None, None, false)]
+        {
+            assert!(!default_filter(&unfiltered) && check_security(&unfiltered).is_ok());
         }
     }
 

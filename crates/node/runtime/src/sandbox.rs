@@ -27,6 +27,12 @@ impl Inner {
         if !request.runtime_handler.is_empty() {
             return Err(Error::Invalid(format!("no runtime for {:?} is configured", request.runtime_handler)));
         }
+        let security = config.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
+        let namespaces = security.and_then(|security| security.namespace_options.as_ref());
+        let users = namespaces.and_then(|namespaces| namespaces.userns_options.as_ref());
+        if users.is_some_and(|users| users.mode != v1::NamespaceMode::Node as i32) {
+            return Err(Error::Invalid("user namespaces (hostUsers: false) are not supported by this runtime".into()));
+        }
         self.refuse_duplicate(&config)?;
         let id = new_id()?;
         let directory = self.config.run_dir.join("sandboxes").join(&id);

@@ -168,6 +168,10 @@ impl Shim {
                 let Some(container) = self.containers.get_mut(&id) else { return Ok(()) };
                 if let Some((number, reply, terminal)) = container.ready(what) {
                     let terminal = terminal.map(|t| t.try_clone()).transpose()?;
+                    if reply.is_err() {
+                        // It never ran: the caller has the reason, and the exit of the child is nobody's news.
+                        self.containers.remove(&id);
+                    }
                     self.reply(number, reply, terminal.as_ref().map(AsFd::as_fd).as_slice());
                 }
                 Ok(())

@@ -246,6 +246,10 @@ impl Container {
     pub fn ended(&self, root: &cgroups::Root, exit: Exit) {
         let out_of_memory = root.open(&lock(&self.record).cgroup).is_ok_and(|group| group.oom_kills() > 0);
         self.life.send_modify(|life| {
+            // A container ends once: what was said first was said by who knew most.
+            if life.exit.is_some() {
+                return;
+            }
             life.out_of_memory = out_of_memory && exit.code != 0;
             life.started_at = if exit.started_at != 0 { exit.started_at } else { life.started_at };
             life.exit = Some(exit);

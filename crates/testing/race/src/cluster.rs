@@ -12,11 +12,11 @@ use crate::machine;
 use crate::processes::footprint;
 
 const CONFIG: &str = "\
-apiPort: 26443
-kubeletPort: 20250
-dnsPort: 20053
-podCidr: 10.230.0.0/16
-serviceCidr: 10.231.0.0/16
+apiPort: 38643
+kubeletPort: 38250
+dnsPort: 38053
+podCidr: 10.238.0.0/16
+serviceCidr: 10.239.0.0/16
 cgroupRoot: sternpost-race
 nftTable: sternpost-race
 linkPrefix: sr

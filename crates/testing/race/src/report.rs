@@ -71,7 +71,7 @@ fn section(case: &Case, record: &Record<'_>, outcome: &Outcome) -> String {
         "Floors in the same run (p50): fdatasync {fdatasync_us:.0} µs, fork + exec {exec_us:.0} µs, loopback round trip {loopback_us:.1} µs. \
          Other programs used {:.0} % of the processors meanwhile.{}",
         record.load.foreign_percent,
-        if record.load.foreign_percent > FOREIGN_PERCENT_MAX { " **Not a quiet machine: only the ratios count.**" } else { "" }
+        if record.load.foreign_percent > FOREIGN_PERCENT_MAX { " **Not a quiet machine: absolute figures are pessimistic.**" } else { "" }
     ));
     lines.extend([outcome.method.clone(), String::new(), row(&outcome.head)]);
     lines.push(row(&vec!["---"; outcome.head.len()]));

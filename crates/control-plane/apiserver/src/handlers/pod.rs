@@ -142,10 +142,14 @@ async fn spend_budget(server: &Inner, target: Target<'_>, pod: &Value, dry_run: 
         if budget["status"]["observedGeneration"].as_i64() < budget["metadata"]["generation"].as_i64() {
             return Err(refused(name, "The disruption budget does not reflect its latest specification yet."));
         }
-        let allowed = budget["status"]["disruptionsAllowed"].as_i64().unwrap_or(0);
+        let number = |field: &str| budget["status"][field].as_i64().unwrap_or(0);
+        let (allowed, wanted, healthy) = (number("disruptionsAllowed"), number("desiredHealthy"), number("currentHealthy"));
+        // A pod that is not ready is no loss while enough others are (KEP-3017).
+        let always = budget["spec"]["unhealthyPodEvictionPolicy"] == "AlwaysAllow";
+        if !is_ready(pod) && (always || (healthy >= wanted && wanted > 0)) {
+            return Ok(());
+        }
         if allowed < 1 {
-            let (wanted, healthy) = (budget["status"]["desiredHealthy"].as_i64(), budget["status"]["currentHealthy"].as_i64());
-            let (wanted, healthy) = (wanted.unwrap_or(0), healthy.unwrap_or(0));
             return Err(refused(name, &format!("The disruption budget {name} needs {wanted} healthy pods and has {healthy} currently")));
         }
         budget["status"]["disruptionsAllowed"] = (allowed - 1).into();
@@ -154,6 +158,11 @@ async fn spend_budget(server: &Inner, target: Target<'_>, pod: &Value, dry_run: 
     };
     server.registry.modify(Target { kind, namespace: target.namespace, name }, dry_run, spend).await?;
     Ok(true)
+}
+
+fn is_ready(pod: &Value) -> bool {
+    let conditions = pod["status"]["conditions"].as_array().into_iter().flatten();
+    conditions.into_iter().any(|condition| condition["type"] == "Ready" && condition["status"] == "True")
 }
 
 fn covers(budget: &Value, pod: &Value) -> bool {

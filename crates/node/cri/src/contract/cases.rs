@@ -2,6 +2,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -100,6 +101,7 @@ async fn an_exit_code_and_its_reason_are_kept(world: Arc<World>) -> Outcome {
 
 async fn a_missing_command_is_a_start_error_that_names_it(world: Arc<World>) -> Outcome {
     let sandbox = world.sandbox().await?;
+    let mut failed = Vec::new();
     for (name, command, words) in [
         ("bare", "no-such-command", "exec: \"no-such-command\": executable file not found in $PATH"),
         ("path", "/no/such/command", "exec: \"/no/such/command\": stat /no/such/command: no such file or directory"),
@@ -113,6 +115,13 @@ async fn a_missing_command_is_a_start_error_that_names_it(world: Arc<World>) -> 
         let status = world.ended(&id).await?;
         equal("code and reason", (status.exit_code, status.reason.as_str()), (128, "StartError"))?;
         check(status.message.contains(words), || format!("the message is {:?}", status.message))?;
+        failed.push(id);
+    }
+    // The end of the child that could not become the program comes later and changes nothing.
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    for id in failed {
+        let status = world.ended(&id).await?;
+        equal("code and reason later", (status.exit_code, status.reason.as_str()), (128, "StartError"))?;
     }
     Ok(())
 }

@@ -1,0 +1,20 @@
+//! The write of one budget's status; a stale one is refused by its revision and planned again.
+
+use client::Error;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use reconcile::Outcome;
+
+use super::Controller;
+use super::observe::World;
+use super::plan::Plan;
+use crate::act;
+
+impl Controller {
+    pub(super) async fn act(&self, world: &World, plan: Plan) -> Result<Outcome, Error> {
+        if let Some(status) = plan.status {
+            let next = PodDisruptionBudget { status: Some(status), ..PodDisruptionBudget::clone(&world.budget) };
+            act::ignore_not_found(self.client.replace_status(&next).await.map(drop))?;
+        }
+        Ok(plan.look_again.map_or(Outcome::Done, Outcome::RequeueAfter))
+    }
+}
