@@ -44,7 +44,11 @@ pub fn run(config: Config, args: &UpArgs) -> anyhow::Result<i32> {
     start_logs(&config, args)?;
     memory::configure();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(cluster(config, args, &mut progress))?;
+    if let Err(error) = runtime.block_on(cluster(config, args, &mut progress)) {
+        // Whoever waits for a detached start hears it even where the log cannot be written.
+        progress.failed(&error);
+        return Err(error);
+    }
     runtime.shutdown_timeout(Duration::from_secs(2));
     Ok(0)
 }
