@@ -18,6 +18,11 @@ const TOOLS: &[(&str, &str, &str)] = &[
     ("busybox", "busybox-static", "images of the runtime and cluster tests"),
     ("docker-registry", "docker-registry", "pulls from a registry"),
     ("tar", "tar", "archives and kubectl cp"),
+    ("curl", "curl", "requests to Services from the host"),
+    ("ip", "iproute2", "what is left on the host"),
+    ("nsenter", "util-linux", "looks from inside a namespace"),
+    ("script", "bsdutils", "a terminal for kubectl exec -it"),
+    ("diff", "diffutils", "kubectl diff"),
 ];
 
 pub fn run(args: &[String]) -> anyhow::Result<ExitCode> {

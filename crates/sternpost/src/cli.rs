@@ -1,5 +1,6 @@
 //! The commands.
 
+use std::io::Write;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
@@ -116,7 +117,8 @@ pub fn run() -> i32 {
         Command::Toolbox { args } => Ok(toolbox::run(args.first().map_or("help", String::as_str), args.get(1..).unwrap_or(&[]))),
     });
     result.unwrap_or_else(|error| {
-        eprintln!("sternpost: {error:#}");
+        // The log that takes it may lie on a full disk, which is no reason to panic.
+        let _ = writeln!(std::io::stderr(), "sternpost: {error:#}");
         1
     })
 }

@@ -29,6 +29,8 @@ pub struct Config {
     /// The address of the default route where absent.
     pub node_ip: Option<IpAddr>,
     pub max_pods: u32,
+    /// Processes and threads of one pod together.
+    pub pod_pids_limit: u64,
     /// A `tracing` directive list.
     pub log: String,
     /// The cgroup and nftables name, and the start of interface names: what is ours on this host.
@@ -53,6 +55,7 @@ impl Default for Config {
             node_name: String::new(),
             node_ip: None,
             max_pods: 1_100,
+            pod_pids_limit: 8_192,
             log: "info".into(),
             cgroup_root: "sternpost".into(),
             nft_table: "sternpost".into(),

@@ -66,7 +66,12 @@ pub fn write_admin(config: &Config, pki: &auth::pki::Pki) -> anyhow::Result<()> 
     for (list, entry) in entries(config, pki) {
         document[list] = json!([entry]);
     }
-    replace(&config.kubeconfig(), &document, None)
+    let path = config.kubeconfig();
+    // Most starts change nothing, and then need no room on a full disk.
+    if read(&path).is_ok_and(|known| known.as_ref() == Some(&document)) {
+        return Ok(());
+    }
+    replace(&path, &document, None)
 }
 
 /// Puts our context into the invoking user's kubeconfig and makes it current. Other entries stay as they are.

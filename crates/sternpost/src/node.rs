@@ -132,6 +132,7 @@ fn start_kubelet(
     settings.log_directory = config.data_dir.join("logs");
     settings.port = config.kubelet_port;
     settings.pods_max = config.max_pods;
+    settings.pod_pids_max = Some(config.pod_pids_limit);
     settings.tls = Some(kubelet::config::Tls {
         certificate_pem: parts.pki.kubelet_server.certificate.clone(),
         key_pem: parts.pki.kubelet_server.key.clone(),

@@ -110,6 +110,10 @@ fn host_addresses() -> Vec<(String, IpAddr)> {
 }
 
 fn space(config: &Config, faults: &mut Vec<String>) {
+    // A cluster that filled its disk must be startable, or nothing could be deleted from it.
+    if config.data_dir.join("store").is_dir() && config.kubeconfig().exists() {
+        return;
+    }
     let existing = config.data_dir.ancestors().find(|dir| dir.exists()).unwrap_or(Path::new("/"));
     match rustix::fs::statvfs(existing) {
         Ok(disk) if disk.f_bavail * disk.f_frsize < SPACE_MIN => {

@@ -37,6 +37,13 @@ impl Progress {
         let _ = writeln!(self.output, "{text}").and_then(|()| self.output.flush());
     }
 
+    /// Nothing runs: the process that waits is told why.
+    pub fn failed(&mut self, error: &anyhow::Error) {
+        if self.detached {
+            self.line(&format!("sternpost: {error:#}"));
+        }
+    }
+
     /// Everything runs: the process that waits may go.
     pub fn done(&mut self) {
         if self.detached {

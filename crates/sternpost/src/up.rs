@@ -41,12 +41,14 @@ pub fn run(config: Config, args: &UpArgs) -> anyhow::Result<i32> {
         // Another start was faster by a moment; its outcome is ours.
         return not_to_be_started(&config)?.context("another daemon began to start here and ended; try again");
     };
-    let format = if args.report_fd.is_some() { telemetry::LogFormat::Plain } else { telemetry::LogFormat::Text };
-    let quiet = if args.report_fd.is_some() { config.log.clone() } else { config.log.replacen("info", "warn", 1) };
-    telemetry::init_logs(&quiet, format).map_err(anyhow::Error::msg)?;
+    start_logs(&config, args)?;
     memory::configure();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(cluster(config, args, &mut progress))?;
+    if let Err(error) = runtime.block_on(cluster(config, args, &mut progress)) {
+        // Whoever waits for a detached start hears it even where the log cannot be written.
+        progress.failed(&error);
+        return Err(error);
+    }
     runtime.shutdown_timeout(Duration::from_secs(2));
     Ok(0)
 }
@@ -64,6 +66,16 @@ pub fn not_to_be_started(config: &Config) -> anyhow::Result<Option<i32>> {
     eprintln!("this host cannot run the cluster yet; nothing was changed:");
     faults.iter().for_each(|fault| eprintln!("  - {fault}"));
     Ok(Some(1))
+}
+
+/// In the background everything that was asked for goes to the log file; on a terminal the default leaves room for the progress.
+fn start_logs(config: &Config, args: &UpArgs) -> anyhow::Result<()> {
+    let (filter, format) = match (args.report_fd, config.log.as_str()) {
+        (Some(_), filter) => (filter, telemetry::LogFormat::Plain),
+        (None, "info") => ("warn", telemetry::LogFormat::Text),
+        (None, filter) => (filter, telemetry::LogFormat::Text),
+    };
+    telemetry::init_logs(filter, format).map_err(anyhow::Error::msg)
 }
 
 /// What every part of the cluster is built from.

@@ -124,19 +124,6 @@ pub fn validate_update(new: &Value, old: &Value) -> Errors {
     errors
 }
 
-/// Gives an update what only the server sets and a client may leave out: uid, creation and deletion times, generation, selfLink.
-pub fn carry_over(new: &mut Value, old: &Value) {
-    for field in ["uid", "name", "namespace"] {
-        let dotted = format!("metadata.{field}");
-        if text(new, &dotted).is_empty() {
-            value::keep(new, old, &dotted);
-        }
-    }
-    for field in ["creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "generation", "selfLink"] {
-        value::keep(new, old, &format!("metadata.{field}"));
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -164,10 +151,9 @@ mod tests {
     }
 
     #[test]
-    fn updates_keep_identity_and_add_no_finalizers_while_deleting() {
+    fn updates_keep_the_identity_and_add_no_finalizers_while_deleting() {
         let old = json!({"metadata": {"name": "a", "uid": "1", "deletionTimestamp": "2026-01-01T00:00:00Z", "finalizers": ["a/b"]}});
-        let mut new = json!({"metadata": {"name": "a", "uid": "2", "finalizers": ["a/b", "c/d"]}});
-        carry_over(&mut new, &old);
+        let new = json!({"metadata": {"name": "a", "uid": "2", "deletionTimestamp": "2026-01-01T00:00:00Z", "finalizers": ["a/b", "c/d"]}});
         assert_eq!(
             lines(&validate_update(&new, &old)),
             [

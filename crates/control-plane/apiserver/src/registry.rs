@@ -73,7 +73,9 @@ pub fn storage_error(error: store::Error) -> Status {
         store::Error::TooLarge { size, limit } => {
             Status::request_entity_too_large(format!("Request entity too large: limit is {limit}, the object has {size} bytes"))
         }
-        store::Error::NoSpace => Status::internal("etcdserver: mvcc: database space exceeded"),
+        store::Error::NoSpace => {
+            Status::internal("etcdserver: mvcc: database space exceeded (the disk or the quota of the store is full; deletions still work)")
+        }
         other => Status::internal(other),
     }
 }

@@ -284,6 +284,10 @@ fn read(path: &Path) -> Result<Option<String>, Error> {
 
 /// Replaces the file atomically and durably; nobody but its owner may read it.
 fn write(path: &Path, text: &str) -> Result<(), Error> {
+    // Most starts change nothing, and then need no room on a full disk.
+    if fs::read_to_string(path).is_ok_and(|known| known == text) {
+        return Ok(());
+    }
     let temporary = path.with_extension("new");
     let written = (|| {
         let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;

@@ -260,6 +260,10 @@ impl Store {
     fn save(&self, state: &State) -> Result<()> {
         let bytes = serde_json::to_vec(&state.images).map_err(|e| io_error("write images.json")(e.into()))?;
         let temporary = self.directory.join("images.json.new");
+        // Most starts change nothing, and then need no room on a full disk.
+        if std::fs::read(self.directory.join("images.json")).is_ok_and(|known| known == bytes) {
+            return Ok(());
+        }
         std::fs::write(&temporary, bytes).map_err(io_error("write images.json"))?;
         std::fs::rename(&temporary, self.directory.join("images.json")).map_err(io_error("write images.json"))
     }

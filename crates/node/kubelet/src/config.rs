@@ -36,6 +36,8 @@ pub struct Config {
     /// Taken off the capacity for the allocatable resources.
     pub reserved: BTreeMap<String, String>,
     pub pods_max: u32,
+    /// Processes and threads of one pod together (upstream: podPidsLimit); no limit where absent.
+    pub pod_pids_max: Option<u64>,
     pub labels: BTreeMap<String, String>,
     pub control_plane: bool,
     pub version: String,
@@ -84,6 +86,7 @@ impl Config {
             capacity: BTreeMap::new(),
             reserved: BTreeMap::new(),
             pods_max: 1100,
+            pod_pids_max: None,
             labels: BTreeMap::new(),
             control_plane: false,
             version: concat!("v1.37.0+sternpost-", env!("CARGO_PKG_VERSION")).into(),

@@ -77,7 +77,7 @@ pub fn sandbox(pod: &Pod, config: &Config, dns: v1::DnsConfig, attempt: u32) -> 
                 ..Default::default()
             }),
             sysctls: security.sysctls.iter().flatten().map(|sysctl| (sysctl.name.clone(), sysctl.value.clone())).collect(),
-            resources: Some(pod_resources(pod)),
+            resources: Some(pod_resources(pod, config.pod_pids_max)),
             ..Default::default()
         }),
         windows: None,
@@ -156,7 +156,7 @@ fn cpu_quota(milli: i64) -> i64 {
     if milli == 0 { 0 } else { (milli * CPU_PERIOD_US / 1000).max(1000) }
 }
 
-fn pod_resources(pod: &Pod) -> v1::LinuxContainerResources {
+fn pod_resources(pod: &Pod, pids_max: Option<u64>) -> v1::LinuxContainerResources {
     let containers = podspec::containers(pod);
     let running = || containers.iter().filter(|(role, _)| matches!(role, Role::Main | Role::Sidecar));
     let shares = running().filter_map(|(_, container)| podspec::request(container, "cpu")).map(|quantity| quantity.milli_value()).sum();
@@ -167,6 +167,7 @@ fn pod_resources(pod: &Pod) -> v1::LinuxContainerResources {
         // Only where every container has a limit does the pod as a whole.
         cpu_quota: limits("cpu").map_or(0, |limits| cpu_quota(limits.iter().map(|limit| limit.milli_value()).sum())),
         memory_limit_in_bytes: limits("memory").map_or(0, |limits| limits.iter().map(|limit| limit.value()).sum()),
+        unified: pids_max.map(|max| ("pids.max".to_owned(), max.to_string())).into_iter().collect(),
         ..Default::default()
     }
 }

@@ -50,6 +50,8 @@ pub(super) struct Writer {
     spare_number: u64,
     closed: VecDeque<u64>,
     cleaning: Option<Cleaning>,
+    /// The last attempt to make a file failed, and that was said.
+    short: bool,
 }
 
 /// A closed segment whose live records are being copied to the tail.
@@ -83,7 +85,7 @@ impl Writer {
     pub(super) fn new(dir: PathBuf, options: Options, shared: Arc<Shared>, queue: mpsc::Receiver<Write>, from: recover::Parts) -> Self {
         let (tail, spares, closed) = from;
         let spare_number = tail.segment.id << 16;
-        Self { dir, options, shared, queue, tail, spares, spare_number, closed: closed.into(), cleaning: None }
+        Self { dir, options, shared, queue, tail, spares, spare_number, closed: closed.into(), cleaning: None, short: false }
     }
 
     /// Runs until the store is closed or its last handle is gone.
@@ -222,9 +224,15 @@ impl Writer {
             }
             self.spare_number += 1;
             match segment::make_spare(&self.dir, self.spare_number, self.options.segment_bytes, self.options.write_zeros) {
-                Ok(spare) => self.spares.push(spare),
+                Ok(spare) => {
+                    self.short = false;
+                    self.spares.push(spare);
+                }
                 Err(error) => {
-                    tracing::warn!(%error, "cannot allocate a log segment");
+                    if !std::mem::replace(&mut self.short, true) {
+                        let dir = self.dir.display();
+                        tracing::warn!(%error, %dir, "cannot allocate a log segment; only deletions are accepted once the last one is full");
+                    }
                     break;
                 }
             }
