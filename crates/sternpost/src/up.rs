@@ -70,11 +70,9 @@ pub fn not_to_be_started(config: &Config) -> anyhow::Result<Option<i32>> {
 
 /// In the background everything that was asked for goes to the log file; on a terminal the default leaves room for the progress.
 fn start_logs(config: &Config, args: &UpArgs) -> anyhow::Result<()> {
-    let (filter, format) = match (args.report_fd, config.log.as_str()) {
-        (Some(_), filter) => (filter, telemetry::LogFormat::Plain),
-        (None, "info") => ("warn", telemetry::LogFormat::Text),
-        (None, filter) => (filter, telemetry::LogFormat::Text),
-    };
+    let filter = if args.report_fd.is_none() && config.log == "info" { "warn" } else { &config.log };
+    let coloured = std::io::IsTerminal::is_terminal(&std::io::stderr());
+    let format = if coloured { telemetry::LogFormat::Text } else { telemetry::LogFormat::Plain };
     telemetry::init_logs(filter, format).map_err(anyhow::Error::msg)
 }
 
