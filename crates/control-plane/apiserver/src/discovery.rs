@@ -1,6 +1,7 @@
 //! What the server serves: the legacy documents and the aggregated ones (KEP-3352).
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use http::header::{ETAG, IF_NONE_MATCH, VARY};
 use http::{HeaderValue, Response, StatusCode};
@@ -9,9 +10,10 @@ use schema::resources::{Resource, Subresource};
 use serde_json::{Value, json};
 use sha2::Digest;
 
+use crate::Inner;
 use crate::context::Context;
 use crate::negotiate::{self, Format, Media, Offer};
-use crate::registry::catalog;
+use crate::registry::catalog::Kind;
 use crate::reply::{self, Body};
 
 /// A group with its served versions, the preferred one first.
@@ -20,11 +22,11 @@ struct Group {
     versions: Vec<&'static str>,
 }
 
-fn groups() -> Vec<Group> {
-    let mut by_order: BTreeMap<usize, Group> = BTreeMap::new();
-    for kind in catalog::all() {
+fn groups(kinds: &[Arc<Kind>]) -> Vec<Group> {
+    let mut by_order: BTreeMap<(usize, &str), Group> = BTreeMap::new();
+    for kind in kinds {
         let facts = kind.facts;
-        let group = by_order.entry(facts.group_order).or_insert_with(|| Group { name: facts.group, versions: Vec::new() });
+        let group = by_order.entry((facts.group_order, facts.group)).or_insert_with(|| Group { name: facts.group, versions: Vec::new() });
         if !group.versions.contains(&facts.version) {
             group.versions.push(facts.version);
         }
@@ -35,28 +37,39 @@ fn groups() -> Vec<Group> {
     by_order.into_values().collect()
 }
 
-/// GA before beta before alpha, then the higher number (upstream's kube-aware version order).
-fn priority(version: &str) -> (u8, u32, u32) {
-    let digits: String = version.chars().skip(1).take_while(char::is_ascii_digit).collect();
-    let rest = version.get(1 + digits.len()..).unwrap_or_default();
-    let major = digits.parse().unwrap_or(0);
-    let minor = rest.trim_start_matches(|c: char| c.is_ascii_alphabetic()).parse().unwrap_or(0);
-    let stage = if rest.is_empty() { 2 } else { u8::from(rest.starts_with("beta")) };
-    (stage, major, minor)
+/// GA before beta before alpha, then the higher number; other names last, in their order (upstream's kube-aware version order).
+fn priority(version: &str) -> (u8, u64, u64, std::cmp::Reverse<&str>) {
+    let parsed = || {
+        let rest = version.strip_prefix('v')?;
+        let digits = rest.len() - rest.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+        let (major, rest) = rest.split_at(digits);
+        let major = major.parse().ok()?;
+        let (stage, minor) = match (rest.strip_prefix("alpha"), rest.strip_prefix("beta")) {
+            _ if rest.is_empty() => return Some((3, major, 0)),
+            (Some(minor), _) => (1, minor),
+            (_, Some(minor)) => (2, minor),
+            _ => return None,
+        };
+        Some((stage, major, minor.parse().ok()?))
+    };
+    let (stage, major, minor) = parsed().unwrap_or((0, 0, 0));
+    (stage, major, minor, std::cmp::Reverse(version))
 }
 
 /// `/api` and `/apis`.
-pub fn root(context: &Context) -> Result<Response<Body>, Status> {
+pub fn root(server: &Inner, context: &Context) -> Result<Response<Body>, Status> {
+    let kinds = server.registry.kinds();
     let legacy = context.info.path.starts_with("/api") && !context.info.path.starts_with("/apis");
     if let Some(version) = aggregated_version(context) {
-        return Ok(aggregated(context, legacy, version));
+        return Ok(aggregated(&kinds, context, legacy, version));
     }
     let format = negotiate::accept(&context.headers, &context.query, Offer { yaml: true, protobuf: true, views: false })?;
     let document = if legacy {
         let address = json!([{"clientCIDR": "0.0.0.0/0", "serverAddress": ""}]);
         json!({"kind": "APIVersions", "versions": ["v1"], "serverAddressByClientCIDRs": address})
     } else {
-        let groups: Vec<Value> = groups().iter().filter(|group| !group.name.is_empty()).map(|group| api_group(group, false)).collect();
+        let groups: Vec<Value> =
+            groups(&kinds).iter().filter(|group| !group.name.is_empty()).map(|group| api_group(group, false)).collect();
         json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups})
     };
     Ok(reply::value(StatusCode::OK, &document, format))
@@ -77,12 +90,13 @@ fn api_group(group: &Group, with_type: bool) -> Value {
 }
 
 /// `/api/v1`, `/apis/<group>` and `/apis/<group>/<version>`.
-pub fn group(context: &Context) -> Result<Response<Body>, Status> {
+pub fn group(server: &Inner, context: &Context) -> Result<Response<Body>, Status> {
+    let kinds = server.registry.kinds();
     let parts: Vec<&str> = context.info.path.split('/').filter(|part| !part.is_empty()).collect();
     let document = match parts.as_slice() {
-        ["api", version] => resource_list("", version),
-        ["apis", name] => groups().iter().find(|group| group.name == *name && !name.is_empty()).map(|group| api_group(group, true)),
-        ["apis", group, version] => resource_list(group, version),
+        ["api", version] => resource_list(&kinds, "", version),
+        ["apis", name] => groups(&kinds).iter().find(|group| group.name == *name && !name.is_empty()).map(|group| api_group(group, true)),
+        ["apis", group, version] => resource_list(&kinds, group, version),
         _ => None,
     };
     let Some(document) = document else {
@@ -92,8 +106,8 @@ pub fn group(context: &Context) -> Result<Response<Body>, Status> {
     Ok(reply::value(StatusCode::OK, &document, format))
 }
 
-fn resource_list(group: &str, version: &str) -> Option<Value> {
-    let kinds = catalog::all().iter().map(|kind| kind.facts).filter(|facts| facts.group == group && facts.version == version);
+fn resource_list(kinds: &[Arc<Kind>], group: &str, version: &str) -> Option<Value> {
+    let kinds = kinds.iter().map(|kind| kind.facts).filter(|facts| facts.group == group && facts.version == version);
     let mut resources = Vec::new();
     for facts in kinds {
         resources.push(legacy_resource(facts));
@@ -156,8 +170,9 @@ fn aggregated_version(context: &Context) -> Option<&'static str> {
     })
 }
 
-fn aggregated(context: &Context, legacy: bool, version: &'static str) -> Response<Body> {
-    let items: Vec<Value> = groups().iter().filter(|group| group.name.is_empty() == legacy).map(aggregated_group).collect();
+fn aggregated(kinds: &[Arc<Kind>], context: &Context, legacy: bool, version: &'static str) -> Response<Body> {
+    let items: Vec<Value> =
+        groups(kinds).iter().filter(|group| group.name.is_empty() == legacy).map(|group| aggregated_group(kinds, group)).collect();
     let document = json!({
         "kind": "APIGroupDiscoveryList",
         "apiVersion": format!("apidiscovery.k8s.io/{version}"),
@@ -190,8 +205,8 @@ fn aggregated(context: &Context, legacy: bool, version: &'static str) -> Respons
     response
 }
 
-fn aggregated_group(group: &Group) -> Value {
-    let versions: Vec<Value> = group.versions.iter().map(|version| aggregated_group_version(group.name, version)).collect();
+fn aggregated_group(kinds: &[Arc<Kind>], group: &Group) -> Value {
+    let versions: Vec<Value> = group.versions.iter().map(|version| aggregated_group_version(kinds, group.name, version)).collect();
     let mut metadata = json!({"creationTimestamp": null});
     if !group.name.is_empty() {
         metadata["name"] = group.name.into();
@@ -199,9 +214,9 @@ fn aggregated_group(group: &Group) -> Value {
     json!({"metadata": metadata, "versions": versions})
 }
 
-fn aggregated_group_version(group: &str, version: &str) -> Value {
+fn aggregated_group_version(kinds: &[Arc<Kind>], group: &str, version: &str) -> Value {
     let mut facts: Vec<&Resource> =
-        catalog::all().iter().map(|kind| kind.facts).filter(|facts| facts.group == group && facts.version == version).collect();
+        kinds.iter().map(|kind| kind.facts).filter(|facts| facts.group == group && facts.version == version).collect();
     facts.sort_by_key(|facts| facts.plural);
     let resources: Vec<Value> = facts.into_iter().map(aggregated_resource).collect();
     json!({"version": version, "resources": resources, "freshness": "Current"})

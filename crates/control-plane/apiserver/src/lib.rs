@@ -17,6 +17,7 @@ mod cache;
 mod codec;
 mod context;
 mod convert;
+mod custom;
 mod discovery;
 mod expiry;
 mod flow;

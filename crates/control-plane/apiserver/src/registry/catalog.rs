@@ -1,11 +1,12 @@
 //! The kinds that are served: facts of the table joined with the rules of the kind.
 
 use std::collections::HashMap;
-use std::sync::OnceLock;
+use std::ops::Deref;
+use std::sync::{Arc, OnceLock};
 
 use meta::{GroupResource, Status};
 use rules::{GENERIC_COLUMNS, Rules};
-use schema::model::Type;
+use schema::model::{Ref, Type};
 use schema::resources::{Resource, Subresource};
 use serde_json::{Value, json};
 
@@ -14,8 +15,8 @@ use crate::object::meta;
 /// One resource in one served version.
 pub struct Kind {
     pub facts: &'static Resource,
-    pub schema: &'static Type,
-    pub rules: &'static dyn Rules,
+    pub schema: Ref<Type>,
+    pub rules: RulesRef,
     /// Where objects are stored, in which form.
     pub storage: Storage,
 }
@@ -26,8 +27,25 @@ pub struct Storage {
     pub group: &'static str,
     pub version: &'static str,
     /// The rules of the stored version (they know its selectable fields).
-    pub rules: &'static dyn Rules,
-    pub schema: &'static Type,
+    pub rules: RulesRef,
+    pub schema: Ref<Type>,
+}
+
+/// The rules of a built-in kind, or those made of a CRD.
+#[derive(Clone)]
+pub enum RulesRef {
+    Static(&'static dyn Rules),
+    Owned(Arc<dyn Rules>),
+}
+
+impl Deref for RulesRef {
+    type Target = dyn Rules;
+    fn deref(&self) -> &dyn Rules {
+        match self {
+            RulesRef::Static(rules) => *rules,
+            RulesRef::Owned(rules) => &**rules,
+        }
+    }
 }
 
 impl Storage {
@@ -47,6 +65,17 @@ impl Kind {
     /// Served in another version than stored.
     pub fn converts(&self) -> bool {
         (self.storage.group, self.storage.version) != (self.facts.group, self.facts.version)
+    }
+    /// Made of a CRD: no protobuf, no strategic merge patch.
+    pub fn is_custom(&self) -> bool {
+        matches!(self.schema, Ref::Owned(_))
+    }
+    /// The built-in type; custom resources have none, and so no protobuf.
+    pub fn table_type(&self) -> Option<&'static Type> {
+        match self.schema {
+            Ref::Static(found) => Some(found),
+            Ref::Owned(_) => None,
+        }
     }
     pub fn has_verb(&self, verb: &str) -> bool {
         self.facts.verbs.contains(&verb)
@@ -96,22 +125,22 @@ impl Rules for Generic {
 }
 
 /// All served kinds, in the table's order.
-pub fn all() -> &'static [Kind] {
-    static KINDS: OnceLock<Vec<Kind>> = OnceLock::new();
-    KINDS.get_or_init(|| schema::resources::all().iter().filter(|facts| facts.served).filter_map(join).collect())
+pub fn all() -> &'static [Arc<Kind>] {
+    static KINDS: OnceLock<Vec<Arc<Kind>>> = OnceLock::new();
+    KINDS.get_or_init(|| schema::resources::all().iter().filter(|facts| facts.served).filter_map(join).map(Arc::new).collect())
 }
 
 fn join(facts: &'static Resource) -> Option<Kind> {
     let schema = schema::table::by_gvk(facts.group, facts.version, facts.kind)?;
     let storage = Storage {
-        schema: schema::table::by_gvk(facts.storage_group(), facts.storage_version, facts.kind)?,
+        schema: Ref::Static(schema::table::by_gvk(facts.storage_group(), facts.storage_version, facts.kind)?),
         prefix: format!("/registry/{}/", facts.storage_prefix()),
         group: facts.storage_group(),
         version: facts.storage_version,
-        rules: rules::of(facts.storage_group(), facts.storage_version, facts.kind).unwrap_or_else(|| generic(facts)),
+        rules: RulesRef::Static(rules::of(facts.storage_group(), facts.storage_version, facts.kind).unwrap_or_else(|| generic(facts))),
     };
-    let own = rules::of(facts.group, facts.version, facts.kind).unwrap_or_else(|| generic(facts));
-    Some(Kind { facts, schema, rules: own, storage })
+    let own = RulesRef::Static(rules::of(facts.group, facts.version, facts.kind).unwrap_or_else(|| generic(facts)));
+    Some(Kind { facts, schema: Ref::Static(schema), rules: own, storage })
 }
 
 /// Lives as long as the process: called once per kind.
@@ -120,13 +149,13 @@ fn generic(facts: &'static Resource) -> &'static dyn Rules {
 }
 
 /// The kind behind a path.
-pub fn find(group: &str, version: &str, plural: &str) -> Option<&'static Kind> {
-    static INDEX: OnceLock<HashMap<(&str, &str, &str), &Kind>> = OnceLock::new();
+pub fn find(group: &str, version: &str, plural: &str) -> Option<&'static Arc<Kind>> {
+    static INDEX: OnceLock<HashMap<(&str, &str, &str), &Arc<Kind>>> = OnceLock::new();
     let index = INDEX.get_or_init(|| all().iter().map(|kind| ((kind.facts.group, kind.facts.version, kind.facts.plural), kind)).collect());
     index.get(&(group, version, plural)).copied()
 }
 
 /// The kind in the version in which it is stored.
-pub fn stored(group: &str, plural: &str) -> Option<&'static Kind> {
+pub fn stored(group: &str, plural: &str) -> Option<&'static Arc<Kind>> {
     all().iter().find(|kind| kind.facts.group == group && kind.facts.plural == plural && !kind.converts())
 }
