@@ -90,16 +90,6 @@ impl Registry {
         Self { store, caches, admission: admission::Chain::standard(Arc::new(lookup)), services, custom }
     }
 
-    /// The served kind behind a path: a built-in one, or one made of a CRD.
-    pub fn kind(&self, group: &str, version: &str, plural: &str) -> Option<Arc<Kind>> {
-        catalog::find(group, version, plural).cloned().or_else(|| self.custom.find(group, version, plural))
-    }
-
-    /// Everything that is served.
-    pub fn kinds(&self) -> Vec<Arc<Kind>> {
-        catalog::all().iter().cloned().chain(self.custom.all()).collect()
-    }
-
     /// The newest state of an object, straight from the store.
     pub async fn get(&self, target: Target<'_>) -> Result<Arc<Object>, Status> {
         self.find(target).await?.ok_or_else(|| target.not_found())
