@@ -7,6 +7,8 @@ mod autoscaling;
 mod events;
 mod resource;
 
+use schema::decode::{self, Mode};
+use schema::model::{Ref, Schema, Type};
 use serde_json::Value;
 
 use crate::registry::catalog::Kind;
@@ -19,7 +21,7 @@ pub fn to_storage(kind: &Kind, mut object: Value) -> Value {
         ("resource.k8s.io", "v1beta1") => resource::to_v1(kind.facts.kind, &mut object),
         _ => {}
     }
-    retype(object, kind.storage.api_version())
+    typed(retype(object, kind.storage.api_version()), &kind.storage.schema)
 }
 
 /// Brings a stored object into the served version.
@@ -28,14 +30,10 @@ pub fn from_storage(kind: &Kind, mut object: Value) -> Value {
         ("events.k8s.io", _) => events::from_core(&mut object),
         ("autoscaling", "v1") => autoscaling::to_v1(&mut object),
         ("resource.k8s.io", "v1beta1") => resource::to_v1beta1(kind.facts.kind, &mut object),
-        ("certificates.k8s.io", "v1") if kind.facts.kind == "PodCertificateRequest" => leave_out(&mut object, "spec", &V1BETA1_PROOF),
         _ => {}
     }
-    retype(object, kind.api_version())
+    typed(retype(object, kind.api_version()), &kind.schema)
 }
-
-/// How a PodCertificateRequest proved its key before it carried a whole signing request.
-const V1BETA1_PROOF: [&str; 2] = ["pkixPublicKey", "proofOfPossession"];
 
 fn retype(mut object: Value, api_version: String) -> Value {
     if let Some(members) = object.as_object_mut() {
@@ -44,9 +42,12 @@ fn retype(mut object: Value, api_version: String) -> Value {
     object
 }
 
-fn leave_out(object: &mut Value, part: &str, fields: &[&str]) {
-    if let Some(members) = object.get_mut(part).and_then(Value::as_object_mut) {
-        members.retain(|name, _| !fields.contains(&name.as_str()));
+/// Leaves out what the version has no field for, and writes the zero values that Go writes.
+fn typed(object: Value, schema: &Ref<Type>) -> Value {
+    match decode::decode(object.clone(), &Schema::Object(schema.clone()), Mode::Ignore) {
+        Ok((object, _)) => object,
+        // What is not even of the type stays as it is: validation says what is wrong with it.
+        Err(_) => object,
     }
 }
 

@@ -26,6 +26,16 @@ struct Life<'a> {
     wrong: Vec<String>,
 }
 
+/// Go's protobuf does not tell an empty list from none.
+fn without_empty_lists(value: &Value) -> Value {
+    match value {
+        Value::Array(items) if items.is_empty() => Value::Null,
+        Value::Array(items) => items.iter().map(without_empty_lists).collect(),
+        Value::Object(map) => map.iter().map(|(key, value)| (key.clone(), without_empty_lists(value))).collect(),
+        other => other.clone(),
+    }
+}
+
 impl Life<'_> {
     fn expect(&mut self, step: &str, answer: &Answer, code: u16) -> bool {
         if answer.code != code {
@@ -78,7 +88,7 @@ impl Life<'_> {
         let found = table::by_gvk(facts.group, facts.version, facts.kind);
         let encoded = self.api.get_as(&self.path, PROTOBUF).await;
         let decoded = protobuf::decode(&encoded.bytes, found).map(|object| object.value).unwrap_or_default();
-        self.check("protobuf is the same object", decoded == plain, &decoded);
+        self.check("protobuf is the same object", without_empty_lists(&decoded) == without_empty_lists(&plain), &decoded);
         let yaml = self.api.get_as(&self.path, "application/yaml").await;
         let decoded = schema::decode::parse_yaml(&yaml.bytes).map(|parsed| parsed.value).unwrap_or_default();
         self.check("YAML is the same object", decoded == plain, &decoded);
@@ -155,6 +165,7 @@ impl Life<'_> {
 #[tokio::test]
 async fn every_kind_in_every_version_lives_through_the_api() {
     let api = Api::with_all_apis().await;
+    api.post("/api/v1/namespaces/default/serviceaccounts", json!({"metadata": {"name": "default"}})).await;
     let mut wrong = Vec::new();
     let mut lived = 0;
     for facts in resources::all().iter().filter(|facts| ["create", "get"].iter().all(|verb| facts.verbs.contains(verb))) {

@@ -151,7 +151,7 @@ impl Encoder {
             View::Table(version) => {
                 let list = json!({"resourceVersion": object.revision.to_string()});
                 let headers = std::mem::take(&mut self.headers);
-                views::table(&self.kind, vec![views::served(&self.kind, object)], version, self.include, list, headers)
+                views::table(&self.kind, vec![object.value()], version, self.include, list, headers)
             }
             _ => views::one(&self.kind, object, self.format, self.include),
         };

@@ -46,7 +46,9 @@ fn core(kind: &str) -> Value {
         "Endpoints" => json!({"subsets": [{"addresses": [{"ip": "10.9.8.7"}], "ports": [{"port": 80}]}]}),
         "Event" => json!({"involvedObject": {"kind": "Pod", "namespace": "default", "name": "p"}, "reason": "Test", "type": "Normal"}),
         "LimitRange" => json!({"spec": {"limits": [{"type": "Container", "default": {"cpu": "1"}}]}}),
-        "PersistentVolume" => json!({"spec": {"capacity": {"storage": "1Gi"}, "accessModes": ["ReadWriteOnce"], "hostPath": {"path": "/x"}}}),
+        "PersistentVolume" => {
+            json!({"spec": {"capacity": {"storage": "1Gi"}, "accessModes": ["ReadWriteOnce"], "hostPath": {"path": "/x"}}})
+        }
         "PersistentVolumeClaim" => json!({"spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}}),
         "Pod" => json!({"spec": {"containers": containers()}}),
         "PodTemplate" => json!({"template": template()}),
@@ -122,8 +124,10 @@ fn extension(kind: &str) -> Value {
         "CustomResourceDefinition" => json!({"spec": {"group": "test.example.com", "scope": "Namespaced",
             "names": {"plural": "samples", "singular": "sample", "kind": "Sample", "listKind": "SampleList"},
             "versions": [{"name": "v1", "served": true, "storage": true, "schema": {"openAPIV3Schema": {"type": "object"}}}]}}),
-        "APIService" => json!({"spec": {"group": "sample.example.com", "version": "v1", "groupPriorityMinimum": 1000, "versionPriority": 15,
-            "insecureSkipTLSVerify": true, "service": {"namespace": "default", "name": "s"}}}),
+        "APIService" => {
+            json!({"spec": {"group": "sample.example.com", "version": "v1", "groupPriorityMinimum": 1000, "versionPriority": 15,
+            "insecureSkipTLSVerify": true, "service": {"namespace": "default", "name": "s"}}})
+        }
         other => panic!("no sample of {other}"),
     }
 }
@@ -138,11 +142,15 @@ fn device_or_schedule(version: &str, kind: &str) -> Value {
     let group_template = json!([{"name": "t", "schedulingPolicy": {"gang": {"minCount": 1}}}]);
     match kind {
         "DeviceClass" => json!({"spec": {"selectors": [{"cel": {"expression": "device.driver == 'example.com'"}}]}}),
-        "DeviceTaintRule" => json!({"spec": {"deviceSelector": {"driver": "example.com"}, "taint": {"key": "example.com/t", "effect": "NoSchedule"}}}),
+        "DeviceTaintRule" => {
+            json!({"spec": {"deviceSelector": {"driver": "example.com"}, "taint": {"key": "example.com/t", "effect": "NoSchedule"}}})
+        }
         "ResourceClaim" => json!({"spec": claim}),
         "ResourceClaimTemplate" => json!({"spec": {"spec": claim}}),
-        "ResourceSlice" => json!({"spec": {"driver": "example.com", "nodeName": "n", "pool": {"name": "p", "generation": 1, "resourceSliceCount": 1},
-            "devices": [device]}}),
+        "ResourceSlice" => {
+            json!({"spec": {"driver": "example.com", "nodeName": "n", "pool": {"name": "p", "generation": 1, "resourceSliceCount": 1},
+            "devices": [device]}})
+        }
         "ResourcePoolStatusRequest" => json!({"spec": {"driver": "example.com", "poolName": "p"}}),
         "PriorityClass" => json!({"value": 7}),
         "Workload" => json!({"spec": {"podGroupTemplates": group_template}}),
@@ -174,8 +182,10 @@ fn other(group: &str, kind: &str) -> Value {
         ("coordination.k8s.io", _) => {
             json!({"spec": {"leaseName": "l", "binaryVersion": "1.37.0", "emulationVersion": "1.37.0", "strategy": "OldestEmulationVersion"}})
         }
-        ("events.k8s.io", _) => json!({"eventTime": "2026-01-01T00:00:00.000000Z", "reportingController": "example.com/c", "type": "Normal",
-            "reportingInstance": "i", "action": "a", "reason": "r", "regarding": {"kind": "Pod", "namespace": "default", "name": "p"}}),
+        ("events.k8s.io", _) => {
+            json!({"eventTime": "2026-01-01T00:00:00.000000Z", "reportingController": "example.com/c", "type": "Normal",
+            "reportingInstance": "i", "action": "a", "reason": "r", "regarding": {"kind": "Pod", "namespace": "default", "name": "p"}})
+        }
         ("flowcontrol.apiserver.k8s.io", "FlowSchema") => json!({"spec": {"matchingPrecedence": 9000,
             "priorityLevelConfiguration": {"name": "global-default"}}}),
         ("flowcontrol.apiserver.k8s.io", _) => json!({"spec": {"type": "Limited", "limited": {"nominalConcurrencyShares": 5,
