@@ -26,7 +26,7 @@ impl Follower {
     pub fn new(caches: &Caches, group: &str, plural: &str) -> Self {
         let kind = catalog::stored(group, plural);
         let prefix = kind.map_or_else(|| format!("/registry/{plural}/"), |kind| kind.storage.prefix.clone());
-        let selection = kind.map(|kind| Arc::new(Selection::all(prefix.as_bytes(), kind.storage.rules)));
+        let selection = kind.map(|kind| Arc::new(Selection::all(prefix.as_bytes(), kind.storage.rules.clone())));
         Self { cache: caches.of(prefix.as_bytes()), selection, subscription: None }
     }
 

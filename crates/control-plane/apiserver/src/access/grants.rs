@@ -92,7 +92,7 @@ pub fn objects(caches: &Caches, group: &str, plural: &str) -> Vec<Value> {
     let Some(kind) = catalog::stored(group, plural) else {
         return Vec::new();
     };
-    let selection = Selection::all(kind.prefix(""), kind.storage.rules);
+    let selection = Selection::all(kind.prefix(""), kind.storage.rules.clone());
     let page = caches.of(kind.storage.prefix.as_bytes()).list(&selection.prefix, b"", 0, &selection, 0);
     page.objects.iter().map(|object| object.value()).collect()
 }
