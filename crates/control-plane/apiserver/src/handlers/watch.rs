@@ -83,6 +83,7 @@ pub async fn watch(server: &Arc<Inner>, context: &Context, target: Target<'_>) -
     let mut response = Response::new(body.boxed());
     let media = match format.media {
         Media::Protobuf => "application/vnd.kubernetes.protobuf;stream=watch",
+        Media::Cbor => schema::cbor::MEDIA_TYPE_SEQUENCE,
         _ => "application/json",
     };
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(media));
@@ -159,6 +160,9 @@ impl Encoder {
     }
 
     fn envelope(&self, word: &str, value: Value) -> Bytes {
+        if self.format.media == Media::Cbor {
+            return schema::cbor::watch_event(word, &schema::cbor::encode(&value)).into();
+        }
         if self.format.media == Media::Protobuf
             && let Some(frame) = crate::codec::watch_frame(word, &value)
         {
