@@ -17,6 +17,7 @@ mod cache;
 mod codec;
 mod context;
 mod convert;
+mod custom;
 mod discovery;
 mod expiry;
 mod flow;
@@ -70,6 +71,8 @@ pub struct Config {
     pub port: u16,
     /// How the API server shows itself to kubelets (exec, logs); absent: those requests are refused.
     pub kubelet_client: Option<Arc<rustls::ClientConfig>>,
+    /// Which built-in resources are served (`--runtime-config`).
+    pub served: schema::resources::Served,
 }
 
 impl Default for Config {
@@ -84,6 +87,7 @@ impl Default for Config {
             reads_inflight_max: 400,
             writes_inflight_max: 200,
             services: Ranges::default(),
+            served: schema::resources::Served::default(),
         }
     }
 }
@@ -113,6 +117,7 @@ pub(crate) struct Inner {
     pub port: u16,
     pub kubelet_client: Option<Arc<rustls::ClientConfig>>,
     pub openapi: Arc<openapi::Documents>,
+    pub served: schema::resources::Served,
     bootstrapped: AtomicBool,
 }
 
@@ -137,7 +142,8 @@ impl Server {
             advertise: config.advertise,
             port: config.port,
             kubelet_client: config.kubelet_client,
-            openapi: Arc::default(),
+            openapi: Arc::new(openapi::Documents::new(config.served.clone())),
+            served: config.served,
             bootstrapped: AtomicBool::new(false),
         })))
     }
@@ -164,6 +170,11 @@ impl Server {
 }
 
 impl Inner {
+    /// The served kind behind a path: a built-in one, or one made of a CRD.
+    pub fn kind(&self, group: &str, version: &str, plural: &str) -> Option<Arc<registry::catalog::Kind>> {
+        let built_in = registry::catalog::find(group, version, plural).filter(|kind| self.served.contains(kind.facts));
+        built_in.cloned().or_else(|| self.registry.custom.find(group, version, plural))
+    }
     pub fn bootstrapped(&self) -> bool {
         self.bootstrapped.load(Ordering::Relaxed)
     }

@@ -1,11 +1,11 @@
 //! Which objects a list or a watch is about: a key prefix, labels, fields, a shard.
 
 use meta::selector::{FieldSelector, LabelSelector};
-use rules::Rules;
 use serde_json::Value;
 
 use crate::cache::{Change, Event};
 use crate::object::Object;
+use crate::registry::catalog::RulesRef;
 use crate::shard::Shard;
 
 /// The field of pods that the cache keeps an index of.
@@ -23,13 +23,13 @@ pub struct Selection {
     /// Part of the whole, by a hash of one of its fields.
     pub shard: Option<Shard>,
     /// Of the stored version of the kind.
-    pub rules: &'static dyn Rules,
+    pub rules: RulesRef,
     /// `prefix` is the key of one object.
     pub single: bool,
 }
 
 impl Selection {
-    pub fn all(prefix: impl Into<Vec<u8>>, rules: &'static dyn Rules) -> Self {
+    pub fn all(prefix: impl Into<Vec<u8>>, rules: RulesRef) -> Self {
         let (labels, fields) = (LabelSelector::everything(), FieldSelector::default());
         Self { prefix: prefix.into(), labels, fields, shard: None, rules, single: false }
     }
@@ -67,7 +67,7 @@ impl Selection {
             "metadata.name" => Some(object.name()),
             "metadata.namespace" => Some(object.namespace()),
             other => {
-                let fields = object.fields.get_or_init(|| fields_of(object, self.rules));
+                let fields = object.fields.get_or_init(|| fields_of(object, &self.rules));
                 fields.iter().find(|(name, _)| *name == other).map(|(_, value)| &**value)
             }
         }
@@ -89,7 +89,7 @@ impl Selection {
     }
 }
 
-fn fields_of(object: &Object, rules: &'static dyn Rules) -> Fields {
+fn fields_of(object: &Object, rules: &RulesRef) -> Fields {
     let value: Value = serde_json::from_slice(&object.bytes).unwrap_or_default();
     rules.selectable_fields(&value).into_iter().map(|(name, value)| (name, value.into())).collect()
 }

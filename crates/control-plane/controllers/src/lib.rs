@@ -14,6 +14,8 @@ mod context;
 mod discovery;
 mod hash;
 mod history;
+mod intstr;
+mod pod_control;
 mod pods;
 mod selector;
 mod service;
@@ -43,6 +45,7 @@ use stdx::Drain;
 
 pub use context::Config;
 use context::Context;
+use replicaset::replication_controller;
 
 /// One controller: its name in logs and its life.
 struct Controller {
@@ -61,6 +64,7 @@ fn all() -> Vec<Controller> {
     vec![
         controller!(deployment),
         controller!(replicaset),
+        controller!(replication_controller),
         controller!(daemon_set),
         controller!(stateful_set),
         controller!(job),

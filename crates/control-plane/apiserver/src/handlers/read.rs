@@ -47,7 +47,7 @@ pub fn selection(context: &Context, target: Target<'_>) -> Result<Selection, Sta
     let labels = labels.map_err(|error| Status::bad_request(format!("unable to parse requirement: {error}")))?;
     let mut fields =
         FieldSelector::parse(query.get("fieldSelector").unwrap_or_default()).map_err(|error| Status::bad_request(error.to_string()))?;
-    let rules = target.kind.storage.rules;
+    let rules = target.kind.storage.rules.clone();
     for term in &mut fields.terms {
         if let Some(stored) = stored_field(target.kind, &term.field) {
             term.field = stored;
@@ -113,8 +113,8 @@ pub async fn list(server: &Arc<Inner>, context: &Context, target: Target<'_>) ->
     if plain {
         let head = list_head(target.kind, &metadata);
         return Ok(match whole {
-            Some(items) => reply::list(head, items, false, accepts_gzip(context)),
-            None => reply::list(head, page.objects.into_iter(), false, accepts_gzip(context)),
+            Some(items) => reply::list(head, items, target.kind.is_custom(), accepts_gzip(context)),
+            None => reply::list(head, page.objects.into_iter(), target.kind.is_custom(), accepts_gzip(context)),
         });
     }
     if format.media == Media::Protobuf

@@ -61,7 +61,7 @@ pub async fn watch(server: &Arc<Inner>, context: &Context, target: Target<'_>) -
     let ends = now + Duration::from_secs(seconds.min(TIMEOUT_MAX_SECONDS));
     let bookmark = bookmarks.then(|| now + BOOKMARK_EVERY);
     let mut body = WatchBody {
-        encoder: Encoder { kind: target.kind, format, include, headers: true },
+        encoder: Encoder { kind: target.kind.clone(), format, include, headers: true },
         caches: caches.clone(),
         phase: Phase::Live,
         replay: Vec::new().into_iter(),
@@ -141,7 +141,7 @@ fn random_timeout() -> u64 {
 
 /// Turns events into frames of the wanted media type and view.
 struct Encoder {
-    kind: &'static Kind,
+    kind: Arc<Kind>,
     format: Format,
     include: Include,
     /// The next table has its column definitions.
@@ -172,9 +172,9 @@ impl Encoder {
             View::Table(version) => {
                 let list = json!({"resourceVersion": object.revision.to_string()});
                 let headers = std::mem::take(&mut self.headers);
-                views::table(self.kind, vec![views::served(self.kind, object)], version, self.include, list, headers)
+                views::table(&self.kind, vec![views::served(&self.kind, object)], version, self.include, list, headers)
             }
-            _ => views::one(self.kind, object, self.format, self.include),
+            _ => views::one(&self.kind, object, self.format, self.include),
         };
         self.envelope(change.word(), value)
     }
