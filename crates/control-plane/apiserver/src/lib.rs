@@ -133,7 +133,7 @@ impl Server {
         let (caches, stop) = (registry.caches.clone(), drain.clone());
         tokio::spawn(async move { stop.run(cache::feed::run(store, caches)).await });
         Ok(Self(Arc::new(Inner {
-            access: access::Access::new(config.authenticator, config.issuer),
+            access: access::Access::new(config.authenticator, config.issuer, &registry.caches),
             registry,
             flow: flow::Flow::new(config.reads_inflight_max, config.writes_inflight_max),
             audit,
