@@ -34,6 +34,7 @@ mod reply;
 mod request;
 mod selection;
 mod serve;
+mod shard;
 mod views;
 
 use std::path::PathBuf;
@@ -164,6 +165,7 @@ impl Server {
     /// Ends watches and makes `/readyz` fail; connections finish what they are doing.
     pub fn stop(&self) {
         self.0.drain.stop();
+        self.0.registry.caches.close();
     }
 }
 

@@ -140,12 +140,15 @@ async fn a_watch_in_protobuf_is_framed_by_length() {
         let response = api.server.handle(request, Some(admin())).await;
         assert_eq!(response.headers()["content-type"], "application/vnd.kubernetes.protobuf;stream=watch");
         let mut body = response.into_body();
-        let mut names = Vec::new();
+        let (mut names, mut rest) = (Vec::new(), bytes::Bytes::new());
         api.post(MAPS, config_map(&format!("live-{}", kind.to_lowercase()))).await;
         while names.last().is_none_or(|name: &String| !name.starts_with("live-") || !name.ends_with(&kind.to_lowercase())) {
-            let frame = body.frame().await.unwrap().unwrap().into_data().unwrap();
-            let (length, event) = frame.split_at(4);
-            assert_eq!(u32::from_be_bytes(length.try_into().unwrap()) as usize, event.len());
+            // A piece of the stream holds whole frames, one or several.
+            while rest.is_empty() {
+                rest = body.frame().await.unwrap().unwrap().into_data().unwrap();
+            }
+            let length = u32::from_be_bytes(rest.split_to(4).as_ref().try_into().unwrap()) as usize;
+            let event = &rest.split_to(length);
             let event = protobuf::decode_message(event, table::by_gvk("", "v1", "WatchEvent").unwrap()).unwrap();
             assert_eq!((event["type"].as_str(), event["object"]["kind"].as_str()), (Some("ADDED"), Some(kind)));
             names.push(event["object"]["metadata"]["name"].as_str().unwrap().to_owned());
