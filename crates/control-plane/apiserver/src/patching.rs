@@ -32,7 +32,7 @@ impl PatchType {
             STRATEGIC_MERGE_PATCH if strategic => Ok(PatchType::StrategicMerge),
             APPLY_PATCH | APPLY_PATCH_CBOR => Ok(PatchType::Apply),
             other => {
-                let mut accepted = vec![JSON_PATCH, MERGE_PATCH, APPLY_PATCH, APPLY_PATCH_CBOR];
+                let mut accepted = vec![JSON_PATCH, MERGE_PATCH, APPLY_PATCH];
                 if strategic {
                     accepted.insert(2, STRATEGIC_MERGE_PATCH);
                 }
