@@ -96,7 +96,7 @@ pub async fn run_on(client: Client, caches: Caches, config: Config, drain: Drain
     let mut tasks = tokio::task::JoinSet::new();
     for controller in all() {
         tracing::debug!(controller = controller.name, "starting");
-        tasks.spawn((controller.run)(context.clone()));
+        tasks.spawn((controller.run)(context.for_controller(controller.name)));
     }
     while tasks.join_next().await.is_some() {}
 }
