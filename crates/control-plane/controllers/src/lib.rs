@@ -30,6 +30,7 @@ mod endpoints;
 mod garbage_collector;
 mod job;
 mod namespace;
+mod node_ipam;
 mod node_lifecycle;
 mod pod_gc;
 mod replicaset;
@@ -46,6 +47,7 @@ use stdx::Drain;
 
 pub use context::Config;
 use context::Context;
+pub use node_ipam::ClusterRange;
 use replicaset::replication_controller;
 
 /// One controller: its name in logs and its life.
@@ -80,6 +82,7 @@ fn all() -> Vec<Controller> {
         controller!(disruption),
         controller!(service_account),
         controller!(root_ca),
+        controller!(node_ipam),
         controller!(cluster_role_aggregation),
     ]
 }
