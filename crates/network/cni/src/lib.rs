@@ -11,6 +11,8 @@
 //! 1,024 ports and would hide same-node traffic from the IP hooks. Pod traffic that leaves the cluster is masqueraded and a packet
 //! whose source is not the pod's own address is dropped, both in our own nftables table.
 //!
+//! Other nodes' pods are reached by [`Peers`]: a route straight to the node where both are on one link, a VXLAN tunnel where not.
+//!
 //! No tasks: calls block and may run on many threads at once.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -20,9 +22,11 @@ use std::path::PathBuf;
 mod addresses;
 mod firewall;
 mod links;
+mod peers;
 mod routed;
 mod state;
 
+pub use peers::{Peer, Peers};
 pub use routed::Routed;
 
 /// The next hop of every pod's default route; answers to nothing.
