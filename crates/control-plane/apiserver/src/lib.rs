@@ -17,6 +17,7 @@ mod cache;
 mod codec;
 mod context;
 mod convert;
+mod custom;
 mod discovery;
 mod expiry;
 mod flow;
@@ -33,6 +34,7 @@ mod reply;
 mod request;
 mod selection;
 mod serve;
+mod shard;
 mod views;
 
 use std::path::PathBuf;
@@ -69,6 +71,8 @@ pub struct Config {
     pub port: u16,
     /// How the API server shows itself to kubelets (exec, logs); absent: those requests are refused.
     pub kubelet_client: Option<Arc<rustls::ClientConfig>>,
+    /// Which built-in resources are served (`--runtime-config`).
+    pub served: schema::resources::Served,
 }
 
 impl Default for Config {
@@ -83,6 +87,7 @@ impl Default for Config {
             reads_inflight_max: 400,
             writes_inflight_max: 200,
             services: Ranges::default(),
+            served: schema::resources::Served::default(),
         }
     }
 }
@@ -112,6 +117,7 @@ pub(crate) struct Inner {
     pub port: u16,
     pub kubelet_client: Option<Arc<rustls::ClientConfig>>,
     pub openapi: Arc<openapi::Documents>,
+    pub served: schema::resources::Served,
     bootstrapped: AtomicBool,
 }
 
@@ -127,7 +133,7 @@ impl Server {
         let (caches, stop) = (registry.caches.clone(), drain.clone());
         tokio::spawn(async move { stop.run(cache::feed::run(store, caches)).await });
         Ok(Self(Arc::new(Inner {
-            access: access::Access::new(config.authenticator, config.issuer),
+            access: access::Access::new(config.authenticator, config.issuer, &registry.caches),
             registry,
             flow: flow::Flow::new(config.reads_inflight_max, config.writes_inflight_max),
             audit,
@@ -136,7 +142,8 @@ impl Server {
             advertise: config.advertise,
             port: config.port,
             kubelet_client: config.kubelet_client,
-            openapi: Arc::default(),
+            openapi: Arc::new(openapi::Documents::new(config.served.clone())),
+            served: config.served,
             bootstrapped: AtomicBool::new(false),
         })))
     }
@@ -158,10 +165,16 @@ impl Server {
     /// Ends watches and makes `/readyz` fail; connections finish what they are doing.
     pub fn stop(&self) {
         self.0.drain.stop();
+        self.0.registry.caches.close();
     }
 }
 
 impl Inner {
+    /// The served kind behind a path: a built-in one, or one made of a CRD.
+    pub fn kind(&self, group: &str, version: &str, plural: &str) -> Option<Arc<registry::catalog::Kind>> {
+        let built_in = registry::catalog::find(group, version, plural).filter(|kind| self.served.contains(kind.facts));
+        built_in.cloned().or_else(|| self.registry.custom.find(group, version, plural))
+    }
     pub fn bootstrapped(&self) -> bool {
         self.bootstrapped.load(Ordering::Relaxed)
     }

@@ -64,7 +64,7 @@ async fn stages(server: &Arc<Inner>, request: Request<Body>, identity: Option<Us
 async fn admitted(server: &Arc<Inner>, context: &mut Context, request: Request<Body>) -> Result<Response<Body>, Status> {
     server.access.impersonate(&server.registry.caches, context)?;
     let _place = server.flow.enter(context)?;
-    server.access.authorize(&server.registry.caches, context)?;
+    context.reason = server.access.authorize(&server.registry.caches, context)?;
     let path = context.info.path.as_str();
     if context.info.is_resource {
         return handlers::resource(server, context, request).await;
@@ -76,8 +76,8 @@ async fn admitted(server: &Arc<Inner>, context: &mut Context, request: Request<B
         return response;
     }
     match path {
-        "/api" | "/api/" | "/apis" | "/apis/" => discovery::root(context),
-        _ if path.starts_with("/api/") || path.starts_with("/apis/") => discovery::group(context),
+        "/api" | "/api/" | "/apis" | "/apis/" => discovery::root(server, context),
+        _ if path.starts_with("/api/") || path.starts_with("/apis/") => discovery::group(server, context),
         _ => Ok(page_not_found()),
     }
 }

@@ -9,9 +9,11 @@ use meta::{GroupResource, GroupVersionKind, GroupVersionResource, Status};
 use serde_json::{Value, json};
 use store::Store;
 
+use super::catalog::Kind;
 use super::{Registry, Target, catalog, storage_error};
 use crate::cache::Caches;
 use crate::context::Context;
+use crate::custom;
 use crate::object;
 use crate::selection::Selection;
 
@@ -21,6 +23,15 @@ pub use admission::Operation;
 pub struct Reader {
     pub store: Arc<dyn Store>,
     pub caches: Arc<Caches>,
+    pub custom: Arc<custom::Kinds>,
+}
+
+impl Reader {
+    /// The kind in the version in which it is stored.
+    fn stored(&self, resource: &GroupResource) -> Option<Arc<Kind>> {
+        let built_in = catalog::stored(&resource.group, &resource.resource);
+        built_in.cloned().or_else(|| self.custom.stored(&resource.group, &resource.resource))
+    }
 }
 
 impl Lookup for Reader {
@@ -31,7 +42,7 @@ impl Lookup for Reader {
         name: &'a str,
     ) -> BoxFuture<'a, Result<Option<Arc<Value>>, Status>> {
         async move {
-            let Some(kind) = catalog::stored(&resource.group, &resource.resource) else {
+            let Some(kind) = self.stored(resource) else {
                 return Ok(None);
             };
             let entry = self.store.get(&kind.key(namespace, name)).await.map_err(storage_error)?;
@@ -42,10 +53,10 @@ impl Lookup for Reader {
 
     fn list<'a>(&'a self, resource: &'a GroupResource, namespace: &'a str) -> BoxFuture<'a, Result<Vec<Arc<Value>>, Status>> {
         async move {
-            let Some(kind) = catalog::stored(&resource.group, &resource.resource) else {
+            let Some(kind) = self.stored(resource) else {
                 return Ok(Vec::new());
             };
-            let selection = Selection::all(kind.prefix(namespace), kind.storage.rules);
+            let selection = Selection::all(kind.prefix(namespace), kind.storage.rules.clone());
             let page = self.caches.of(kind.storage.prefix.as_bytes()).list(&selection.prefix, b"", 0, &selection, 0);
             Ok(page.objects.iter().map(|object| Arc::new(object.value())).collect())
         }
