@@ -7,7 +7,7 @@ use meta::field::{Error, Path};
 use meta::{names, time};
 use serde_json::{Value, json};
 
-use crate::checks::{Errors, immutable, label_selector, nonnegative, sentences, supported};
+use crate::checks::{Errors, any, immutable, label_selector, nonnegative, sentences, supported};
 use crate::pod_spec::{self, defaults};
 use crate::printing::{self, AGE, NAME, SELECTOR, shown};
 use crate::template::{self, POD_COLUMNS};
@@ -40,10 +40,7 @@ impl Rules for Job {
         ("batch", "v1", "Job")
     }
     fn default(&self, object: &mut Value) {
-        let labels = at(object, "spec.template.metadata.labels").clone();
-        if labels.as_object().is_some_and(|labels| !labels.is_empty()) && !crate::checks::any(at(object, "metadata.labels")) {
-            set(object, "metadata.labels", labels);
-        }
+        label_as_pods(object);
         let Some(spec) = sub(object, "spec") else { return };
         if !has(spec, "completions") && !has(spec, "parallelism") {
             set(spec, "completions", 1);
@@ -73,6 +70,7 @@ impl Rules for Job {
         if let Some(selector) = value::object_at(object, "spec.selector.matchLabels") {
             selector.entry(UID_LABELS[0]).or_insert_with(|| uid.into());
         }
+        label_as_pods(object);
     }
     fn validate(&self, object: &Value) -> Vec<Error> {
         let (path, spec) = (Path::new("spec"), at(object, "spec"));
@@ -145,6 +143,15 @@ impl Rules for Job {
     }
     fn validate_name(&self, name: &str) -> Vec<String> {
         names::dns1123_subdomain(name)
+    }
+}
+
+/// A job without labels has those of its pods.
+fn label_as_pods(object: &mut Value) {
+    let labels = at(object, "spec.template.metadata.labels");
+    if any(labels) && !any(at(object, "metadata.labels")) {
+        let labels = labels.clone();
+        set(object, "metadata.labels", labels);
     }
 }
 
