@@ -32,6 +32,7 @@ mod pipeline;
 mod registry;
 mod reply;
 mod request;
+mod sealed;
 mod selection;
 mod serve;
 mod views;
@@ -60,6 +61,8 @@ pub struct Config {
     pub issuer: Option<auth::tokens::Issuer>,
     /// The audit trail; none where absent.
     pub audit_file: Option<PathBuf>,
+    /// Encryption at rest; absent, everything is stored as it is.
+    pub encryption: Option<auth::encryption::Encryption>,
     /// Requests at the same time, long-running ones not counted.
     pub reads_inflight_max: usize,
     pub writes_inflight_max: usize,
@@ -83,6 +86,7 @@ impl Default for Config {
             port: 6443,
             kubelet_client: None,
             audit_file: None,
+            encryption: None,
             reads_inflight_max: 400,
             writes_inflight_max: 200,
             services: Ranges::default(),
