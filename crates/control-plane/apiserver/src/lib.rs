@@ -35,6 +35,7 @@ mod request;
 mod sealed;
 mod selection;
 mod serve;
+mod shard;
 mod views;
 
 use std::path::PathBuf;
@@ -168,6 +169,7 @@ impl Server {
     /// Ends watches and makes `/readyz` fail; connections finish what they are doing.
     pub fn stop(&self) {
         self.0.drain.stop();
+        self.0.registry.caches.close();
     }
 }
 

@@ -6,7 +6,6 @@
 use std::sync::Arc;
 
 use serde_json::Value;
-use tokio::sync::mpsc::error::TryRecvError;
 
 use crate::cache::{Cache, Caches, Change, Event, Since, Subscription};
 use crate::registry::catalog;
@@ -34,7 +33,7 @@ impl Follower {
     pub fn restart(&mut self, mut each: impl FnMut(&Value)) {
         let Some(selection) = self.selection.clone() else { return };
         let Ok(mut subscription) = self.cache.watch(Since::State, true, selection, 0) else { return };
-        for object in std::mem::take(&mut subscription.initial) {
+        for object in subscription.initial.take().into_iter().flatten() {
             each(&object.value());
         }
         self.subscription = Some(subscription);
@@ -43,12 +42,9 @@ impl Follower {
     /// What happened since the last call, in order.
     pub fn catch_up(&mut self, mut each: impl FnMut(Change, &Event)) -> Result<(), Lost> {
         let Some(subscription) = &mut self.subscription else { return Err(Lost) };
-        loop {
-            match subscription.live.try_recv() {
-                Ok((change, delivery)) => each(change, &delivery.event),
-                Err(TryRecvError::Empty) => return Ok(()),
-                Err(TryRecvError::Disconnected) => return Err(Lost),
-            }
+        while let Some((change, delivery)) = subscription.live.take_event() {
+            each(change, &delivery.event);
         }
+        if subscription.live.is_open() { Ok(()) } else { Err(Lost) }
     }
 }
