@@ -110,8 +110,7 @@ impl Encryption {
         let text = serde_json::to_string_pretty(&config).unwrap_or_default() + "\n";
         // Written beside and renamed: a torn key would lose what it seals.
         let beside = file.with_extension("new");
-        let mut out =
-            std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside).map_err(failed)?;
+        let mut out = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside).map_err(failed)?;
         out.write_all(text.as_bytes()).and_then(|()| out.sync_all()).map_err(failed)?;
         std::fs::rename(&beside, file).map_err(failed)?;
         Ok(text)
@@ -215,8 +214,7 @@ impl Key {
         let cipher = if self.secret.len() == 16 { &AES_128 } else { &AES_256 };
         let key = UnboundCipherKey::new(cipher, &self.secret).map_err(|_| Error::Seal)?;
         let mut body = plain.to_vec();
-        let context =
-            PaddedBlockEncryptingKey::cbc_pkcs7(key).and_then(|key| key.encrypt(&mut body)).map_err(|_| Error::Seal)?;
+        let context = PaddedBlockEncryptingKey::cbc_pkcs7(key).and_then(|key| key.encrypt(&mut body)).map_err(|_| Error::Seal)?;
         let DecryptionContext::Iv128(iv) = context else { return Err(Error::Seal) };
         let mut out = self.prefix.clone().into_bytes();
         out.extend_from_slice(iv.as_ref());
@@ -306,7 +304,9 @@ mod tests {
     #[test]
     fn resources_find_their_rule() {
         let encryption = config(json!([{"identity": {}}])).unwrap();
-        for (group, plural, found) in [("", "secrets", true), ("", "pods", false), ("example.com", "widgets", true), ("apps", "secrets", false)] {
+        for (group, plural, found) in
+            [("", "secrets", true), ("", "pods", false), ("example.com", "widgets", true), ("apps", "secrets", false)]
+        {
             assert_eq!(encryption.rule(group, plural).is_some(), found, "{plural}.{group}");
         }
     }

@@ -319,9 +319,7 @@ mod tests {
                                 let plain = EncryptRequest::decode(bytes).unwrap().plaintext;
                                 frame(&EncryptResponse { ciphertext: reversed(plain), key_id: key, ..Default::default() })
                             }
-                            "Decrypt" => {
-                                frame(&DecryptResponse { plaintext: reversed(DecryptRequest::decode(bytes).unwrap().ciphertext) })
-                            }
+                            "Decrypt" => frame(&DecryptResponse { plaintext: reversed(DecryptRequest::decode(bytes).unwrap().ciphertext) }),
                             _ => frame(&StatusResponse { version: "v2".into(), healthz: "ok".into(), key_id: key }),
                         };
                         let trailers = http::HeaderMap::from_iter([("grpc-status".parse().unwrap(), "0".parse().unwrap())]);
@@ -330,7 +328,9 @@ mod tests {
                         Ok::<_, Infallible>(http::Response::new(body))
                     }
                 });
-                tokio::spawn(hyper::server::conn::http2::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service));
+                tokio::spawn(
+                    hyper::server::conn::http2::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service),
+                );
             }
         });
     }
