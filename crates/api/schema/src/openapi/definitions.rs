@@ -29,6 +29,11 @@ impl<'a> Definitions<'a> {
         for ((group, version, kind), found) in table::kinds() {
             gvks.entry(&found.name).or_default().push(gvk(group, version, kind));
         }
+        for name in ["DeleteOptions", "WatchEvent"] {
+            if let Some(found) = table::find(&format!("{META}.{name}")) {
+                gvks.insert(&found.name, of_every_version(name));
+            }
+        }
         Self { style, describe, done: Map::new(), wanted: BTreeSet::new(), gvks }
     }
 
@@ -171,7 +176,12 @@ impl<'a> Definitions<'a> {
                 json!({"type": "array", "items": items})
             }
             Schema::Map(map) => {
-                let go = go.strip_prefix("map[").and_then(|rest| rest.split_once(']')).map_or("", |(_, value)| value);
+                let go = match go.strip_prefix("map[").and_then(|rest| rest.split_once(']')) {
+                    Some((_, value)) => value,
+                    // The one map that has a name of its own.
+                    None if go.ends_with("JSONSchemaDependencies") => "JSONSchemaPropsOrStringArray",
+                    None => "",
+                };
                 let values = self.schema(&map.values, go);
                 json!({"type": "object", "additionalProperties": values})
             }
@@ -197,6 +207,12 @@ impl<'a> Definitions<'a> {
     }
 }
 
+/// A kind that every version of every group has.
+fn of_every_version(kind: &str) -> Vec<Value> {
+    let versions: BTreeSet<(&str, &str)> = crate::resources::all().iter().map(|resource| (resource.group, resource.version)).collect();
+    versions.into_iter().map(|(group, version)| gvk(group, version, kind)).collect()
+}
+
 /// Definitions that are no structs.
 fn leaf(name: &str, style: Style) -> Option<Value> {
     let value = match (name, style) {
@@ -217,7 +233,8 @@ fn leaf(name: &str, style: Style) -> Option<Value> {
 
 /// The table does not tell an unmarked list from an atomic one; lists of kinds are unmarked, and one more.
 fn is_unmarked(owner: &Type, field: &str) -> bool {
-    field == "items" && owner.field("metadata").is_some() || *owner.name == *"io.k8s.apimachinery.pkg.apis.meta.v1.APIResource" && field == "verbs"
+    field == "items" && owner.field("metadata").is_some()
+        || *owner.name == *"io.k8s.apimachinery.pkg.apis.meta.v1.APIResource" && field == "verbs"
 }
 
 /// Maps and structs that say of themselves that they are merged, which is what all do that say nothing.

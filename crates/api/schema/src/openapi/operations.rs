@@ -78,16 +78,11 @@ const LIST: [&str; 11] = [
 const DELETE: [&str; 5] =
     ["dryRun", "gracePeriodSeconds", "ignoreStoreReadErrorWithClusterBreakingPotential", "orphanDependents", "propagationPolicy"];
 /// What an answer to anything but a list watch can be encoded in.
-pub const PRODUCES: [&str; 4] =
-    ["application/json", "application/yaml", "application/vnd.kubernetes.protobuf", crate::cbor::MEDIA_TYPE];
+pub const PRODUCES: [&str; 4] = ["application/json", "application/yaml", "application/vnd.kubernetes.protobuf", crate::cbor::MEDIA_TYPE];
 pub const PRODUCES_WATCH: [&str; 3] =
     ["application/json;stream=watch", "application/vnd.kubernetes.protobuf;stream=watch", crate::cbor::MEDIA_TYPE_SEQUENCE];
-pub const PATCHES: [&str; 4] = [
-    "application/json-patch+json",
-    "application/merge-patch+json",
-    "application/apply-patch+yaml",
-    "application/apply-patch+cbor",
-];
+pub const PATCHES: [&str; 4] =
+    ["application/json-patch+json", "application/merge-patch+json", "application/apply-patch+yaml", "application/apply-patch+cbor"];
 pub const STRATEGIC: &str = "application/strategic-merge-patch+json";
 pub const META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1";
 
@@ -165,8 +160,13 @@ pub struct Discovery {
 /// `/api/`, `/apis/`, the groups and versions of `kinds`, `/version/` and what tells about service account tokens.
 pub fn discovery(kinds: &[Kind]) -> Vec<Discovery> {
     let plain = &PRODUCES[..3];
-    let make = |path: String, id: String, tag: String, summary, response: &str, produces: &[&'static str]| {
-        Discovery { path, id, tag, summary, response: response.to_owned(), produces: produces.to_vec() }
+    let make = |path: String, id: String, tag: String, summary, response: &str, produces: &[&'static str]| Discovery {
+        path,
+        id,
+        tag,
+        summary,
+        response: response.to_owned(),
+        produces: produces.to_vec(),
     };
     let meta = |kind: &str| format!("{META}.{kind}");
     let mut all = vec![
@@ -226,7 +226,7 @@ fn list(kind: &Kind, rest: String) -> Operation {
         query: words(&LIST),
         body: Body::None,
         response: kind.list_definition().unwrap_or_default(),
-        watchable: has(&kind.verbs, "watch"),
+        watchable: true,
     }
 }
 

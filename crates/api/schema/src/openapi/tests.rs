@@ -86,7 +86,12 @@ fn operations_are_exactly_the_published_ones() {
     let document = v2::document(&Kind::all_built_in(), &undescribed);
     let mut ours = BTreeMap::new();
     for (path, item) in document["paths"].as_object().unwrap() {
-        for (method, operation) in item.as_object().unwrap().iter().filter(|(name, operation)| *name != "parameters" && operation.get("x-kubernetes-action").is_some()) {
+        for (method, operation) in item
+            .as_object()
+            .unwrap()
+            .iter()
+            .filter(|(name, operation)| *name != "parameters" && operation.get("x-kubernetes-action").is_some())
+        {
             let gvk = &operation["x-kubernetes-group-version-kind"];
             let part = |name: &str| gvk[name].as_str().unwrap().to_owned();
             let gvk = format!("{}/{}/{}", part("group"), part("version"), part("kind"));
