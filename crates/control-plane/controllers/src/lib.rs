@@ -20,6 +20,7 @@ mod pod_control;
 mod pods;
 mod selector;
 mod service;
+mod slices;
 
 mod cluster_role_aggregation;
 mod cron_job;
@@ -27,6 +28,7 @@ mod daemon_set;
 mod deployment;
 mod disruption;
 mod endpoint_slice;
+mod endpoint_slice_mirroring;
 mod endpoints;
 mod ephemeral_volume;
 mod garbage_collector;
@@ -78,6 +80,7 @@ fn all() -> Vec<Controller> {
         controller!(job),
         controller!(cron_job),
         controller!(endpoint_slice),
+        controller!(endpoint_slice_mirroring),
         controller!(endpoints),
         controller!(garbage_collector),
         controller!(namespace),
