@@ -59,6 +59,7 @@ pub fn value(code: StatusCode, value: &Value, format: Format) -> Response<Body> 
         }),
         Media::Yaml => return yaml(code, value),
         Media::Protobuf => return protobuf(code, value),
+        Media::Cbor => return bytes(code, Media::Cbor.content_type(), schema::cbor::encode(value)),
     };
     bytes(code, Media::Json.content_type(), encoded.unwrap_or_default())
 }

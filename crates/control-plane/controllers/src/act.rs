@@ -69,15 +69,31 @@ pub(crate) async fn may_adopt<K: Object>(client: &Client, owner: &K) -> Result<b
     }
 }
 
-/// Makes `owner` the controller of `dependent`; returns the new revision.
-pub(crate) async fn adopt<K: Object>(client: &Client, owner: &OwnerReference, dependent: &ObjectMeta) -> Result<String, Error> {
-    let patch = json!({"metadata": {"uid": dependent.uid, "ownerReferences": [owner]}});
+/// Makes `owner` the controller of `dependent`, which gets the finalizer where one is given; returns the new revision.
+pub(crate) async fn adopt<K: Object>(
+    client: &Client,
+    owner: &OwnerReference,
+    dependent: &ObjectMeta,
+    finalizer: Option<&str>,
+) -> Result<String, Error> {
+    let mut patch = json!({"metadata": {"uid": dependent.uid, "ownerReferences": [owner]}});
+    if let Some(finalizer) = finalizer {
+        patch["metadata"]["finalizers"] = json!([finalizer]);
+    }
     patch_owners::<K>(client, dependent, patch).await
 }
 
-/// Takes the owner with `owner_uid` off `dependent`; returns the new revision.
-pub(crate) async fn release<K: Object>(client: &Client, owner_uid: &str, dependent: &ObjectMeta) -> Result<String, Error> {
-    let patch = json!({"metadata": {"uid": dependent.uid, "ownerReferences": [{"$patch": "delete", "uid": owner_uid}]}});
+/// Takes the owner with `owner_uid`, and the finalizer where one is given, off `dependent`; returns the new revision.
+pub(crate) async fn release<K: Object>(
+    client: &Client,
+    owner_uid: &str,
+    dependent: &ObjectMeta,
+    finalizer: Option<&str>,
+) -> Result<String, Error> {
+    let mut patch = json!({"metadata": {"uid": dependent.uid, "ownerReferences": [{"$patch": "delete", "uid": owner_uid}]}});
+    if let Some(finalizer) = finalizer {
+        patch["metadata"]["$deleteFromPrimitiveList/finalizers"] = json!([finalizer]);
+    }
     patch_owners::<K>(client, dependent, patch).await
 }
 

@@ -21,6 +21,7 @@ mod selector;
 mod service;
 
 mod cluster_role_aggregation;
+mod cron_job;
 mod daemon_set;
 mod deployment;
 mod disruption;
@@ -68,6 +69,7 @@ fn all() -> Vec<Controller> {
         controller!(daemon_set),
         controller!(stateful_set),
         controller!(job),
+        controller!(cron_job),
         controller!(endpoint_slice),
         controller!(endpoints),
         controller!(garbage_collector),

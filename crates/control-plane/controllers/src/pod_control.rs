@@ -22,6 +22,8 @@ struct Inner {
     client: Client,
     expectations: Expectations<ObjectKey>,
     recorder: EventRecorder,
+    /// What an adopted pod gets and a released one loses.
+    finalizer: Option<&'static str>,
 }
 
 /// Who writes: the owner's key for expectations, and what events are about.
@@ -39,8 +41,17 @@ impl Owner {
 
 impl PodControl {
     pub fn new(context: &Context, component: &str) -> Self {
-        let recorder = context.recorder(component);
-        Self(Arc::new(Inner { client: context.client.clone(), expectations: Expectations::default(), recorder }))
+        Self::of(context, component, None)
+    }
+
+    /// For pods that carry this finalizer while they are ours.
+    pub fn with_finalizer(context: &Context, component: &str, finalizer: &'static str) -> Self {
+        Self::of(context, component, Some(finalizer))
+    }
+
+    fn of(context: &Context, component: &str, finalizer: Option<&'static str>) -> Self {
+        let (client, recorder) = (context.client.clone(), context.recorder(component));
+        Self(Arc::new(Inner { client, expectations: Expectations::default(), recorder, finalizer }))
     }
 
     pub fn recorder(&self) -> &EventRecorder {
@@ -65,7 +76,7 @@ impl PodControl {
     pub async fn claim<K: Object>(&self, owner: &K, adopt: &[Arc<Pod>], release: &[Arc<Pod>]) -> Result<(), Error> {
         let (key, reference) = (key_of(owner.metadata()), act::controller_ref(owner));
         for pod in release {
-            match act::release::<Pod>(&self.0.client, &reference.uid, &pod.metadata).await {
+            match act::release::<Pod>(&self.0.client, &reference.uid, &pod.metadata, self.0.finalizer).await {
                 Ok(revision) => self.0.expectations.wrote(&key, Some(&revision)),
                 // Gone, or not the pod we saw: either way no longer ours.
                 Err(error) if error.is_not_found() || error.is_conflict() || error.is_invalid() => {}
@@ -76,7 +87,7 @@ impl PodControl {
             return Ok(());
         }
         for pod in adopt {
-            match act::adopt::<Pod>(&self.0.client, &reference, &pod.metadata).await {
+            match act::adopt::<Pod>(&self.0.client, &reference, &pod.metadata, self.0.finalizer).await {
                 Ok(revision) => self.0.expectations.wrote(&key, Some(&revision)),
                 Err(error) if error.is_not_found() => {}
                 Err(error) => return Err(error),

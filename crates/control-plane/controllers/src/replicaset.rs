@@ -112,3 +112,8 @@ impl<K: Replicated> Controller<K> {
         self.act(&world, plan).await.into()
     }
 }
+
+/// Sorts pods so that those that serve least come first, where nothing is known of the nodes' crowds.
+pub(crate) fn sort_for_deletion(pods: &mut [Arc<Pod>], now: jiff::Timestamp) {
+    rank::sort(pods, &std::collections::HashMap::new(), now);
+}

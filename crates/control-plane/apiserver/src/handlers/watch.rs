@@ -83,6 +83,7 @@ pub async fn watch(server: &Arc<Inner>, context: &Context, target: Target<'_>) -
     let mut response = Response::new(body.boxed());
     let media = match format.media {
         Media::Protobuf => "application/vnd.kubernetes.protobuf;stream=watch",
+        Media::Cbor => schema::cbor::MEDIA_TYPE_SEQUENCE,
         _ => "application/json",
     };
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(media));
@@ -172,7 +173,7 @@ impl Encoder {
             View::Table(version) => {
                 let list = json!({"resourceVersion": object.revision.to_string()});
                 let headers = std::mem::take(&mut self.headers);
-                views::table(&self.kind, vec![views::served(&self.kind, object)], version, self.include, list, headers)
+                views::table(&self.kind, vec![object.value()], version, self.include, list, headers)
             }
             _ => views::one(&self.kind, object, self.format, self.include),
         };
@@ -180,6 +181,9 @@ impl Encoder {
     }
 
     fn envelope(&self, word: &str, value: Value) -> Bytes {
+        if self.format.media == Media::Cbor {
+            return schema::cbor::watch_event(word, &schema::cbor::encode(&value)).into();
+        }
         if self.format.media == Media::Protobuf
             && let Some(frame) = crate::codec::watch_frame(word, &value)
         {
