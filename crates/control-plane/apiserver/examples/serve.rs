@@ -33,7 +33,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let config = apiserver::Config {
         issuer: Some(auth::tokens::Issuer::new(&pki.service_account_key, auth::tokens::ISSUER)?),
         port,
-        audit_file: Some(directory.join("audit.log")),
+        audit_file: std::env::var_os("AUDIT").map(|_| directory.join("audit.log")),
         ..apiserver::Config::default()
     };
     let server = apiserver::Server::new(config, Arc::new(store::memory::Memory::new()))?;

@@ -53,9 +53,14 @@ pub async fn race(options: &Options, dir: &Path) -> anyhow::Result<Outcome> {
     let mut rows = Vec::new();
     let mut figures = Vec::new();
     measure(options, &remote, &mut rows, &mut figures).await?;
-    memory(options, &remote, cluster.as_ref().map(|cluster| &cluster.program), &mut rows, &mut figures).await?;
+    if wanted(options, "memory") {
+        memory(options, &remote, cluster.as_ref().map(|cluster| &cluster.program), &mut rows, &mut figures).await?;
+    }
     let many = [("LIST of all pods", requests::list_pods(), 1), ("LIST of all pods", requests::list_pods(), 4)];
     for (what, make, connections) in many {
+        if !wanted(options, what) {
+            continue;
+        }
         let mut legs = Vec::new();
         for round in 1..=options.rounds {
             let leg = closed_loop(&remote, connections, Duration::from_secs_f64(options.leg_seconds), ENDLESS, &make).await?;
@@ -67,7 +72,9 @@ pub async fn race(options: &Options, dir: &Path) -> anyhow::Result<Outcome> {
         figures.push(json!({"what": what, "connections": connections, "mb_per_second": rate}));
     }
     if let Some(cluster) = cluster {
-        idle_watches(&cluster, 4 * options.watchers, &mut rows, &mut figures).await?;
+        if wanted(options, "memory") {
+            idle_watches(&cluster, 4 * options.watchers, &mut rows, &mut figures).await?;
+        }
         cluster.purge()?;
     }
     let head = vec!["what", "clients", "a second, median (least–most)", "p50 / p99 ms"];
@@ -103,7 +110,7 @@ async fn measure(options: &Options, remote: &Remote, rows: &mut Vec<Vec<String>>
     ];
     let length = Duration::from_secs_f64(options.leg_seconds);
     for (what, load) in loads {
-        if options.only.as_ref().is_some_and(|only| !what.contains(only.as_str())) {
+        if !wanted(options, what) {
             continue;
         }
         let (mut rates, mut legs, mut delays, clients) = (Vec::new(), Vec::new(), Vec::new(), load.clients(watchers));
@@ -131,6 +138,10 @@ async fn measure(options: &Options, remote: &Remote, rows: &mut Vec<Vec<String>>
         figures.push(json!({ "what": what, "clients": clients, "per_second": rate, "p50_p99_ms": waited }));
     }
     Ok(())
+}
+
+fn wanted(options: &Options, what: &str) -> bool {
+    options.only.as_ref().is_none_or(|only| what.contains(only.as_str()))
 }
 
 impl What {
