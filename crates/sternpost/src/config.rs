@@ -39,6 +39,8 @@ pub struct Config {
     pub link_prefix: String,
     /// The context's name in the user's kubeconfig.
     pub context: String,
+    /// Upstream's `KubeSchedulerConfiguration` file, where the scheduler's defaults do not do.
+    pub scheduler_config: Option<PathBuf>,
 }
 
 impl Default for Config {
@@ -61,6 +63,7 @@ impl Default for Config {
             nft_table: "sternpost".into(),
             link_prefix: "sp".into(),
             context: "sternpost".into(),
+            scheduler_config: None,
         }
     }
 }
@@ -76,6 +79,13 @@ impl Config {
         };
         let config: Option<Self> = serde_saphyr::from_str(&text).with_context(|| path.display().to_string())?;
         Ok(config.unwrap_or_default())
+    }
+
+    /// The scheduler's own configuration, read and checked.
+    pub fn scheduler(&self) -> anyhow::Result<scheduler::Config> {
+        let Some(path) = &self.scheduler_config else { return Ok(scheduler::Config::default()) };
+        let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+        scheduler::config::parse(&text).with_context(|| path.display().to_string())
     }
 
     pub fn pid_file(&self) -> PathBuf {

@@ -293,7 +293,7 @@ fn scheduler_rules() -> Vec<Value> {
         rule(READ, &["policy"], &["poddisruptionbudgets"]),
         rule(&["get", "list", "patch", "update", "watch"], &[""], &["persistentvolumeclaims", "persistentvolumes"]),
         rule(READ, &["storage.k8s.io"], &["csidrivers", "csinodes", "csistoragecapacities", "storageclasses", "volumeattachments"]),
-        rule(READ, &["scheduling.k8s.io"], &["priorityclasses"]),
+        rule(READ, &["scheduling.k8s.io"], &["podgroups", "priorityclasses"]),
         rule(&["create"], &["authentication.k8s.io"], &["tokenreviews"]),
         rule(&["create"], &["authorization.k8s.io"], &["subjectaccessreviews"]),
     ]
