@@ -59,7 +59,8 @@ pub fn write(operation: Operation, resource: &str, kind: &str, object: Value) ->
         object: (!deleted).then_some(object),
         dry_run: false,
         options: Value::Null,
-        warnings: Vec::new(),
+        notes: Arc::default(),
+        reinvocation: crate::Reinvocation::default(),
     }
 }
 
