@@ -80,6 +80,9 @@ struct Settings {
     /// Name of this node [default: the host's name]
     #[arg(long, global = true, value_name = "NAME")]
     node_name: Option<String>,
+    /// Built-in APIs to switch on or off, such as api/all=true or resource.k8s.io/v1beta1=true [default: what is stable]
+    #[arg(long, global = true, value_name = "API=BOOL,…")]
+    runtime_config: Option<String>,
     /// What is logged, such as info or info,kubelet=debug
     #[arg(long, global = true, value_name = "FILTER")]
     log: Option<String>,
@@ -93,6 +96,7 @@ impl Settings {
         config.api_port = self.api_port.unwrap_or(config.api_port);
         config.node_ip = self.node_ip.or(config.node_ip);
         config.node_name = self.node_name.unwrap_or(config.node_name);
+        config.runtime_config = self.runtime_config.unwrap_or(config.runtime_config);
         config.log = self.log.unwrap_or(config.log);
         if config.node_name.is_empty() {
             config.node_name = crate::config::host_name();

@@ -31,6 +31,8 @@ pub struct Config {
     pub max_pods: u32,
     /// Processes and threads of one pod together.
     pub pod_pids_limit: u64,
+    /// Built-in APIs switched on or off, such as `api/beta=true,apps/v1=false`.
+    pub runtime_config: String,
     /// A `tracing` directive list.
     pub log: String,
     /// The cgroup and nftables name, and the start of interface names: what is ours on this host.
@@ -56,6 +58,7 @@ impl Default for Config {
             node_ip: None,
             max_pods: 1_100,
             pod_pids_limit: 8_192,
+            runtime_config: String::new(),
             log: "info".into(),
             cgroup_root: "sternpost".into(),
             nft_table: "sternpost".into(),

@@ -212,6 +212,7 @@ pub fn api_config(config: &Config, pki: &Pki, node_ip: IpAddr) -> anyhow::Result
         services: service_ranges(config)?,
         advertise,
         port: config.api_port,
+        served: schema::resources::Served::parse(&config.runtime_config).context("runtimeConfig")?,
         ..apiserver::Config::default()
     })
 }

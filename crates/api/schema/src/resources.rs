@@ -1,6 +1,9 @@
 //! The built-in resources: what discovery says of them, which versions are served, where they are stored.
 
 pub use crate::table::resource_list::RESOURCES;
+pub use served::Served;
+
+pub mod served;
 
 /// One resource in one version.
 #[derive(Debug)]

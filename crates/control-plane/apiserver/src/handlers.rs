@@ -29,7 +29,8 @@ pub const BODY_BYTES_MAX: usize = 3 << 20;
 /// A request about API objects.
 pub async fn resource(server: &Arc<Inner>, context: &Context, request: http::Request<Body>) -> Result<Response<Body>, Status> {
     let info = &context.info;
-    let Some(kind) = catalog::find(&info.group, &info.version, &info.resource) else {
+    let found = catalog::find(&info.group, &info.version, &info.resource);
+    let Some(kind) = found.filter(|kind| server.served.contains(kind.facts)) else {
         return Ok(crate::pipeline::page_not_found());
     };
     let namespace = if kind.facts.namespaced { info.namespace.as_str() } else { "" };

@@ -69,6 +69,8 @@ pub struct Config {
     pub port: u16,
     /// How the API server shows itself to kubelets (exec, logs); absent: those requests are refused.
     pub kubelet_client: Option<Arc<rustls::ClientConfig>>,
+    /// Which built-in resources are served (`--runtime-config`).
+    pub served: schema::resources::Served,
 }
 
 impl Default for Config {
@@ -83,6 +85,7 @@ impl Default for Config {
             reads_inflight_max: 400,
             writes_inflight_max: 200,
             services: Ranges::default(),
+            served: schema::resources::Served::default(),
         }
     }
 }
@@ -112,6 +115,7 @@ pub(crate) struct Inner {
     pub port: u16,
     pub kubelet_client: Option<Arc<rustls::ClientConfig>>,
     pub openapi: Arc<openapi::Documents>,
+    pub served: schema::resources::Served,
     bootstrapped: AtomicBool,
 }
 
@@ -136,7 +140,8 @@ impl Server {
             advertise: config.advertise,
             port: config.port,
             kubelet_client: config.kubelet_client,
-            openapi: Arc::default(),
+            openapi: Arc::new(openapi::Documents::new(config.served.clone())),
+            served: config.served,
             bootstrapped: AtomicBool::new(false),
         })))
     }

@@ -14,21 +14,23 @@ use http::header::{ACCEPT, ACCEPT_ENCODING, CACHE_CONTROL, CONTENT_ENCODING, ETA
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
 use meta::Status;
 use schema::openapi::{Kind, v2, v3};
+use schema::resources::Served;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use crate::Inner;
 use crate::context::Context;
 use crate::negotiate::JSON;
-use crate::registry::catalog;
 use crate::reply::{self, Body};
 
 /// How long a document is kept after its last use: the requests of one client come together.
 const KEPT: Duration = Duration::from_secs(60);
 
-/// What is known of the documents.
-#[derive(Default)]
-pub struct Documents(Mutex<State>);
+/// What is known of the documents of what is served.
+pub struct Documents {
+    served: Served,
+    state: Mutex<State>,
+}
 
 #[derive(Default)]
 struct State {
@@ -89,7 +91,7 @@ pub async fn respond(server: &Arc<Inner>, context: &Context, method: &Method) ->
                 ["apis", group, version] => ((*group).to_owned(), (*version).to_owned()),
                 _ => return None,
             };
-            catalog::all().iter().find(|kind| kind.facts.group == group && kind.facts.version == version)?;
+            server.served.resources().find(|facts| facts.group == group && facts.version == version)?;
             Some(version_3(server, context, group, version).await)
         }
     }
@@ -147,21 +149,25 @@ fn choose<'a>(headers: &HeaderMap, others: &[&'a str]) -> Option<&'a str> {
     })
 }
 
-fn kinds() -> Vec<Kind> {
-    catalog::all().iter().filter_map(|kind| Kind::built_in(kind.facts)).collect()
+fn kinds(served: &Served) -> Vec<Kind> {
+    served.resources().filter_map(Kind::built_in).collect()
 }
 
 impl Documents {
+    pub fn new(served: Served) -> Self {
+        Self { served, state: Mutex::default() }
+    }
+
     async fn get(self: &Arc<Self>, name: Name) -> Result<Document, Status> {
-        let mut state = self.0.lock().await;
+        let mut state = self.state.lock().await;
         if let Some(kept) = state.kept.get_mut(&name) {
             kept.used = Instant::now();
             return Ok(kept.document.clone());
         }
         // Milliseconds of CPU: not on the threads that serve others.
-        let wanted = name.clone();
+        let (wanted, served) = (name.clone(), self.served.clone());
         let rendered = tokio::task::spawn_blocking(move || {
-            let body = wanted.render(&kinds(), &Descriptions::load());
+            let body = wanted.render(&kinds(&served), &Descriptions::load());
             let document = Document { etag: etag(&v3::hash(&body)), gzip: gzip(&body)? };
             drop(body);
             give_back();
@@ -176,12 +182,13 @@ impl Documents {
     }
 
     async fn hashes(&self) -> Result<Arc<BTreeMap<String, String>>, Status> {
-        let mut state = self.0.lock().await;
+        let mut state = self.state.lock().await;
         if let Some(hashes) = &state.hashes {
             return Ok(hashes.clone());
         }
-        let made = tokio::task::spawn_blocking(|| {
-            let hashes = hashes();
+        let served = self.served.clone();
+        let made = tokio::task::spawn_blocking(move || {
+            let hashes = hashes(&served);
             give_back();
             hashes
         });
@@ -195,7 +202,7 @@ impl Documents {
 async fn forget(documents: Arc<Documents>) {
     loop {
         tokio::time::sleep(KEPT).await;
-        let mut state = documents.0.lock().await;
+        let mut state = documents.state.lock().await;
         state.kept.retain(|_, kept| kept.used.elapsed() < KEPT);
         if state.kept.is_empty() {
             return;
@@ -209,8 +216,8 @@ fn give_back() {
     unsafe { libc::malloc_trim(0) };
 }
 
-fn hashes() -> BTreeMap<String, String> {
-    let (kinds, texts) = (kinds(), Descriptions::load());
+fn hashes(served: &Served) -> BTreeMap<String, String> {
+    let (kinds, texts) = (kinds(served), Descriptions::load());
     let mut hashes = BTreeMap::new();
     for kind in &kinds {
         let name = || Name::V3(kind.group.clone(), kind.version.clone());

@@ -76,8 +76,8 @@ async fn admitted(server: &Arc<Inner>, context: &mut Context, request: Request<B
         return response;
     }
     match path {
-        "/api" | "/api/" | "/apis" | "/apis/" => discovery::root(context),
-        _ if path.starts_with("/api/") || path.starts_with("/apis/") => discovery::group(context),
+        "/api" | "/api/" | "/apis" | "/apis/" => discovery::root(server, context),
+        _ if path.starts_with("/api/") || path.starts_with("/apis/") => discovery::group(server, context),
         _ => Ok(page_not_found()),
     }
 }

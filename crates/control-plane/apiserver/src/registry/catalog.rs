@@ -1,4 +1,6 @@
-//! The kinds that are served: facts of the table joined with the rules of the kind.
+//! The built-in kinds: facts of the table joined with the rules of the kind. Which of them a server serves says its [`Served`].
+//!
+//! [`Served`]: schema::resources::Served
 
 use std::collections::HashMap;
 use std::sync::OnceLock;
@@ -11,7 +13,7 @@ use serde_json::{Value, json};
 
 use crate::object::meta;
 
-/// One resource in one served version.
+/// One resource in one version.
 pub struct Kind {
     pub facts: &'static Resource,
     pub schema: &'static Type,
@@ -93,12 +95,21 @@ impl Rules for Generic {
     fn cells(&self, object: &Value, _now: i64) -> Vec<Value> {
         vec![json!(meta(object, "name")), json!(meta(object, "creationTimestamp"))]
     }
+    fn prepare_create(&self, object: &mut Value) {
+        let has_status = self.0.subresource("status").is_some();
+        if let Some(members) = object.as_object_mut().filter(|_| has_status) {
+            members.remove("status");
+        }
+    }
+    fn validate_name(&self, name: &str) -> Vec<String> {
+        meta::names::dns1123_subdomain(name)
+    }
 }
 
-/// All served kinds, in the table's order.
+/// All built-in kinds in all their versions, in the table's order.
 pub fn all() -> &'static [Kind] {
     static KINDS: OnceLock<Vec<Kind>> = OnceLock::new();
-    KINDS.get_or_init(|| schema::resources::all().iter().filter(|facts| facts.served).filter_map(join).collect())
+    KINDS.get_or_init(|| schema::resources::all().iter().filter_map(join).collect())
 }
 
 fn join(facts: &'static Resource) -> Option<Kind> {
@@ -108,10 +119,16 @@ fn join(facts: &'static Resource) -> Option<Kind> {
         prefix: format!("/registry/{}/", facts.storage_prefix()),
         group: facts.storage_group(),
         version: facts.storage_version,
-        rules: rules::of(facts.storage_group(), facts.storage_version, facts.kind).unwrap_or_else(|| generic(facts)),
+        rules: rules_of(facts, facts.storage_group(), facts.storage_version),
     };
-    let own = rules::of(facts.group, facts.version, facts.kind).unwrap_or_else(|| generic(facts));
-    Some(Kind { facts, schema, rules: own, storage })
+    Some(Kind { facts, schema, rules: rules_of(facts, facts.group, facts.version), storage })
+}
+
+/// The rules of a kind in a version; where that version has none, another one's of the same group: versions differ little.
+fn rules_of(facts: &'static Resource, group: &str, version: &str) -> &'static dyn Rules {
+    let in_group = |rules: &&'static dyn Rules| (rules.gvk().0, rules.gvk().2) == (group, facts.kind);
+    let other = || rules::all().iter().copied().find(in_group);
+    rules::of(group, version, facts.kind).or_else(other).unwrap_or_else(|| generic(facts))
 }
 
 /// Lives as long as the process: called once per kind.
@@ -119,7 +136,7 @@ fn generic(facts: &'static Resource) -> &'static dyn Rules {
     Box::leak(Box::new(Generic(facts)))
 }
 
-/// The kind behind a path.
+/// The kind behind a path, served or not.
 pub fn find(group: &str, version: &str, plural: &str) -> Option<&'static Kind> {
     static INDEX: OnceLock<HashMap<(&str, &str, &str), &Kind>> = OnceLock::new();
     let index = INDEX.get_or_init(|| all().iter().map(|kind| ((kind.facts.group, kind.facts.version, kind.facts.plural), kind)).collect());
