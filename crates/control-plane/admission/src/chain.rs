@@ -161,7 +161,8 @@ mod tests {
         let folder = std::env::temp_dir().join(format!("admission-{}", meta::names::uid()));
         std::fs::create_dir(&folder).expect("folder");
         let head = "apiVersion: apiserver.config.k8s.io/v1\nkind: AdmissionConfiguration\nplugins:\n";
-        std::fs::write(folder.join("a.yaml"), format!("{head}- name: A\n  configuration: {{x: 1}}\n- name: B\n  path: b.yaml\n")).expect("written");
+        std::fs::write(folder.join("a.yaml"), format!("{head}- name: A\n  configuration: {{x: 1}}\n- name: B\n  path: b.yaml\n"))
+            .expect("written");
         std::fs::write(folder.join("b.yaml"), "y: 2\n").expect("written");
         let mut options = Options::default();
         let outcome = options.read(&folder.join("a.yaml"));

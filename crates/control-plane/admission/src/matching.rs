@@ -147,9 +147,8 @@ impl Criteria {
     }
 
     fn selects_object(&self, attributes: &Attributes) -> bool {
-        let selected = |object: &Option<Value>| {
-            object.as_ref().is_some_and(|object| self.objects.matches_object(at(object, "metadata.labels")))
-        };
+        let selected =
+            |object: &Option<Value>| object.as_ref().is_some_and(|object| self.objects.matches_object(at(object, "metadata.labels")));
         self.objects.is_everything() || selected(&attributes.object) || selected(&attributes.old)
     }
 
@@ -225,7 +224,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_namespace_that_is_not_there_fails_only_the_writes_it_concerns() {
-        let holder = |resource: &str| json!({"rules": [rule(json!({"resources": [resource]}))], "namespaceSelector": {"matchLabels": {"a": "b"}}});
+        let holder =
+            |resource: &str| json!({"rules": [rule(json!({"resources": [resource]}))], "namespaceSelector": {"matchLabels": {"a": "b"}}});
         let attributes = write(Operation::Create, "pods", "Pod", json!({"metadata": {"name": "p", "namespace": "gone"}}));
         let objects = Objects::default();
         assert!(Criteria::read(&holder("secrets"), "rules").matches(&attributes, &objects).await.is_ok());

@@ -63,6 +63,7 @@ fn event(context: &Context, code: u16, audit_id: &str) -> Value {
     let info = &context.info;
     let agent = context.headers.get(http::header::USER_AGENT).and_then(|agent| agent.to_str().ok()).unwrap_or_default();
     let now = meta::time::now_micro();
+    let annotations: serde_json::Map<String, Value> = context.annotations().into_iter().map(|(key, value)| (key, value.into())).collect();
     json!({
         "kind": "Event",
         "apiVersion": "audit.k8s.io/v1",
@@ -83,5 +84,6 @@ fn event(context: &Context, code: u16, audit_id: &str) -> Value {
         },
         "responseStatus": {"code": code},
         "stageTimestamp": now,
+        "annotations": annotations,
     })
 }

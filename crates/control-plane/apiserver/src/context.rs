@@ -16,6 +16,7 @@ pub struct Context {
     pub headers: HeaderMap,
     pub user: UserInfo,
     warnings: Mutex<Vec<String>>,
+    annotations: Mutex<Vec<(String, String)>>,
 }
 
 /// Warnings beyond this many bytes are not sent (upstream cuts there too).
@@ -23,7 +24,7 @@ const WARNINGS_BYTES_MAX: usize = 4 << 10;
 
 impl Context {
     pub fn new(info: RequestInfo, query: Query, headers: HeaderMap, user: UserInfo) -> Self {
-        Self { info, query, headers, user, warnings: Mutex::default() }
+        Self { info, query, headers, user, warnings: Mutex::default(), annotations: Mutex::default() }
     }
 
     /// Says something in a `Warning:` header, once.
@@ -37,6 +38,18 @@ impl Context {
     }
     pub fn take_warnings(&self) -> Vec<String> {
         std::mem::take(&mut self.warnings.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Says something in the audit trail; the first value of a key stays.
+    pub fn annotate(&self, key: String, value: String) {
+        let mut annotations = self.annotations.lock().unwrap_or_else(PoisonError::into_inner);
+        if !annotations.iter().any(|(present, _)| *present == key) {
+            annotations.push((key, value));
+        }
+    }
+    /// What was said in the audit trail.
+    pub fn annotations(&self) -> Vec<(String, String)> {
+        self.annotations.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     pub fn write_options(&self) -> Result<WriteOptions, Status> {

@@ -8,8 +8,9 @@ pub mod catalog;
 pub mod deletion;
 pub mod lifecycle;
 pub mod service;
+pub mod versions;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use meta::{Status, time};
@@ -32,6 +33,8 @@ pub struct Registry {
     pub caches: Arc<Caches>,
     pub admission: admission::Chain,
     pub services: service::Allocators,
+    /// How admission sees the server.
+    pub reader: Arc<admit::Reader>,
 }
 
 /// An object's place.
@@ -81,10 +84,11 @@ pub fn storage_error(error: store::Error) -> Status {
 }
 
 impl Registry {
-    pub fn new(store: Arc<dyn Store>, services: service::Allocators) -> Self {
+    pub fn new(store: Arc<dyn Store>, services: service::Allocators, options: &admission::Options) -> Result<Self, admission::ConfigError> {
         let caches: Arc<Caches> = Arc::default();
-        let lookup = admit::Reader { store: store.clone(), caches: caches.clone() };
-        Self { store, caches, admission: admission::Chain::standard(Arc::new(lookup)), services }
+        let reader = Arc::new(admit::Reader { store: store.clone(), caches: caches.clone(), server: OnceLock::new() });
+        let admission = admission::Chain::new(options, reader.clone())?;
+        Ok(Self { store, caches, admission, services, reader })
     }
 
     /// The newest state of an object, straight from the store.

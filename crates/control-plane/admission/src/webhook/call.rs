@@ -36,7 +36,12 @@ fn transport() -> &'static Transport {
 }
 
 /// Whether the webhook is concerned: rules, selectors, then its match conditions.
-pub async fn concerned(hook: &Hook, attributes: &Attributes, lookup: &dyn Lookup, kind: &'static str) -> Result<Option<Invocation>, Status> {
+pub async fn concerned(
+    hook: &Hook,
+    attributes: &Attributes,
+    lookup: &dyn Lookup,
+    kind: &'static str,
+) -> Result<Option<Invocation>, Status> {
     let Some(invocation) = hook.criteria.matches(attributes, lookup).await? else { return Ok(None) };
     if hook.conditions.is_empty() {
         return Ok(Some(invocation));
@@ -96,7 +101,14 @@ pub async fn call(
 }
 
 /// Counts how a call ended and says what that means for the write: `None`, it goes on.
-pub fn verdict(hook: &Hook, failure: Option<Failure>, attributes: &Attributes, kind: &'static str, index: usize, started: Instant) -> Option<Status> {
+pub fn verdict(
+    hook: &Hook,
+    failure: Option<Failure>,
+    attributes: &Attributes,
+    kind: &'static str,
+    index: usize,
+    started: Instant,
+) -> Option<Status> {
     let counted = Call { name: &hook.name, kind, operation: attributes.operation.word() };
     let took = started.elapsed();
     match failure {

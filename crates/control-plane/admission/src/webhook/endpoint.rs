@@ -36,9 +36,9 @@ pub async fn resolve(lookup: &dyn Lookup, namespace: &str, name: &str, port: u16
 fn of_slice(slice: &Value, port_name: &str) -> Vec<SocketAddr> {
     let port = list(slice, "ports").iter().find(|port| text(port, "name") == port_name);
     let Some(port) = port.and_then(|port| int(port, "port")).and_then(|port| u16::try_from(port).ok()) else { return Vec::new() };
-    let ready = list(slice, "endpoints").iter().filter(|endpoint| {
-        at(endpoint, "conditions.ready").as_bool().unwrap_or(true) && !flag(endpoint, "conditions.terminating")
-    });
+    let ready = list(slice, "endpoints")
+        .iter()
+        .filter(|endpoint| at(endpoint, "conditions.ready").as_bool().unwrap_or(true) && !flag(endpoint, "conditions.terminating"));
     let addresses = ready.filter_map(|endpoint| list(endpoint, "addresses").first()?.as_str()?.parse::<IpAddr>().ok());
     addresses.map(|address| SocketAddr::new(address, port)).collect()
 }

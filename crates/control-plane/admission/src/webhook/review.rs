@@ -153,7 +153,9 @@ impl Question {
         let patch_type = response.get("patchType").filter(|value| !value.is_null()).map(|value| value.as_str().unwrap_or_default());
         let patch = match text(response, "patch") {
             "" => Vec::new(),
-            encoded => STANDARD.decode(encoded).map_err(|error| Malformed::Undecodable(format!("illegal base64 data in response.patch: {error}")))?,
+            encoded => STANDARD
+                .decode(encoded)
+                .map_err(|error| Malformed::Undecodable(format!("illegal base64 data in response.patch: {error}")))?,
         };
         match (mutating, patch.is_empty(), patch_type) {
             (true, false, None) if strict => return invalid("webhook returned response.patch but not response.patchType"),
@@ -265,13 +267,26 @@ mod tests {
     fn nonsense_is_no_answer() {
         let invalid = |why: &str| Malformed::Invalid(why.to_owned()).to_string();
         let cases = [
-            (b"<html>".to_vec(), true, "failed to call webhook: couldn't get version/kind; json parse error: invalid character '<' looking for beginning of value".to_owned()),
+            (
+                b"<html>".to_vec(),
+                true,
+                "failed to call webhook: couldn't get version/kind; json parse error: invalid character '<' looking for beginning of value"
+                    .to_owned(),
+            ),
             (b"{}".to_vec(), true, "failed to call webhook: Object 'Kind' is missing in '{}'".to_owned()),
             (answer(Value::Null), true, invalid("webhook response was absent")),
             (answer(json!({"uid": "x"})), true, invalid("expected response.uid=\"u\", got \"x\"")),
             (answer(json!({"uid": "u", "patch": "W10="})), true, invalid("webhook returned response.patch but not response.patchType")),
-            (answer(json!({"uid": "u", "patchType": "JSONPatch"})), true, invalid("webhook returned response.patchType but not response.patch")),
-            (answer(json!({"uid": "u", "patch": "W10=", "patchType": "JSONPatch"})), false, invalid("validating webhook may not return response.patch")),
+            (
+                answer(json!({"uid": "u", "patchType": "JSONPatch"})),
+                true,
+                invalid("webhook returned response.patchType but not response.patch"),
+            ),
+            (
+                answer(json!({"uid": "u", "patch": "W10=", "patchType": "JSONPatch"})),
+                false,
+                invalid("validating webhook may not return response.patch"),
+            ),
             (answer(json!({"uid": "u", "patch": "W10=", "patchType": "Merge"})), true, invalid("unsupported patch type \"Merge\"")),
         ];
         for (bytes, mutating, why) in cases {

@@ -135,7 +135,9 @@ pub fn go_words(error: &std::io::Error) -> String {
     };
     let why = match why {
         CertificateError::UnknownIssuer | CertificateError::BadSignature => "certificate signed by unknown authority".into(),
-        CertificateError::Expired | CertificateError::ExpiredContext { .. } => "certificate has expired or is not yet valid: certificate has expired".into(),
+        CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
+            "certificate has expired or is not yet valid: certificate has expired".into()
+        }
         CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
             "certificate has expired or is not yet valid: the certificate is not yet valid".into()
         }

@@ -104,6 +104,8 @@ pub async fn evict(server: &Arc<Inner>, context: &Context, target: Target<'_>, r
         return Err(Status::bad_request("name in URL does not match name in Eviction object"));
     }
     let mut options = Options::parse(&eviction["deleteOptions"], context)?;
+    server.registry.judge(context, target, admit::Operation::Create, Some(&eviction), None, options.dry_run).await?;
+    options.admitted = true;
     let pod = server.registry.get(target).await?.value();
     if !needs_no_budget(&pod) {
         let resource_version = spend_budget(server, target, &pod, options.dry_run).await?;
