@@ -71,10 +71,10 @@ pub trait Rules: Send + Sync + 'static {
         Vec::new()
     }
     /// Their names alone (to refuse others).
-    fn selectable_field_names(&self) -> &'static [&'static str] {
+    fn selectable_field_names(&self) -> &[&'static str] {
         &[]
     }
-    fn columns(&self) -> &'static [Column] {
+    fn columns(&self) -> &[Column] {
         GENERIC_COLUMNS
     }
     /// One cell per column. `now` is seconds since the epoch.

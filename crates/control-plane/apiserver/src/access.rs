@@ -252,7 +252,7 @@ fn rbac_objects(caches: &Caches, plural: &str) -> Vec<Value> {
     let Some(kind) = catalog::stored(RBAC_GROUP, plural) else {
         return Vec::new();
     };
-    let selection = Selection::all(kind.prefix(""), kind.storage.rules);
+    let selection = Selection::all(kind.prefix(""), kind.storage.rules.clone());
     let page = rbac_cache(caches, plural).list(&selection.prefix, b"", 0, &selection, 0);
     page.objects.iter().map(|object| object.value()).collect()
 }

@@ -19,7 +19,7 @@ use crate::context::Context;
 use crate::negotiate::{self, Format, Offer};
 use crate::object::Object;
 use crate::registry::Target;
-use crate::registry::catalog::{self, Kind};
+use crate::registry::catalog::Kind;
 use crate::reply::{self, Body};
 use crate::views::{self, Include};
 
@@ -31,12 +31,11 @@ pub const BODY_BYTES_MAX: usize = 3 << 20;
 /// A request about API objects.
 pub async fn resource(server: &Arc<Inner>, context: &Context, request: http::Request<Body>) -> Result<Response<Body>, Status> {
     let info = &context.info;
-    let found = catalog::find(&info.group, &info.version, &info.resource);
-    let Some(kind) = found.filter(|kind| server.served.contains(kind.facts)) else {
+    let Some(kind) = server.kind(&info.group, &info.version, &info.resource) else {
         return Ok(crate::pipeline::page_not_found());
     };
     let namespace = if kind.facts.namespaced { info.namespace.as_str() } else { "" };
-    let target = Target { kind, namespace, name: &info.name };
+    let target = Target { kind: &kind, namespace, name: &info.name };
     if !info.subresource.is_empty() {
         return subresource(server, context, target, request).await;
     }
@@ -102,8 +101,8 @@ async fn subresource(
 }
 
 /// What an endpoint of this kind offers and the client takes.
-pub fn format(context: &Context, _kind: &Kind) -> Result<Format, Status> {
-    negotiate::accept(&context.headers, &context.query, Offer { yaml: true, protobuf: true, views: true })
+pub fn format(context: &Context, kind: &Kind) -> Result<Format, Status> {
+    negotiate::accept(&context.headers, &context.query, Offer { yaml: true, protobuf: !kind.is_custom(), views: true })
 }
 
 /// One object as the answer.

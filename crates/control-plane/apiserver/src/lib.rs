@@ -17,6 +17,7 @@ mod cache;
 mod codec;
 mod context;
 mod convert;
+mod custom;
 mod discovery;
 mod expiry;
 mod flow;
@@ -184,6 +185,11 @@ impl Server {
 }
 
 impl Inner {
+    /// The served kind behind a path: a built-in one, or one made of a CRD.
+    pub fn kind(&self, group: &str, version: &str, plural: &str) -> Option<Arc<registry::catalog::Kind>> {
+        let built_in = registry::catalog::find(group, version, plural).filter(|kind| self.served.contains(kind.facts));
+        built_in.cloned().or_else(|| self.registry.custom.find(group, version, plural))
+    }
     pub fn bootstrapped(&self) -> bool {
         self.bootstrapped.load(Ordering::Relaxed)
     }

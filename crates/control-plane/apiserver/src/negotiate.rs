@@ -107,12 +107,17 @@ impl<'a> Clause<'a> {
         (clause.quality > 0.0).then_some(clause)
     }
 
+    fn wants_metadata(&self) -> bool {
+        matches!(self.convert, Some("PartialObjectMetadata" | "PartialObjectMetadataList"))
+    }
+
     fn format(&self, offer: Offer) -> Option<Format> {
         let media = match self.media.to_ascii_lowercase().as_str() {
             "*/*" | "application/*" | JSON => Media::Json,
             YAML | "text/yaml" | "application/x-yaml" if offer.yaml => Media::Yaml,
             // A Table has no protobuf form: the next clause is taken.
-            PROTOBUF if offer.protobuf && self.convert != Some("Table") => Media::Protobuf,
+            // Metadata alone has a protobuf form for every kind.
+            PROTOBUF if self.convert != Some("Table") && (offer.protobuf || self.wants_metadata()) => Media::Protobuf,
             _ => return None,
         };
         let version = match self.version {

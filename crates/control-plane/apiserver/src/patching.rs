@@ -23,13 +23,17 @@ pub const STRATEGIC_MERGE_PATCH: &str = "application/strategic-merge-patch+json"
 pub const APPLY_PATCH: &str = "application/apply-patch+yaml";
 
 impl PatchType {
-    pub fn of(headers: &HeaderMap) -> Result<Self, Status> {
+    /// `strategic`: the kind has merge keys (custom resources do not).
+    pub fn of(headers: &HeaderMap, strategic: bool) -> Result<Self, Status> {
         match negotiate::content_type(headers).as_str() {
             JSON_PATCH => Ok(PatchType::Json),
             MERGE_PATCH => Ok(PatchType::Merge),
-            STRATEGIC_MERGE_PATCH => Ok(PatchType::StrategicMerge),
+            STRATEGIC_MERGE_PATCH if strategic => Ok(PatchType::StrategicMerge),
             APPLY_PATCH => Ok(PatchType::Apply),
-            other => Err(Status::unsupported_media_type(other, &[JSON_PATCH, MERGE_PATCH, STRATEGIC_MERGE_PATCH, APPLY_PATCH])),
+            other if strategic => {
+                Err(Status::unsupported_media_type(other, &[JSON_PATCH, MERGE_PATCH, STRATEGIC_MERGE_PATCH, APPLY_PATCH]))
+            }
+            other => Err(Status::unsupported_media_type(other, &[JSON_PATCH, MERGE_PATCH, APPLY_PATCH])),
         }
     }
 }
@@ -65,7 +69,7 @@ impl Patch {
     }
 
     pub fn apply(&self, kind: &Kind, object: Value) -> Result<Value, Status> {
-        self.apply_as(kind.schema, object)
+        self.apply_as(&kind.schema, object)
     }
 
     pub fn apply_as(&self, schema: &schema::model::Type, mut object: Value) -> Result<Value, Status> {

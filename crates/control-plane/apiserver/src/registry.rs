@@ -21,6 +21,7 @@ use store::{Expect, Store};
 
 use crate::cache::Caches;
 use crate::context::{Context, WriteOptions};
+use crate::custom;
 use crate::object::{self, Object, meta};
 use admit::{Admission, Operation};
 use catalog::Kind;
@@ -33,6 +34,7 @@ pub struct Registry {
     pub caches: Arc<Caches>,
     pub admission: admission::Chain,
     pub services: service::Allocators,
+    pub custom: Arc<custom::Kinds>,
     /// How admission sees the server.
     pub reader: Arc<admit::Reader>,
 }
@@ -40,7 +42,7 @@ pub struct Registry {
 /// An object's place.
 #[derive(Clone, Copy)]
 pub struct Target<'a> {
-    pub kind: &'static Kind,
+    pub kind: &'a Arc<Kind>,
     pub namespace: &'a str,
     pub name: &'a str,
 }
@@ -86,9 +88,11 @@ pub fn storage_error(error: store::Error) -> Status {
 impl Registry {
     pub fn new(store: Arc<dyn Store>, services: service::Allocators, options: &admission::Options) -> Result<Self, admission::ConfigError> {
         let caches: Arc<Caches> = Arc::default();
-        let reader = Arc::new(admit::Reader { store: store.clone(), caches: caches.clone(), server: OnceLock::new() });
+        let custom: Arc<custom::Kinds> = Arc::default();
+        let server = OnceLock::new();
+        let reader = Arc::new(admit::Reader { store: store.clone(), caches: caches.clone(), custom: custom.clone(), server });
         let admission = admission::Chain::new(options, reader.clone())?;
-        Ok(Self { store, caches, admission, services, reader })
+        Ok(Self { store, caches, admission, services, custom, reader })
     }
 
     /// The newest state of an object, straight from the store.
@@ -253,7 +257,7 @@ impl Registry {
         owners: Owners,
         admission: &mut Admission,
     ) -> Result<service::Reservation<'_>, Status> {
-        let rules = target.kind.storage.rules;
+        let rules = target.kind.storage.rules.clone();
         let (new, old) = admission.parts();
         lifecycle::begin_update(target.kind, new, old, part);
         admission.mutate(self, context).await?;
@@ -277,7 +281,7 @@ fn own(target: Target<'_>, new: &mut Value, old: Option<&Value>, part: Part, opt
     let now = time::now();
     if owners == Owners::Update {
         let api_version = target.kind.storage.api_version();
-        apply::update(old, new, &manager(target.kind, &options.manager, part, &api_version, &now), target.kind.storage.schema);
+        apply::update(old, new, &manager(target.kind, &options.manager, part, &api_version, &now), &target.kind.storage.schema);
     }
     if let Some(old) = old {
         apply::keep_times(old, new);

@@ -1,11 +1,11 @@
 //! Which objects a list or a watch is about: a key prefix, labels, fields.
 
 use meta::selector::{FieldSelector, LabelSelector};
-use rules::Rules;
 use serde_json::Value;
 
 use crate::cache::{Change, Event};
 use crate::object::Object;
+use crate::registry::catalog::RulesRef;
 
 /// What selectors may ask about one object. Made once per object version, by the first selector that needs it.
 #[derive(Debug)]
@@ -23,11 +23,11 @@ pub struct Selection {
     pub labels: LabelSelector,
     pub fields: FieldSelector,
     /// Of the stored version of the kind.
-    pub rules: &'static dyn Rules,
+    pub rules: RulesRef,
 }
 
 impl Selection {
-    pub fn all(prefix: impl Into<Vec<u8>>, rules: &'static dyn Rules) -> Self {
+    pub fn all(prefix: impl Into<Vec<u8>>, rules: RulesRef) -> Self {
         Self { prefix: prefix.into(), labels: LabelSelector::everything(), fields: FieldSelector::default(), rules }
     }
 
@@ -43,7 +43,7 @@ impl Selection {
         if self.is_everything() {
             return true;
         }
-        let index = object.index.get_or_init(|| Box::new(Index::of(object, self.rules)));
+        let index = object.index.get_or_init(|| Box::new(Index::of(object, &self.rules)));
         let label = |key: &str| index.labels.iter().find(|(name, _)| &**name == key).map(|(_, value)| &**value);
         self.labels.matches(label) && self.fields.matches(|field| index.field(field))
     }
@@ -65,7 +65,7 @@ impl Selection {
 }
 
 impl Index {
-    fn of(object: &Object, rules: &'static dyn Rules) -> Self {
+    fn of(object: &Object, rules: &RulesRef) -> Self {
         let value: Value = serde_json::from_slice(&object.bytes).unwrap_or_default();
         let labels = value["metadata"]["labels"].as_object().into_iter().flatten();
         let labels = labels.map(|(key, value)| (key.as_str().into(), value.as_str().unwrap_or_default().into())).collect();

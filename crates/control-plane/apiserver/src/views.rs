@@ -63,7 +63,7 @@ pub fn many(kind: &Kind, objects: &[std::sync::Arc<Object>], format: Format, inc
             "kind": kind.facts.list_kind,
             "apiVersion": kind.api_version(),
             "metadata": metadata,
-            "items": values.map(without_type).collect::<Vec<_>>(),
+            "items": values.map(|value| if kind.is_custom() { value } else { without_type(value) }).collect::<Vec<_>>(),
         }),
     }
 }

@@ -45,11 +45,14 @@ pub struct Sub {
     pub verbs: Vec<String>,
 }
 
-/// Every served group in the order of `/apis`, the core group first.
+/// Every served group in the order of `/apis`, the core group first; those of CRDs come after the built-in ones, by name.
 pub fn all(server: &Inner) -> Vec<Group> {
-    let mut by_order: BTreeMap<usize, Group> = BTreeMap::new();
-    for facts in server.served.resources() {
-        let group = by_order.entry(facts.group_order).or_insert_with(|| Group { name: facts.group.to_owned(), versions: Vec::new() });
+    let mut by_order: BTreeMap<(usize, &str), Group> = BTreeMap::new();
+    let custom = server.registry.custom.all();
+    for facts in server.served.resources().chain(custom.iter().map(|kind| kind.facts)) {
+        let group = by_order
+            .entry((facts.group_order, facts.group))
+            .or_insert_with(|| Group { name: facts.group.to_owned(), versions: Vec::new() });
         group.version(facts.version).resources.push(Entry::built_in(facts));
     }
     let mut groups: Vec<Group> = by_order.into_values().collect();

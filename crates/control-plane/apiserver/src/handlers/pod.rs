@@ -127,7 +127,7 @@ async fn spend_budget(server: &Inner, target: Target<'_>, pod: &Value, dry_run: 
     let Some(kind) = catalog::stored("policy", "poddisruptionbudgets") else {
         return Ok(false);
     };
-    let selection = crate::selection::Selection::all(kind.prefix(target.namespace), kind.storage.rules);
+    let selection = crate::selection::Selection::all(kind.prefix(target.namespace), kind.storage.rules.clone());
     let cache = server.registry.caches.of(kind.storage.prefix.as_bytes());
     let page = cache.list(&selection.prefix, b"", 0, &selection, 0);
     let budgets: Vec<Value> = page.objects.iter().map(|object| views::served(kind, object)).filter(|budget| covers(budget, pod)).collect();

@@ -40,7 +40,7 @@ pub fn selection(context: &Context, target: Target<'_>) -> Result<Selection, Sta
     let labels = labels.map_err(|error| Status::bad_request(format!("unable to parse requirement: {error}")))?;
     let mut fields =
         FieldSelector::parse(query.get("fieldSelector").unwrap_or_default()).map_err(|error| Status::bad_request(error.to_string()))?;
-    let rules = target.kind.storage.rules;
+    let rules = target.kind.storage.rules.clone();
     for term in &mut fields.terms {
         if let Some(stored) = stored_field(target.kind, &term.field) {
             term.field = stored;
@@ -108,7 +108,7 @@ pub async fn list(server: &Arc<Inner>, context: &Context, target: Target<'_>) ->
     let metadata = list_meta(target.kind, &page);
     if format.view == View::Object && format.media == Media::Json && !format.pretty && !target.kind.converts() {
         let head = list_head(target.kind, &metadata);
-        return Ok(reply::list(head, page.objects, false, accepts_gzip(context)));
+        return Ok(reply::list(head, page.objects, target.kind.is_custom(), accepts_gzip(context)));
     }
     if format.media == Media::Protobuf
         && let Some(body) = views::many_protobuf(target.kind, &page.objects, format, &metadata)

@@ -74,7 +74,7 @@ pub async fn update(server: &Arc<Inner>, context: &Context, target: Target<'_>, 
 }
 
 pub async fn patch(server: &Arc<Inner>, context: &Context, target: Target<'_>, request: Request<Body>) -> Result<Response<Body>, Status> {
-    let kind = PatchType::of(&context.headers)?;
+    let kind = PatchType::of(&context.headers, true)?;
     let bytes = read_body(request).await?;
     // Applying a Scale sets the one field that it has.
     let bytes = match kind {

@@ -53,7 +53,7 @@ pub async fn watch(server: &Arc<Inner>, context: &Context, target: Target<'_>) -
     let cache = caches.of(target.kind.storage.prefix.as_bytes());
     let subscription = cache.watch(since, announce, selection, caches.observed());
     let seconds = read::number(context, "timeoutSeconds")?.filter(|seconds| *seconds > 0).unwrap_or_else(random_timeout);
-    let encoder = Encoder { kind: target.kind, format, include, headers: true };
+    let encoder = Encoder { kind: target.kind.clone(), format, include, headers: true };
     let mut body = WatchBody {
         encoder,
         caches: caches.clone(),
@@ -120,7 +120,7 @@ fn random_timeout() -> u64 {
 
 /// Turns events into frames of the wanted media type and view.
 struct Encoder {
-    kind: &'static Kind,
+    kind: Arc<Kind>,
     format: Format,
     include: Include,
     /// The next table has its column definitions.
@@ -151,9 +151,9 @@ impl Encoder {
             View::Table(version) => {
                 let list = json!({"resourceVersion": object.revision.to_string()});
                 let headers = std::mem::take(&mut self.headers);
-                views::table(self.kind, vec![views::served(self.kind, object)], version, self.include, list, headers)
+                views::table(&self.kind, vec![views::served(&self.kind, object)], version, self.include, list, headers)
             }
-            _ => views::one(self.kind, object, self.format, self.include),
+            _ => views::one(&self.kind, object, self.format, self.include),
         };
         self.envelope(change.word(), value)
     }

@@ -10,9 +10,11 @@ use meta::{GroupResource, GroupVersionKind, GroupVersionResource, Status};
 use serde_json::{Value, json};
 use store::{Expect, Store};
 
+use super::catalog::Kind;
 use super::{Registry, Target, catalog, storage_error, versions};
 use crate::cache::Caches;
 use crate::context::Context;
+use crate::custom;
 use crate::object;
 use crate::selection::Selection;
 
@@ -22,8 +24,17 @@ pub use admission::Operation;
 pub struct Reader {
     pub store: Arc<dyn Store>,
     pub caches: Arc<Caches>,
+    pub custom: Arc<custom::Kinds>,
     /// Set once the server stands: rights are its to judge.
     pub server: OnceLock<Weak<crate::Inner>>,
+}
+
+impl Reader {
+    /// The kind in the version in which it is stored.
+    fn stored(&self, resource: &GroupResource) -> Option<Arc<Kind>> {
+        let built_in = catalog::stored(&resource.group, &resource.resource);
+        built_in.cloned().or_else(|| self.custom.stored(&resource.group, &resource.resource))
+    }
 }
 
 impl Lookup for Reader {
@@ -34,7 +45,7 @@ impl Lookup for Reader {
         name: &'a str,
     ) -> BoxFuture<'a, Result<Option<Arc<Value>>, Status>> {
         async move {
-            let Some(kind) = catalog::stored(&resource.group, &resource.resource) else {
+            let Some(kind) = self.stored(resource) else {
                 return Ok(None);
             };
             let entry = self.store.get(&kind.key(namespace, name)).await.map_err(storage_error)?;
@@ -45,10 +56,10 @@ impl Lookup for Reader {
 
     fn list<'a>(&'a self, resource: &'a GroupResource, namespace: &'a str) -> BoxFuture<'a, Result<Vec<Arc<Value>>, Status>> {
         async move {
-            let Some(kind) = catalog::stored(&resource.group, &resource.resource) else {
+            let Some(kind) = self.stored(resource) else {
                 return Ok(Vec::new());
             };
-            let selection = Selection::all(kind.prefix(namespace), kind.storage.rules);
+            let selection = Selection::all(kind.prefix(namespace), kind.storage.rules.clone());
             let page = self.caches.of(kind.storage.prefix.as_bytes()).list(&selection.prefix, b"", 0, &selection, 0);
             Ok(page.objects.iter().map(|object| Arc::new(object.value())).collect())
         }
@@ -56,14 +67,13 @@ impl Lookup for Reader {
     }
 
     fn revision(&self, resource: &GroupResource) -> Option<u64> {
-        let kind = catalog::stored(&resource.group, &resource.resource)?;
+        let kind = self.stored(resource)?;
         Some(self.caches.of(kind.storage.prefix.as_bytes()).revision())
     }
 
     fn write_status<'a>(&'a self, resource: &'a GroupResource, object: Value) -> BoxFuture<'a, Result<bool, Status>> {
         async move {
-            let kind = catalog::stored(&resource.group, &resource.resource);
-            let kind = kind.ok_or_else(|| Status::internal(format!("{resource} are not served")))?;
+            let kind = self.stored(resource).ok_or_else(|| Status::internal(format!("{resource} are not served")))?;
             let revision = object::meta(&object, "resourceVersion").parse().map_err(Status::internal)?;
             let key = kind.key(object::meta(&object, "namespace"), object::meta(&object, "name"));
             match self.store.put(&key, object::encode(&object), Expect::Revision(revision)).await {
@@ -76,19 +86,19 @@ impl Lookup for Reader {
     }
 
     fn equivalents(&self, gvr: &GroupVersionResource, subresource: &str) -> Vec<(GroupVersionResource, GroupVersionKind)> {
-        versions::equivalents(gvr, subresource)
+        versions::equivalents(&self.custom, gvr, subresource)
     }
 
     fn resource_of(&self, kind: &GroupVersionKind) -> Option<(GroupVersionResource, bool)> {
-        versions::resource_of(kind)
+        versions::resource_of(&self.custom, kind)
     }
 
     fn convert<'a>(&'a self, object: Value, to: &'a GroupVersionKind) -> BoxFuture<'a, Result<Value, Status>> {
-        std::future::ready(Ok(versions::convert(object, to))).boxed()
+        std::future::ready(Ok(versions::convert(&self.custom, object, to))).boxed()
     }
 
     fn restore<'a>(&'a self, object: Value, from: &'a GroupVersionKind) -> BoxFuture<'a, Result<Value, Status>> {
-        std::future::ready(versions::restore(object, from)).boxed()
+        std::future::ready(versions::restore(&self.custom, object, from)).boxed()
     }
 
     fn resolve_host<'a>(&'a self, host: &'a str) -> BoxFuture<'a, Vec<IpAddr>> {

@@ -61,7 +61,7 @@ pub fn finish_create(kind: &Kind, object: &mut Value) -> Result<(), Status> {
 }
 
 pub fn validate_create(kind: &Kind, object: &Value) -> Result<(), Status> {
-    let rules = kind.storage.rules;
+    let rules = &kind.storage.rules;
     let mut errors = rules::metadata::validate(object, kind.facts.namespaced, |name| check_name(kind, name));
     errors.extend(rules.validate(object));
     if errors.is_empty() { Ok(()) } else { Err(kind.invalid(meta(object, "name"), &errors)) }
