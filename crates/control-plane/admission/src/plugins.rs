@@ -6,6 +6,7 @@ pub mod limit_ranger;
 pub mod mutating_webhook;
 pub mod namespace_lifecycle;
 pub mod node_restriction;
+pub mod pod_security;
 pub mod priority;
 pub mod service_account;
 pub mod storage_object_in_use_protection;
@@ -15,13 +16,14 @@ pub mod validating_webhook;
 use crate::{ConfigError, Options, Plugin};
 
 /// Every plugin there is, in upstream's order, with the options' configurations.
-pub fn all(_options: &Options) -> Result<Vec<Box<dyn Plugin>>, ConfigError> {
+pub fn all(options: &Options) -> Result<Vec<Box<dyn Plugin>>, ConfigError> {
     Ok(vec![
         Box::new(namespace_lifecycle::NamespaceLifecycle),
         Box::new(limit_ranger::LimitRanger),
         Box::new(service_account::ServiceAccount),
         Box::new(node_restriction::NodeRestriction),
         Box::new(taint_nodes_by_condition::TaintNodesByCondition),
+        Box::new(pod_security::PodSecurity::new(options)?),
         Box::new(priority::Priority),
         Box::new(default_toleration_seconds::DefaultTolerationSeconds),
         Box::new(default_storage_class::DefaultStorageClass),

@@ -256,8 +256,15 @@ impl Transport {
     }
 }
 
+/// A connection that ended instead of answering, in Go's words.
 fn broken(error: &hyper::Error) -> String {
-    if error.is_incomplete_message() || error.is_canceled() || error.is_closed() { "EOF".into() } else { error.to_string() }
+    let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<std::io::Error>());
+    match source.map(std::io::Error::kind) {
+        Some(std::io::ErrorKind::UnexpectedEof) => "EOF".into(),
+        Some(std::io::ErrorKind::ConnectionReset) => "read: connection reset by peer".into(),
+        _ if error.is_incomplete_message() || error.is_canceled() || error.is_closed() => "EOF".into(),
+        _ => error.to_string(),
+    }
 }
 
 fn dial_words(error: &std::io::Error) -> String {
