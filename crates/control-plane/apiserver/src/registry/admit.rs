@@ -214,6 +214,21 @@ impl Admission {
 }
 
 impl Registry {
+    /// Lets the plugins change and judge an object that is not stored itself (a Binding).
+    pub async fn admit(
+        &self,
+        context: &Context,
+        target: Target<'_>,
+        operation: Operation,
+        object: Value,
+        dry_run: bool,
+    ) -> Result<Value, Status> {
+        let mut admission = Admission::new(context, target, operation, Some(object), None, dry_run);
+        admission.mutate(self, context).await?;
+        admission.judge(self, context).await?;
+        Ok(admission.attributes.object.take().unwrap_or_default())
+    }
+
     /// Judges a request that is not about a new state of the object: a deletion, a connection, a binding. Plugins that judge early
     /// (a protected namespace) are asked too.
     pub async fn judge(
