@@ -1,6 +1,6 @@
 //! What every cluster has from its first moment, made or repaired at every start.
 
-mod roles;
+pub mod roles;
 
 use std::time::Duration;
 

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use meta::Status;
 use schema::decode::{self, Error, Parsed, parse_json, parse_yaml};
 use schema::model::{Ref, Schema, Type};
-use schema::{protobuf, table};
+use schema::{cbor, protobuf, table};
 use serde_json::Value;
 
 use crate::context::{Context, WriteOptions};
@@ -22,6 +22,7 @@ pub fn parse_as(bytes: &[u8], media: Media, expected: &str, found: Option<&'stat
         Media::Json => parse_json(bytes),
         Media::Yaml => parse_yaml(bytes),
         Media::Protobuf => return from_protobuf(bytes, expected, found).map(Parsed::from),
+        Media::Cbor => return cbor::decode(bytes).map(Parsed::from).map_err(|error| unrecognized(expected, &error)),
     };
     parsed.map_err(|error| error.status(expected, "", expected, bytes))
 }
@@ -117,9 +118,11 @@ pub fn to_protobuf(value: &Value) -> Option<Vec<u8>> {
 }
 
 fn from_protobuf(bytes: &[u8], expected: &str, found: Option<&'static Type>) -> Result<Value, Status> {
-    protobuf::decode(bytes, found)
-        .map(|object| object.value)
-        .map_err(|error| Status::bad_request(format!("the object provided is unrecognized (must be of type {expected}): {error}")))
+    protobuf::decode(bytes, found).map(|object| object.value).map_err(|error| unrecognized(expected, &error))
+}
+
+fn unrecognized(expected: &str, error: &dyn std::fmt::Display) -> Status {
+    Status::bad_request(format!("the object provided is unrecognized (must be of type {expected}): {error}"))
 }
 
 /// A list's body out of its items, which are encoded one by one; `None` where they have no protobuf form.

@@ -15,6 +15,8 @@ pub struct Context {
     pub query: Query,
     pub headers: HeaderMap,
     pub user: UserInfo,
+    /// Why the request is allowed, as the authorizer says.
+    pub reason: String,
     warnings: Mutex<Vec<String>>,
     annotations: Mutex<Vec<(String, String)>>,
 }
@@ -24,7 +26,7 @@ const WARNINGS_BYTES_MAX: usize = 4 << 10;
 
 impl Context {
     pub fn new(info: RequestInfo, query: Query, headers: HeaderMap, user: UserInfo) -> Self {
-        Self { info, query, headers, user, warnings: Mutex::default(), annotations: Mutex::default() }
+        Self { info, query, headers, user, reason: String::new(), warnings: Mutex::default(), annotations: Mutex::default() }
     }
 
     /// Says something in a `Warning:` header, once.
@@ -118,6 +120,7 @@ impl Context {
     /// What authorization is asked about.
     pub fn attributes(&self) -> auth::authorize::Attributes<'_> {
         let info = &self.info;
+        let selects = matches!(info.verb.as_str(), "list" | "watch" | "deletecollection");
         auth::authorize::Attributes {
             is_resource: info.is_resource,
             verb: &info.verb,
@@ -127,6 +130,9 @@ impl Context {
             namespace: &info.namespace,
             name: &info.name,
             path: &info.path,
+            version: &info.version,
+            field_selector: if selects { self.query.get("fieldSelector").unwrap_or_default() } else { "" },
+            label_selector: if selects { self.query.get("labelSelector").unwrap_or_default() } else { "" },
         }
     }
 }

@@ -1,5 +1,6 @@
 //! From a request about an object to its answer: one function per verb, for all kinds.
 
+mod component_status;
 mod connect;
 mod pod;
 pub mod read;
@@ -51,6 +52,7 @@ pub async fn resource(server: &Arc<Inner>, context: &Context, request: http::Req
         return Err(Status::method_not_supported(&kind.group_resource(), request.method().as_str()).code_405());
     }
     match verb {
+        "get" | "list" if kind.facts.plural == "componentstatuses" => component_status::read(server, context, target).await,
         "get" => read::get(server, context, target).await,
         "list" => read::list(server, context, target).await,
         "watch" => watch::watch(server, context, target).await,
@@ -76,7 +78,9 @@ async fn subresource(
         return Ok(crate::pipeline::page_not_found());
     };
     let verb = info.verb.as_str();
-    if !sub.verbs.contains(&verb) {
+    // What the pod, service or node behind a proxy understands is not ours to say.
+    let passed_on = sub.name == "proxy" && *request.method() == http::Method::OPTIONS;
+    if !sub.verbs.contains(&verb) && !passed_on {
         return Err(Status::method_not_supported(&target.kind.group_resource(), verb).code_405());
     }
     match (sub.name, verb) {

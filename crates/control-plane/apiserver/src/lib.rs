@@ -34,6 +34,7 @@ mod reply;
 mod request;
 mod selection;
 mod serve;
+mod shard;
 mod views;
 
 use std::path::PathBuf;
@@ -145,7 +146,7 @@ impl Server {
         let (caches, stop) = (registry.caches.clone(), drain.clone());
         tokio::spawn(async move { stop.run(cache::feed::run(store, caches)).await });
         let inner = Arc::new(Inner {
-            access: access::Access::new(config.authenticator, config.issuer),
+            access: access::Access::new(config.authenticator, config.issuer, &registry.caches),
             registry,
             flow: flow::Flow::new(config.reads_inflight_max, config.writes_inflight_max),
             audit,
@@ -181,6 +182,7 @@ impl Server {
     /// Ends watches and makes `/readyz` fail; connections finish what they are doing.
     pub fn stop(&self) {
         self.0.drain.stop();
+        self.0.registry.caches.close();
     }
 }
 

@@ -64,7 +64,7 @@ async fn stages(server: &Arc<Inner>, request: Request<Body>, identity: Option<Us
 async fn admitted(server: &Arc<Inner>, context: &mut Context, request: Request<Body>) -> Result<Response<Body>, Status> {
     server.access.impersonate(&server.registry.caches, context)?;
     let _place = server.flow.enter(context)?;
-    server.access.authorize(&server.registry.caches, context)?;
+    context.reason = server.access.authorize(&server.registry.caches, context)?;
     let path = context.info.path.as_str();
     if context.info.is_resource {
         return handlers::resource(server, context, request).await;

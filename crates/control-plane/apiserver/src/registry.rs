@@ -145,6 +145,7 @@ impl Registry {
         // Identity first: a Job's selector is made of its uid.
         lifecycle::finish_create(kind, object)?;
         kind.storage.rules.prepare_create(object);
+        lifecycle::complete_status(kind, object);
         let name = meta(object, "name").to_owned();
         let target = Target { name: &name, ..target };
         lifecycle::validate_create(kind, object)?;

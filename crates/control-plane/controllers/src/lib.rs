@@ -14,11 +14,14 @@ mod context;
 mod discovery;
 mod hash;
 mod history;
+mod intstr;
+mod pod_control;
 mod pods;
 mod selector;
 mod service;
 
 mod cluster_role_aggregation;
+mod cron_job;
 mod daemon_set;
 mod deployment;
 mod disruption;
@@ -43,6 +46,7 @@ use stdx::Drain;
 
 pub use context::Config;
 use context::Context;
+use replicaset::replication_controller;
 
 /// One controller: its name in logs and its life.
 struct Controller {
@@ -61,9 +65,11 @@ fn all() -> Vec<Controller> {
     vec![
         controller!(deployment),
         controller!(replicaset),
+        controller!(replication_controller),
         controller!(daemon_set),
         controller!(stateful_set),
         controller!(job),
+        controller!(cron_job),
         controller!(endpoint_slice),
         controller!(endpoints),
         controller!(garbage_collector),
@@ -90,7 +96,7 @@ pub async fn run_on(client: Client, caches: Caches, config: Config, drain: Drain
     let mut tasks = tokio::task::JoinSet::new();
     for controller in all() {
         tracing::debug!(controller = controller.name, "starting");
-        tasks.spawn((controller.run)(context.clone()));
+        tasks.spawn((controller.run)(context.for_controller(controller.name)));
     }
     while tasks.join_next().await.is_some() {}
 }

@@ -30,8 +30,8 @@ pub async fn bind(server: &Arc<Inner>, context: &Context, target: Target<'_>, re
     let bytes = read_body(request).await?;
     let binding = codec::other(context, table_type("", "v1", "Binding")?, "v1", "Binding", &bytes, media)?;
     let kind = catalog::stored("", "pods").ok_or_else(|| Status::internal("pods are not served"))?;
-    let name = if target.name.is_empty() { meta(&binding, "name") } else { target.name };
-    let target = Target { kind, namespace: target.namespace, name };
+    let name = if target.name.is_empty() { meta(&binding, "name").to_owned() } else { target.name.to_owned() };
+    let target = Target { kind, namespace: target.namespace, name: &name };
     if !meta(&binding, "name").is_empty() && meta(&binding, "name") != name {
         return Err(Status::bad_request("name in URL does not match name in Binding object"));
     }

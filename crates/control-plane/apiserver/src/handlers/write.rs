@@ -137,7 +137,7 @@ async fn apply(
         return Err(Status::invalid("meta.k8s.io", "PatchOptions", "", &[error]));
     }
     let kind = target.kind;
-    let parsed = codec::parse(bytes, Media::Yaml, kind.facts.kind)?;
+    let parsed = codec::parse(bytes, patching::apply_media(&context.headers), kind.facts.kind)?;
     let api_version = kind.api_version();
     // Unknown and repeated fields are reported; the configuration itself stays as it was written.
     codec::check(context, kind, parsed.clone(), options)?;

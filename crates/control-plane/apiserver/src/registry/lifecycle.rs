@@ -60,6 +60,17 @@ pub fn finish_create(kind: &Kind, object: &mut Value) -> Result<(), Status> {
     Ok(())
 }
 
+/// Writes the empty status that Go writes for the kinds whose struct has one.
+pub fn complete_status(kind: &Kind, object: &mut Value) {
+    let Some(field) = kind.storage.schema.field(STATUS).filter(|field| !kind.is_custom() && !field.omit_empty) else { return };
+    if object.get(STATUS).is_some_and(|status| !status.is_null()) {
+        return;
+    }
+    if let Ok((empty, _)) = schema::decode::decode(json!({}), &field.schema, schema::decode::Mode::Ignore) {
+        object[STATUS] = empty;
+    }
+}
+
 pub fn validate_create(kind: &Kind, object: &Value) -> Result<(), Status> {
     let rules = &kind.storage.rules;
     let mut errors = rules::metadata::validate(object, kind.facts.namespaced, |name| check_name(kind, name));
