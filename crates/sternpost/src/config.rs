@@ -41,6 +41,13 @@ pub struct Config {
     pub link_prefix: String,
     /// The context's name in the user's kubeconfig.
     pub context: String,
+    /// What the audit trail tells (`audit.k8s.io/v1` Policy); absent: Metadata of everything.
+    pub audit_policy: Option<PathBuf>,
+    /// The trail's file is renamed at this size, and so many old ones are kept.
+    pub audit_log_max_mib: u64,
+    pub audit_log_backups: usize,
+    /// `EncryptionConfiguration`; absent: Secrets are sealed with a key of this cluster's own.
+    pub encryption_config: Option<PathBuf>,
 }
 
 impl Default for Config {
@@ -64,6 +71,10 @@ impl Default for Config {
             nft_table: "sternpost".into(),
             link_prefix: "sp".into(),
             context: "sternpost".into(),
+            audit_policy: None,
+            audit_log_max_mib: 100,
+            audit_log_backups: 3,
+            encryption_config: None,
         }
     }
 }

@@ -1,5 +1,6 @@
 //! What every stage of a request shares: who asks, what for, and what is to be said beside the answer.
 
+use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
 use auth::UserInfo;
@@ -7,6 +8,7 @@ use http::HeaderMap;
 use meta::{Status, field};
 use schema::decode::Mode;
 
+use crate::audit::Notes;
 use crate::request::{Query, RequestInfo};
 
 /// One request on its way through the pipeline.
@@ -17,8 +19,10 @@ pub struct Context {
     pub user: UserInfo,
     /// Why the request is allowed, as the authorizer says.
     pub reason: String,
+    /// For the audit trail.
+    pub audit: Notes,
     warnings: Mutex<Vec<String>>,
-    annotations: Mutex<Vec<(String, String)>>,
+    annotations: Mutex<BTreeMap<String, String>>,
 }
 
 /// Warnings beyond this many bytes are not sent (upstream cuts there too).
@@ -26,7 +30,16 @@ const WARNINGS_BYTES_MAX: usize = 4 << 10;
 
 impl Context {
     pub fn new(info: RequestInfo, query: Query, headers: HeaderMap, user: UserInfo) -> Self {
-        Self { info, query, headers, user, reason: String::new(), warnings: Mutex::default(), annotations: Mutex::default() }
+        Self {
+            info,
+            query,
+            headers,
+            user,
+            reason: String::new(),
+            audit: Notes::default(),
+            warnings: Mutex::default(),
+            annotations: Mutex::default(),
+        }
     }
 
     /// Says something in a `Warning:` header, once.
@@ -42,15 +55,11 @@ impl Context {
         std::mem::take(&mut self.warnings.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Says something in the audit trail; the first value of a key stays.
-    pub fn annotate(&self, key: String, value: String) {
-        let mut annotations = self.annotations.lock().unwrap_or_else(PoisonError::into_inner);
-        if !annotations.iter().any(|(present, _)| *present == key) {
-            annotations.push((key, value));
-        }
+    /// Adds something to the request's audit events, such as `pod-security.kubernetes.io/enforce-policy`.
+    pub fn annotate(&self, key: impl Into<String>, value: impl Into<String>) {
+        self.annotations.lock().unwrap_or_else(PoisonError::into_inner).insert(key.into(), value.into());
     }
-    /// What was said in the audit trail.
-    pub fn annotations(&self) -> Vec<(String, String)> {
+    pub fn annotations(&self) -> BTreeMap<String, String> {
         self.annotations.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 

@@ -32,6 +32,7 @@ mod pipeline;
 mod registry;
 mod reply;
 mod request;
+mod sealed;
 mod selection;
 mod serve;
 mod shard;
@@ -64,6 +65,14 @@ pub struct Config {
     pub issuer: Option<auth::tokens::Issuer>,
     /// The audit trail; none where absent.
     pub audit_file: Option<PathBuf>,
+    /// What the trail tells, as YAML of `audit.k8s.io/v1`; absent: Metadata of everything.
+    pub audit_policy: Option<String>,
+    /// The trail's file is rotated at this size, …
+    pub audit_bytes_max: u64,
+    /// … and so many old ones are kept.
+    pub audit_backups: usize,
+    /// Encryption at rest; absent, everything is stored as it is.
+    pub encryption: Option<auth::encryption::Encryption>,
     /// Requests at the same time, long-running ones not counted.
     pub reads_inflight_max: usize,
     pub writes_inflight_max: usize,
@@ -93,6 +102,10 @@ impl Default for Config {
             admission: admission::Options::default(),
             resolver: None,
             audit_file: None,
+            audit_policy: None,
+            audit_bytes_max: 100 << 20,
+            audit_backups: 3,
+            encryption: None,
             reads_inflight_max: 400,
             writes_inflight_max: 200,
             services: Ranges::default(),
@@ -103,6 +116,8 @@ impl Default for Config {
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    #[error("audit policy: {0}")]
+    AuditPolicy(String),
     #[error("audit file {path}")]
     Audit { path: PathBuf, source: std::io::Error },
     #[error("admission")]
@@ -121,7 +136,8 @@ pub(crate) struct Inner {
     pub access: access::Access,
     pub registry: Registry,
     pub flow: flow::Flow,
-    pub audit: Option<audit::Sink>,
+    pub audit: Option<audit::Trail>,
+    sealed: Option<Arc<sealed::Sealed>>,
     pub metrics: metrics::Metrics,
     pub drain: Drain,
     pub advertise: std::net::Ipv4Addr,
@@ -136,10 +152,19 @@ pub(crate) struct Inner {
 impl Server {
     /// Starts the watch cache's feed; must be called inside a runtime.
     pub fn new(config: Config, store: Arc<dyn store::Store>) -> Result<Self, Error> {
+        let policy = match &config.audit_policy {
+            Some(text) => audit::policy::Policy::parse(text).map_err(Error::AuditPolicy)?,
+            None => audit::policy::Policy::standard(),
+        };
         let audit = match config.audit_file {
-            Some(path) => Some(audit::Sink::open(&path).map_err(|source| Error::Audit { path, source })?),
+            Some(path) => {
+                let sink = audit::sink::Sink::open(&path, config.audit_bytes_max, config.audit_backups);
+                Some(audit::Trail { policy, sink: sink.map_err(|source| Error::Audit { path, source })? })
+            }
             None => None,
         };
+        let sealed = config.encryption.map(|encryption| Arc::new(sealed::Sealed::new(store.clone(), encryption)));
+        let store = sealed.clone().map_or(store, |sealed| sealed as Arc<dyn store::Store>);
         let registry = Registry::new(store.clone(), Allocators::new(config.services), &config.admission)?;
         let reader = registry.reader.clone();
         let drain = stdx::drain();
@@ -150,6 +175,7 @@ impl Server {
             registry,
             flow: flow::Flow::new(config.reads_inflight_max, config.writes_inflight_max),
             audit,
+            sealed,
             metrics: metrics::Metrics::new().map_err(Error::Metrics)?,
             drain,
             advertise: config.advertise,
@@ -176,6 +202,15 @@ impl Server {
         bootstrap::run(&self.0).await?;
         self.0.bootstrapped.store(true, Ordering::Relaxed);
         tokio::spawn(expiry::run(self.0.clone()));
+        if let Some(sealed) = self.0.sealed.clone() {
+            tokio::spawn(async move {
+                match sealed.renew().await {
+                    Ok(0) => {}
+                    Ok(count) => tracing::info!(count, "encryption at rest: sealed again with the current key"),
+                    Err(error) => tracing::error!(%error, "encryption at rest"),
+                }
+            });
+        }
         Ok(())
     }
 
