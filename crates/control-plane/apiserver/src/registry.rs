@@ -266,8 +266,8 @@ impl Registry {
         rules.prepare_update(new, old, part);
         lifecycle::finish_update(target.kind, new, old, part);
         lifecycle::validate_update(target, new, old, part)?;
-        for warning in rules.warnings(new, Some(old)) {
-            context.warn(warning);
+        if part == Part::Main {
+            rules.warnings(new, Some(old)).into_iter().for_each(|warning| context.warn(warning));
         }
         admission.judge(self, context).await?;
         let (new, old) = admission.parts();
