@@ -83,6 +83,9 @@ struct Settings {
     /// KubeSchedulerConfiguration for the scheduler
     #[arg(long, global = true, value_name = "FILE")]
     scheduler_config: Option<PathBuf>,
+    /// Built-in APIs to switch on or off, such as api/all=true or resource.k8s.io/v1beta1=true [default: what is stable]
+    #[arg(long, global = true, value_name = "API=BOOL,…")]
+    runtime_config: Option<String>,
     /// What is logged, such as info or info,kubelet=debug
     #[arg(long, global = true, value_name = "FILTER")]
     log: Option<String>,
@@ -97,6 +100,7 @@ impl Settings {
         config.node_ip = self.node_ip.or(config.node_ip);
         config.node_name = self.node_name.unwrap_or(config.node_name);
         config.scheduler_config = self.scheduler_config.or(config.scheduler_config);
+        config.runtime_config = self.runtime_config.unwrap_or(config.runtime_config);
         config.log = self.log.unwrap_or(config.log);
         if config.node_name.is_empty() {
             config.node_name = crate::config::host_name();

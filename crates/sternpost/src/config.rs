@@ -31,6 +31,8 @@ pub struct Config {
     pub max_pods: u32,
     /// Processes and threads of one pod together.
     pub pod_pids_limit: u64,
+    /// Built-in APIs switched on or off, such as `api/beta=true,apps/v1=false`.
+    pub runtime_config: String,
     /// A `tracing` directive list.
     pub log: String,
     /// The cgroup and nftables name, and the start of interface names: what is ours on this host.
@@ -41,6 +43,13 @@ pub struct Config {
     pub context: String,
     /// Upstream's `KubeSchedulerConfiguration` file, where the scheduler's defaults do not do.
     pub scheduler_config: Option<PathBuf>,
+    /// What the audit trail tells (`audit.k8s.io/v1` Policy); absent: Metadata of everything.
+    pub audit_policy: Option<PathBuf>,
+    /// The trail's file is renamed at this size, and so many old ones are kept.
+    pub audit_log_max_mib: u64,
+    pub audit_log_backups: usize,
+    /// `EncryptionConfiguration`; absent: Secrets are sealed with a key of this cluster's own.
+    pub encryption_config: Option<PathBuf>,
 }
 
 impl Default for Config {
@@ -58,12 +67,17 @@ impl Default for Config {
             node_ip: None,
             max_pods: 1_100,
             pod_pids_limit: 8_192,
+            runtime_config: String::new(),
             log: "info".into(),
             cgroup_root: "sternpost".into(),
             nft_table: "sternpost".into(),
             link_prefix: "sp".into(),
             context: "sternpost".into(),
             scheduler_config: None,
+            audit_policy: None,
+            audit_log_max_mib: 100,
+            audit_log_backups: 3,
+            encryption_config: None,
         }
     }
 }

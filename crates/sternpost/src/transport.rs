@@ -24,4 +24,10 @@ impl Transport for InProcess {
         let request = request.map(|body| Full::new(body).map_err(|never| match never {}).boxed());
         Box::pin(async move { Ok(self.server.handle(request, Some(self.user.clone())).await) })
     }
+
+    fn as_account(&self, namespace: &str, name: &str) -> Option<Arc<dyn Transport>> {
+        let groups = ["system:serviceaccounts".to_owned(), format!("system:serviceaccounts:{namespace}")];
+        let user = UserInfo::authenticated(&auth::tokens::username(namespace, name), &groups.each_ref().map(String::as_str));
+        Some(Arc::new(InProcess { server: self.server.clone(), user }))
+    }
 }

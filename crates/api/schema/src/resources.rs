@@ -1,6 +1,9 @@
 //! The built-in resources: what discovery says of them, which versions are served, where they are stored.
 
 pub use crate::table::resource_list::RESOURCES;
+pub use served::Served;
+
+pub mod served;
 
 /// One resource in one version.
 #[derive(Debug)]
@@ -53,6 +56,15 @@ impl Resource {
     pub fn subresource(&self, name: &str) -> Option<&'static Subresource> {
         self.subresources.iter().find(|sub| sub.name == name)
     }
+    /// A deletion answers with the object it deleted instead of a Status (upstream: `ReturnDeletedObject`).
+    pub fn deletion_returns_object(&self) -> bool {
+        match self.group {
+            "" => RETURNED.contains(&self.plural),
+            "resource.k8s.io" => true,
+            "storage.k8s.io" => self.plural != "csistoragecapacities",
+            _ => false,
+        }
+    }
     /// Discovery's hash of the storage version, as upstream: base64 of the first eight bytes of SHA-256.
     pub fn storage_version_hash(&self) -> String {
         storage_version_hash(self.storage_group(), self.storage_version, self.kind)
@@ -74,6 +86,10 @@ impl Resource {
         }
     }
 }
+
+/// The core group's resources whose deletion answers with the object.
+const RETURNED: [&str; 7] =
+    ["persistentvolumeclaims", "persistentvolumes", "pods", "podtemplates", "resourcequotas", "serviceaccounts", "services"];
 
 /// base64(first eight bytes of sha256("group/version/Kind")).
 pub fn storage_version_hash(group: &str, version: &str, kind: &str) -> String {

@@ -37,6 +37,12 @@ impl Client {
         Self { transport: self.transport.clone(), agent: agent.into() }
     }
 
+    /// The same in the name of a service account, where the transport can take its part; else unchanged.
+    pub fn as_account(&self, namespace: &str, name: &str) -> Self {
+        let transport = self.transport.as_account(namespace, name).unwrap_or_else(|| self.transport.clone());
+        Self { transport, agent: self.agent.clone() }
+    }
+
     pub async fn get<K: Object>(&self, namespace: Option<&str>, name: &str) -> Result<K, Error> {
         self.request_json(Method::GET, &ApiResource::of::<K>().object(namespace, name, ""), None).await
     }

@@ -36,4 +36,9 @@ pub type Body = BoxBody<Bytes, std::io::Error>;
 pub trait Transport: Send + Sync + 'static {
     /// `Err` is a failure to reach the server; everything that the server says, `Status` included, is `Ok`.
     fn send(&self, request: http::Request<Bytes>) -> Pin<Box<dyn Future<Output = std::io::Result<http::Response<Body>>> + Send + '_>>;
+
+    /// The same way to the server in the name of a service account; `None` where the transport has one identity only.
+    fn as_account(&self, _namespace: &str, _name: &str) -> Option<std::sync::Arc<dyn Transport>> {
+        None
+    }
 }

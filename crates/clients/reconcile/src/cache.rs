@@ -140,6 +140,12 @@ impl<K: Cached> Cache<K> {
         found.map(|objects| objects.values().cloned().collect()).unwrap_or_default()
     }
 
+    /// How many objects [`Cache::by_index`] would give.
+    pub fn count_by_index(&self, name: &str, value: &str) -> usize {
+        let state = self.read();
+        state.indexes.get(name).and_then(|index| index.entries.get(value)).map_or(0, BTreeMap::len)
+    }
+
     /// Calls `callback` for every object already here and for each change after that, synchronously and in order. It must be quick
     /// and may read this cache, but not register another callback.
     pub fn on_change(&self, callback: impl Fn(Option<&Arc<K>>, Option<&Arc<K>>) + Send + 'static) {

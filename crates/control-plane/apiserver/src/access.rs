@@ -1,48 +1,39 @@
 //! Who asks and whether they may: credentials from the request, objects from the cache.
+//!
+//! Here: authentication, impersonation, and the question itself. [`authorizer`] has the answers (masters, Node, RBAC), [`follow`] keeps what
+//! they know up to date, [`grants`] refuses who would give away more than they have.
 
-use std::sync::{Arc, Mutex};
+pub mod authorizer;
+mod follow;
+mod grants;
 
-use arc_swap::ArcSwapOption;
 use auth::UserInfo;
 use auth::authenticate::{Authenticator, bearer, websocket_token};
 use auth::authorize::{Attributes, forbidden};
-use auth::escalation;
-use auth::rbac::{self, Objects, Policy};
 use auth::tokens::{Claims, Issuer, Reference};
 use http::{HeaderMap, Request};
 use meta::Status;
-use serde_json::Value;
 
 use crate::cache::Caches;
 use crate::context::Context;
 use crate::object::meta;
-use crate::registry::catalog::Kind;
 use crate::registry::{Registry, Target, catalog};
 use crate::reply::Body;
-use crate::selection::Selection;
 use crate::serve::ClientCertificate;
+use authorizer::Authorizer;
 
 const MASTERS: &str = "system:masters";
-/// Answered for everybody, before any role exists (upstream: always-allow-paths).
-const OPEN_PATHS: [&str; 3] = ["/healthz", "/livez", "/readyz"];
-/// The four RBAC resources, in the order of [`Objects`].
-const RBAC: [&str; 4] = ["roles", "clusterroles", "rolebindings", "clusterrolebindings"];
-const RBAC_GROUP: &str = "rbac.authorization.k8s.io";
 
 pub struct Access {
     pub authenticator: Authenticator,
     /// Absent: no service account tokens.
     pub issuer: Option<Issuer>,
-    policy: ArcSwapOption<(Revisions, Policy)>,
-    building: Mutex<()>,
+    pub authorizer: Authorizer,
 }
 
-/// The newest change of each of the RBAC resources that a policy was made from.
-type Revisions = [u64; 4];
-
 impl Access {
-    pub fn new(authenticator: Authenticator, issuer: Option<Issuer>) -> Self {
-        Self { authenticator, issuer, policy: ArcSwapOption::empty(), building: Mutex::default() }
+    pub fn new(authenticator: Authenticator, issuer: Option<Issuer>, caches: &Caches) -> Self {
+        Self { authenticator, issuer, authorizer: Authorizer::new(caches) }
     }
 
     /// Client certificate, then bearer token, then anonymous.
@@ -82,84 +73,28 @@ impl Access {
         Ok(claims)
     }
 
-    pub fn authorize(&self, caches: &Caches, context: &Context) -> Result<(), Status> {
+    /// The reason why it is allowed, for the audit trail.
+    pub fn authorize(&self, caches: &Caches, context: &Context) -> Result<String, Status> {
         let asked = context.attributes();
-        self.require(caches, context, &asked)?;
+        let why = self.require(caches, context, &asked)?;
         // A WebSocket can only be a GET; what it starts is a create (KEP-4006).
         let starts = matches!(asked.subresource, "exec" | "attach" | "portforward") && asked.verb == "get";
         if asked.is_resource && starts {
             self.require(caches, context, &Attributes { verb: "create", ..asked })?;
         }
-        Ok(())
+        Ok(why)
     }
 
-    fn require(&self, caches: &Caches, context: &Context, asked: &Attributes<'_>) -> Result<(), Status> {
-        match self.allows(caches, &context.user, asked) {
-            true => Ok(()),
-            false => Err(forbidden(&context.user, asked)),
+    fn require(&self, caches: &Caches, context: &Context, asked: &Attributes<'_>) -> Result<String, Status> {
+        let decision = self.authorizer.decide(caches, &context.user, asked);
+        match decision.is_allowed() {
+            true => Ok(decision.reason().to_owned()),
+            false => Err(forbidden(&context.user, asked, decision.reason())),
         }
     }
 
     pub fn allows(&self, caches: &Caches, user: &UserInfo, asked: &Attributes<'_>) -> bool {
-        if user.groups.iter().any(|group| group == MASTERS) {
-            return true;
-        }
-        let is_open = |open: &str| asked.path == open || asked.path.strip_prefix(open).is_some_and(|rest| rest.starts_with('/'));
-        if !asked.is_resource && OPEN_PATHS.iter().any(|open| is_open(open)) {
-            return true;
-        }
-        self.policy(caches).1.allows(user, asked)
-    }
-
-    /// The policy of the objects that the cache has now.
-    pub fn policy(&self, caches: &Caches) -> Arc<(Revisions, Policy)> {
-        let newest = RBAC.map(|plural| rbac_cache(caches, plural).revision());
-        if let Some(policy) = self.policy.load_full().filter(|policy| policy.0 == newest) {
-            return policy;
-        }
-        let _one = self.building.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if let Some(policy) = self.policy.load_full().filter(|policy| policy.0 == newest) {
-            return policy;
-        }
-        let [roles, cluster_roles, role_bindings, cluster_role_bindings] = RBAC.map(|plural| rbac_objects(caches, plural));
-        let objects = Objects { roles, cluster_roles, role_bindings, cluster_role_bindings };
-        let policy = Arc::new((newest, Policy::new(&objects)));
-        self.policy.store(Some(policy.clone()));
-        policy
-    }
-
-    /// Nobody grants what they do not have, unless they may `escalate` (roles) or `bind` (bindings). `old` is absent at a create.
-    pub fn check_grant(&self, caches: &Caches, context: &Context, kind: &Kind, new: &Value, old: Option<&Value>) -> Result<(), Status> {
-        if kind.facts.group != RBAC_GROUP || context.user.groups.iter().any(|group| group == MASTERS) {
-            return Ok(());
-        }
-        // A new object has no namespace of its own yet.
-        let namespace = context.info.namespace.as_str();
-        let (wanted, verb, resource, role) = match kind.facts.plural {
-            "roles" | "clusterroles" if old.is_some_and(|old| old["rules"] == new["rules"]) => return Ok(()),
-            "roles" | "clusterroles" => (rbac::rules_of(new), "escalate", kind.facts.plural, meta(new, "name")),
-            _ => {
-                let cluster = new["roleRef"]["kind"] == "ClusterRole";
-                let plural = if cluster { "clusterroles" } else { "roles" };
-                let roles = rbac_objects(caches, plural);
-                let wanted = rbac::referred(&new["roleRef"], namespace, roles.iter());
-                (wanted, "bind", plural, new["roleRef"]["name"].as_str().unwrap_or_default())
-            }
-        };
-        let asked = Attributes { is_resource: true, verb, group: RBAC_GROUP, resource, subresource: "", namespace, name: role, path: "" };
-        if self.allows(caches, &context.user, &asked) {
-            return Ok(());
-        }
-        let policy = self.policy(caches);
-        let missing = escalation::missing(&wanted, policy.1.rules(&context.user, namespace));
-        if missing.is_empty() {
-            return Ok(());
-        }
-        let lines: Vec<String> = missing.iter().map(escalation::words).collect();
-        let (name, groups) = (&context.user.username, &context.user.groups);
-        let why =
-            format!("user {name:?} (groups={groups:?}) is attempting to grant RBAC permissions not currently held:\n{}", lines.join("\n"));
-        Err(Status::forbidden(&kind.group_resource(), meta(new, "name"), &why))
+        self.authorizer.decide(caches, user, asked).is_allowed()
     }
 
     /// `Impersonate-*`: the request goes on as somebody else, if its user may do that.
@@ -168,11 +103,18 @@ impl Access {
             return Ok(());
         };
         let ask = |resource: &str, group: &str, namespace: &str, sub: &str, name: &str| {
-            let asked = Attributes { is_resource: true, verb: "impersonate", group, resource, subresource: sub, namespace, name, path: "" };
-            match self.allows(caches, &context.user, &asked) {
-                true => Ok(()),
-                false => Err(forbidden(&context.user, &asked)),
-            }
+            let asked = Attributes {
+                is_resource: true,
+                verb: "impersonate",
+                group,
+                version: "v1",
+                resource,
+                subresource: sub,
+                namespace,
+                name,
+                ..Attributes::default()
+            };
+            self.require(caches, context, &asked).map(drop)
         };
         match wanted.username.strip_prefix("system:serviceaccount:").and_then(|rest| rest.split_once(':')) {
             Some((namespace, name)) => ask("serviceaccounts", "", namespace, "", name)?,
@@ -189,7 +131,7 @@ impl Access {
         if !wanted.uid.is_empty() {
             ask("uids", "authentication.k8s.io", "", "", &wanted.uid)?;
         }
-        context.user = complete(wanted);
+        context.audit.original_user = Some(std::mem::replace(&mut context.user, complete(wanted)));
         Ok(())
     }
 }
@@ -242,17 +184,4 @@ async fn check(registry: &Registry, plural: &str, namespace: &str, wanted: Optio
         return Err(format!("{plural} {:?} is another one now", wanted.name));
     }
     Ok(())
-}
-
-fn rbac_cache(caches: &Caches, plural: &str) -> Arc<crate::cache::Cache> {
-    caches.of(format!("/registry/{plural}/").as_bytes())
-}
-
-fn rbac_objects(caches: &Caches, plural: &str) -> Vec<Value> {
-    let Some(kind) = catalog::stored(RBAC_GROUP, plural) else {
-        return Vec::new();
-    };
-    let selection = Selection::all(kind.prefix(""), kind.storage.rules);
-    let page = rbac_cache(caches, plural).list(&selection.prefix, b"", 0, &selection, 0);
-    page.objects.iter().map(|object| object.value()).collect()
 }

@@ -1,6 +1,6 @@
 //! What every cluster has from its first moment, made or repaired at every start.
 
-mod roles;
+pub mod roles;
 
 use std::time::Duration;
 
@@ -53,7 +53,7 @@ pub async fn run(server: &Inner) -> Result<(), Error> {
 fn occupy_services(server: &Inner) {
     let Some(kind) = catalog::stored("", "services") else { return };
     let cache = server.registry.caches.of(kind.storage.prefix.as_bytes());
-    let page = cache.list(kind.storage.prefix.as_bytes(), b"", 0, &Selection::all(kind.prefix(""), kind.storage.rules), 0);
+    let page = cache.list(kind.storage.prefix.as_bytes(), b"", 0, &Selection::all(kind.prefix(""), kind.storage.rules.clone()), 0);
     for object in page.objects {
         server.registry.services.occupy(&decode(&object.bytes, object.revision));
     }

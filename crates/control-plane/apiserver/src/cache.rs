@@ -2,30 +2,39 @@
 //!
 //! One [`feed`](feed::run) task reads the whole store's events in revision order and applies each to its resource's [`Cache`]; `observed`
 //! then says up to which revision all caches are complete, so "at least revision r" is a wait on one number. A cache holds the
-//! store's own bytes. A watcher has a bounded queue; when it is full the watcher is closed and told 410, it is never skipped.
+//! store's own bytes, in an order that can be frozen ([`objects`]); a list walks a frozen state and holds no lock. An event's
+//! encodings are made once and shared. A watcher has a bounded queue ([`queue`]); when it is full the watcher is closed and told 410,
+//! it is never skipped.
 
 pub mod feed;
+mod objects;
+mod queue;
+mod watchers;
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::ops::Bound;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 
-use crate::object::Object;
+use crate::object::{Object, scan};
 use crate::selection::Selection;
+use objects::{Cursor, Objects};
+pub use queue::{Next, Queue};
+use watchers::Watchers;
 
-/// Undelivered events a watcher may have before it is closed.
-const WATCHER_QUEUE: usize = 4_096;
-/// Changes a client may be behind and still resume: at least this many …
+/// Changes a client may be behind and still resume without the store's help: at least this many …
 const WINDOW_MIN: usize = 256;
 /// … and all of this age, …
 const WINDOW_AGE: Duration = Duration::from_secs(75);
 /// … unless they are more than this, or hold more bytes than that.
 const WINDOW_MAX: usize = 65_536;
 const WINDOW_BYTES_MAX: usize = 32 << 20;
+/// The resource whose objects are also found by the node they are on.
+const PODS: &[u8] = b"/registry/pods/";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
@@ -53,6 +62,16 @@ pub struct Event {
     pub previous: Option<Arc<Object>>,
 }
 
+impl Event {
+    /// What a watcher is shown: of an object that left its selection the last state that was in it, at the revision of the change.
+    pub fn shown(&self, change: Change) -> Arc<Object> {
+        match &self.previous {
+            Some(previous) if change == Change::Deleted && !self.deleted => Arc::new(previous.at(self.object.revision)),
+            _ => self.object.clone(),
+        }
+    }
+}
+
 /// An event on its way to its watchers, with its encodings, which they share.
 #[derive(Debug)]
 pub struct Delivery {
@@ -71,7 +90,7 @@ impl Delivery {
     }
     /// `{"type":"ADDED","object":{…}}` and a line end.
     pub fn json(&self, change: Change) -> Bytes {
-        self.json[change as usize].get_or_init(|| frame(change, &self.event.object)).clone()
+        self.json[change as usize].get_or_init(|| frame(change, &self.event.shown(change))).clone()
     }
 }
 
@@ -89,49 +108,55 @@ pub fn frame(change: Change, object: &Object) -> Bytes {
 /// All caches and how far they are.
 pub struct Caches {
     by_prefix: RwLock<HashMap<Bytes, Arc<Cache>>>,
-    observed: watch::Sender<u64>,
+    /// What `arrived` says, for those who only look.
+    observed: AtomicU64,
+    arrived: watch::Sender<u64>,
     loaded: AtomicBool,
 }
 
 /// The objects of one resource (of one key prefix such as `/registry/pods/`).
 pub struct Cache {
     state: RwLock<State>,
+    /// Locked before `state` by whoever needs both.
+    watchers: Mutex<Watchers>,
+    /// The newest change.
+    revision: AtomicU64,
 }
 
-#[derive(Default)]
 struct State {
-    objects: BTreeMap<Bytes, Arc<Object>>,
-    window: VecDeque<(Instant, Event)>,
-    window_bytes: usize,
-    /// Every change after this revision is in the window.
-    complete_after: u64,
+    objects: Objects,
+    /// Keys by the node that a pod is on; only of pods.
+    nodes: Option<HashMap<Box<str>, BTreeSet<Bytes>>>,
+    window: Window,
     /// The newest change.
     revision: u64,
-    watchers: Vec<Watcher>,
 }
 
-struct Watcher {
-    selection: Arc<Selection>,
-    queue: mpsc::Sender<(Change, Arc<Delivery>)>,
-    lagged: Arc<AtomicBool>,
+/// The latest changes.
+#[derive(Default)]
+struct Window {
+    events: VecDeque<(Instant, Event)>,
+    bytes: usize,
+    /// Every change after this revision is in `events`.
+    complete_after: u64,
 }
 
-/// A watcher's end: what was there, what happened since, and what happens.
+/// A watcher's end: what was there, what happened since, and what happens. Dropping it ends the watch.
 pub struct Subscription {
     /// Objects to announce first, in key order.
-    pub initial: Vec<Arc<Object>>,
+    pub initial: Option<Items>,
     /// Changes after the wanted revision that already happened.
     pub replay: Vec<(Change, Event)>,
-    pub live: mpsc::Receiver<(Change, Arc<Delivery>)>,
+    pub live: Arc<Queue>,
     /// The revision that `initial` and `replay` reach.
     pub revision: u64,
-    lagged: Arc<AtomicBool>,
+    /// The newest change of the resource that is not in `live`.
+    pub applied: u64,
 }
 
-impl Subscription {
-    /// Why `live` ended: the watcher was too slow (else the caches were reloaded or the server stops).
-    pub fn lagged(&self) -> bool {
-        self.lagged.load(Ordering::Relaxed)
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        self.live.close(false);
     }
 }
 
@@ -154,6 +179,41 @@ pub struct Page {
     pub remaining: Option<i64>,
 }
 
+/// Selected objects of one moment in key order, found while they are asked for.
+pub struct Items {
+    source: Source,
+    selection: Arc<Selection>,
+}
+
+enum Source {
+    All(Cursor),
+    /// From an index.
+    Few(std::vec::IntoIter<Arc<Object>>),
+}
+
+impl Iterator for Items {
+    type Item = Arc<Object>;
+
+    fn next(&mut self) -> Option<Arc<Object>> {
+        let selection = &self.selection;
+        match &mut self.source {
+            Source::All(cursor) if selection.is_everything() => cursor.next(),
+            Source::All(cursor) => cursor.find(|object| selection.matches(object)),
+            Source::Few(few) => few.find(|object| selection.matches(object)),
+        }
+    }
+}
+
+impl Items {
+    /// Objects that may follow: exactly those that do where nothing but the prefix selects.
+    pub fn remaining(&self) -> usize {
+        match &self.source {
+            Source::All(cursor) => cursor.remaining(),
+            Source::Few(few) => few.len(),
+        }
+    }
+}
+
 /// The wanted revision is older than the window.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("too old resource version: {wanted} ({oldest})")]
@@ -164,7 +224,8 @@ pub struct TooOld {
 
 impl Default for Caches {
     fn default() -> Self {
-        Self { by_prefix: RwLock::default(), observed: watch::Sender::new(0), loaded: AtomicBool::new(false) }
+        let (observed, loaded) = (AtomicU64::new(0), AtomicBool::new(false));
+        Self { by_prefix: RwLock::default(), observed, arrived: watch::Sender::new(0), loaded }
     }
 }
 
@@ -175,16 +236,18 @@ impl Caches {
             return cache.clone();
         }
         let mut caches = self.by_prefix.write().unwrap_or_else(PoisonError::into_inner);
-        let fresh = || {
-            let revision = *self.observed.borrow();
-            Arc::new(Cache { state: RwLock::new(State { complete_after: revision, revision, ..State::default() }) })
-        };
+        let fresh = || Arc::new(Cache::new(prefix == PODS, self.observed()));
         caches.entry(Bytes::copy_from_slice(prefix)).or_insert_with(fresh).clone()
     }
 
     /// All caches are complete up to this revision.
     pub fn observed(&self) -> u64 {
-        *self.observed.borrow()
+        self.observed.load(Ordering::Acquire)
+    }
+
+    fn arrive(&self, revision: u64) {
+        self.observed.store(revision, Ordering::Release);
+        self.arrived.send_replace(revision);
     }
 
     /// The store was read once.
@@ -194,8 +257,8 @@ impl Caches {
 
     /// Waits for that.
     pub async fn wait_loaded(&self, patience: Duration) -> bool {
-        let mut observed = self.observed.subscribe();
-        let loaded = observed.wait_for(|_| self.loaded());
+        let mut arrived = self.arrived.subscribe();
+        let loaded = arrived.wait_for(|_| self.loaded());
         matches!(tokio::time::timeout(patience, loaded).await, Ok(Ok(_)))
     }
 
@@ -204,27 +267,48 @@ impl Caches {
         if self.observed() >= revision {
             return true;
         }
-        let mut observed = self.observed.subscribe();
-        matches!(tokio::time::timeout(patience, observed.wait_for(|at| *at >= revision)).await, Ok(Ok(_)))
+        let mut arrived = self.arrived.subscribe();
+        matches!(tokio::time::timeout(patience, arrived.wait_for(|at| *at >= revision)).await, Ok(Ok(_)))
+    }
+
+    /// Ends every watch: the server stops.
+    pub fn close(&self) {
+        self.all().iter().for_each(|(_, cache)| cache.watchers().close(false));
+    }
+
+    /// How many objects there are, by key prefix.
+    pub fn counts(&self) -> Vec<(Bytes, usize)> {
+        self.all().into_iter().map(|(prefix, cache)| (prefix, cache.read().objects.len())).collect()
     }
 
     /// Forgets changes that are too old to resume from. `true` when no window will get shorter by waiting.
     fn trim(&self) -> bool {
-        self.all().iter().fold(true, |settled, cache| {
+        self.all().iter().fold(true, |settled, (_, cache)| {
             let mut state = cache.state.write().unwrap_or_else(PoisonError::into_inner);
-            state.trim();
-            settled && state.window.len() <= WINDOW_MIN
+            state.window.trim();
+            settled && state.window.events.len() <= WINDOW_MIN
         })
     }
 
-    fn all(&self) -> Vec<Arc<Cache>> {
-        self.by_prefix.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    fn all(&self) -> Vec<(Bytes, Arc<Cache>)> {
+        let caches = self.by_prefix.read().unwrap_or_else(PoisonError::into_inner);
+        caches.iter().map(|(prefix, cache)| (prefix.clone(), cache.clone())).collect()
     }
 }
 
 impl Cache {
-    fn read(&self) -> std::sync::RwLockReadGuard<'_, State> {
+    fn new(of_pods: bool, revision: u64) -> Self {
+        let window = Window { complete_after: revision, ..Window::default() };
+        let state = State { objects: Objects::default(), nodes: of_pods.then(HashMap::new), window, revision };
+        Self { state: RwLock::new(state), watchers: Mutex::default(), revision: AtomicU64::new(revision) }
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, State> {
         self.state.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn watchers(&self) -> MutexGuard<'_, Watchers> {
+        self.watchers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub fn get(&self, key: &[u8]) -> Option<Arc<Object>> {
@@ -233,21 +317,16 @@ impl Cache {
 
     /// Selected objects whose key has `prefix`, in key order, after `after` (exclusive), at most `limit` (0: all).
     pub fn list(&self, prefix: &[u8], after: &[u8], limit: usize, selection: &Selection, observed: u64) -> Page {
-        use std::ops::Bound;
         let state = self.read();
-        let start = if after > prefix { Bound::Excluded(after) } else { Bound::Included(prefix) };
         let mut page = Page { objects: Vec::new(), revision: state.revision.max(observed), more_after: None, remaining: None };
-        let mut keys = state.objects.range::<[u8], _>((start, Bound::Unbounded)).take_while(|(key, _)| key.starts_with(prefix));
-        while let Some((_, object)) = keys.next() {
-            if !selection.matches(object) {
-                continue;
-            }
-            page.objects.push(object.clone());
+        let mut keys = state.objects.range(prefix, after);
+        drop(state);
+        while let Some(object) = keys.find(|object| selection.matches(object)) {
+            page.objects.push(object);
             if limit > 0 && page.objects.len() == limit {
-                let last = object.key.clone();
-                let rest = keys.count();
+                let rest = keys.remaining();
                 if rest > 0 {
-                    page.more_after = Some(last);
+                    page.more_after = page.objects.last().map(|last| last.key.clone());
                     page.remaining = selection.is_everything().then_some(rest as i64);
                 }
                 break;
@@ -256,91 +335,141 @@ impl Cache {
         page
     }
 
+    /// What the selection chooses now, after the key `after` (exclusive), and the revision of that state.
+    pub fn select(&self, after: &[u8], selection: Arc<Selection>, observed: u64) -> (Items, u64) {
+        let state = self.read();
+        (state.select(after, selection), state.revision.max(observed))
+    }
+
     /// The newest change.
     pub fn revision(&self) -> u64 {
-        self.read().revision
+        self.revision.load(Ordering::Acquire)
     }
 
     pub fn watch(&self, since: Since, initial: bool, selection: Arc<Selection>, observed: u64) -> Result<Subscription, TooOld> {
-        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
-        let (queue, live) = mpsc::channel(WATCHER_QUEUE);
-        let lagged = Arc::new(AtomicBool::new(false));
-        let mut subscription =
-            Subscription { initial: Vec::new(), replay: Vec::new(), live, revision: state.revision.max(observed), lagged: lagged.clone() };
+        // Nothing is applied while this is held: what `state` has not is going to be in the queue.
+        let mut watchers = self.watchers();
+        let state = self.read();
+        let (revision, applied) = (state.revision.max(observed), state.revision);
+        let mut subscription = Subscription { initial: None, replay: Vec::new(), live: Queue::new(), revision, applied };
         match since {
-            _ if initial => subscription.initial = state.objects.values().filter(|object| selection.matches(object)).cloned().collect(),
+            _ if initial => subscription.initial = Some(state.select(b"", selection.clone())),
             Since::State => {}
-            Since::Revision(wanted) => {
-                if wanted < state.complete_after {
-                    return Err(TooOld { wanted, oldest: state.complete_after });
-                }
-                let missed = state.window.iter().rev().take_while(|(_, event)| event.object.revision > wanted);
-                subscription.replay =
-                    missed.filter_map(|(_, event)| selection.classify(event).map(|change| (change, event.clone()))).collect();
-                subscription.replay.reverse();
-            }
+            Since::Revision(wanted) => subscription.replay = state.window.after(wanted, &selection)?,
         }
-        state.watchers.push(Watcher { selection, queue, lagged });
+        watchers.add(selection, subscription.live.clone());
         Ok(subscription)
     }
 
     /// Applies one event and hands it to the watchers.
     fn apply(&self, event: Event) {
+        let mut watchers = self.watchers();
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
-        state.revision = event.object.revision;
-        if event.deleted {
-            state.objects.remove(&event.object.key);
-        } else {
-            state.objects.insert(event.object.key.clone(), event.object.clone());
-        }
-        let mut delivery = None;
-        state.watchers.retain(|watcher| {
-            let Some(change) = watcher.selection.classify(&event) else {
-                return !watcher.queue.is_closed();
-            };
-            let delivery = delivery.get_or_insert_with(|| Arc::new(Delivery::new(event.clone())));
-            match watcher.queue.try_send((change, delivery.clone())) {
-                Ok(()) => true,
-                Err(refused) => {
-                    watcher.lagged.store(matches!(refused, mpsc::error::TrySendError::Full(_)), Ordering::Relaxed);
-                    false
-                }
-            }
-        });
-        state.remember(event);
+        let nodes = match state.nodes.is_some() {
+            true => [event.previous.as_ref().and_then(node_of), node_of(&event.object)],
+            false => [None, None],
+        };
+        state.apply(&event, nodes);
+        drop(state);
+        self.revision.store(event.object.revision, Ordering::Release);
+        watchers.notify(&event, nodes);
     }
 
     /// Replaces everything (after the feed was lost): watchers are closed, they have to list again.
-    fn reset(&self, objects: BTreeMap<Bytes, Arc<Object>>, revision: u64) {
+    fn reset(&self, objects: Vec<Arc<Object>>, revision: u64) {
+        let mut watchers = self.watchers();
+        watchers.close(true);
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
-        for watcher in &state.watchers {
-            watcher.lagged.store(true, Ordering::Relaxed);
+        if let Some(nodes) = &mut state.nodes {
+            nodes.clear();
+            for object in &objects {
+                if let Some(node) = node_of(object) {
+                    nodes.entry(node.into()).or_default().insert(object.key.clone());
+                }
+            }
         }
-        *state = State { objects, complete_after: revision, revision, ..State::default() };
+        state.objects = Objects::from_sorted(objects);
+        state.window = Window { complete_after: revision, ..Window::default() };
+        state.revision = revision;
+        self.revision.store(revision, Ordering::Release);
     }
 }
 
+/// The node that a pod is on.
+fn node_of(pod: &Arc<Object>) -> Option<&str> {
+    pod.member(&["spec", "nodeName"]).and_then(scan::plain).filter(|node| !node.is_empty())
+}
+
 impl State {
+    fn select(&self, after: &[u8], selection: Arc<Selection>) -> Items {
+        let source = match (&self.nodes, selection.node()) {
+            (Some(nodes), Some(node)) => {
+                let keys = nodes
+                    .get(node)
+                    .into_iter()
+                    .flat_map(|keys| keys.range::<[u8], _>((Bound::Included(selection.prefix.as_slice()), Bound::Unbounded)));
+                let keys = keys.take_while(|key| key.starts_with(&selection.prefix)).filter(|key| key.as_ref() > after);
+                Source::Few(keys.filter_map(|key| self.objects.get(key).cloned()).collect::<Vec<_>>().into_iter())
+            }
+            _ => Source::All(self.objects.range(&selection.prefix, after)),
+        };
+        Items { source, selection }
+    }
+
+    fn apply(&mut self, event: &Event, [was, is]: [Option<&str>; 2]) {
+        let key = &event.object.key;
+        self.revision = event.object.revision;
+        if event.deleted {
+            self.objects.remove(key);
+        } else {
+            self.objects.insert(event.object.clone());
+        }
+        if let Some(nodes) = &mut self.nodes {
+            if let Some(keys) = was.filter(|was| event.deleted || is != Some(was)).and_then(|was| nodes.get_mut(was)) {
+                keys.remove(key);
+            }
+            if let Some(is) = is.filter(|is| !event.deleted && was != Some(is)) {
+                nodes.entry(is.into()).or_default().insert(key.clone());
+            }
+            if let Some(was) = was.filter(|was| nodes.get(*was).is_some_and(BTreeSet::is_empty)) {
+                nodes.remove(was);
+            }
+        }
+        self.window.remember(event.clone());
+    }
+}
+
+impl Window {
+    /// What a watcher of the selection missed after the wanted revision.
+    fn after(&self, wanted: u64, selection: &Selection) -> Result<Vec<(Change, Event)>, TooOld> {
+        if wanted < self.complete_after {
+            return Err(TooOld { wanted, oldest: self.complete_after });
+        }
+        let from = self.events.partition_point(|(_, event)| event.object.revision <= wanted);
+        let missed = self.events.range(from..).map(|(_, event)| event);
+        Ok(missed.filter_map(|event| selection.classify(event).map(|change| (change, event.clone()))).collect())
+    }
+
     fn remember(&mut self, event: Event) {
-        self.window_bytes += event.object.bytes.len();
-        self.window.push_back((Instant::now(), event));
+        self.bytes += event.object.bytes.len();
+        self.events.push_back((Instant::now(), event));
         self.trim();
     }
 
     fn trim(&mut self) {
         let now = Instant::now();
-        while let Some((at, oldest)) = self.window.front() {
-            let too_many = self.window.len() > WINDOW_MAX || self.window_bytes > WINDOW_BYTES_MAX;
-            let too_old = self.window.len() > WINDOW_MIN && now.duration_since(*at) > WINDOW_AGE;
-            if self.window.len() <= 1 || !(too_many || too_old) {
+        while let Some((at, oldest)) = self.events.front() {
+            let too_many = self.events.len() > WINDOW_MAX || self.bytes > WINDOW_BYTES_MAX;
+            let too_old = self.events.len() > WINDOW_MIN && now.duration_since(*at) > WINDOW_AGE;
+            if self.events.len() <= 1 || !(too_many || too_old) {
                 break;
             }
             self.complete_after = oldest.object.revision;
-            self.window_bytes -= oldest.object.bytes.len();
-            self.window.pop_front();
+            self.bytes -= oldest.object.bytes.len();
+            self.events.pop_front();
         }
-        if self.window.capacity() > 4 * self.window.len().max(WINDOW_MIN) {
-            self.window.shrink_to(2 * self.window.len());
+        if self.events.capacity() > 4 * self.events.len().max(WINDOW_MIN) {
+            self.events.shrink_to(2 * self.events.len());
         }
     }
 }

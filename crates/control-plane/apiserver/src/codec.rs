@@ -2,9 +2,9 @@
 
 use bytes::Bytes;
 use meta::Status;
-use schema::decode::{Error, Parsed, decode_type, parse_json, parse_yaml};
+use schema::decode::{self, Error, Parsed, parse_json, parse_yaml};
 use schema::model::{Ref, Schema, Type};
-use schema::{protobuf, table};
+use schema::{cbor, protobuf, table};
 use serde_json::Value;
 
 use crate::context::{Context, WriteOptions};
@@ -22,20 +22,21 @@ pub fn parse_as(bytes: &[u8], media: Media, expected: &str, found: Option<&'stat
         Media::Json => parse_json(bytes),
         Media::Yaml => parse_yaml(bytes),
         Media::Protobuf => return from_protobuf(bytes, expected, found).map(Parsed::from),
+        Media::Cbor => return cbor::decode(bytes).map(Parsed::from).map_err(|error| unrecognized(expected, &error)),
     };
     parsed.map_err(|error| error.status(expected, "", expected, bytes))
 }
 
 /// From a body to an object of the kind in its stored version: typed, pruned, defaulted. Warnings go to the client.
 pub fn object(context: &Context, kind: &Kind, bytes: &[u8], media: Media, options: &WriteOptions) -> Result<Value, Status> {
-    let mut parsed = parse_as(bytes, media, kind.facts.kind, Some(kind.schema))?;
+    let mut parsed = parse_as(bytes, media, kind.facts.kind, kind.table_type())?;
     expect_type(&mut parsed.value, kind.facts.kind, &kind.api_version())?;
     decode(context, kind, parsed, options)
 }
 
 /// The same for a tree that is already there (a patched object).
 pub fn decode(context: &Context, kind: &Kind, parsed: impl Into<Parsed>, options: &WriteOptions) -> Result<Value, Status> {
-    let mut object = typed(context, kind.schema, kind.facts.kind, kind.facts.version, parsed.into(), options)?;
+    let mut object = typed(context, kind.schema.clone(), kind.facts.kind, kind.facts.version, parsed.into(), options)?;
     if kind.converts() {
         object = crate::convert::to_storage(kind, object);
     }
@@ -45,12 +46,12 @@ pub fn decode(context: &Context, kind: &Kind, parsed: impl Into<Parsed>, options
 
 /// Only looks for what is wrong with a tree.
 pub fn check(context: &Context, kind: &Kind, parsed: Parsed, options: &WriteOptions) -> Result<(), Status> {
-    typed(context, kind.schema, kind.facts.kind, kind.facts.version, parsed, options).map(drop)
+    typed(context, kind.schema.clone(), kind.facts.kind, kind.facts.version, parsed, options).map(drop)
 }
 
 /// Sets what the stored version's table and rules say about absent fields.
 pub fn default(kind: &Kind, object: &mut Value) {
-    schema::default::apply(object, &Schema::Object(Ref::Static(kind.storage.schema)));
+    schema::default::apply(object, &Schema::Object(kind.storage.schema.clone()));
     kind.storage.rules.default(object);
 }
 
@@ -59,7 +60,7 @@ pub fn delete_options(context: &Context, bytes: &[u8], media: Media) -> Result<V
     let Some(found) = table::by_gvk("", "v1", "DeleteOptions") else { return Ok(Value::Null) };
     let parsed = parse_as(bytes, media, "DeleteOptions", Some(found))?;
     let quiet = WriteOptions { validation: schema::decode::Mode::Ignore, ..WriteOptions::internal() };
-    typed(context, found, "DeleteOptions", "v1", parsed, &quiet)
+    typed(context, Ref::Static(found), "DeleteOptions", "v1", parsed, &quiet)
 }
 
 /// An object that a subresource takes (`Binding`, `Scale`, `TokenRequest`), decoded.
@@ -67,18 +68,11 @@ pub fn other(context: &Context, schema: &'static Type, api_version: &str, kind: 
     let mut parsed = parse_as(bytes, media, kind, Some(schema))?;
     expect_type(&mut parsed.value, kind, api_version)?;
     let options = context.write_options()?;
-    typed(context, schema, kind, api_version.rsplit('/').next().unwrap_or_default(), parsed, &options)
+    typed(context, Ref::Static(schema), kind, api_version.rsplit('/').next().unwrap_or_default(), parsed, &options)
 }
 
-fn typed(
-    context: &Context,
-    schema: &'static Type,
-    kind: &str,
-    version: &str,
-    parsed: Parsed,
-    options: &WriteOptions,
-) -> Result<Value, Status> {
-    match decode_type(parsed, schema, options.validation) {
+fn typed(context: &Context, schema: Ref<Type>, kind: &str, version: &str, parsed: Parsed, options: &WriteOptions) -> Result<Value, Status> {
+    match decode::decode(parsed, &Schema::Object(schema), options.validation) {
         Ok((object, warnings)) => {
             warnings.into_iter().for_each(|warning| context.warn(warning));
             Ok(object)
@@ -124,9 +118,11 @@ pub fn to_protobuf(value: &Value) -> Option<Vec<u8>> {
 }
 
 fn from_protobuf(bytes: &[u8], expected: &str, found: Option<&'static Type>) -> Result<Value, Status> {
-    protobuf::decode(bytes, found)
-        .map(|object| object.value)
-        .map_err(|error| Status::bad_request(format!("the object provided is unrecognized (must be of type {expected}): {error}")))
+    protobuf::decode(bytes, found).map(|object| object.value).map_err(|error| unrecognized(expected, &error))
+}
+
+fn unrecognized(expected: &str, error: &dyn std::fmt::Display) -> Status {
+    Status::bad_request(format!("the object provided is unrecognized (must be of type {expected}): {error}"))
 }
 
 /// A list's body out of its items, which are encoded one by one; `None` where they have no protobuf form.

@@ -29,7 +29,7 @@ pub async fn run(server: Arc<Inner>) {
 pub async fn sweep(server: &Inner, now: i64) -> usize {
     let Some(kind) = catalog::stored("", "events") else { return 0 };
     let prefix = kind.storage.prefix.as_bytes();
-    let page = server.registry.caches.of(prefix).list(prefix, b"", 0, &Selection::all(kind.prefix(""), kind.storage.rules), 0);
+    let page = server.registry.caches.of(prefix).list(prefix, b"", 0, &Selection::all(kind.prefix(""), kind.storage.rules.clone()), 0);
     let mut deleted = 0;
     for object in page.objects {
         if last_happened(&decode(&object.bytes, object.revision)).is_some_and(|at| now - at > TTL_SECONDS) {

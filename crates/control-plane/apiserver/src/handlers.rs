@@ -1,5 +1,6 @@
 //! From a request about an object to its answer: one function per verb, for all kinds.
 
+mod component_status;
 mod connect;
 mod pod;
 pub mod read;
@@ -19,9 +20,11 @@ use crate::context::Context;
 use crate::negotiate::{self, Format, Offer};
 use crate::object::Object;
 use crate::registry::Target;
-use crate::registry::catalog::{self, Kind};
+use crate::registry::catalog::Kind;
 use crate::reply::{self, Body};
 use crate::views::{self, Include};
+
+pub use scale::LENS as SCALE;
 
 /// The largest body, as upstream's default (3 MiB).
 pub const BODY_BYTES_MAX: usize = 3 << 20;
@@ -29,11 +32,11 @@ pub const BODY_BYTES_MAX: usize = 3 << 20;
 /// A request about API objects.
 pub async fn resource(server: &Arc<Inner>, context: &Context, request: http::Request<Body>) -> Result<Response<Body>, Status> {
     let info = &context.info;
-    let Some(kind) = catalog::find(&info.group, &info.version, &info.resource) else {
+    let Some(kind) = server.kind(&info.group, &info.version, &info.resource) else {
         return Ok(crate::pipeline::page_not_found());
     };
     let namespace = if kind.facts.namespaced { info.namespace.as_str() } else { "" };
-    let target = Target { kind, namespace, name: &info.name };
+    let target = Target { kind: &kind, namespace, name: &info.name };
     if !info.subresource.is_empty() {
         return subresource(server, context, target, request).await;
     }
@@ -49,6 +52,7 @@ pub async fn resource(server: &Arc<Inner>, context: &Context, request: http::Req
         return Err(Status::method_not_supported(&kind.group_resource(), request.method().as_str()).code_405());
     }
     match verb {
+        "get" | "list" if kind.facts.plural == "componentstatuses" => component_status::read(server, context, target).await,
         "get" => read::get(server, context, target).await,
         "list" => read::list(server, context, target).await,
         "watch" => watch::watch(server, context, target).await,
@@ -74,7 +78,9 @@ async fn subresource(
         return Ok(crate::pipeline::page_not_found());
     };
     let verb = info.verb.as_str();
-    if !sub.verbs.contains(&verb) {
+    // What the pod, service or node behind a proxy understands is not ours to say.
+    let passed_on = sub.name == "proxy" && *request.method() == http::Method::OPTIONS;
+    if !sub.verbs.contains(&verb) && !passed_on {
         return Err(Status::method_not_supported(&target.kind.group_resource(), verb).code_405());
     }
     match (sub.name, verb) {
@@ -99,8 +105,8 @@ async fn subresource(
 }
 
 /// What an endpoint of this kind offers and the client takes.
-pub fn format(context: &Context, _kind: &Kind) -> Result<Format, Status> {
-    negotiate::accept(&context.headers, &context.query, Offer { yaml: true, protobuf: true, views: true })
+pub fn format(context: &Context, kind: &Kind) -> Result<Format, Status> {
+    negotiate::accept(&context.headers, &context.query, Offer { yaml: true, protobuf: !kind.is_custom(), views: true })
 }
 
 /// One object as the answer.

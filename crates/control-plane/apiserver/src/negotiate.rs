@@ -11,12 +11,14 @@ use crate::request::Query;
 pub const JSON: &str = "application/json";
 pub const YAML: &str = "application/yaml";
 pub const PROTOBUF: &str = "application/vnd.kubernetes.protobuf";
+pub const CBOR: &str = schema::cbor::MEDIA_TYPE;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Media {
     Json,
     Yaml,
     Protobuf,
+    Cbor,
 }
 
 impl Media {
@@ -25,6 +27,7 @@ impl Media {
             Media::Json => JSON,
             Media::Yaml => YAML,
             Media::Protobuf => PROTOBUF,
+            Media::Cbor => CBOR,
         }
     }
 }
@@ -107,12 +110,18 @@ impl<'a> Clause<'a> {
         (clause.quality > 0.0).then_some(clause)
     }
 
+    fn wants_metadata(&self) -> bool {
+        matches!(self.convert, Some("PartialObjectMetadata" | "PartialObjectMetadataList"))
+    }
+
     fn format(&self, offer: Offer) -> Option<Format> {
         let media = match self.media.to_ascii_lowercase().as_str() {
             "*/*" | "application/*" | JSON => Media::Json,
             YAML | "text/yaml" | "application/x-yaml" if offer.yaml => Media::Yaml,
+            CBOR => Media::Cbor,
             // A Table has no protobuf form: the next clause is taken.
-            PROTOBUF if offer.protobuf && self.convert != Some("Table") => Media::Protobuf,
+            // Metadata alone has a protobuf form for every kind.
+            PROTOBUF if self.convert != Some("Table") && (offer.protobuf || self.wants_metadata()) => Media::Protobuf,
             _ => return None,
         };
         let version = match self.version {
@@ -147,12 +156,14 @@ pub fn content_type(headers: &HeaderMap) -> String {
     if media.is_empty() { JSON.to_owned() } else { media.to_ascii_lowercase() }
 }
 
-/// The media type of an object in a body. 415 for what is not served.
+/// The media type of an object in a body. 415 for what is not served. CBOR is taken without being advertised: upstream's default sentence
+/// does not name it.
 pub fn body_media(headers: &HeaderMap, protobuf: bool) -> Result<Media, Status> {
     match content_type(headers).as_str() {
         JSON => Ok(Media::Json),
         YAML | "text/yaml" | "application/x-yaml" => Ok(Media::Yaml),
         PROTOBUF if protobuf => Ok(Media::Protobuf),
+        CBOR => Ok(Media::Cbor),
         other => {
             let mut accepted = vec![JSON, YAML];
             if protobuf {
@@ -189,6 +200,7 @@ mod tests {
             ("*/*", none, Some((Media::Json, View::Object))),
             ("text/html", ALL, None),
             ("application/vnd.kubernetes.protobuf", none, None),
+            ("application/cbor,application/json", none, Some((Media::Cbor, View::Object))),
             ("application/vnd.kubernetes.protobuf;stream=watch", ALL, Some((Media::Protobuf, View::Object))),
             ("application/vnd.kubernetes.protobuf;as=Table;v=v1;g=meta.k8s.io", ALL, None),
             (

@@ -3,6 +3,8 @@
 //! Stored bytes are compact JSON that begins `{"kind":…,"apiVersion":…,"metadata":{`. The resourceVersion is not stored (it is the
 //! store's revision): it is spliced in as the first member of `metadata` when the bytes are sent.
 
+pub mod scan;
+
 use std::sync::OnceLock;
 
 use bytes::Bytes;
@@ -17,8 +19,9 @@ pub struct Object {
     pub revision: u64,
     /// Where `metadata`'s members begin in `bytes`.
     members: u32,
-    /// Filled by the first selector that looks at the object.
-    pub(crate) index: OnceLock<Box<crate::selection::Index>>,
+    /// Where the value of `metadata.labels` lies in `bytes`; found by the first selector that asks.
+    labels: OnceLock<(u32, u32)>,
+    pub(crate) fields: OnceLock<crate::selection::Fields>,
 }
 
 impl Object {
@@ -33,12 +36,51 @@ impl Object {
                 (bytes, members)
             }
         };
-        Some(Self { key, bytes, revision, members: u32::try_from(members).ok()?, index: OnceLock::new() })
+        Some(Self { key, bytes, revision, members: u32::try_from(members).ok()?, labels: OnceLock::new(), fields: OnceLock::new() })
     }
 
     /// The same state under another revision (a deletion has its own).
     pub fn at(&self, revision: u64) -> Self {
-        Self { key: self.key.clone(), bytes: self.bytes.clone(), revision, members: self.members, index: OnceLock::new() }
+        let (key, bytes) = (self.key.clone(), self.bytes.clone());
+        Self { key, bytes, revision, members: self.members, labels: self.labels.clone(), fields: OnceLock::new() }
+    }
+
+    /// The raw value at a path below `metadata`.
+    pub fn metadata(&self, path: &[&str]) -> Option<&[u8]> {
+        // One byte before the first member: the brace.
+        scan::find(self.bytes.get(self.members as usize - 1..)?, path)
+    }
+
+    /// The raw value at a path from the root.
+    pub fn member(&self, path: &[&str]) -> Option<&[u8]> {
+        scan::find(&self.bytes, path)
+    }
+
+    /// A label's value. Labels are stored validated: they have no escapes.
+    pub fn label(&self, name: &str) -> Option<&str> {
+        let (from, to) = *self.labels.get_or_init(|| self.find_labels().unwrap_or_default());
+        let labels = self.bytes.get(from as usize..to as usize)?;
+        scan::members(labels).find(|(key, _)| *key == name.as_bytes()).and_then(|(_, value)| scan::plain(value))
+    }
+
+    fn find_labels(&self) -> Option<(u32, u32)> {
+        let labels = self.metadata(&["labels"])?;
+        let from = labels.as_ptr() as usize - self.bytes.as_ptr() as usize;
+        Some((u32::try_from(from).ok()?, u32::try_from(from + labels.len()).ok()?))
+    }
+
+    pub fn name(&self) -> &str {
+        let from = self.key.iter().rposition(|byte| *byte == b'/').map_or(0, |at| at + 1);
+        self.key.get(from..).and_then(|name| std::str::from_utf8(name).ok()).unwrap_or_default()
+    }
+
+    /// Empty where the object has none.
+    pub fn namespace(&self) -> &str {
+        self.metadata(&["namespace"]).and_then(scan::plain).unwrap_or_default()
+    }
+
+    pub fn uid(&self) -> &str {
+        self.metadata(&["uid"]).and_then(scan::plain).unwrap_or_default()
     }
 
     /// Appends the object as clients see it.

@@ -3,7 +3,7 @@
 //! Only hashes stay: clients keep documents by hash. One document is rendered at a time, since its tree takes tens of megabytes.
 //! Source: kube-openapi `pkg/handler`, `pkg/handler3`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,21 +14,23 @@ use http::header::{ACCEPT, ACCEPT_ENCODING, CACHE_CONTROL, CONTENT_ENCODING, ETA
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
 use meta::Status;
 use schema::openapi::{Kind, v2, v3};
+use schema::resources::Served;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use crate::Inner;
 use crate::context::Context;
 use crate::negotiate::JSON;
-use crate::registry::catalog;
 use crate::reply::{self, Body};
 
 /// How long a document is kept after its last use: the requests of one client come together.
 const KEPT: Duration = Duration::from_secs(60);
 
-/// What is known of the documents.
-#[derive(Default)]
-pub struct Documents(Mutex<State>);
+/// What is known of the documents of what is served.
+pub struct Documents {
+    served: Served,
+    state: Mutex<State>,
+}
 
 #[derive(Default)]
 struct State {
@@ -52,8 +54,8 @@ struct Document {
 enum Name {
     V2,
     V2Protobuf,
-    /// Group and version.
-    V3(String, String),
+    /// A document's key in the index: `apis/apps/v1`, `apis/apps`, `version`.
+    V3(String),
 }
 
 impl Name {
@@ -69,8 +71,25 @@ impl Name {
         match self {
             Name::V2 => v2::document(kinds, &describe).to_string().into_bytes(),
             Name::V2Protobuf => v2::protobuf(&v2::document(kinds, &describe)),
-            Name::V3(group, version) => v3::document(group, version, kinds, &describe).to_string().into_bytes(),
+            Name::V3(key) => {
+                let (group, version) = group_version(key);
+                let served = kinds.iter().any(|kind| kind.group == group && kind.version == version);
+                let document = match served {
+                    true => Some(v3::document(group, version, kinds, &describe)),
+                    false => v3::other(key, kinds, &describe),
+                };
+                document.unwrap_or_default().to_string().into_bytes()
+            }
         }
+    }
+}
+
+/// What a key is the document of; two empty words where it is not that of a group's version.
+fn group_version(key: &str) -> (&str, &str) {
+    match key.split('/').collect::<Vec<_>>().as_slice() {
+        ["api", version] => ("", version),
+        ["apis", group, version] => (group, version),
+        _ => ("", ""),
     }
 }
 
@@ -83,15 +102,7 @@ pub async fn respond(server: &Arc<Inner>, context: &Context, method: &Method) ->
     match rest {
         "v2" => Some(version_2(server, &context.headers).await),
         "v3" => Some(index(server, &context.headers).await),
-        _ => {
-            let (group, version) = match rest.strip_prefix("v3/")?.split('/').collect::<Vec<_>>().as_slice() {
-                ["api", version] => (String::new(), (*version).to_owned()),
-                ["apis", group, version] => ((*group).to_owned(), (*version).to_owned()),
-                _ => return None,
-            };
-            catalog::all().iter().find(|kind| kind.facts.group == group && kind.facts.version == version)?;
-            Some(version_3(server, context, group, version).await)
-        }
+        _ => version_3(server, context, rest.strip_prefix("v3/")?).await.transpose(),
     }
 }
 
@@ -111,19 +122,19 @@ async fn index(server: &Arc<Inner>, headers: &HeaderMap) -> Result<Response<Body
     Ok(send(headers, JSON, &Document { etag: etag(&v3::hash(&body)), gzip: gzip(&body)? }))
 }
 
-async fn version_3(server: &Arc<Inner>, context: &Context, group: String, version: String) -> Result<Response<Body>, Status> {
+/// `None` where the index has no such document.
+async fn version_3(server: &Arc<Inner>, context: &Context, key: &str) -> Result<Option<Response<Body>>, Status> {
     let headers = &context.headers;
     choose(headers, &[]).ok_or_else(|| Status::not_acceptable(&[JSON]))?;
-    let key = v3::key(&group, &version);
-    let hash = server.openapi.hashes().await?.get(&key).cloned().unwrap_or_default();
+    let Some(hash) = server.openapi.hashes().await?.get(key).cloned() else { return Ok(None) };
     let asked = context.query.text("hash");
     if asked.is_some_and(|asked| asked != hash) {
-        return moved(&format!("/openapi/v3/{key}?hash={hash}"));
+        return moved(&format!("/openapi/v3/{key}?hash={hash}")).map(Some);
     }
     let etag = etag(&hash);
     let mut response = match known(headers, &etag) {
         true => not_modified(&etag),
-        false => send(headers, JSON, &server.openapi.get(Name::V3(group, version)).await?),
+        false => send(headers, JSON, &server.openapi.get(Name::V3(key.to_owned())).await?),
     };
     if asked.is_some() {
         let out = response.headers_mut();
@@ -132,7 +143,7 @@ async fn version_3(server: &Arc<Inner>, context: &Context, group: String, versio
             out.insert(EXPIRES, expires);
         }
     }
-    Ok(response)
+    Ok(Some(response))
 }
 
 /// JSON or one of `others`, as the client lists them; `None` where it takes none of them.
@@ -147,21 +158,25 @@ fn choose<'a>(headers: &HeaderMap, others: &[&'a str]) -> Option<&'a str> {
     })
 }
 
-fn kinds() -> Vec<Kind> {
-    catalog::all().iter().filter_map(|kind| Kind::built_in(kind.facts)).collect()
+fn kinds(served: &Served) -> Vec<Kind> {
+    served.resources().filter_map(Kind::built_in).collect()
 }
 
 impl Documents {
+    pub fn new(served: Served) -> Self {
+        Self { served, state: Mutex::default() }
+    }
+
     async fn get(self: &Arc<Self>, name: Name) -> Result<Document, Status> {
-        let mut state = self.0.lock().await;
+        let mut state = self.state.lock().await;
         if let Some(kept) = state.kept.get_mut(&name) {
             kept.used = Instant::now();
             return Ok(kept.document.clone());
         }
         // Milliseconds of CPU: not on the threads that serve others.
-        let wanted = name.clone();
+        let (wanted, served) = (name.clone(), self.served.clone());
         let rendered = tokio::task::spawn_blocking(move || {
-            let body = wanted.render(&kinds(), &Descriptions::load());
+            let body = wanted.render(&kinds(&served), &Descriptions::load());
             let document = Document { etag: etag(&v3::hash(&body)), gzip: gzip(&body)? };
             drop(body);
             give_back();
@@ -176,12 +191,13 @@ impl Documents {
     }
 
     async fn hashes(&self) -> Result<Arc<BTreeMap<String, String>>, Status> {
-        let mut state = self.0.lock().await;
+        let mut state = self.state.lock().await;
         if let Some(hashes) = &state.hashes {
             return Ok(hashes.clone());
         }
-        let made = tokio::task::spawn_blocking(|| {
-            let hashes = hashes();
+        let served = self.served.clone();
+        let made = tokio::task::spawn_blocking(move || {
+            let hashes = hashes(&served);
             give_back();
             hashes
         });
@@ -195,7 +211,7 @@ impl Documents {
 async fn forget(documents: Arc<Documents>) {
     loop {
         tokio::time::sleep(KEPT).await;
-        let mut state = documents.0.lock().await;
+        let mut state = documents.state.lock().await;
         state.kept.retain(|_, kept| kept.used.elapsed() < KEPT);
         if state.kept.is_empty() {
             return;
@@ -209,14 +225,11 @@ fn give_back() {
     unsafe { libc::malloc_trim(0) };
 }
 
-fn hashes() -> BTreeMap<String, String> {
-    let (kinds, texts) = (kinds(), Descriptions::load());
-    let mut hashes = BTreeMap::new();
-    for kind in &kinds {
-        let name = || Name::V3(kind.group.clone(), kind.version.clone());
-        hashes.entry(v3::key(&kind.group, &kind.version)).or_insert_with(|| v3::hash(&name().render(&kinds, &texts)));
-    }
-    hashes
+fn hashes(served: &Served) -> BTreeMap<String, String> {
+    let (kinds, texts) = (kinds(served), Descriptions::load());
+    let versions = kinds.iter().map(|kind| v3::key(&kind.group, &kind.version));
+    let keys: BTreeSet<String> = versions.chain(v3::others(&kinds)).collect();
+    keys.into_iter().map(|key| (key.clone(), v3::hash(&Name::V3(key).render(&kinds, &texts)))).collect()
 }
 
 fn etag(hash: &str) -> String {

@@ -6,7 +6,7 @@ use meta::Status;
 use schema::merge;
 use serde_json::Value;
 
-use crate::negotiate;
+use crate::negotiate::{self, Media};
 use crate::registry::catalog::Kind;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,17 +21,30 @@ pub const JSON_PATCH: &str = "application/json-patch+json";
 pub const MERGE_PATCH: &str = "application/merge-patch+json";
 pub const STRATEGIC_MERGE_PATCH: &str = "application/strategic-merge-patch+json";
 pub const APPLY_PATCH: &str = "application/apply-patch+yaml";
+pub const APPLY_PATCH_CBOR: &str = "application/apply-patch+cbor";
 
 impl PatchType {
-    pub fn of(headers: &HeaderMap) -> Result<Self, Status> {
+    /// `strategic`: the kind has merge keys (custom resources do not).
+    pub fn of(headers: &HeaderMap, strategic: bool) -> Result<Self, Status> {
         match negotiate::content_type(headers).as_str() {
             JSON_PATCH => Ok(PatchType::Json),
             MERGE_PATCH => Ok(PatchType::Merge),
-            STRATEGIC_MERGE_PATCH => Ok(PatchType::StrategicMerge),
-            APPLY_PATCH => Ok(PatchType::Apply),
-            other => Err(Status::unsupported_media_type(other, &[JSON_PATCH, MERGE_PATCH, STRATEGIC_MERGE_PATCH, APPLY_PATCH])),
+            STRATEGIC_MERGE_PATCH if strategic => Ok(PatchType::StrategicMerge),
+            APPLY_PATCH | APPLY_PATCH_CBOR => Ok(PatchType::Apply),
+            other => {
+                let mut accepted = vec![JSON_PATCH, MERGE_PATCH, APPLY_PATCH];
+                if strategic {
+                    accepted.insert(2, STRATEGIC_MERGE_PATCH);
+                }
+                Err(Status::unsupported_media_type(other, &accepted))
+            }
         }
     }
+}
+
+/// The form of an applied configuration; YAML is the rule, and JSON is YAML.
+pub fn apply_media(headers: &HeaderMap) -> Media {
+    if negotiate::content_type(headers) == APPLY_PATCH_CBOR { Media::Cbor } else { Media::Yaml }
 }
 
 /// A patch that was read.
@@ -65,7 +78,7 @@ impl Patch {
     }
 
     pub fn apply(&self, kind: &Kind, object: Value) -> Result<Value, Status> {
-        self.apply_as(kind.schema, object)
+        self.apply_as(&kind.schema, object)
     }
 
     pub fn apply_as(&self, schema: &schema::model::Type, mut object: Value) -> Result<Value, Status> {

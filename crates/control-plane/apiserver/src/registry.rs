@@ -8,8 +8,9 @@ pub mod catalog;
 pub mod deletion;
 pub mod lifecycle;
 pub mod service;
+pub mod versions;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use meta::{Status, time};
@@ -20,6 +21,7 @@ use store::{Expect, Store};
 
 use crate::cache::Caches;
 use crate::context::{Context, WriteOptions};
+use crate::custom;
 use crate::object::{self, Object, meta};
 use admit::{Admission, Operation};
 use catalog::Kind;
@@ -32,12 +34,15 @@ pub struct Registry {
     pub caches: Arc<Caches>,
     pub admission: admission::Chain,
     pub services: service::Allocators,
+    pub custom: Arc<custom::Kinds>,
+    /// How admission sees the server.
+    pub reader: Arc<admit::Reader>,
 }
 
 /// An object's place.
 #[derive(Clone, Copy)]
 pub struct Target<'a> {
-    pub kind: &'static Kind,
+    pub kind: &'a Arc<Kind>,
     pub namespace: &'a str,
     pub name: &'a str,
 }
@@ -81,10 +86,13 @@ pub fn storage_error(error: store::Error) -> Status {
 }
 
 impl Registry {
-    pub fn new(store: Arc<dyn Store>, services: service::Allocators) -> Self {
+    pub fn new(store: Arc<dyn Store>, services: service::Allocators, options: &admission::Options) -> Result<Self, admission::ConfigError> {
         let caches: Arc<Caches> = Arc::default();
-        let lookup = admit::Reader { store: store.clone(), caches: caches.clone() };
-        Self { store, caches, admission: admission::Chain::standard(Arc::new(lookup)), services }
+        let custom: Arc<custom::Kinds> = Arc::default();
+        let server = OnceLock::new();
+        let reader = Arc::new(admit::Reader { store: store.clone(), caches: caches.clone(), custom: custom.clone(), server });
+        let admission = admission::Chain::new(options, reader.clone())?;
+        Ok(Self { store, caches, admission, services, custom, reader })
     }
 
     /// The newest state of an object, straight from the store.
@@ -137,6 +145,7 @@ impl Registry {
         // Identity first: a Job's selector is made of its uid.
         lifecycle::finish_create(kind, object)?;
         kind.storage.rules.prepare_create(object);
+        lifecycle::complete_status(kind, object);
         let name = meta(object, "name").to_owned();
         let target = Target { name: &name, ..target };
         lifecycle::validate_create(kind, object)?;
@@ -249,7 +258,7 @@ impl Registry {
         owners: Owners,
         admission: &mut Admission,
     ) -> Result<service::Reservation<'_>, Status> {
-        let rules = target.kind.storage.rules;
+        let rules = target.kind.storage.rules.clone();
         let (new, old) = admission.parts();
         lifecycle::begin_update(target.kind, new, old, part);
         admission.mutate(self, context).await?;
@@ -257,8 +266,8 @@ impl Registry {
         rules.prepare_update(new, old, part);
         lifecycle::finish_update(target.kind, new, old, part);
         lifecycle::validate_update(target, new, old, part)?;
-        for warning in rules.warnings(new, Some(old)) {
-            context.warn(warning);
+        if part == Part::Main {
+            rules.warnings(new, Some(old)).into_iter().for_each(|warning| context.warn(warning));
         }
         admission.judge(self, context).await?;
         let (new, old) = admission.parts();
@@ -273,7 +282,7 @@ fn own(target: Target<'_>, new: &mut Value, old: Option<&Value>, part: Part, opt
     let now = time::now();
     if owners == Owners::Update {
         let api_version = target.kind.storage.api_version();
-        apply::update(old, new, &manager(target.kind, &options.manager, part, &api_version, &now), target.kind.storage.schema);
+        apply::update(old, new, &manager(target.kind, &options.manager, part, &api_version, &now), &target.kind.storage.schema);
     }
     if let Some(old) = old {
         apply::keep_times(old, new);

@@ -59,6 +59,7 @@ pub fn value(code: StatusCode, value: &Value, format: Format) -> Response<Body> 
         }),
         Media::Yaml => return yaml(code, value),
         Media::Protobuf => return protobuf(code, value),
+        Media::Cbor => return bytes(code, Media::Cbor.content_type(), schema::cbor::encode(value)),
     };
     bytes(code, Media::Json.content_type(), encoded.unwrap_or_default())
 }
@@ -96,17 +97,26 @@ pub fn object(code: StatusCode, object: &Object, format: Format) -> Response<Bod
     value(code, &object.value(), format)
 }
 
-/// A list that is made while it is sent, from the stored bytes of its items.
-pub fn list(head: Vec<u8>, objects: Vec<Arc<Object>>, with_type: bool, gzip: bool) -> Response<Body> {
-    let size: usize = objects.iter().map(|object| object.bytes.len() + 32).sum();
-    let mut body = ListBody { head: Some(head), objects: objects.into_iter(), with_type, first: true, done: false };
-    if size < CHUNK {
-        let mut out = Vec::with_capacity(size + 256);
-        while body.fill(&mut out) {}
+/// A list that is made while it is sent, from the stored bytes of its items. What fits into one chunk is sent whole.
+pub fn list(
+    head: Vec<u8>,
+    objects: impl Iterator<Item = Arc<Object>> + Send + Sync + 'static,
+    with_type: bool,
+    gzip: bool,
+) -> Response<Body> {
+    let mut list = ListBody { ready: None, objects: Box::new(objects), with_type, first: true, done: false };
+    let mut out = Vec::with_capacity(4 << 10);
+    out.extend_from_slice(&head);
+    out.extend_from_slice(b"\"items\":[");
+    list.fill(&mut out, CHUNK);
+    if list.done {
         return bytes(StatusCode::OK, Media::Json.content_type(), out);
     }
-    let gzip = gzip && size >= GZIP_MIN;
-    let body = if gzip { GzipBody::new(body).boxed() } else { body.boxed() };
+    // Compression is for lists that are worth it: a second chunk says whether this one is.
+    list.fill(&mut out, GZIP_MIN);
+    let gzip = gzip && out.len() >= GZIP_MIN;
+    list.ready = Some(out.into());
+    let body = if gzip { GzipBody::new(list).boxed() } else { list.boxed() };
     let mut response = Response::new(body);
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(Media::Json.content_type()));
     response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
@@ -119,8 +129,9 @@ pub fn list(head: Vec<u8>, objects: Vec<Arc<Object>>, with_type: bool, gzip: boo
 
 /// `{head}"items":[…]}` in chunks.
 struct ListBody {
-    head: Option<Vec<u8>>,
-    objects: std::vec::IntoIter<Arc<Object>>,
+    /// The beginning, made already.
+    ready: Option<Bytes>,
+    objects: Box<dyn Iterator<Item = Arc<Object>> + Send + Sync>,
     /// Items carry kind and apiVersion (custom resources).
     with_type: bool,
     first: bool,
@@ -128,17 +139,9 @@ struct ListBody {
 }
 
 impl ListBody {
-    /// Appends the next part up to about a chunk. `false` when nothing is left.
-    fn fill(&mut self, out: &mut Vec<u8>) -> bool {
-        if self.done {
-            return false;
-        }
-        if let Some(head) = self.head.take() {
-            out.extend_from_slice(&head);
-            out.extend_from_slice(b"\"items\":[");
-        }
-        let enough = out.len() + CHUNK;
-        while out.len() < enough {
+    /// Appends items until `out` has `enough` bytes or nothing is left.
+    fn fill(&mut self, out: &mut Vec<u8>, enough: usize) {
+        while !self.done && out.len() < enough {
             let Some(object) = self.objects.next() else {
                 out.extend_from_slice(b"]}\n");
                 self.done = true;
@@ -149,7 +152,18 @@ impl ListBody {
             }
             if self.with_type { object.write_json(out) } else { object.write_item(out) }
         }
-        true
+    }
+
+    fn next_chunk(&mut self) -> Option<Bytes> {
+        if let Some(ready) = self.ready.take() {
+            return Some(ready);
+        }
+        if self.done {
+            return None;
+        }
+        let mut out = Vec::with_capacity(CHUNK + (8 << 10));
+        self.fill(&mut out, CHUNK);
+        Some(out.into())
     }
 }
 
@@ -158,8 +172,7 @@ impl http_body::Body for ListBody {
     type Error = io::Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
-        let mut out = Vec::with_capacity(CHUNK + (8 << 10));
-        Poll::Ready(self.fill(&mut out).then(|| Ok(Frame::data(out.into()))))
+        Poll::Ready(self.next_chunk().map(|chunk| Ok(Frame::data(chunk))))
     }
 }
 
@@ -185,10 +198,9 @@ impl http_body::Body for GzipBody {
             return Poll::Ready(None);
         };
         loop {
-            let mut out = Vec::with_capacity(CHUNK + (8 << 10));
-            if !this.list.fill(&mut out) {
+            let Some(out) = this.list.next_chunk() else {
                 return Poll::Ready(Some(encoder.finish().map(|rest| Frame::data(rest.into()))));
-            }
+            };
             if let Err(error) = encoder.write_all(&out) {
                 return Poll::Ready(Some(Err(error)));
             }

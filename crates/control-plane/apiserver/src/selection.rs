@@ -1,39 +1,53 @@
-//! Which objects a list or a watch is about: a key prefix, labels, fields.
+//! Which objects a list or a watch is about: a key prefix, labels, fields, a shard.
 
 use meta::selector::{FieldSelector, LabelSelector};
-use rules::Rules;
 use serde_json::Value;
 
 use crate::cache::{Change, Event};
 use crate::object::Object;
+use crate::registry::catalog::RulesRef;
+use crate::shard::Shard;
 
-/// What selectors may ask about one object. Made once per object version, by the first selector that needs it.
-#[derive(Debug)]
-pub struct Index {
-    labels: Vec<(Box<str>, Box<str>)>,
-    /// Beside `metadata.name` and `metadata.namespace`.
-    fields: Vec<(&'static str, Box<str>)>,
-    name: Box<str>,
-    namespace: Box<str>,
-}
+/// The field of pods that the cache keeps an index of.
+pub const NODE_NAME: &str = "spec.nodeName";
+const PODS: &[u8] = b"/registry/pods/";
+
+/// What field selectors may ask about one object beside its name and namespace. Made once per object version, by the first that asks.
+pub type Fields = Box<[(&'static str, Box<str>)]>;
 
 pub struct Selection {
-    /// Of the key: a resource, or one namespace of it.
+    /// Of the key: a resource, or one namespace of it, or one object.
     pub prefix: Vec<u8>,
     pub labels: LabelSelector,
     pub fields: FieldSelector,
+    /// Part of the whole, by a hash of one of its fields.
+    pub shard: Option<Shard>,
     /// Of the stored version of the kind.
-    pub rules: &'static dyn Rules,
+    pub rules: RulesRef,
+    /// `prefix` is the key of one object.
+    pub single: bool,
 }
 
 impl Selection {
-    pub fn all(prefix: impl Into<Vec<u8>>, rules: &'static dyn Rules) -> Self {
-        Self { prefix: prefix.into(), labels: LabelSelector::everything(), fields: FieldSelector::default(), rules }
+    pub fn all(prefix: impl Into<Vec<u8>>, rules: RulesRef) -> Self {
+        let (labels, fields) = (LabelSelector::everything(), FieldSelector::default());
+        Self { prefix: prefix.into(), labels, fields, shard: None, rules, single: false }
     }
 
     /// Nothing but the prefix selects.
     pub fn is_everything(&self) -> bool {
-        self.labels.is_everything() && self.fields.is_everything()
+        self.labels.is_everything() && self.fields.is_everything() && self.shard.is_none()
+    }
+
+    /// The key of the one object that can be meant.
+    pub fn key(&self) -> Option<&[u8]> {
+        self.single.then_some(self.prefix.as_slice())
+    }
+
+    /// The node whose pods are meant.
+    pub fn node(&self) -> Option<&str> {
+        let node = self.fields.exact(NODE_NAME).filter(|node| !node.is_empty())?;
+        self.prefix.starts_with(PODS).then_some(node)
     }
 
     pub fn matches(&self, object: &Object) -> bool {
@@ -43,9 +57,20 @@ impl Selection {
         if self.is_everything() {
             return true;
         }
-        let index = object.index.get_or_init(|| Box::new(Index::of(object, self.rules)));
-        let label = |key: &str| index.labels.iter().find(|(name, _)| &**name == key).map(|(_, value)| &**value);
-        self.labels.matches(label) && self.fields.matches(|field| index.field(field))
+        self.shard.as_ref().is_none_or(|shard| shard.contains(object))
+            && (self.labels.is_everything() || self.labels.matches(|name| object.label(name)))
+            && self.fields.matches(|field| self.field(object, field))
+    }
+
+    fn field<'a>(&self, object: &'a Object, field: &str) -> Option<&'a str> {
+        match field {
+            "metadata.name" => Some(object.name()),
+            "metadata.namespace" => Some(object.namespace()),
+            other => {
+                let fields = object.fields.get_or_init(|| fields_of(object, &self.rules));
+                fields.iter().find(|(name, _)| *name == other).map(|(_, value)| &**value)
+            }
+        }
     }
 
     /// What an event is to a watcher of this selection: an object that leaves it is deleted, one that enters it is added.
@@ -64,21 +89,7 @@ impl Selection {
     }
 }
 
-impl Index {
-    fn of(object: &Object, rules: &'static dyn Rules) -> Self {
-        let value: Value = serde_json::from_slice(&object.bytes).unwrap_or_default();
-        let labels = value["metadata"]["labels"].as_object().into_iter().flatten();
-        let labels = labels.map(|(key, value)| (key.as_str().into(), value.as_str().unwrap_or_default().into())).collect();
-        let fields = rules.selectable_fields(&value).into_iter().map(|(name, value)| (name, value.into())).collect();
-        let text = |field: &str| crate::object::meta(&value, field).into();
-        Self { labels, fields, name: text("name"), namespace: text("namespace") }
-    }
-
-    fn field(&self, name: &str) -> Option<&str> {
-        match name {
-            "metadata.name" => Some(&self.name),
-            "metadata.namespace" => Some(&self.namespace),
-            other => self.fields.iter().find(|(field, _)| *field == other).map(|(_, value)| &**value),
-        }
-    }
+fn fields_of(object: &Object, rules: &RulesRef) -> Fields {
+    let value: Value = serde_json::from_slice(&object.bytes).unwrap_or_default();
+    rules.selectable_fields(&value).into_iter().map(|(name, value)| (name, value.into())).collect()
 }

@@ -37,13 +37,12 @@ pub fn served(kind: &Kind, object: &Object) -> Value {
 
 /// One object in the wanted view.
 pub fn one(kind: &Kind, object: &Object, format: Format, include: Include) -> Value {
-    let value = served(kind, object);
     match format.view {
-        View::Object => value,
-        View::PartialMetadata(version) => partial(value, version),
+        View::Object => served(kind, object),
+        View::PartialMetadata(version) => partial(served(kind, object), version),
         View::Table(version) => {
             let list = json!({"resourceVersion": object.revision.to_string()});
-            table(kind, vec![value], version, include, list, true)
+            table(kind, vec![object.value()], version, include, list, true)
         }
     }
 }
@@ -52,7 +51,7 @@ pub fn one(kind: &Kind, object: &Object, format: Format, include: Include) -> Va
 pub fn many(kind: &Kind, objects: &[std::sync::Arc<Object>], format: Format, include: Include, metadata: Value) -> Value {
     let values = objects.iter().map(|object| served(kind, object));
     match format.view {
-        View::Table(version) => table(kind, values.collect(), version, include, metadata, true),
+        View::Table(version) => table(kind, objects.iter().map(|object| object.value()).collect(), version, include, metadata, true),
         View::PartialMetadata(version) => json!({
             "kind": "PartialObjectMetadataList",
             "apiVersion": format!("meta.k8s.io/{version}"),
@@ -63,7 +62,7 @@ pub fn many(kind: &Kind, objects: &[std::sync::Arc<Object>], format: Format, inc
             "kind": kind.facts.list_kind,
             "apiVersion": kind.api_version(),
             "metadata": metadata,
-            "items": values.map(without_type).collect::<Vec<_>>(),
+            "items": values.map(|value| if kind.is_custom() { value } else { without_type(value) }).collect::<Vec<_>>(),
         }),
     }
 }
@@ -95,12 +94,12 @@ fn partial(mut value: Value, version: &str) -> Value {
     json!({"kind": "PartialObjectMetadata", "apiVersion": format!("meta.k8s.io/{version}"), "metadata": metadata})
 }
 
-/// `headers` is false in a watch after its first event.
+/// A Table of `objects` in their stored version. `headers` is false in a watch after its first event.
 pub fn table(kind: &Kind, objects: Vec<Value>, version: &str, include: Include, metadata: Value, headers: bool) -> Value {
     let now = meta::time::epoch(&meta::time::now()).unwrap_or(0);
     let rows: Vec<Value> = objects.into_iter().map(|object| row(kind, object, version, include, now)).collect();
     let definitions: Vec<Value> = match headers {
-        true => kind.rules.columns().iter().map(definition).collect(),
+        true => kind.storage.rules.columns().iter().map(definition).collect(),
         false => Vec::new(),
     };
     json!({
@@ -122,8 +121,10 @@ fn definition(column: &rules::Column) -> Value {
     })
 }
 
+/// Cells come from the stored version, whose rules know every field (upstream prints the internal version).
 fn row(kind: &Kind, object: Value, version: &str, include: Include, now: i64) -> Value {
-    let cells = kind.rules.cells(&object, now);
+    let cells = kind.storage.rules.cells(&object, now);
+    let object = if kind.converts() { crate::convert::from_storage(kind, object) } else { object };
     match include {
         Include::None => json!({"cells": cells}),
         Include::Metadata => json!({"cells": cells, "object": partial(object, version)}),

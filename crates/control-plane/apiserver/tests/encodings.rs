@@ -140,16 +140,60 @@ async fn a_watch_in_protobuf_is_framed_by_length() {
         let response = api.server.handle(request, Some(admin())).await;
         assert_eq!(response.headers()["content-type"], "application/vnd.kubernetes.protobuf;stream=watch");
         let mut body = response.into_body();
-        let mut names = Vec::new();
+        let (mut names, mut rest) = (Vec::new(), bytes::Bytes::new());
         api.post(MAPS, config_map(&format!("live-{}", kind.to_lowercase()))).await;
         while names.last().is_none_or(|name: &String| !name.starts_with("live-") || !name.ends_with(&kind.to_lowercase())) {
-            let frame = body.frame().await.unwrap().unwrap().into_data().unwrap();
-            let (length, event) = frame.split_at(4);
-            assert_eq!(u32::from_be_bytes(length.try_into().unwrap()) as usize, event.len());
+            // A piece of the stream holds whole frames, one or several.
+            while rest.is_empty() {
+                rest = body.frame().await.unwrap().unwrap().into_data().unwrap();
+            }
+            let length = u32::from_be_bytes(rest.split_to(4).as_ref().try_into().unwrap()) as usize;
+            let event = &rest.split_to(length);
             let event = protobuf::decode_message(event, table::by_gvk("", "v1", "WatchEvent").unwrap()).unwrap();
             assert_eq!((event["type"].as_str(), event["object"]["kind"].as_str()), (Some("ADDED"), Some(kind)));
             names.push(event["object"]["metadata"]["name"].as_str().unwrap().to_owned());
         }
         assert_eq!(names[0], "a");
     }
+}
+
+#[tokio::test]
+async fn a_client_creates_applies_lists_and_watches_in_cbor() {
+    use schema::cbor;
+    let api = Api::new().await;
+    let ask = async |method: &str, path: &str, content_type: &str, content: Vec<u8>| {
+        let request = http::Request::builder().method(method).uri(path).header("content-type", content_type);
+        let request = request.header("accept", "application/cbor, application/json");
+        api.send(request.body(body(content)).unwrap(), admin()).await
+    };
+    let made = ask("POST", MAPS, "application/cbor", cbor::encode(&config_map("x"))).await;
+    assert_eq!((made.code, content_type(&made)), (201, "application/cbor"));
+    assert_eq!(cbor::decode(&made.bytes).unwrap()["data"]["a"], "b");
+    // Bytes are written as bytes, and mean their base64.
+    let secret = [&cbor::encode(&json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s"}}))[3..], b""].concat();
+    let mut with_data = secret.clone();
+    with_data[0] += 1;
+    with_data.extend_from_slice(b"\x44data\xa1\x41k\xd6\x43abc");
+    let made = ask("POST", "/api/v1/namespaces/default/secrets", "application/cbor", with_data).await;
+    assert_eq!((made.code, cbor::decode(&made.bytes).unwrap()["data"]["k"].clone()), (201, json!("YWJj")), "{}", made.message());
+
+    let apply = json!({"kind": "ConfigMap", "apiVersion": "v1", "metadata": {"name": "x"}, "data": {"c": "d"}});
+    let path = format!("{MAPS}/x?fieldManager=t");
+    let applied = ask("PATCH", &path, "application/apply-patch+cbor", cbor::encode(&apply)).await;
+    assert_eq!(cbor::decode(&applied.bytes).unwrap()["data"], json!({"a": "b", "c": "d"}));
+    let list = ask("GET", MAPS, "", Vec::new()).await;
+    let value = cbor::decode(&list.bytes).unwrap();
+    assert_eq!(
+        (content_type(&list), value["kind"].as_str(), value["items"][0]["data"]["c"].as_str()),
+        ("application/cbor", Some("ConfigMapList"), Some("d"))
+    );
+
+    let refused = ask("POST", MAPS, "application/cbor", b"\xa1\x41".to_vec()).await;
+    assert_eq!((refused.code, cbor::decode(&refused.bytes).unwrap()["reason"].clone()), (400, json!("BadRequest")));
+
+    let request = http::Request::builder().uri(format!("{MAPS}?watch=1")).header("accept", "application/cbor").body(body("")).unwrap();
+    let response = api.server.handle(request, Some(admin())).await;
+    assert_eq!(response.headers()["content-type"], "application/cbor-seq");
+    let event = cbor::decode(&response.into_body().frame().await.unwrap().unwrap().into_data().unwrap()).unwrap();
+    assert_eq!((event["type"].as_str(), event["object"]["metadata"]["name"].as_str()), (Some("ADDED"), Some("x")));
 }

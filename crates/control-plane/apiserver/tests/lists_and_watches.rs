@@ -33,6 +33,7 @@ async fn pages_of_a_list_show_one_moment() {
     let second = api.get(&format!("{MAPS}?limit=2&continue={}", token(&first))).await.json();
     let third = api.get(&format!("{MAPS}?limit=2&continue={}", token(&second))).await.json();
     assert_eq!((names(&second), names(&third), token(&third)), (vec!["c".into(), "d".into()], vec!["e".into()], String::new()));
+    assert_eq!(second["metadata"]["remainingItemCount"], 1);
     assert_eq!(second["metadata"]["resourceVersion"], first["metadata"]["resourceVersion"]);
     let exact = api
         .get(&format!("{MAPS}?resourceVersionMatch=Exact&resourceVersion={}", first["metadata"]["resourceVersion"].as_str().unwrap()))
@@ -41,6 +42,12 @@ async fn pages_of_a_list_show_one_moment() {
     api.store.compact(api.store.revision()).await.unwrap();
     let expired = api.get(&format!("{MAPS}?limit=2&continue={}", token(&first))).await;
     assert_eq!((expired.code, expired.json()["reason"].as_str()), (410, Some("Expired")));
+    // The answer has a token for the rest as it is now: without d, which was deleted, and without bb, which comes before.
+    let inconsistent = expired.json()["metadata"]["continue"].as_str().unwrap().to_owned();
+    let rest = api.get(&format!("{MAPS}?limit=5&continue={inconsistent}")).await.json();
+    assert_eq!(names(&rest), ["bb", "c", "e"]);
+    let gone = api.get(&format!("{MAPS}?resourceVersionMatch=Exact&resourceVersion=3")).await;
+    assert_eq!((gone.code, gone.message().as_str()), (410, "The resourceVersion for the provided list is too old."));
     assert_eq!(api.get(&format!("{MAPS}?continue=junk")).await.code, 400);
 }
 
@@ -95,10 +102,62 @@ async fn an_object_that_leaves_the_selection_is_deleted_for_the_watcher() {
     let mut watch = api.watch(&format!("{MAPS}?watch=1&labelSelector=l%3Dx")).await;
     assert_eq!(watch.line().await, "ADDED a");
     api.merge(&format!("{MAPS}/a"), json!({"metadata": {"labels": {"l": "y"}}})).await;
-    assert_eq!(watch.line().await, "DELETED a");
+    // The last state that was selected, at the revision at which it no longer was.
+    let left = watch.next().await.unwrap();
+    let now = api.get(&format!("{MAPS}/a")).await;
+    assert_eq!((&left["type"], &left["object"]["metadata"]["labels"]["l"]), (&json!("DELETED"), &json!("x")));
+    assert_eq!(left["object"]["metadata"]["resourceVersion"], now.version());
     api.merge(&format!("{MAPS}/a"), json!({"data": {"unseen": "1"}})).await;
     api.merge(&format!("{MAPS}/a"), json!({"metadata": {"labels": {"l": "x"}}})).await;
     assert_eq!(watch.line().await, "ADDED a");
+}
+
+#[tokio::test]
+async fn pods_are_found_by_the_node_they_are_on() {
+    let api = Api::new().await;
+    let pods = "/api/v1/namespaces/default/pods";
+    api.post("/api/v1/namespaces/default/serviceaccounts", json!({"metadata": {"name": "default"}})).await;
+    for name in ["a", "b", "c"] {
+        let pod = json!({"metadata": {"name": name}, "spec": {"containers": [{"name": "c", "image": "i"}]}});
+        assert_eq!(api.post(pods, pod).await.code, 201);
+    }
+    let bind = async |pod: &str, node: &str| {
+        let binding = json!({"metadata": {"name": pod}, "target": {"kind": "Node", "name": node}});
+        assert_eq!(api.post(&format!("{pods}/{pod}/binding"), binding).await.code, 201);
+    };
+    let on = |node: &str| format!("/api/v1/pods?fieldSelector=spec.nodeName%3D{node}");
+    let mut watch = api.watch(&format!("{}&watch=1", on("n1"))).await;
+    bind("a", "n1").await;
+    bind("b", "n2").await;
+    bind("c", "n1").await;
+    assert_eq!([watch.line().await, watch.line().await], ["ADDED a", "ADDED c"]);
+    assert_eq!(names(&api.get(&on("n1")).await.json()), ["a", "c"]);
+    assert_eq!(names(&api.get(&format!("{}%2Cmetadata.name%21%3Da", on("n1"))).await.json()), ["c"]);
+    assert_eq!(names(&api.get(&on("n3")).await.json()), Vec::<String>::new());
+    assert_eq!(names(&api.get("/api/v1/pods?fieldSelector=spec.nodeName%21%3Dn1").await.json()), ["b"]);
+    api.delete(&format!("{pods}/a?gracePeriodSeconds=0")).await;
+    assert_eq!(watch.line().await, "DELETED a");
+    assert_eq!(names(&api.get(&on("n1")).await.json()), ["c"]);
+}
+
+#[tokio::test]
+async fn the_shards_of_a_list_are_its_parts_and_say_so() {
+    let api = Api::new().await;
+    let all: Vec<String> = (0..20).map(|number| format!("m-{number:02}")).collect();
+    for name in &all {
+        make(&api, name, "x").await;
+    }
+    let range = |from: &str, to: &str| format!("shardRange(object.metadata.uid,%20'0x{from}',%20'0x{to}')");
+    let shards = [range("0000000000000000", "8000000000000000"), range("8000000000000000", "10000000000000000")];
+    let mut found = Vec::new();
+    for shard in &shards {
+        let list = api.get(&format!("{MAPS}?shardSelector={shard}")).await.json();
+        assert_eq!(list["metadata"]["shardInfo"]["selector"].as_str().unwrap().replace(' ', "%20"), *shard);
+        found.extend(names(&list));
+    }
+    found.sort();
+    assert_eq!(found, all);
+    assert_eq!(api.get(&format!("{MAPS}?shardSelector=x")).await.code, 400);
 }
 
 #[tokio::test]
@@ -118,16 +177,40 @@ async fn a_streaming_list_ends_with_a_bookmark() {
     assert_eq!(api.get(&format!("{MAPS}?watch=1&sendInitialEvents=true")).await.code, 422);
 }
 
+/// Another server over the same store, as after a restart.
+async fn restarted(api: &Api) -> Api {
+    let server = apiserver::Server::new(apiserver::Config::default(), api.store.clone()).unwrap();
+    let again = Api { server, store: api.store.clone() };
+    again.server.bootstrap().await.unwrap();
+    again
+}
+
+#[tokio::test]
+async fn a_watch_goes_on_over_a_restart_of_the_server() {
+    let api = Api::new().await;
+    let from = make(&api, "a", "x").await;
+    make(&api, "b", "y").await;
+    api.merge(&format!("{MAPS}/a"), json!({"metadata": {"labels": {"l": "y"}}})).await;
+    let again = restarted(&api).await;
+    let mut watch = again.watch(&format!("{MAPS}?watch=1&resourceVersion={from}")).await;
+    make(&again, "c", "x").await;
+    assert_eq!([watch.line().await, watch.line().await, watch.line().await], ["ADDED b", "MODIFIED a", "ADDED c"]);
+    let mut selected = again.watch(&format!("{MAPS}?watch=1&resourceVersion={from}&labelSelector=l%3Dx")).await;
+    let left = selected.next().await.unwrap();
+    assert_eq!((&left["type"], &left["object"]["metadata"]["labels"]["l"]), (&json!("DELETED"), &json!("x")));
+    assert_eq!(selected.line().await, "ADDED c");
+}
+
 #[tokio::test]
 async fn a_watch_from_too_long_ago_is_told_so() {
     let api = Api::new().await;
     make(&api, "a", "x").await;
-    let after_restart = apiserver::Server::new(apiserver::Config::default(), api.store.clone()).unwrap();
-    let again = Api { server: after_restart, store: api.store.clone() };
-    again.server.bootstrap().await.unwrap();
+    api.store.compact(api.store.revision()).await.unwrap();
+    let again = restarted(&api).await;
     let mut watch = again.watch(&format!("{MAPS}?watch=1&resourceVersion=1")).await;
     let event = watch.next().await.unwrap();
     assert_eq!((&event["type"], &event["object"]["code"], &event["object"]["reason"]), (&json!("ERROR"), &json!(410), &json!("Expired")));
+    assert!(event["object"]["message"].as_str().unwrap().starts_with("too old resource version: 1 ("), "{event}");
     assert_eq!(watch.next().await, None);
 }
 

@@ -1,11 +1,9 @@
-//! Role-based access control: roles and bindings as an index by subject.
+//! Role-based access control: roles and bindings as an index by subject, changed one object at a time.
 //!
 //! Source: `plugin/pkg/auth/authorizer/rbac`, `pkg/apis/rbac/v1/evaluation_helpers.go`.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 
-use meta::selector::LabelSelector;
 use serde_json::Value;
 
 use crate::UserInfo;
@@ -54,42 +52,94 @@ fn resource_matches(pattern: &str, asked: &Attributes<'_>) -> bool {
     }
 }
 
-type Rules = Arc<[Rule]>;
+/// Namespace (empty: a ClusterRole or ClusterRoleBinding) and name.
+type Key = (String, String);
 
-/// What subjects may do: everywhere, and in one namespace.
-#[derive(Default)]
+/// A subject as bindings name it, service accounts by their user name.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Subject {
+    User(String),
+    Group(String),
+}
+
+impl Subject {
+    /// `namespace` is that of the binding: service accounts may leave theirs out.
+    fn parse(subject: &Value, namespace: &str) -> Option<Self> {
+        let text = |name: &str| subject[name].as_str().unwrap_or_default();
+        match text("kind") {
+            "User" => Some(Subject::User(text("name").into())),
+            "Group" => Some(Subject::Group(text("name").into())),
+            "ServiceAccount" => {
+                let namespace = if text("namespace").is_empty() { namespace } else { text("namespace") };
+                Some(Subject::User(crate::tokens::username(namespace, text("name"))))
+            }
+            _ => None,
+        }
+    }
+}
+
+/// A binding as a subject's grant: where its role's rules stand, and its own name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Grant {
+    role: usize,
+    binding: usize,
+}
+
+/// What subjects may do everywhere, or in one namespace.
+#[derive(Debug, Default)]
 struct Grants {
-    users: HashMap<String, Vec<Rules>>,
-    groups: HashMap<String, Vec<Rules>>,
+    users: HashMap<String, Vec<Grant>>,
+    groups: HashMap<String, Vec<Grant>>,
 }
 
 impl Grants {
-    fn grant(&mut self, subjects: &Value, namespace: &str, rules: &Rules) {
-        for subject in subjects.as_array().into_iter().flatten() {
-            let text = |name: &str| subject[name].as_str().unwrap_or_default();
-            let name = text("name").to_owned();
-            match text("kind") {
-                "User" => self.users.entry(name).or_default().push(rules.clone()),
-                "Group" => self.groups.entry(name).or_default().push(rules.clone()),
-                "ServiceAccount" => {
-                    let namespace = if text("namespace").is_empty() { namespace } else { text("namespace") };
-                    self.users.entry(crate::tokens::username(namespace, &name)).or_default().push(rules.clone());
-                }
-                _ => {}
+    fn of<'a>(&'a self, user: &'a UserInfo) -> impl Iterator<Item = (Grant, &'static str, &'a str)> {
+        let own = self.users.get(&user.username).into_iter().flatten().map(|grant| (*grant, "User", user.username.as_str()));
+        let groups = user.groups.iter().filter_map(|group| Some((group, self.groups.get(group)?)));
+        own.chain(groups.flat_map(|(group, grants)| grants.iter().map(move |grant| (*grant, "Group", group.as_str()))))
+    }
+    fn list(&mut self, subject: &Subject) -> &mut Vec<Grant> {
+        match subject {
+            Subject::User(name) => self.users.entry(name.clone()).or_default(),
+            Subject::Group(name) => self.groups.entry(name.clone()).or_default(),
+        }
+    }
+    fn take(&mut self, subject: &Subject, grant: Grant) {
+        let (map, name) = match subject {
+            Subject::User(name) => (&mut self.users, name),
+            Subject::Group(name) => (&mut self.groups, name),
+        };
+        if let Some(grants) = map.get_mut(name) {
+            grants.retain(|held| *held != grant);
+            if grants.is_empty() {
+                map.remove(name);
             }
         }
     }
-
-    fn of<'a>(&'a self, user: &'a UserInfo) -> impl Iterator<Item = &'a Rule> {
-        let own = self.users.get(&user.username).into_iter().flatten();
-        let groups = user.groups.iter().filter_map(|group| self.groups.get(group)).flatten();
-        own.chain(groups).flat_map(|rules| rules.iter())
-    }
 }
 
-/// All bindings of a moment. Immutable: a change makes a new one.
-#[derive(Default)]
+/// One role, known or only referred to.
+#[derive(Debug, Default)]
+struct Slot {
+    key: Key,
+    rules: Vec<Rule>,
+}
+
+#[derive(Debug)]
+struct Bound {
+    key: Key,
+    role: usize,
+    subjects: Vec<Subject>,
+}
+
+/// All roles and bindings of a moment. A binding to a role that does not exist grants nothing until the role appears.
+#[derive(Debug, Default)]
 pub struct Policy {
+    roles: Vec<Slot>,
+    role_ids: HashMap<Key, usize>,
+    bindings: Vec<Option<Bound>>,
+    binding_ids: HashMap<Key, usize>,
+    free: Vec<usize>,
     everywhere: Grants,
     namespaces: HashMap<String, Grants>,
 }
@@ -104,77 +154,112 @@ pub struct Objects {
 }
 
 impl Policy {
-    /// Bindings to roles that do not exist grant nothing.
     pub fn new(objects: &Objects) -> Self {
-        let cluster_roles: HashMap<&str, Rules> =
-            objects.cluster_roles.iter().map(|role| (meta_text(role, "name"), cluster_rules(role, &objects.cluster_roles))).collect();
-        let roles: HashMap<(&str, &str), Rules> =
-            objects.roles.iter().map(|role| ((meta_text(role, "namespace"), meta_text(role, "name")), rules(role).into())).collect();
         let mut policy = Policy::default();
-        for binding in &objects.cluster_role_bindings {
-            if let Some(rules) = cluster_roles.get(role_name(binding)) {
-                policy.everywhere.grant(&binding["subjects"], "", rules);
-            }
+        for role in objects.roles.iter().chain(&objects.cluster_roles) {
+            policy.set_role(meta_text(role, "namespace"), meta_text(role, "name"), Some(role));
         }
-        for binding in &objects.role_bindings {
-            let namespace = meta_text(binding, "namespace");
-            let rules = match binding["roleRef"]["kind"].as_str() {
-                Some("ClusterRole") => cluster_roles.get(role_name(binding)),
-                _ => roles.get(&(namespace, role_name(binding))),
-            };
-            if let Some(rules) = rules {
-                policy.namespaces.entry(namespace.to_owned()).or_default().grant(&binding["subjects"], namespace, rules);
-            }
+        for binding in objects.role_bindings.iter().chain(&objects.cluster_role_bindings) {
+            policy.set_binding(meta_text(binding, "namespace"), meta_text(binding, "name"), Some(binding));
         }
         policy
     }
 
+    /// A Role (or, with an empty `namespace`, ClusterRole) is now so, or gone.
+    pub fn set_role(&mut self, namespace: &str, name: &str, role: Option<&Value>) {
+        let id = self.role_id(namespace, name);
+        if let Some(slot) = self.roles.get_mut(id) {
+            slot.rules = role.map(rules_of).unwrap_or_default();
+        }
+    }
+
+    fn role_id(&mut self, namespace: &str, name: &str) -> usize {
+        let key = (namespace.to_owned(), name.to_owned());
+        if let Some(id) = self.role_ids.get(&key) {
+            return *id;
+        }
+        self.roles.push(Slot { key: key.clone(), rules: Vec::new() });
+        self.role_ids.insert(key, self.roles.len() - 1);
+        self.roles.len() - 1
+    }
+
+    /// A RoleBinding (or, with an empty `namespace`, ClusterRoleBinding) is now so, or gone.
+    pub fn set_binding(&mut self, namespace: &str, name: &str, binding: Option<&Value>) {
+        let key = (namespace.to_owned(), name.to_owned());
+        if let Some(id) = self.binding_ids.remove(&key)
+            && let Some(old) = self.bindings.get_mut(id).and_then(Option::take)
+        {
+            let grant = Grant { role: old.role, binding: id };
+            old.subjects.iter().for_each(|subject| self.grants(namespace).take(subject, grant));
+            self.free.push(id);
+        }
+        let Some(binding) = binding else { return };
+        let role_namespace = if binding["roleRef"]["kind"] == "ClusterRole" { "" } else { namespace };
+        let role = self.role_id(role_namespace, binding["roleRef"]["name"].as_str().unwrap_or_default());
+        let subjects = binding["subjects"].as_array().into_iter().flatten();
+        let mut subjects: Vec<Subject> = subjects.filter_map(|subject| Subject::parse(subject, namespace)).collect();
+        subjects.dedup();
+        let id = self.free.pop().unwrap_or_else(|| {
+            self.bindings.push(None);
+            self.bindings.len() - 1
+        });
+        subjects.iter().for_each(|subject| self.grants(namespace).list(subject).push(Grant { role, binding: id }));
+        self.binding_ids.insert(key.clone(), id);
+        if let Some(slot) = self.bindings.get_mut(id) {
+            *slot = Some(Bound { key, role, subjects });
+        }
+    }
+
+    fn grants(&mut self, namespace: &str) -> &mut Grants {
+        match namespace {
+            "" => &mut self.everywhere,
+            namespace => self.namespaces.entry(namespace.to_owned()).or_default(),
+        }
+    }
+
+    fn held<'a>(&'a self, user: &'a UserInfo, namespace: &str) -> impl Iterator<Item = (Grant, &'static str, &'a str)> {
+        let inside = self.namespaces.get(namespace).filter(|_| !namespace.is_empty());
+        self.everywhere.of(user).chain(inside.into_iter().flat_map(|grants| grants.of(user)))
+    }
+
+    fn rules_of_role(&self, grant: Grant) -> &[Rule] {
+        self.roles.get(grant.role).map_or(&[], |slot| slot.rules.as_slice())
+    }
+
     pub fn allows(&self, user: &UserInfo, asked: &Attributes<'_>) -> bool {
-        self.rules(user, asked.namespace).any(|rule| rule.allows(asked))
+        self.held(user, asked.namespace).any(|(grant, ..)| self.rules_of_role(grant).iter().any(|rule| rule.allows(asked)))
+    }
+
+    /// Why it is allowed, in upstream's words; `None` where it is not.
+    pub fn reason(&self, user: &UserInfo, asked: &Attributes<'_>) -> Option<String> {
+        let mut held = self.held(user, asked.namespace);
+        let (grant, kind, name) = held.find(|(grant, ..)| self.rules_of_role(*grant).iter().any(|rule| rule.allows(asked)))?;
+        let (role, binding) = (&self.roles.get(grant.role)?.key, &self.bindings.get(grant.binding)?.as_ref()?.key);
+        let role_kind = if role.0.is_empty() { "ClusterRole" } else { "Role" };
+        let bound = match binding.0.as_str() {
+            "" => format!("ClusterRoleBinding {:?}", binding.1),
+            namespace => format!("RoleBinding {:?}", format!("{}/{namespace}", binding.1)),
+        };
+        let subject = match crate::tokens::account(name) {
+            Some((namespace, account)) if kind == "User" => format!("ServiceAccount {:?}", format!("{account}/{namespace}")),
+            _ => format!("{kind} {name:?}"),
+        };
+        Some(format!("RBAC: allowed by {bound} of {role_kind} {:?} to {subject}", role.1))
     }
 
     /// Everything that the user may do in the namespace (cluster-wide grants included).
     pub fn rules<'a>(&'a self, user: &'a UserInfo, namespace: &str) -> impl Iterator<Item = &'a Rule> {
-        let inside = self.namespaces.get(namespace).filter(|_| !namespace.is_empty());
-        self.everywhere.of(user).chain(inside.into_iter().flat_map(|grants| grants.of(user)))
+        self.held(user, namespace).flat_map(|(grant, ..)| self.rules_of_role(grant).iter())
     }
-}
-
-/// The rules of the role that a binding in `namespace` (empty: cluster-wide) refers to.
-pub fn referred<'a>(role_ref: &Value, namespace: &str, roles: impl Iterator<Item = &'a Value>) -> Vec<Rule> {
-    let cluster = role_ref["kind"] == "ClusterRole";
-    let name = role_ref["name"].as_str().unwrap_or_default();
-    let all: Vec<&Value> = roles.collect();
-    let wanted = |role: &&&Value| meta_text(role, "name") == name && (cluster || meta_text(role, "namespace") == namespace);
-    all.iter().find(wanted).map(|role| rules(role)).unwrap_or_default()
 }
 
 /// The rules of a role object.
 pub fn rules_of(role: &Value) -> Vec<Rule> {
-    rules(role)
+    serde_json::from_value(role["rules"].clone()).unwrap_or_default()
 }
 
 fn meta_text<'a>(object: &'a Value, name: &str) -> &'a str {
     object["metadata"][name].as_str().unwrap_or_default()
-}
-
-fn role_name(binding: &Value) -> &str {
-    binding["roleRef"]["name"].as_str().unwrap_or_default()
-}
-
-fn rules(role: &Value) -> Vec<Rule> {
-    serde_json::from_value(role["rules"].clone()).unwrap_or_default()
-}
-
-/// An aggregated role has the rules of all that its selectors choose, beside its own.
-fn cluster_rules(role: &Value, all: &[Value]) -> Rules {
-    let mut found = rules(role);
-    for selector in role["aggregationRule"]["clusterRoleSelectors"].as_array().into_iter().flatten() {
-        let Ok(selector) = LabelSelector::from_object(selector) else { continue };
-        let chosen = all.iter().filter(|other| selector.matches_object(&other["metadata"]["labels"]));
-        found.extend(chosen.flat_map(rules));
-    }
-    found.into()
 }
 
 #[cfg(test)]
@@ -236,5 +321,26 @@ mod tests {
         let named = rule(json!({"verbs": ["get"], "apiGroups": [""], "resources": ["secrets"], "resourceNames": ["s"]}));
         assert!(named.allows(&Attributes { name: "s", ..ask("get", "secrets", "a") }));
         assert!(!named.allows(&ask("list", "secrets", "a")));
+    }
+
+    #[test]
+    fn what_changes_one_object_changes_its_grants_only() {
+        let jane = UserInfo::authenticated("jane", &[]);
+        let binding = |role: &str| json!({"roleRef": {"kind": "Role", "name": role}, "subjects": [{"kind": "User", "name": "jane"}]});
+        let role = |verb: &str| json!({"rules": [{"verbs": [verb], "apiGroups": [""], "resources": ["pods"]}]});
+        let mut policy = Policy::default();
+        let may = |policy: &Policy| ["get", "list"].map(|verb| policy.allows(&jane, &ask(verb, "pods", "a")));
+        policy.set_binding("a", "b", Some(&binding("r")));
+        assert_eq!(may(&policy), [false, false]);
+        policy.set_role("a", "r", Some(&role("get")));
+        assert_eq!(may(&policy), [true, false]);
+        let why = policy.reason(&jane, &ask("get", "pods", "a")).unwrap();
+        assert_eq!(why, "RBAC: allowed by RoleBinding \"b/a\" of Role \"r\" to User \"jane\"");
+        policy.set_role("a", "other", Some(&role("list")));
+        policy.set_binding("a", "c", Some(&binding("other")));
+        policy.set_binding("a", "b", None);
+        assert_eq!(may(&policy), [false, true]);
+        policy.set_role("a", "other", None);
+        assert_eq!(may(&policy), [false, false]);
     }
 }

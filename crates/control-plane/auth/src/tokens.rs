@@ -78,6 +78,11 @@ pub fn username(namespace: &str, name: &str) -> String {
     format!("{USER_PREFIX}{namespace}:{name}")
 }
 
+/// Namespace and name of the service account behind a user name.
+pub fn account(username: &str) -> Option<(&str, &str)> {
+    username.strip_prefix(USER_PREFIX)?.split_once(':')
+}
+
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("service account signing key")]

@@ -4,14 +4,15 @@ use client::{ApiResource, Client, Error, Object, Patch};
 use k8s_openapi::api::core::v1::{Pod, PodTemplateSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use reconcile::PartialObject;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
 /// Writes of one owner under way at a time: enough to keep every core of the API server busy, few enough for its queues.
 pub(crate) const IN_FLIGHT: usize = 64;
 
-/// Runs `write` for each of `items`, [`IN_FLIGHT`] at a time on tasks of their own, and returns the first error; after an error no
-/// further one is started.
+/// Runs `write` for each of `items` on tasks of their own and returns the first error; after an error no further one is started. It
+/// begins with one and doubles with each round that succeeds, up to [`IN_FLIGHT`], so that a full quota is asked once and not 64 times
+/// (upstream: `slowStartBatch`).
 pub(crate) async fn each<T, F, R, E>(items: impl IntoIterator<Item = T>, write: F) -> Result<(), E>
 where
     F: Fn(T) -> R,
@@ -21,14 +22,16 @@ where
     let mut tasks = JoinSet::new();
     let mut failed = Ok(());
     let mut items = items.into_iter();
+    let mut window = 1;
     loop {
-        while failed.is_ok() && tasks.len() < IN_FLIGHT {
+        while failed.is_ok() && tasks.len() < window {
             let Some(item) = items.next() else { break };
             tasks.spawn(write(item));
         }
         match tasks.join_next().await {
             None => return failed,
             Some(Ok(Err(error))) if failed.is_ok() => failed = Err(error),
+            Some(Ok(Ok(()))) => window = IN_FLIGHT.min(window + 1),
             // A panic was reported where it happened; the reconcile that follows sees what is missing.
             Some(_) => {}
         }
@@ -66,19 +69,35 @@ pub(crate) async fn may_adopt<K: Object>(client: &Client, owner: &K) -> Result<b
     }
 }
 
-/// Makes `owner` the controller of `dependent`; returns the new revision.
-pub(crate) async fn adopt<K: Object>(client: &Client, owner: &OwnerReference, dependent: &ObjectMeta) -> Result<String, Error> {
-    let patch = json!({"metadata": {"uid": dependent.uid, "ownerReferences": [owner]}});
+/// Makes `owner` the controller of `dependent`, which gets the finalizer where one is given; returns the new revision.
+pub(crate) async fn adopt<K: Object>(
+    client: &Client,
+    owner: &OwnerReference,
+    dependent: &ObjectMeta,
+    finalizer: Option<&str>,
+) -> Result<String, Error> {
+    let mut patch = json!({"metadata": {"uid": dependent.uid, "ownerReferences": [owner]}});
+    if let Some(finalizer) = finalizer {
+        patch["metadata"]["finalizers"] = json!([finalizer]);
+    }
     patch_owners::<K>(client, dependent, patch).await
 }
 
-/// Takes the owner with `owner_uid` off `dependent`; returns the new revision.
-pub(crate) async fn release<K: Object>(client: &Client, owner_uid: &str, dependent: &ObjectMeta) -> Result<String, Error> {
-    let patch = json!({"metadata": {"uid": dependent.uid, "ownerReferences": [{"$patch": "delete", "uid": owner_uid}]}});
+/// Takes the owner with `owner_uid`, and the finalizer where one is given, off `dependent`; returns the new revision.
+pub(crate) async fn release<K: Object>(
+    client: &Client,
+    owner_uid: &str,
+    dependent: &ObjectMeta,
+    finalizer: Option<&str>,
+) -> Result<String, Error> {
+    let mut patch = json!({"metadata": {"uid": dependent.uid, "ownerReferences": [{"$patch": "delete", "uid": owner_uid}]}});
+    if let Some(finalizer) = finalizer {
+        patch["metadata"]["$deleteFromPrimitiveList/finalizers"] = json!([finalizer]);
+    }
     patch_owners::<K>(client, dependent, patch).await
 }
 
-async fn patch_owners<K: Object>(client: &Client, dependent: &ObjectMeta, patch: serde_json::Value) -> Result<String, Error> {
+async fn patch_owners<K: Object>(client: &Client, dependent: &ObjectMeta, patch: Value) -> Result<String, Error> {
     let name = dependent.name.as_deref().unwrap_or_default();
     let resource = ApiResource::of::<K>();
     let answer: PartialObject = client.patch_of(&resource, dependent.namespace.as_deref(), name, &Patch::Strategic(patch), "").await?;
@@ -98,4 +117,33 @@ pub(crate) fn pod_from(template: PodTemplateSpec, namespace: Option<String>, own
         ..ObjectMeta::default()
     };
     Pod { metadata, spec: template.spec, status: None }
+}
+
+/// Writes a status, which may be of an object that is gone.
+pub(crate) async fn write_status<K: Object>(client: &Client, next: &K) -> Result<(), Error> {
+    ignore_not_found(client.replace_status(next).await.map(drop))
+}
+
+/// Equal for a reader: what is absent, zero, false or empty is one and the same.
+pub(crate) fn same<S: serde::Serialize>(a: &S, b: &S) -> bool {
+    let normal = |status: &S| serde_json::to_value(status).map(without_nothing).unwrap_or_default();
+    normal(a) == normal(b)
+}
+
+fn without_nothing(value: Value) -> Value {
+    let is_something = |value: &Value| match value {
+        Value::Null | Value::Bool(false) => false,
+        Value::Number(number) => number.as_i64() != Some(0),
+        Value::String(text) => !text.is_empty(),
+        Value::Array(list) => !list.is_empty(),
+        Value::Object(map) => !map.is_empty(),
+        Value::Bool(true) => true,
+    };
+    match value {
+        Value::Object(map) => Value::Object(
+            map.into_iter().map(|(key, value)| (key, without_nothing(value))).filter(|(_, value)| is_something(value)).collect(),
+        ),
+        Value::Array(list) => Value::Array(list.into_iter().map(without_nothing).collect()),
+        other => other,
+    }
 }

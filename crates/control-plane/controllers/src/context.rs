@@ -18,6 +18,8 @@ pub struct Config {
     pub node_monitor_period: Duration,
     /// Above this many ended pods, the oldest are deleted; 0 keeps all.
     pub terminated_pods_max: usize,
+    /// Services of type LoadBalancer get the nodes' addresses where nobody else gives them any.
+    pub node_load_balancer: bool,
 }
 
 impl Default for Config {
@@ -27,6 +29,7 @@ impl Default for Config {
             node_monitor_grace_period: Duration::from_secs(50),
             node_monitor_period: Duration::from_secs(5),
             terminated_pods_max: 12_500,
+            node_load_balancer: true,
         }
     }
 }
@@ -34,7 +37,10 @@ impl Default for Config {
 /// Cheap to clone; everything inside is shared.
 #[derive(Clone)]
 pub(crate) struct Context {
+    /// The controller's own account: its role (`system:controller:…`) allows what it writes and nothing else.
     pub client: Client,
+    /// The account of all controllers together, which may list and watch everything: for caches.
+    pub reader: Client,
     pub caches: Caches,
     pub config: Arc<Config>,
     pub drain: Drain,
@@ -42,10 +48,50 @@ pub(crate) struct Context {
 
 impl Context {
     pub fn new(client: Client, caches: Caches, config: Config, drain: Drain) -> Self {
-        Self { client: client.named("kube-controller-manager"), caches, config: Arc::new(config), drain }
+        let client = client.named("kube-controller-manager");
+        Self { reader: client.clone(), client, caches, config: Arc::new(config), drain }
     }
 
     pub fn recorder(&self, component: &str) -> EventRecorder {
         EventRecorder::start(&self.client, component, None, self.drain.clone())
+    }
+
+    /// The context of one controller.
+    pub fn for_controller(&self, name: &str) -> Self {
+        Self { client: self.client.as_account("kube-system", account(name)), ..self.clone() }
+    }
+}
+
+/// The service account of a controller, which has an older name than the controller itself in many cases.
+/// Source: `cmd/kube-controller-manager/names`, `bootstrappolicy/controller_policy.go`.
+fn account(controller: &str) -> &str {
+    match controller {
+        "bootstrap-signer-controller" => "bootstrap-signer",
+        "certificatesigningrequest-approving-controller"
+        | "certificatesigningrequest-cleaner-controller"
+        | "certificatesigningrequest-signing-controller" => "certificate-controller",
+        "daemonset-controller" => "daemon-set-controller",
+        "endpoints-controller" => "endpoint-controller",
+        "endpointslice-mirroring-controller" => "endpointslicemirroring-controller",
+        "garbage-collector-controller" => "generic-garbage-collector",
+        "horizontal-pod-autoscaler-controller" => "horizontal-pod-autoscaler",
+        "kube-apiserver-serving-clustertrustbundle-publisher-controller" => "kube-apiserver-serving-clustertrustbundle-publisher",
+        "legacy-serviceaccount-token-cleaner-controller" => "legacy-service-account-token-cleaner",
+        "node-ipam-controller" | "node-lifecycle-controller" | "taint-eviction-controller" => "node-controller",
+        "persistentvolume-attach-detach-controller" => "attachdetach-controller",
+        "persistentvolume-binder-controller" => "persistent-volume-binder",
+        "persistentvolume-expander-controller" => "expand-controller",
+        "persistentvolume-protection-controller" => "pv-protection-controller",
+        "persistentvolumeclaim-protection-controller" => "pvc-protection-controller",
+        "pod-garbage-collector-controller" => "pod-garbage-collector",
+        "podcertificaterequest-cleaner-controller" => "podcertificaterequestcleaner",
+        "replicationcontroller-controller" => "replication-controller",
+        "resourceclaim-controller" => "resource-claim-controller",
+        "root-ca-certificate-publisher-controller" => "root-ca-cert-publisher",
+        "service-cidr-controller" => "service-cidrs-controller",
+        "service-lb-controller" => "service-controller",
+        "serviceaccount-controller" => "service-account-controller",
+        "token-cleaner-controller" => "token-cleaner",
+        other => other,
     }
 }

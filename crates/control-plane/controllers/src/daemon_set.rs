@@ -1,18 +1,21 @@
 //! DaemonSet: one pod on every node that fits.
 //!
-//! Woken by its DaemonSet, by pods that name it as controller, and by Nodes that come, go, or change labels or taints. Its pods are
-//! bound by the scheduler: each asks for its node by name (a required affinity on the field `metadata.name`).
-//!
-//! Not here: maxSurge; a rolling update replaces in place.
+//! Woken by its DaemonSet, by pods that name it as controller or that it would adopt, and by Nodes that come, go, or change labels or
+//! taints. Its pods are bound by the scheduler: each asks for its node by name (a required affinity on the field `metadata.name`). A
+//! rolling update replaces in place, or with `maxSurge` starts the new pod beside the old one. A daemon that keeps failing on a node is
+//! made anew ever more slowly there.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
 
 use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet};
 use k8s_openapi::api::core::v1::{Node, Pod};
-use reconcile::object::controller_of;
-use reconcile::{Cache, Expectations, ObjectKey, Outcome, Queue, key_of};
+use reconcile::{Cache, ObjectKey, Outcome, Queue, key_of};
+use stdx::Backoff;
+use tokio::time::Instant;
 
 use crate::context::Context;
+use crate::pod_control::{self, PodControl};
 use crate::{history, pods};
 
 mod act;
@@ -29,8 +32,10 @@ pub(crate) struct Controller {
     pods: Cache<Pod>,
     nodes: Cache<Node>,
     revisions: Cache<ControllerRevision>,
-    expectations: Expectations<ObjectKey>,
-    recorder: reconcile::EventRecorder,
+    control: PodControl,
+    /// Per set (by uid) and node: how long a failed pod stays before its successor may come, and until when. Entries go once they are
+    /// twice as old as their wait.
+    failures: Mutex<HashMap<(String, String), (Backoff, Instant)>>,
 }
 
 pub(crate) async fn run(context: Context) {
@@ -40,21 +45,15 @@ pub(crate) async fn run(context: Context) {
         pods: context.caches.of(),
         nodes: context.caches.of(),
         revisions: context.caches.of(),
-        expectations: Expectations::default(),
-        recorder: context.recorder(NAME),
+        control: PodControl::new(&context, NAME),
+        failures: Mutex::default(),
     });
     pods::index(&controller.pods);
     history::index(&controller.revisions);
     let queue = Queue::new();
-    let (by_set, by_pod, by_node, sets) = (queue.clone(), queue.clone(), queue.clone(), controller.sets.clone());
+    let (by_set, by_node, sets) = (queue.clone(), queue.clone(), controller.sets.clone());
     controller.sets.on_change(move |old, new| new.or(old).into_iter().for_each(|set| by_set.add(key_of(&set.metadata))));
-    controller.pods.on_change(move |old, new| {
-        let owner = new.or(old).and_then(|pod| controller_of(&pod.metadata).map(|owner| (pod, owner)));
-        let owner = owner.filter(|(_, owner)| owner.kind == "DaemonSet");
-        owner
-            .into_iter()
-            .for_each(|(pod, owner)| by_pod.add(ObjectKey::new(pod.metadata.namespace.clone().unwrap_or_default(), owner.name.clone())));
-    });
+    pod_control::wake_owners(&controller.pods, &controller.sets, &queue, |set| &set.spec.selector);
     controller.nodes.on_change(move |old, new| {
         let facts = |node: &Arc<Node>| (node.metadata.labels.clone(), node.spec.as_ref().and_then(|spec| spec.taints.clone()));
         if old.map(facts) != new.map(facts) {

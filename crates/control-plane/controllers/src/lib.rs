@@ -12,28 +12,38 @@
 mod act;
 mod context;
 mod discovery;
+mod finalizer;
 mod hash;
 mod history;
+mod intstr;
+mod pod_control;
 mod pods;
 mod selector;
 mod service;
 
 mod cluster_role_aggregation;
+mod cron_job;
 mod daemon_set;
 mod deployment;
 mod disruption;
 mod endpoint_slice;
 mod endpoints;
+mod ephemeral_volume;
 mod garbage_collector;
 mod job;
 mod namespace;
 mod node_lifecycle;
+mod node_ttl;
+mod persistent_volume_claim_protection;
+mod persistent_volume_protection;
 mod pod_gc;
 mod replicaset;
 mod root_ca;
 mod service_account;
+mod service_load_balancer;
 mod stateful_set;
 mod taint_eviction;
+mod volume_binder;
 
 use std::pin::Pin;
 
@@ -43,6 +53,7 @@ use stdx::Drain;
 
 pub use context::Config;
 use context::Context;
+use replicaset::replication_controller;
 
 /// One controller: its name in logs and its life.
 struct Controller {
@@ -61,9 +72,11 @@ fn all() -> Vec<Controller> {
     vec![
         controller!(deployment),
         controller!(replicaset),
+        controller!(replication_controller),
         controller!(daemon_set),
         controller!(stateful_set),
         controller!(job),
+        controller!(cron_job),
         controller!(endpoint_slice),
         controller!(endpoints),
         controller!(garbage_collector),
@@ -75,6 +88,12 @@ fn all() -> Vec<Controller> {
         controller!(service_account),
         controller!(root_ca),
         controller!(cluster_role_aggregation),
+        controller!(volume_binder),
+        controller!(persistent_volume_protection),
+        controller!(persistent_volume_claim_protection),
+        controller!(ephemeral_volume),
+        controller!(service_load_balancer),
+        controller!(node_ttl),
     ]
 }
 
@@ -90,7 +109,7 @@ pub async fn run_on(client: Client, caches: Caches, config: Config, drain: Drain
     let mut tasks = tokio::task::JoinSet::new();
     for controller in all() {
         tracing::debug!(controller = controller.name, "starting");
-        tasks.spawn((controller.run)(context.clone()));
+        tasks.spawn((controller.run)(context.for_controller(controller.name)));
     }
     while tasks.join_next().await.is_some() {}
 }

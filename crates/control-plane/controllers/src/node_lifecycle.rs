@@ -43,7 +43,7 @@ pub(crate) async fn run(context: Context) {
         config: context.config.clone(),
         nodes: context.caches.of(),
         pods: context.caches.of(),
-        leases: Cache::start(&context.client, lease_scope, context.drain.clone()),
+        leases: Cache::start(&context.reader, lease_scope, context.drain.clone()),
         seen: Mutex::default(),
         recorder: context.recorder(NAME),
     });

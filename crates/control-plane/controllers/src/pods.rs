@@ -2,6 +2,10 @@
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodCondition, PodStatus};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use reconcile::Cache;
+
+use crate::selector::{self, Claim, Family};
 
 /// The index of pods by the uid of their controller.
 pub(crate) const BY_CONTROLLER: &str = "controller-uid";
@@ -11,17 +15,33 @@ pub(crate) const ORPHANS: &str = "orphans-by-namespace";
 pub(crate) const BY_NODE: &str = "node";
 
 /// Registers the indexes that several controllers read.
-pub(crate) fn index(cache: &reconcile::Cache<Pod>) {
+pub(crate) fn index(cache: &Cache<Pod>) {
     cache.index(BY_CONTROLLER, |pod| controller_uid(&pod.metadata));
     cache.index(ORPHANS, |pod| orphan_namespace(&pod.metadata));
     cache.index(BY_NODE, |pod| node_name(pod).map(str::to_owned).into_iter().collect());
 }
 
-pub(crate) fn controller_uid(meta: &k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta) -> Vec<String> {
+/// The pods of `owner`, those that it would adopt, and those that it would release.
+pub(crate) fn family(cache: &Cache<Pod>, owner: &ObjectMeta, wanted: &meta::LabelSelector) -> Family {
+    let mut all = cache.by_index(BY_CONTROLLER, owner.uid.as_deref().unwrap_or_default());
+    all.extend(cache.by_index(ORPHANS, owner.namespace.as_deref().unwrap_or_default()));
+    let mut family = Family::default();
+    for pod in all {
+        match selector::claim(owner, wanted, &pod.metadata) {
+            Claim::Keep => family.kept.push(pod),
+            Claim::Adopt => family.orphans.push(pod),
+            Claim::Release => family.strays.push(pod),
+            Claim::Leave => {}
+        }
+    }
+    family
+}
+
+pub(crate) fn controller_uid(meta: &ObjectMeta) -> Vec<String> {
     reconcile::object::controller_of(meta).map(|owner| owner.uid.clone()).into_iter().collect()
 }
 
-pub(crate) fn orphan_namespace(meta: &k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta) -> Vec<String> {
+pub(crate) fn orphan_namespace(meta: &ObjectMeta) -> Vec<String> {
     let orphan = reconcile::object::controller_of(meta).is_none();
     meta.namespace.iter().filter(|_| orphan).cloned().collect()
 }
@@ -36,6 +56,11 @@ pub(crate) fn phase(pod: &Pod) -> &str {
 
 pub(crate) fn is_terminal(pod: &Pod) -> bool {
     matches!(phase(pod), "Succeeded" | "Failed")
+}
+
+/// On its way out, and not ended yet.
+pub(crate) fn is_terminating(pod: &Pod) -> bool {
+    pod.metadata.deletion_timestamp.is_some() && !is_terminal(pod)
 }
 
 /// Neither ended nor on its way out.

@@ -1,7 +1,9 @@
 //! Label selectors of typed objects, and whose an object is.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
+use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 
 /// What `selector` means; a malformed or absent one selects nothing.
@@ -39,6 +41,16 @@ pub(crate) fn claim(owner: &ObjectMeta, selector: &meta::LabelSelector, object: 
         None if matches && !owner_leaves && object.deletion_timestamp.is_none() => Claim::Adopt,
         None => Claim::Leave,
     }
+}
+
+/// Pods by what their owner does about them.
+#[derive(Default)]
+pub(crate) struct Family {
+    pub kept: Vec<Arc<Pod>>,
+    /// To be adopted.
+    pub orphans: Vec<Arc<Pod>>,
+    /// To be released.
+    pub strays: Vec<Arc<Pod>>,
 }
 
 #[cfg(test)]

@@ -36,6 +36,9 @@ pub trait Store: Send + Sync + 'static {
     fn delete<'a>(&'a self, key: &'a [u8], expect: Expect) -> Call<'a, (u64, Entry)>;
     /// Events of all keys with `prefix` after `after` (exclusive): first those that already happened, then live.
     fn watch(&self, prefix: &[u8], after: u64) -> Result<Watch, Error>;
+    /// The events of all keys with `prefix` after `after` (exclusive) that already happened, in order; [`Error::Compacted`] where some
+    /// of them are forgotten.
+    fn history(&self, prefix: &[u8], after: u64) -> Result<Vec<Event>, Error>;
     /// Forgets versions older than `revision`: reads and watches below it answer [`Error::Compacted`].
     fn compact(&self, revision: u64) -> Call<'_, ()>;
     /// Waits until everything acknowledged is on disk and stops the writer.

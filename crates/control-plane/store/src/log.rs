@@ -181,6 +181,10 @@ impl Store for Log {
         Ok(state.watchers.add(prefix, missed))
     }
 
+    fn history(&self, prefix: &[u8], after: u64) -> Result<Vec<Event>, Error> {
+        self.shared.index().events_after(prefix, after)
+    }
+
     fn compact(&self, revision: u64) -> Call<'_, ()> {
         Box::pin(async move {
             let (reply, answer) = oneshot::channel();

@@ -51,6 +51,14 @@ impl State {
         if holds { Ok(current) } else { Err(Error::Conflict { current }) }
     }
 
+    fn events_after(&self, prefix: &[u8], after: u64) -> Result<Vec<Event>, Error> {
+        if after < self.compacted {
+            return Err(Error::Compacted { oldest: self.compacted });
+        }
+        let from = self.events.partition_point(|event| event.revision() <= after);
+        Ok(self.events[from..].iter().filter(|event| event.key().starts_with(prefix)).cloned().collect())
+    }
+
     fn record(&mut self, event: Event) {
         self.revision = event.revision();
         let entry = match &event {
@@ -102,12 +110,12 @@ impl Store for Memory {
 
     fn watch(&self, prefix: &[u8], after: u64) -> Result<Watch, Error> {
         let mut state = self.lock();
-        if after < state.compacted {
-            return Err(Error::Compacted { oldest: state.compacted });
-        }
-        let after_it = state.events.iter().filter(|event| event.revision() > after && event.key().starts_with(prefix));
-        let missed = after_it.cloned().collect();
+        let missed = state.events_after(prefix, after)?;
         Ok(state.watchers.add(prefix, missed))
+    }
+
+    fn history(&self, prefix: &[u8], after: u64) -> Result<Vec<Event>, Error> {
+        self.lock().events_after(prefix, after)
     }
 
     fn compact(&self, revision: u64) -> Call<'_, ()> {
@@ -149,6 +157,9 @@ fn range(state: &State, request: &Range) -> Result<RangeResult, Error> {
         };
         if request.limit > 0 && entries.len() == request.limit {
             remaining += 1;
+            if request.uncounted {
+                break;
+            }
         } else {
             entries.push(entry.clone());
         }

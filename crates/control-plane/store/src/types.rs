@@ -32,6 +32,8 @@ pub struct Range {
     pub limit: usize,
     /// Read as of this revision; 0 means now.
     pub revision: u64,
+    /// `remaining` need only say whether there is more (1) or not (0): counting costs a look at every key.
+    pub uncounted: bool,
 }
 
 #[derive(Clone, Debug)]

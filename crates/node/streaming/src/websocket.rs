@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -13,6 +14,7 @@ use futures_util::{SinkExt, StreamExt};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::sync::{Mutex, mpsc, watch};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
@@ -24,6 +26,9 @@ use crate::spdy::session::Io;
 /// Larger messages end the connection; clients send at most 32 KiB.
 const MESSAGE_BYTES_MAX: usize = 4 << 20;
 const MESSAGES_WAITING_MAX: usize = 16;
+/// client-go starts to read before it has made its streams, and throws away what arrives for a stream that it has not made yet
+/// (`Unknown stream id 1, discarding message`): nothing is written this soon after the upgrade. Commands run meanwhile.
+const CLIENT_SETUP: Duration = Duration::from_millis(30);
 /// `v5.channel.k8s.io`: a message on this channel names a channel that its sender closed.
 pub const CHANNEL_CLOSE: u8 = 255;
 
@@ -40,6 +45,8 @@ pub enum Framing {
 pub struct Channels {
     sink: Arc<Mutex<Sink>>,
     framing: Framing,
+    /// No message goes out before.
+    ready: Instant,
     closed: watch::Receiver<bool>,
     reader: JoinHandle<()>,
 }
@@ -52,6 +59,7 @@ pub struct ChannelWriter {
     sink: Arc<Mutex<Sink>>,
     framing: Framing,
     channel: u8,
+    ready: Instant,
 }
 
 async fn open(io: impl Io, role: Role) -> WebSocketStream<Box<dyn Io>> {
@@ -74,11 +82,11 @@ impl Channels {
             read_messages(stream, framing, senders).await;
             closing.send_replace(true);
         });
-        (Self { sink: Arc::new(Mutex::new(sink)), framing, closed, reader }, receivers)
+        (Self { sink: Arc::new(Mutex::new(sink)), framing, ready: Instant::now() + CLIENT_SETUP, closed, reader }, receivers)
     }
 
     pub fn writer(&self, channel: u8) -> ChannelWriter {
-        ChannelWriter { sink: self.sink.clone(), framing: self.framing, channel }
+        ChannelWriter { sink: self.sink.clone(), framing: self.framing, channel, ready: self.ready }
     }
 
     /// Resolves when the client went away.
@@ -93,7 +101,7 @@ impl Channels {
     pub async fn finish(self) {
         // client-go takes a close frame without a status for a failure.
         let _ = self.sink.lock().await.send(Message::Close(Some(normal_closure()))).await;
-        let _ = tokio::time::timeout(std::time::Duration::from_secs(5), self.closed()).await;
+        let _ = tokio::time::timeout(Duration::from_secs(5), self.closed()).await;
     }
 }
 
@@ -106,6 +114,7 @@ impl Drop for Channels {
 impl ChannelWriter {
     /// One message; empty ones are sent too, as upstream greets with one.
     pub async fn write(&self, bytes: Bytes) -> io::Result<()> {
+        tokio::time::sleep_until(self.ready).await;
         let message = match self.framing {
             Framing::Binary => {
                 let mut message = BytesMut::with_capacity(bytes.len() + 1);
@@ -212,6 +221,17 @@ mod tests {
         let closed = channels.closed();
         drop(client);
         closed.await;
+    }
+
+    #[tokio::test]
+    async fn nothing_is_written_before_a_client_can_have_made_its_streams() {
+        let (client, server) = tokio::io::duplex(4096);
+        let mut client = WebSocketStream::from_raw_socket(client, Role::Client, None).await;
+        let start = Instant::now();
+        let (channels, _receivers) = Channels::start(server, Framing::Binary, &[]).await;
+        channels.writer(1).write(Bytes::from_static(b"out")).await.unwrap();
+        client.next().await.unwrap().unwrap();
+        assert!(start.elapsed() >= CLIENT_SETUP);
     }
 
     #[tokio::test]

@@ -66,9 +66,14 @@ pub fn unmount(path: &Path) -> Result<(), Error> {
 
 /// Unmounts whatever this mount namespace has below `directory`, innermost first; returns how much that was. Needs root.
 pub fn unmount_below(directory: &Path) -> Result<usize, Error> {
+    // The kernel's table holds no links and no dots.
+    let directory = match fs::canonicalize(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+        other => other.map_err(Error::io("resolve", directory))?,
+    };
     let table = fs::read("/proc/self/mountinfo").map_err(Error::io("read", Path::new("/proc/self/mountinfo")))?;
     let points = table.split(|byte| *byte == b'\n').filter_map(|line| line.split(|byte| *byte == b' ').nth(4)).map(unescape);
-    let mut points: Vec<PathBuf> = points.filter(|point| point.starts_with(directory) && point != directory).collect();
+    let mut points: Vec<PathBuf> = points.filter(|point| point.starts_with(&directory) && *point != directory).collect();
     points.reverse();
     for point in &points {
         let flags = rustix::mount::UnmountFlags::NOFOLLOW | rustix::mount::UnmountFlags::DETACH;

@@ -85,11 +85,22 @@ fn preference(version: &str) -> (u8, i64, i64) {
     (class, major, minor)
 }
 
-/// The version in which a resource is stored: its most preferred one. `events.k8s.io` keeps the core group's.
+/// The release before: a server of it must be able to read what this one stored.
+const RELEASE_BEFORE: u32 = 36;
+
+/// The version in which a resource is stored: the most preferred one that the release before served as well (upstream:
+/// `DefaultResourceEncodingConfig`), else the most preferred. `events.k8s.io` keeps the core group's.
 fn storage_version<'a>(resource: &Resource, all: &'a [(usize, Resource)]) -> &'a str {
     let same = |other: &&(usize, Resource)| other.1.group == resource.group && other.1.plural == resource.plural;
-    let versions = all.iter().filter(same).map(|(_, other)| other.version.as_str());
-    versions.min_by_key(|version| preference(version)).unwrap_or("v1")
+    let known_before = |other: &&(usize, Resource)| {
+        let minor = other.1.lifecycle.introduced.as_deref().and_then(|release| release.strip_prefix("1.")?.parse::<u32>().ok());
+        minor.is_some_and(|minor| minor <= RELEASE_BEFORE)
+    };
+    let preferred = |versions: &mut dyn Iterator<Item = &'a (usize, Resource)>| {
+        versions.map(|(_, other)| other.version.as_str()).min_by_key(|version| preference(version))
+    };
+    let old = preferred(&mut all.iter().filter(same).filter(known_before));
+    old.or_else(|| preferred(&mut all.iter().filter(same))).unwrap_or("v1")
 }
 
 fn entry(order: usize, resource: &Resource, storage: &str) -> String {

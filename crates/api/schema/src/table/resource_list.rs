@@ -358,7 +358,7 @@ pub static RESOURCES: [Resource; 100] = [
         group: "certificates.k8s.io", version: "v1", kind: "ClusterTrustBundle", plural: "clustertrustbundles", singular: "clustertrustbundle",
         short_names: &[], categories: &[], namespaced: false,
         verbs: &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"], list_kind: "ClusterTrustBundleList",
-        stable: true, served: true, group_order: 8, storage_version: "v1",
+        stable: true, served: true, group_order: 8, storage_version: "v1beta1",
         introduced: "1.37", deprecated: "", removed: "", replacement: "",
         subresources: &[
         ],
@@ -367,7 +367,7 @@ pub static RESOURCES: [Resource; 100] = [
         group: "certificates.k8s.io", version: "v1", kind: "PodCertificateRequest", plural: "podcertificaterequests", singular: "podcertificaterequest",
         short_names: &[], categories: &[], namespaced: true,
         verbs: &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"], list_kind: "PodCertificateRequestList",
-        stable: true, served: true, group_order: 8, storage_version: "v1",
+        stable: true, served: true, group_order: 8, storage_version: "v1beta1",
         introduced: "1.37", deprecated: "", removed: "", replacement: "",
         subresources: &[
             Subresource { name: "status", group: "certificates.k8s.io", version: "v1", kind: "PodCertificateRequest", verbs: &["get", "patch", "update"], params: &[] },
@@ -377,7 +377,7 @@ pub static RESOURCES: [Resource; 100] = [
         group: "certificates.k8s.io", version: "v1beta1", kind: "ClusterTrustBundle", plural: "clustertrustbundles", singular: "clustertrustbundle",
         short_names: &[], categories: &[], namespaced: false,
         verbs: &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"], list_kind: "ClusterTrustBundleList",
-        stable: false, served: false, group_order: 8, storage_version: "v1",
+        stable: false, served: false, group_order: 8, storage_version: "v1beta1",
         introduced: "1.33", deprecated: "1.37", removed: "1.40", replacement: "certificates.k8s.io/v1/ClusterTrustBundle",
         subresources: &[
         ],
@@ -386,7 +386,7 @@ pub static RESOURCES: [Resource; 100] = [
         group: "certificates.k8s.io", version: "v1beta1", kind: "PodCertificateRequest", plural: "podcertificaterequests", singular: "podcertificaterequest",
         short_names: &[], categories: &[], namespaced: true,
         verbs: &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"], list_kind: "PodCertificateRequestList",
-        stable: false, served: false, group_order: 8, storage_version: "v1",
+        stable: false, served: false, group_order: 8, storage_version: "v1beta1",
         introduced: "1.35", deprecated: "1.37", removed: "1.40", replacement: "certificates.k8s.io/v1/PodCertificateRequest",
         subresources: &[
             Subresource { name: "status", group: "certificates.k8s.io", version: "v1beta1", kind: "PodCertificateRequest", verbs: &["get", "patch", "update"], params: &[] },
@@ -757,7 +757,7 @@ pub static RESOURCES: [Resource; 100] = [
         group: "resource.k8s.io", version: "v1", kind: "DeviceTaintRule", plural: "devicetaintrules", singular: "devicetaintrule",
         short_names: &[], categories: &[], namespaced: false,
         verbs: &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"], list_kind: "DeviceTaintRuleList",
-        stable: true, served: true, group_order: 19, storage_version: "v1",
+        stable: true, served: true, group_order: 19, storage_version: "v1beta2",
         introduced: "1.37", deprecated: "", removed: "", replacement: "",
         subresources: &[
             Subresource { name: "status", group: "resource.k8s.io", version: "v1", kind: "DeviceTaintRule", verbs: &["get", "patch", "update"], params: &[] },
@@ -804,7 +804,7 @@ pub static RESOURCES: [Resource; 100] = [
         group: "resource.k8s.io", version: "v1beta2", kind: "DeviceTaintRule", plural: "devicetaintrules", singular: "devicetaintrule",
         short_names: &[], categories: &[], namespaced: false,
         verbs: &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"], list_kind: "DeviceTaintRuleList",
-        stable: false, served: false, group_order: 19, storage_version: "v1",
+        stable: false, served: false, group_order: 19, storage_version: "v1beta2",
         introduced: "1.36", deprecated: "1.39", removed: "1.42", replacement: "",
         subresources: &[
             Subresource { name: "status", group: "resource.k8s.io", version: "v1beta2", kind: "DeviceTaintRule", verbs: &["get", "patch", "update"], params: &[] },
@@ -879,7 +879,7 @@ pub static RESOURCES: [Resource; 100] = [
         group: "resource.k8s.io", version: "v1alpha3", kind: "DeviceTaintRule", plural: "devicetaintrules", singular: "devicetaintrule",
         short_names: &[], categories: &[], namespaced: false,
         verbs: &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"], list_kind: "DeviceTaintRuleList",
-        stable: false, served: false, group_order: 19, storage_version: "v1",
+        stable: false, served: false, group_order: 19, storage_version: "v1beta2",
         introduced: "1.33", deprecated: "1.36", removed: "1.39", replacement: "",
         subresources: &[
             Subresource { name: "status", group: "resource.k8s.io", version: "v1alpha3", kind: "DeviceTaintRule", verbs: &["get", "patch", "update"], params: &[] },
@@ -929,7 +929,7 @@ pub static RESOURCES: [Resource; 100] = [
         group: "storagemigration.k8s.io", version: "v1", kind: "StorageVersionMigration", plural: "storageversionmigrations", singular: "storageversionmigration",
         short_names: &[], categories: &[], namespaced: false,
         verbs: &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"], list_kind: "StorageVersionMigrationList",
-        stable: true, served: true, group_order: 22, storage_version: "v1",
+        stable: true, served: true, group_order: 22, storage_version: "v1beta1",
         introduced: "1.37", deprecated: "", removed: "", replacement: "",
         subresources: &[
             Subresource { name: "status", group: "storagemigration.k8s.io", version: "v1", kind: "StorageVersionMigration", verbs: &["get", "patch", "update"], params: &[] },
@@ -939,7 +939,7 @@ pub static RESOURCES: [Resource; 100] = [
         group: "storagemigration.k8s.io", version: "v1beta1", kind: "StorageVersionMigration", plural: "storageversionmigrations", singular: "storageversionmigration",
         short_names: &[], categories: &[], namespaced: false,
         verbs: &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"], list_kind: "StorageVersionMigrationList",
-        stable: false, served: false, group_order: 22, storage_version: "v1",
+        stable: false, served: false, group_order: 22, storage_version: "v1beta1",
         introduced: "1.35", deprecated: "1.37", removed: "1.40", replacement: "storagemigration.k8s.io/v1/StorageVersionMigration",
         subresources: &[
             Subresource { name: "status", group: "storagemigration.k8s.io", version: "v1beta1", kind: "StorageVersionMigration", verbs: &["get", "patch", "update"], params: &[] },

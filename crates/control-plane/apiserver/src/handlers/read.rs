@@ -12,7 +12,7 @@ use meta::{Status, field};
 use serde_json::{Value, json};
 
 use crate::Inner;
-use crate::cache::Page;
+use crate::cache::{Items, Page};
 use crate::context::Context;
 use crate::negotiate::{Media, View};
 use crate::object::Object;
@@ -20,6 +20,7 @@ use crate::registry::catalog::Kind;
 use crate::registry::{Target, storage_error};
 use crate::reply::{self, Body};
 use crate::selection::Selection;
+use crate::shard::Shard;
 use crate::views::{self, Include};
 
 /// How long a read waits for a revision that the caches have not reached, as upstream.
@@ -29,6 +30,12 @@ const SKIP_BATCH: usize = 500;
 
 pub async fn get(server: &Arc<Inner>, context: &Context, target: Target<'_>) -> Result<Response<Body>, Status> {
     let format = super::format(context, target.kind)?;
+    // The store itself answers: that is never older than what was asked for, unless nobody has it yet.
+    if let Some(wanted) = parse_version(context.query.text("resourceVersion"))?
+        && wanted > server.registry.store.revision()
+    {
+        reach(server, wanted).await?;
+    }
     let object = server.registry.get(target).await?;
     super::respond(context, target.kind, StatusCode::OK, &object, format)
 }
@@ -40,7 +47,7 @@ pub fn selection(context: &Context, target: Target<'_>) -> Result<Selection, Sta
     let labels = labels.map_err(|error| Status::bad_request(format!("unable to parse requirement: {error}")))?;
     let mut fields =
         FieldSelector::parse(query.get("fieldSelector").unwrap_or_default()).map_err(|error| Status::bad_request(error.to_string()))?;
-    let rules = target.kind.storage.rules;
+    let rules = target.kind.storage.rules.clone();
     for term in &mut fields.terms {
         if let Some(stored) = stored_field(target.kind, &term.field) {
             term.field = stored;
@@ -51,12 +58,15 @@ pub fn selection(context: &Context, target: Target<'_>) -> Result<Selection, Sta
         }
     }
     let exact = fields.exact("metadata.name").filter(|_| !target.namespace.is_empty() || !target.kind.facts.namespaced);
+    let single = exact.is_some();
     let prefix = match exact {
         // One key: the trailing part is compared by the selector, the prefix keeps other keys out of sight.
         Some(name) => target.kind.key(target.namespace, name),
         None => target.kind.prefix(target.namespace),
     };
-    Ok(Selection { prefix, labels, fields, rules })
+    let shard = query.get("shardSelector").filter(|text| !text.is_empty()).map(Shard::parse).transpose();
+    let shard = shard.map_err(|sentence| Status::bad_request(format!("invalid shard selector: {sentence}")))?;
+    Ok(Selection { prefix, labels, fields, shard, rules, single })
 }
 
 /// Events have other field names in `events.k8s.io` than where they are stored.
@@ -82,33 +92,30 @@ enum At {
     Continue {
         revision: u64,
         after: Bytes,
+        /// How many come after that key, where the page before knew.
+        left: Option<i64>,
     },
 }
 
 pub async fn list(server: &Arc<Inner>, context: &Context, target: Target<'_>) -> Result<Response<Body>, Status> {
     let format = super::format(context, target.kind)?;
     let include = Include::parse(&context.query)?;
-    let selection = selection(context, target)?;
+    let selection = Arc::new(selection(context, target)?);
     let limit = number(context, "limit")?.unwrap_or(0) as usize;
     number(context, "timeoutSeconds")?;
     let at = at(context, target, limit)?;
-    let caches = &server.registry.caches;
-    let page = match &at {
-        At::Newest => {
-            reach(server, server.registry.store.revision()).await?;
-            caches.of(target.kind.storage.prefix.as_bytes()).list(&selection.prefix, b"", limit, &selection, caches.observed())
-        }
-        At::NotOlderThan(revision) => {
-            reach(server, *revision).await?;
-            caches.of(target.kind.storage.prefix.as_bytes()).list(&selection.prefix, b"", limit, &selection, caches.observed())
-        }
-        At::Exact(revision) => from_store(server, &selection, *revision, b"", limit).await?,
-        At::Continue { revision, after } => from_store(server, &selection, *revision, after, limit).await?,
-    };
-    let metadata = list_meta(target.kind, &page);
-    if format.view == View::Object && format.media == Media::Json && !format.pretty && !target.kind.converts() {
+    let plain = format.view == View::Object && format.media == Media::Json && !format.pretty && !target.kind.converts();
+    let (page, whole) = page(server, target.kind, &selection, &at, limit, plain).await?;
+    let mut metadata = list_meta(target.kind, &page);
+    if let Some(shard) = &selection.shard {
+        metadata["shardInfo"] = json!({"selector": shard.to_string()});
+    }
+    if plain {
         let head = list_head(target.kind, &metadata);
-        return Ok(reply::list(head, page.objects, false, accepts_gzip(context)));
+        return Ok(match whole {
+            Some(items) => reply::list(head, items, target.kind.is_custom(), accepts_gzip(context)),
+            None => reply::list(head, page.objects.into_iter(), target.kind.is_custom(), accepts_gzip(context)),
+        });
     }
     if format.media == Media::Protobuf
         && let Some(body) = views::many_protobuf(target.kind, &page.objects, format, &metadata)
@@ -118,6 +125,40 @@ pub async fn list(server: &Arc<Inner>, context: &Context, target: Target<'_>) ->
     Ok(reply::value(StatusCode::OK, &views::many(target.kind, &page.objects, format, include, metadata), format))
 }
 
+/// The objects of a page. With `lazily` those of a list without limit come as a walk over a frozen state instead.
+async fn page(
+    server: &Inner,
+    kind: &Kind,
+    selection: &Arc<Selection>,
+    at: &At,
+    limit: usize,
+    lazily: bool,
+) -> Result<(Page, Option<Items>), Status> {
+    let (after, revision) = match at {
+        At::Exact(revision) => return Ok((from_store(server, kind, selection, (*revision, None), limit, None).await?, None)),
+        At::Continue { revision, after, left } if *revision > 0 => {
+            return Ok((from_store(server, kind, selection, (*revision, Some(after)), limit, *left).await?, None));
+        }
+        At::Continue { after, .. } => (after.as_ref(), server.registry.store.revision()),
+        At::Newest => (&b""[..], server.registry.store.revision()),
+        At::NotOlderThan(revision) => (&b""[..], *revision),
+    };
+    reach(server, revision).await?;
+    let caches = &server.registry.caches;
+    let (mut items, revision) = caches.of(kind.storage.prefix.as_bytes()).select(after, selection.clone(), caches.observed());
+    let mut page = Page { objects: Vec::new(), revision, more_after: None, remaining: None };
+    if limit == 0 && lazily {
+        return Ok((page, Some(items)));
+    }
+    page.objects = items.by_ref().take(if limit == 0 { usize::MAX } else { limit }).collect();
+    let rest = items.remaining();
+    if limit > 0 && page.objects.len() == limit && rest > 0 {
+        page.more_after = page.objects.last().map(|last| last.key.clone());
+        page.remaining = selection.is_everything().then_some(rest as i64);
+    }
+    Ok((page, None))
+}
+
 fn list_head(kind: &Kind, metadata: &Value) -> Vec<u8> {
     format!("{{\"kind\":\"{}\",\"apiVersion\":\"{}\",\"metadata\":{metadata},", kind.facts.list_kind, kind.api_version()).into_bytes()
 }
@@ -125,7 +166,7 @@ fn list_head(kind: &Kind, metadata: &Value) -> Vec<u8> {
 fn list_meta(kind: &Kind, page: &Page) -> Value {
     let mut metadata = json!({"resourceVersion": page.revision.to_string()});
     if let Some(after) = &page.more_after {
-        metadata["continue"] = token(kind, page.revision, after).into();
+        metadata["continue"] = token(kind, page.revision as i64, after, page.remaining).into();
         if let Some(remaining) = page.remaining {
             metadata["remainingItemCount"] = remaining.into();
         }
@@ -133,11 +174,16 @@ fn list_meta(kind: &Kind, page: &Page) -> Value {
     metadata
 }
 
-/// Upstream's form: a revision and the key to start at, relative to the resource.
-fn token(kind: &Kind, revision: u64, after: &[u8]) -> String {
+/// Upstream's form: a revision (-1: any) and the key to start at, relative to the resource; beside it how many items are left, so that
+/// later pages need not count them.
+fn token(kind: &Kind, revision: i64, after: &[u8], left: Option<i64>) -> String {
     let start = after.get(kind.storage.prefix.len()..).unwrap_or_default();
     let start = format!("{}\u{0}", String::from_utf8_lossy(start));
-    URL_SAFE_NO_PAD.encode(json!({"v": "meta.k8s.io/v1", "rv": revision, "start": start}).to_string())
+    let mut token = json!({"v": "meta.k8s.io/v1", "rv": revision, "start": start});
+    if let Some(left) = left {
+        token["left"] = left.into();
+    }
+    URL_SAFE_NO_PAD.encode(token.to_string())
 }
 
 fn read_token(kind: &Kind, text: &str) -> Option<At> {
@@ -151,9 +197,12 @@ fn read_token(kind: &Kind, text: &str) -> Option<At> {
         return None;
     }
     let after = Bytes::from(format!("{}{start}", kind.storage.prefix));
-    // -1 is upstream's "an inconsistent rest is fine".
-    let revision = value["rv"].as_i64().map(|revision| u64::try_from(revision).unwrap_or(0))?;
-    Some(At::Continue { revision, after })
+    let revision = match value["rv"].as_i64()? {
+        // Upstream's "an inconsistent rest is fine".
+        -1 => 0,
+        revision => u64::try_from(revision).ok().filter(|revision| *revision > 0)?,
+    };
+    Some(At::Continue { revision, after, left: value["left"].as_i64() })
 }
 
 fn at(context: &Context, target: Target<'_>, limit: usize) -> Result<At, Status> {
@@ -230,21 +279,28 @@ pub async fn reach(server: &Inner, revision: u64) -> Result<(), Status> {
     Err(status)
 }
 
-/// A page at one revision, from the store's history.
-async fn from_store(server: &Inner, selection: &Selection, revision: u64, after: &[u8], limit: usize) -> Result<Page, Status> {
+/// A page at one revision, from the store's history, after a key. `left` is how many come after that key, if that is known.
+async fn from_store(
+    server: &Inner,
+    kind: &Kind,
+    selection: &Selection,
+    (revision, after): (u64, Option<&Bytes>),
+    limit: usize,
+    left: Option<i64>,
+) -> Result<Page, Status> {
     let mut page = Page { objects: Vec::new(), revision, more_after: None, remaining: None };
-    let mut start = if after.is_empty() { Bytes::new() } else { successor(after) };
+    let mut start = after.map_or(Bytes::new(), |after| successor(after));
     let everything = selection.is_everything();
+    let batch = match (limit, everything) {
+        (0, _) => 0,
+        (limit, true) => limit,
+        _ => SKIP_BATCH,
+    };
+    let uncounted = left.is_some() || !everything;
     loop {
-        let wanted = match (limit, everything) {
-            (0, _) => 0,
-            (limit, true) => limit,
-            _ => SKIP_BATCH,
-        };
-        let request = store::Range { prefix: selection.prefix.clone().into(), start: start.clone(), limit: wanted, revision };
-        let result = server.registry.store.range(request).await.map_err(|error| range_error(error))?;
+        let request = store::Range { prefix: selection.prefix.clone().into(), start: start.clone(), limit: batch, revision, uncounted };
+        let result = server.registry.store.range(request).await.map_err(|error| range_error(kind, after, error))?;
         page.revision = result.revision;
-        let mut remaining = result.remaining;
         let mut entries = result.entries.into_iter();
         let mut last = None;
         for entry in entries.by_ref() {
@@ -255,11 +311,12 @@ async fn from_store(server: &Inner, selection: &Selection, revision: u64, after:
                 break;
             }
         }
-        remaining += entries.len();
+        let remaining = result.remaining + entries.len();
         let full = limit > 0 && page.objects.len() >= limit;
         if full && remaining > 0 {
             page.more_after = last.clone();
-            page.remaining = everything.then_some(remaining as i64);
+            let left = left.map(|left| left - page.objects.len() as i64).unwrap_or(remaining as i64);
+            page.remaining = everything.then_some(left.max(1));
         }
         match last {
             Some(last) if !full && remaining > 0 => start = successor(&last),
@@ -274,12 +331,23 @@ fn successor(key: &[u8]) -> Bytes {
     next.into()
 }
 
-fn range_error(error: store::Error) -> Status {
-    match error {
-        store::Error::Future { wanted, newest } => {
+/// `after` is where a later page was to begin: its client may go on there without consistency.
+fn range_error(kind: &Kind, after: Option<&Bytes>, error: store::Error) -> Status {
+    match (error, after) {
+        (store::Error::Future { wanted, newest }, _) => {
             Status::failure(504, "Timeout", format!("Too large resource version: {wanted}, current: {newest}"))
         }
-        other => storage_error(other),
+        (store::Error::Compacted { .. }, Some(after)) => {
+            let why = "The provided continue parameter is too old to display a consistent list result. You can start a new list without \
+                       the continue parameter, or use the continue token in this response to retrieve the remainder of the results. \
+                       Continuing with the provided token results in an inconsistent list - objects that were created, modified, or \
+                       deleted between the time the first chunk was returned and now may show up in the list.";
+            let mut status = Status::expired(why);
+            status.metadata.continue_ = token(kind, -1, after, None);
+            status
+        }
+        (store::Error::Compacted { .. }, None) => Status::expired("The resourceVersion for the provided list is too old."),
+        (other, _) => storage_error(other),
     }
 }
 

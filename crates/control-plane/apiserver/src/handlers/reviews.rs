@@ -79,6 +79,7 @@ fn access(server: &Inner, context: &Context, target: Target<'_>, review: &Value)
         _ => text(resource, "namespace"),
     };
     let (verb, group, name, sub) = (text(resource, "verb"), text(resource, "group"), text(resource, "name"), text(resource, "subresource"));
+    let (fields, labels, version) = (selector(&resource["fieldSelector"]), selector(&resource["labelSelector"]), text(resource, "version"));
     let (plural, path_verb, path) = (text(resource, "resource"), text(path, "verb"), text(path, "path"));
     let asked = match resource.is_object() {
         true => Attributes {
@@ -89,21 +90,49 @@ fn access(server: &Inner, context: &Context, target: Target<'_>, review: &Value)
             subresource: &sub,
             namespace: &namespace,
             name: &name,
+            version: &version,
+            field_selector: &fields,
+            label_selector: &labels,
             path: "",
         },
         false => Attributes { verb: &path_verb, path: &path, ..Attributes::default() },
     };
-    let allowed = server.access.allows(&server.registry.caches, &user, &asked);
-    Ok(match allowed {
-        true => json!({"allowed": true, "reason": "RBAC: allowed"}),
-        false => json!({"allowed": false}),
-    })
+    let decision = server.access.authorizer.decide(&server.registry.caches, &user, &asked);
+    let mut status = json!({"allowed": decision.is_allowed()});
+    if matches!(decision, auth::authorize::Decision::Deny(_)) {
+        status["denied"] = true.into();
+    }
+    if !decision.reason().is_empty() {
+        status["reason"] = decision.reason().into();
+    }
+    Ok(status)
+}
+
+/// A selector of a review (KEP-4601): as it is written, or its requirements written so.
+fn selector(given: &Value) -> String {
+    if let Some(raw) = given["rawSelector"].as_str() {
+        return raw.to_owned();
+    }
+    let one = |requirement: &Value| {
+        let key = requirement["key"].as_str().unwrap_or_default();
+        let values: Vec<&str> = requirement["values"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+        match (requirement["operator"].as_str().unwrap_or_default(), values.as_slice()) {
+            ("In", [value]) => format!("{key}={value}"),
+            ("NotIn", [value]) => format!("{key}!={value}"),
+            ("In", values) => format!("{key} in ({})", values.join(",")),
+            ("NotIn", values) => format!("{key} notin ({})", values.join(",")),
+            ("DoesNotExist", _) => format!("!{key}"),
+            _ => key.to_owned(),
+        }
+    };
+    given["requirements"].as_array().into_iter().flatten().map(one).collect::<Vec<_>>().join(",")
 }
 
 fn subject(spec: &Value) -> UserInfo {
     let text = |name: &str| spec[name].as_str().unwrap_or_default().to_owned();
     let groups = spec["groups"].as_array().into_iter().flatten().filter_map(|group| group.as_str().map(str::to_owned)).collect();
-    UserInfo { username: text("user"), uid: text("uid"), groups, ..UserInfo::default() }
+    let extra = serde_json::from_value(spec["extra"].clone()).unwrap_or_default();
+    UserInfo { username: text("user"), uid: text("uid"), groups, extra }
 }
 
 fn check(target: Target<'_>, spec: &Value, own: bool) -> Result<(), Status> {
@@ -128,18 +157,28 @@ fn check(target: Target<'_>, spec: &Value, own: bool) -> Result<(), Status> {
 fn rules(server: &Inner, context: &Context, review: &Value) -> Value {
     let namespace = review["spec"]["namespace"].as_str().unwrap_or_default();
     let everything = context.user.groups.iter().any(|group| group == "system:masters");
-    let policy = server.access.policy(&server.registry.caches);
     let (mut resources, mut paths) = (Vec::new(), Vec::new());
     if everything {
         resources.push(json!({"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"]}));
         paths.push(json!({"verbs": ["*"], "nonResourceURLs": ["*"]}));
     }
-    for rule in policy.1.rules(&context.user, namespace) {
-        let value = serde_json::to_value(rule).unwrap_or_default();
-        let list = if rule.non_resource_urls.is_empty() { &mut resources } else { &mut paths };
-        if !list.contains(&value) {
-            list.push(value);
+    server.access.authorizer.with_policy(|policy| {
+        for rule in policy.rules(&context.user, namespace) {
+            let value = serde_json::to_value(rule).unwrap_or_default();
+            let list = if rule.non_resource_urls.is_empty() { &mut resources } else { &mut paths };
+            if !list.contains(&value) {
+                list.push(value);
+            }
         }
+    });
+    // The Node authorizer decides by object: its rules cannot be listed.
+    match auth::node::identity(&context.user) {
+        Some(_) => json!({
+            "resourceRules": resources,
+            "nonResourceRules": paths,
+            "incomplete": true,
+            "evaluationError": "node authorizer does not support user rule resolution",
+        }),
+        None => json!({"resourceRules": resources, "nonResourceRules": paths, "incomplete": false}),
     }
-    json!({"resourceRules": resources, "nonResourceRules": paths, "incomplete": false})
 }

@@ -15,10 +15,14 @@ use crate::context::Context;
 use crate::negotiate::{self, Format};
 use crate::object::{meta, metadata_mut};
 use crate::patching::{Patch, PatchType};
+use crate::registry::admit::Lens;
 use crate::registry::{Owners, Target};
 use crate::reply::{self, Body};
 
 const API_VERSION: &str = "autoscaling/v1";
+
+/// Admission judges the Scale, not the object that it scales.
+pub const LENS: Lens = Lens { of, into: |object, scale| object["spec"]["replicas"] = scale["spec"]["replicas"].clone() };
 
 /// The Scale of an object.
 fn of(object: &Value) -> Value {
@@ -70,7 +74,7 @@ pub async fn update(server: &Arc<Inner>, context: &Context, target: Target<'_>, 
 }
 
 pub async fn patch(server: &Arc<Inner>, context: &Context, target: Target<'_>, request: Request<Body>) -> Result<Response<Body>, Status> {
-    let kind = PatchType::of(&context.headers)?;
+    let kind = PatchType::of(&context.headers, true)?;
     let bytes = read_body(request).await?;
     // Applying a Scale sets the one field that it has.
     let bytes = match kind {

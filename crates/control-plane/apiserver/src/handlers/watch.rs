@@ -14,21 +14,26 @@ use http_body::Frame;
 use http_body_util::BodyExt;
 use meta::Status;
 use serde_json::{Value, json};
-use tokio::time::{Instant, Sleep, sleep, sleep_until};
+use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::read;
 use crate::Inner;
-use crate::cache::{Caches, Change, Delivery, Event, Since, Subscription, frame};
+use crate::cache::{Caches, Change, Delivery, Event, Next, Since, Subscription, TooOld, feed, frame};
 use crate::context::Context;
 use crate::negotiate::{Format, Media, View};
 use crate::object::Object;
 use crate::registry::Target;
 use crate::registry::catalog::Kind;
 use crate::reply::Body;
+use crate::selection::Selection;
 use crate::views::{self, Include};
 
 /// A watch without `timeoutSeconds` ends after this time and up to as much again (upstream's min-request-timeout).
 const TIMEOUT_MIN_SECONDS: u64 = 1_800;
+/// Longer wishes are cut.
+const TIMEOUT_MAX_SECONDS: u64 = 30 * 24 * 3_600;
+/// Frames that are ready at the same time are sent in one piece up to about this size.
+const TOGETHER_BYTES: usize = 32 << 10;
 /// About how often a bookmark is sent to a watcher that allows them.
 const BOOKMARK_EVERY: Duration = Duration::from_secs(60);
 
@@ -50,44 +55,61 @@ pub async fn watch(server: &Arc<Inner>, context: &Context, target: Target<'_>) -
         _ => Since::State,
     };
     let announce = initial_events.unwrap_or(since == Since::State);
-    let cache = caches.of(target.kind.storage.prefix.as_bytes());
-    let subscription = cache.watch(since, announce, selection, caches.observed());
     let seconds = read::number(context, "timeoutSeconds")?.filter(|seconds| *seconds > 0).unwrap_or_else(random_timeout);
-    let encoder = Encoder { kind: target.kind, format, include, headers: true };
+    let now = Instant::now();
+    let bookmarks = query.flag("allowWatchBookmarks");
+    let ends = now + Duration::from_secs(seconds.min(TIMEOUT_MAX_SECONDS));
+    let bookmark = bookmarks.then(|| now + BOOKMARK_EVERY);
     let mut body = WatchBody {
-        encoder,
+        encoder: Encoder { kind: target.kind.clone(), format, include, headers: true },
         caches: caches.clone(),
         phase: Phase::Live,
-        initial: Vec::new().into_iter(),
         replay: Vec::new().into_iter(),
         subscription: None,
         revision: 0,
-        bookmarks: query.flag("allowWatchBookmarks"),
-        ends: Box::pin(sleep(Duration::from_secs(seconds))),
-        bookmark: Box::pin(sleep(BOOKMARK_EVERY)),
-        stopping: Box::pin({
-            let drain = server.drain.clone();
-            async move { drain.stopping().await }
-        }),
+        ends,
+        bookmark,
+        timer: Box::pin(sleep_until(bookmark.map_or(ends, |bookmark| bookmark.min(ends)))),
     };
-    match subscription {
+    match subscribe(server, target.kind, since, announce, selection) {
         Ok(mut subscription) => {
-            body.initial = std::mem::take(&mut subscription.initial).into_iter();
             body.replay = std::mem::take(&mut subscription.replay).into_iter();
             body.revision = subscription.revision;
-            body.phase = if announce { Phase::Initial { bookmark: initial_events == Some(true) && body.bookmarks } } else { Phase::Live };
+            body.phase = if announce { Phase::Initial { bookmark: initial_events == Some(true) && bookmarks } } else { Phase::Live };
             body.subscription = Some(subscription);
         }
-        Err(old) => body.phase = Phase::Failed(Status::expired(old.to_string())),
+        Err(old) => body.phase = Phase::Failed(Box::new(Status::expired(old.to_string()))),
     }
     let mut response = Response::new(body.boxed());
     let media = match format.media {
         Media::Protobuf => "application/vnd.kubernetes.protobuf;stream=watch",
+        Media::Cbor => schema::cbor::MEDIA_TYPE_SEQUENCE,
         _ => "application/json",
     };
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(media));
     response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
     Ok(response)
+}
+
+/// What the cache has forgotten, the store may still know: a watch goes on over a restart of the server.
+fn subscribe(server: &Inner, kind: &Kind, since: Since, announce: bool, selection: Arc<Selection>) -> Result<Subscription, TooOld> {
+    let caches = &server.registry.caches;
+    let prefix = kind.storage.prefix.as_bytes();
+    let cache = caches.of(prefix);
+    let old = match cache.watch(since, announce, selection.clone(), caches.observed()) {
+        Err(old) => old,
+        found => return found,
+    };
+    // First the queue, then the past: together they have everything.
+    let mut subscription = cache.watch(Since::State, false, selection.clone(), caches.observed())?;
+    let past = match server.registry.store.history(prefix, old.wanted) {
+        Ok(past) => past.into_iter().take_while(|event| event.revision() <= subscription.applied),
+        Err(store::Error::Compacted { oldest }) => return Err(TooOld { oldest, ..old }),
+        Err(_) => return Err(old),
+    };
+    let events = past.filter_map(|event| feed::event_of(event, |_| None));
+    subscription.replay = events.filter_map(|event| selection.classify(&event).map(|change| (change, event))).collect();
+    Ok(subscription)
 }
 
 /// KEP-3157: `sendInitialEvents` and what has to come with it.
@@ -120,7 +142,7 @@ fn random_timeout() -> u64 {
 
 /// Turns events into frames of the wanted media type and view.
 struct Encoder {
-    kind: &'static Kind,
+    kind: Arc<Kind>,
     format: Format,
     include: Include,
     /// The next table has its column definitions.
@@ -134,12 +156,12 @@ impl Encoder {
 
     /// An event that watchers share: its bytes are made once where all get the same.
     fn delivered(&mut self, change: Change, delivery: &Delivery) -> Bytes {
-        let object = &delivery.event.object;
+        let event = &delivery.event;
         match (self.format.media, self.format.view) {
-            _ if self.kind.converts() => self.event(change, object),
+            _ if self.kind.converts() => self.event(change, &event.shown(change)),
             (Media::Json, View::Object) => delivery.json(change),
-            (Media::Protobuf, View::Object) => delivery.protobuf(change, || self.event(change, object)),
-            _ => self.event(change, object),
+            (Media::Protobuf, View::Object) => delivery.protobuf(change, || self.event(change, &event.shown(change))),
+            _ => self.event(change, &event.shown(change)),
         }
     }
 
@@ -151,14 +173,17 @@ impl Encoder {
             View::Table(version) => {
                 let list = json!({"resourceVersion": object.revision.to_string()});
                 let headers = std::mem::take(&mut self.headers);
-                views::table(self.kind, vec![views::served(self.kind, object)], version, self.include, list, headers)
+                views::table(&self.kind, vec![object.value()], version, self.include, list, headers)
             }
-            _ => views::one(self.kind, object, self.format, self.include),
+            _ => views::one(&self.kind, object, self.format, self.include),
         };
         self.envelope(change.word(), value)
     }
 
     fn envelope(&self, word: &str, value: Value) -> Bytes {
+        if self.format.media == Media::Cbor {
+            return schema::cbor::watch_event(word, &schema::cbor::encode(&value)).into();
+        }
         if self.format.media == Media::Protobuf
             && let Some(frame) = crate::codec::watch_frame(word, &value)
         {
@@ -200,7 +225,7 @@ enum Phase {
     },
     Live,
     /// One last error.
-    Failed(Status),
+    Failed(Box<Status>),
     Over,
 }
 
@@ -208,73 +233,124 @@ struct WatchBody {
     encoder: Encoder,
     caches: Arc<Caches>,
     phase: Phase,
-    initial: std::vec::IntoIter<Arc<Object>>,
     replay: std::vec::IntoIter<(Change, Event)>,
     subscription: Option<Subscription>,
     /// What the client has seen.
     revision: u64,
-    bookmarks: bool,
-    ends: Pin<Box<Sleep>>,
-    bookmark: Pin<Box<Sleep>>,
-    stopping: Pin<Box<dyn Future<Output = ()> + Send + Sync>>,
+    ends: Instant,
+    /// When the next one is due, for a client that allows them.
+    bookmark: Option<Instant>,
+    /// Goes off at the earlier of the two.
+    timer: Pin<Box<Sleep>>,
 }
 
 impl WatchBody {
+    /// The next frame; what waits already goes out together, so that a busy watch costs fewer writes than events.
     fn step(&mut self, poller: &mut Poller<'_>) -> Poll<Option<Bytes>> {
-        match &self.phase {
-            Phase::Over => return Poll::Ready(None),
-            Phase::Failed(status) => {
-                let last = self.encoder.error(status);
-                self.phase = Phase::Over;
-                return Poll::Ready(Some(last));
+        let first = match self.next(poller) {
+            Poll::Ready(Some(first)) if first.len() < TOGETHER_BYTES => first,
+            other => return other,
+        };
+        let mut together = Vec::new();
+        while first.len() + together.len() < TOGETHER_BYTES
+            && let Some(frame) = self.ready()
+        {
+            if together.is_empty() {
+                together.reserve(2 * first.len() + 2 * frame.len());
+                together.extend_from_slice(&first);
             }
-            Phase::Initial { bookmark } => {
-                if let Some(object) = self.initial.next() {
-                    return Poll::Ready(Some(self.encoder.event(Change::Added, &object)));
-                }
-                let bookmark = *bookmark;
-                self.phase = Phase::Live;
-                if bookmark {
-                    return Poll::Ready(Some(self.encoder.bookmark(self.revision, true)));
-                }
-            }
-            Phase::Live => {}
+            together.extend_from_slice(&frame);
         }
-        if let Some((change, event)) = self.replay.next() {
-            return Poll::Ready(Some(self.encoder.event(change, &event.object)));
-        }
-        self.live(poller)
+        Poll::Ready(Some(if together.is_empty() { first } else { together.into() }))
     }
 
-    fn live(&mut self, poller: &mut Poller<'_>) -> Poll<Option<Bytes>> {
+    /// An object or event that can be sent at once.
+    fn ready(&mut self) -> Option<Bytes> {
+        let subscription = self.subscription.as_mut()?;
+        match self.phase {
+            Phase::Initial { .. } => {
+                let object = subscription.initial.as_mut()?.next()?;
+                Some(self.encoder.event(Change::Added, &object))
+            }
+            Phase::Live => match self.replay.next() {
+                Some((change, event)) => Some(self.encoder.event(change, &event.shown(change))),
+                None => {
+                    let (change, delivery) = subscription.live.take_event()?;
+                    self.revision = delivery.event.object.revision;
+                    Some(self.encoder.delivered(change, &delivery))
+                }
+            },
+            Phase::Failed(_) | Phase::Over => None,
+        }
+    }
+
+    fn next(&mut self, poller: &mut Poller<'_>) -> Poll<Option<Bytes>> {
+        if let Phase::Failed(status) = &self.phase {
+            let last = self.encoder.error(status);
+            self.phase = Phase::Over;
+            return Poll::Ready(Some(last));
+        }
+        if let Phase::Over = self.phase {
+            return Poll::Ready(None);
+        }
         // Read before the queue: all events up to here are already in it.
         let observed = self.caches.observed();
-        let Some(subscription) = &mut self.subscription else {
+        if let Some(frame) = self.ready() {
+            return Poll::Ready(Some(frame));
+        }
+        if let Phase::Initial { bookmark } = self.phase {
+            self.phase = Phase::Live;
+            if let Some(subscription) = &mut self.subscription {
+                subscription.initial = None;
+            }
+            if bookmark {
+                return Poll::Ready(Some(self.encoder.bookmark(self.revision, true)));
+            }
+            if let Some(frame) = self.ready() {
+                return Poll::Ready(Some(frame));
+            }
+        }
+        self.wait(poller, observed)
+    }
+
+    /// Nothing is there to be sent.
+    fn wait(&mut self, poller: &mut Poller<'_>, observed: u64) -> Poll<Option<Bytes>> {
+        let Some(subscription) = &self.subscription else {
             return Poll::Ready(None);
         };
-        match subscription.live.poll_recv(poller) {
-            Poll::Ready(Some((change, delivery))) => {
+        match subscription.live.poll_next(poller) {
+            Poll::Ready(Next::Event(change, delivery)) => {
                 self.revision = delivery.event.object.revision;
                 return Poll::Ready(Some(self.encoder.delivered(change, &delivery)));
             }
-            Poll::Ready(None) if subscription.lagged() => {
+            Poll::Ready(Next::Lagged) => {
                 self.phase = Phase::Over;
                 let status = Status::expired(format!("too old resource version: {} ({observed})", self.revision));
                 return Poll::Ready(Some(self.encoder.error(&status)));
             }
-            Poll::Ready(None) => return Poll::Ready(None),
+            Poll::Ready(Next::Closed) => return self.end(observed),
             Poll::Pending => {}
         }
-        if self.ends.as_mut().poll(poller).is_ready() || self.stopping.as_mut().poll(poller).is_ready() {
-            self.phase = Phase::Over;
-            // A last bookmark lets the client resume from here.
-            return Poll::Ready(self.bookmarks.then(|| self.encoder.bookmark(observed.max(self.revision), false)));
-        }
-        if self.bookmarks && self.bookmark.as_mut().poll(poller).is_ready() {
-            self.bookmark.set(sleep_until(Instant::now() + BOOKMARK_EVERY));
-            return Poll::Ready(Some(self.encoder.bookmark(observed.max(self.revision), false)));
+        while self.timer.as_mut().poll(poller).is_ready() {
+            let now = Instant::now();
+            if now >= self.ends {
+                return self.end(observed);
+            }
+            let Some(due) = self.bookmark else { continue };
+            let next = if now >= due { now + BOOKMARK_EVERY } else { due };
+            self.bookmark = Some(next);
+            self.timer.as_mut().reset(next.min(self.ends));
+            if now >= due {
+                return Poll::Ready(Some(self.encoder.bookmark(observed.max(self.revision), false)));
+            }
         }
         Poll::Pending
+    }
+
+    /// A last bookmark lets the client resume from here.
+    fn end(&mut self, observed: u64) -> Poll<Option<Bytes>> {
+        self.phase = Phase::Over;
+        Poll::Ready(self.bookmark.map(|_| self.encoder.bookmark(observed.max(self.revision), false)))
     }
 }
 

@@ -26,7 +26,7 @@ const COLLECTION_WORKERS: usize = 16;
 pub async fn create(server: &Arc<Inner>, context: &Context, target: Target<'_>, request: Request<Body>) -> Result<Response<Body>, Status> {
     let format = super::format(context, target.kind)?;
     let options = context.write_options()?;
-    let media = negotiate::body_media(&context.headers, true)?;
+    let media = negotiate::body_media(&context.headers, !target.kind.is_custom())?;
     let object = codec::object(context, target.kind, &read_body(request).await?, media, &options)?;
     server.access.check_grant(&server.registry.caches, context, target.kind, &object, None)?;
     let object = server.registry.create(context, target, object, &options, Owners::Update).await?;
@@ -45,7 +45,7 @@ pub fn part(context: &Context, target: Target<'_>) -> Part {
 pub async fn update(server: &Arc<Inner>, context: &Context, target: Target<'_>, request: Request<Body>) -> Result<Response<Body>, Status> {
     let format = super::format(context, target.kind)?;
     let options = context.write_options()?;
-    let media = negotiate::body_media(&context.headers, true)?;
+    let media = negotiate::body_media(&context.headers, !target.kind.is_custom())?;
     let mut object = codec::object(context, target.kind, &read_body(request).await?, media, &options)?;
     place(target, &mut object)?;
     let part = part(context, target);
@@ -88,7 +88,7 @@ fn place(target: Target<'_>, object: &mut Value) -> Result<(), Status> {
 pub async fn patch(server: &Arc<Inner>, context: &Context, target: Target<'_>, request: Request<Body>) -> Result<Response<Body>, Status> {
     let format = super::format(context, target.kind)?;
     let options = context.write_options()?;
-    let kind = PatchType::of(&context.headers)?;
+    let kind = PatchType::of(&context.headers, !target.kind.is_custom())?;
     if kind != PatchType::Apply && options.force {
         let error = meta::field::Error::forbidden(&meta::field::Path::new("force"), "may not be specified for non-apply patch");
         return Err(Status::invalid("meta.k8s.io", "PatchOptions", "", &[error]));
@@ -137,7 +137,7 @@ async fn apply(
         return Err(Status::invalid("meta.k8s.io", "PatchOptions", "", &[error]));
     }
     let kind = target.kind;
-    let parsed = codec::parse(bytes, Media::Yaml, kind.facts.kind)?;
+    let parsed = codec::parse(bytes, patching::apply_media(&context.headers), kind.facts.kind)?;
     let api_version = kind.api_version();
     // Unknown and repeated fields are reported; the configuration itself stays as it was written.
     codec::check(context, kind, parsed.clone(), options)?;
@@ -147,7 +147,8 @@ async fn apply(
     let manager = registry::manager(kind, &options.manager, part, &api_version, &now);
     let merge = |live: Option<&Value>| {
         let live = live.map(|live| if kind.converts() { crate::convert::from_storage(kind, live.clone()) } else { live.clone() });
-        let merged = schema::apply::apply(live.as_ref(), &applied, &manager, options.force, kind.schema).map_err(|error| error.status())?;
+        let merged =
+            schema::apply::apply(live.as_ref(), &applied, &manager, options.force, &kind.schema).map_err(|error| error.status())?;
         let quiet = WriteOptions { validation: schema::decode::Mode::Ignore, ..options.clone() };
         codec::decode(context, kind, merged, &quiet)
     };
@@ -197,7 +198,7 @@ pub async fn delete(server: &Arc<Inner>, context: &Context, target: Target<'_>, 
     let options = delete_options(context, request).await?;
     match server.registry.delete(context, target, &options).await? {
         Deleted::Pending(object) => respond(context, target.kind, StatusCode::OK, &object, format),
-        Deleted::Gone(object) if RETURNS_DELETED.contains(&target.kind.facts.plural) => {
+        Deleted::Gone(object) if target.kind.facts.deletion_returns_object() => {
             respond(context, target.kind, StatusCode::OK, &object, format)
         }
         Deleted::Gone(object) => {
@@ -206,10 +207,6 @@ pub async fn delete(server: &Arc<Inner>, context: &Context, target: Target<'_>, 
         }
     }
 }
-
-/// Kinds whose deletion answers with the object (upstream: ReturnDeletedObject).
-const RETURNS_DELETED: [&str; 6] =
-    ["pods", "podtemplates", "persistentvolumes", "persistentvolumeclaims", "serviceaccounts", "resourcequotas"];
 
 pub async fn delete_collection(
     server: &Arc<Inner>,
@@ -239,7 +236,7 @@ pub async fn delete_collection(
 async fn delete_one(
     server: Arc<Inner>,
     context: &Context,
-    kind: &'static Kind,
+    kind: &Arc<Kind>,
     object: Arc<Object>,
     options: deletion::Options,
 ) -> Result<(), Status> {

@@ -1,21 +1,24 @@
-//! The kinds that are served: facts of the table joined with the rules of the kind.
+//! The built-in kinds: facts of the table joined with the rules of the kind. Which of them a server serves says its [`Served`].
+//!
+//! [`Served`]: schema::resources::Served
 
 use std::collections::HashMap;
-use std::sync::OnceLock;
+use std::ops::Deref;
+use std::sync::{Arc, OnceLock};
 
 use meta::{GroupResource, Status};
 use rules::{GENERIC_COLUMNS, Rules};
-use schema::model::Type;
+use schema::model::{Ref, Type};
 use schema::resources::{Resource, Subresource};
 use serde_json::{Value, json};
 
 use crate::object::meta;
 
-/// One resource in one served version.
+/// One resource in one version.
 pub struct Kind {
     pub facts: &'static Resource,
-    pub schema: &'static Type,
-    pub rules: &'static dyn Rules,
+    pub schema: Ref<Type>,
+    pub rules: RulesRef,
     /// Where objects are stored, in which form.
     pub storage: Storage,
 }
@@ -26,8 +29,25 @@ pub struct Storage {
     pub group: &'static str,
     pub version: &'static str,
     /// The rules of the stored version (they know its selectable fields).
-    pub rules: &'static dyn Rules,
-    pub schema: &'static Type,
+    pub rules: RulesRef,
+    pub schema: Ref<Type>,
+}
+
+/// The rules of a built-in kind, or those made of a CRD.
+#[derive(Clone)]
+pub enum RulesRef {
+    Static(&'static dyn Rules),
+    Owned(Arc<dyn Rules>),
+}
+
+impl Deref for RulesRef {
+    type Target = dyn Rules;
+    fn deref(&self) -> &dyn Rules {
+        match self {
+            RulesRef::Static(rules) => *rules,
+            RulesRef::Owned(rules) => &**rules,
+        }
+    }
 }
 
 impl Storage {
@@ -47,6 +67,17 @@ impl Kind {
     /// Served in another version than stored.
     pub fn converts(&self) -> bool {
         (self.storage.group, self.storage.version) != (self.facts.group, self.facts.version)
+    }
+    /// Made of a CRD: no protobuf, no strategic merge patch.
+    pub fn is_custom(&self) -> bool {
+        matches!(self.schema, Ref::Owned(_))
+    }
+    /// The built-in type; custom resources have none, and so no protobuf.
+    pub fn table_type(&self) -> Option<&'static Type> {
+        match self.schema {
+            Ref::Static(found) => Some(found),
+            Ref::Owned(_) => None,
+        }
     }
     pub fn has_verb(&self, verb: &str) -> bool {
         self.facts.verbs.contains(&verb)
@@ -93,25 +124,40 @@ impl Rules for Generic {
     fn cells(&self, object: &Value, _now: i64) -> Vec<Value> {
         vec![json!(meta(object, "name")), json!(meta(object, "creationTimestamp"))]
     }
+    fn prepare_create(&self, object: &mut Value) {
+        let has_status = self.0.subresource("status").is_some();
+        if let Some(members) = object.as_object_mut().filter(|_| has_status) {
+            members.remove("status");
+        }
+    }
+    fn validate_name(&self, name: &str) -> Vec<String> {
+        meta::names::dns1123_subdomain(name)
+    }
 }
 
-/// All served kinds, in the table's order.
-pub fn all() -> &'static [Kind] {
-    static KINDS: OnceLock<Vec<Kind>> = OnceLock::new();
-    KINDS.get_or_init(|| schema::resources::all().iter().filter(|facts| facts.served).filter_map(join).collect())
+/// All built-in kinds in all their versions, in the table's order.
+pub fn all() -> &'static [Arc<Kind>] {
+    static KINDS: OnceLock<Vec<Arc<Kind>>> = OnceLock::new();
+    KINDS.get_or_init(|| schema::resources::all().iter().filter_map(join).map(Arc::new).collect())
 }
 
 fn join(facts: &'static Resource) -> Option<Kind> {
     let schema = schema::table::by_gvk(facts.group, facts.version, facts.kind)?;
     let storage = Storage {
-        schema: schema::table::by_gvk(facts.storage_group(), facts.storage_version, facts.kind)?,
+        schema: Ref::Static(schema::table::by_gvk(facts.storage_group(), facts.storage_version, facts.kind)?),
         prefix: format!("/registry/{}/", facts.storage_prefix()),
         group: facts.storage_group(),
         version: facts.storage_version,
-        rules: rules::of(facts.storage_group(), facts.storage_version, facts.kind).unwrap_or_else(|| generic(facts)),
+        rules: rules_of(facts, facts.storage_group(), facts.storage_version),
     };
-    let own = rules::of(facts.group, facts.version, facts.kind).unwrap_or_else(|| generic(facts));
-    Some(Kind { facts, schema, rules: own, storage })
+    Some(Kind { facts, schema: Ref::Static(schema), rules: rules_of(facts, facts.group, facts.version), storage })
+}
+
+/// The rules of a kind in a version; where that version has none, another one's of the same group: versions differ little.
+fn rules_of(facts: &'static Resource, group: &str, version: &str) -> RulesRef {
+    let in_group = |rules: &&'static dyn Rules| (rules.gvk().0, rules.gvk().2) == (group, facts.kind);
+    let other = || rules::all().iter().copied().find(in_group);
+    RulesRef::Static(rules::of(group, version, facts.kind).or_else(other).unwrap_or_else(|| generic(facts)))
 }
 
 /// Lives as long as the process: called once per kind.
@@ -119,14 +165,14 @@ fn generic(facts: &'static Resource) -> &'static dyn Rules {
     Box::leak(Box::new(Generic(facts)))
 }
 
-/// The kind behind a path.
-pub fn find(group: &str, version: &str, plural: &str) -> Option<&'static Kind> {
-    static INDEX: OnceLock<HashMap<(&str, &str, &str), &Kind>> = OnceLock::new();
+/// The kind behind a path, served or not.
+pub fn find(group: &str, version: &str, plural: &str) -> Option<&'static Arc<Kind>> {
+    static INDEX: OnceLock<HashMap<(&str, &str, &str), &Arc<Kind>>> = OnceLock::new();
     let index = INDEX.get_or_init(|| all().iter().map(|kind| ((kind.facts.group, kind.facts.version, kind.facts.plural), kind)).collect());
     index.get(&(group, version, plural)).copied()
 }
 
 /// The kind in the version in which it is stored.
-pub fn stored(group: &str, plural: &str) -> Option<&'static Kind> {
+pub fn stored(group: &str, plural: &str) -> Option<&'static Arc<Kind>> {
     all().iter().find(|kind| kind.facts.group == group && kind.facts.plural == plural && !kind.converts())
 }

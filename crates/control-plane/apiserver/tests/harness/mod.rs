@@ -1,6 +1,8 @@
 //! A server on the store in memory, asked without sockets.
 #![allow(dead_code)]
 
+pub mod https;
+
 use std::sync::Arc;
 
 use apiserver::{Body, Config, Server};
@@ -9,6 +11,8 @@ use bytes::Bytes;
 use http::{HeaderMap, Method, Request};
 use http_body_util::{BodyExt, Full};
 use serde_json::Value;
+
+pub mod samples;
 
 pub struct Api {
     pub server: Server,
@@ -47,8 +51,15 @@ pub fn body(bytes: impl Into<Bytes>) -> Body {
 
 impl Api {
     pub async fn new() -> Self {
+        Self::with(Config::default()).await
+    }
+    /// A server that serves beta and alpha APIs too.
+    pub async fn with_all_apis() -> Self {
+        Self::with(Config { served: schema::resources::Served::parse("api/all=true").unwrap(), ..Config::default() }).await
+    }
+    pub async fn with(config: Config) -> Self {
         let store = Arc::new(store::memory::Memory::new());
-        let server = Server::new(Config::default(), store.clone()).unwrap();
+        let server = Server::new(config, store.clone()).unwrap();
         server.bootstrap().await.unwrap();
         Self { server, store }
     }
@@ -74,6 +85,10 @@ impl Api {
     }
     pub async fn merge(&self, path: &str, patch: Value) -> Answer {
         self.ask("PATCH", path, "application/merge-patch+json", patch.to_string()).await
+    }
+    /// Any request with an `Accept`.
+    pub async fn get_as(&self, path: &str, accept: &str) -> Answer {
+        self.send(Request::builder().uri(path).header("accept", accept).body(body("")).unwrap(), admin()).await
     }
     pub async fn delete(&self, path: &str) -> Answer {
         self.ask("DELETE", path, "application/json", "").await

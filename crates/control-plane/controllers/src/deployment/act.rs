@@ -45,7 +45,7 @@ impl Controller {
     async fn claim(&self, deployment: &Deployment, key: &ObjectKey, plan: &Plan) -> Result<(), Error> {
         let owner = act::controller_ref(deployment);
         for set in &plan.release {
-            match act::release::<ReplicaSet>(&self.client, &owner.uid, &set.metadata).await {
+            match act::release::<ReplicaSet>(&self.client, &owner.uid, &set.metadata, None).await {
                 Ok(revision) => self.expectations.wrote(key, Some(&revision)),
                 Err(error) if error.is_not_found() || error.is_conflict() || error.is_invalid() => {}
                 Err(error) => return Err(error),
@@ -55,7 +55,7 @@ impl Controller {
             return Ok(());
         }
         for set in &plan.adopt {
-            let revision = act::adopt::<ReplicaSet>(&self.client, &owner, &set.metadata).await?;
+            let revision = act::adopt::<ReplicaSet>(&self.client, &owner, &set.metadata, None).await?;
             self.expectations.wrote(key, Some(&revision));
         }
         Ok(())

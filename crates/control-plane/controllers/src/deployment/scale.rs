@@ -5,6 +5,7 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::annotations;
 use super::rollout::is_recreate;
+use crate::intstr::{Round, scaled};
 
 pub(super) fn wanted(deployment: &Deployment) -> i32 {
     deployment.spec.replicas.unwrap_or(1)
@@ -35,22 +36,9 @@ fn fence_posts(deployment: &Deployment) -> (i32, i32) {
     let RollingUpdateDeployment { max_surge, max_unavailable } = rolling.unwrap_or_default();
     let quarter = || IntOrString::String("25%".into());
     let wanted = wanted(deployment);
-    let surge = share(&max_surge.unwrap_or_else(quarter), wanted, true);
-    let unavailable = share(&max_unavailable.unwrap_or_else(quarter), wanted, false);
+    let surge = scaled(&max_surge.unwrap_or_else(quarter), wanted, Round::Up);
+    let unavailable = scaled(&max_unavailable.unwrap_or_else(quarter), wanted, Round::Down);
     if surge == 0 && unavailable == 0 { (0, 1) } else { (surge, unavailable) }
-}
-
-/// A number, or a percentage of `total`.
-fn share(value: &IntOrString, total: i32, round_up: bool) -> i32 {
-    match value {
-        IntOrString::Int(number) => *number,
-        IntOrString::String(text) => {
-            let percent: i64 = text.strip_suffix('%').and_then(|number| number.parse().ok()).unwrap_or(0);
-            let hundredfold = i64::from(total).saturating_mul(percent);
-            let part = if round_up { hundredfold.saturating_add(99) / 100 } else { hundredfold / 100 };
-            i32::try_from(part).unwrap_or(i32::MAX)
-        }
-    }
 }
 
 /// How large the new ReplicaSet may be now: all that is wanted, as far as the surge allows beside the others.

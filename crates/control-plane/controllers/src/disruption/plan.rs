@@ -10,7 +10,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::observe::World;
-use crate::pods;
+use crate::{intstr, pods};
 
 /// An evicted pod counts as gone so long, although it is still there.
 const EVICTION_TAKES: SignedDuration = SignedDuration::from_secs(120);
@@ -88,14 +88,7 @@ fn bounds(world: &World, spec: &PodDisruptionBudgetSpec) -> Result<Bounds, Strin
 
 /// Percentages are rounded up, for both bounds.
 fn share(value: &IntOrString, total: i32) -> i32 {
-    match value {
-        IntOrString::Int(number) => *number,
-        IntOrString::String(text) => {
-            let percent: i64 = text.strip_suffix('%').and_then(|number| number.parse().ok()).unwrap_or(0);
-            i32::try_from((i64::from(total) * percent).div_euclid(100) + i64::from((i64::from(total) * percent).rem_euclid(100) > 0))
-                .unwrap_or(i32::MAX)
-        }
-    }
+    intstr::scaled(value, total, intstr::Round::Up)
 }
 
 fn judge(status: &mut PodDisruptionBudgetStatus, on: bool, reason: &str, message: &str, now: Timestamp) {

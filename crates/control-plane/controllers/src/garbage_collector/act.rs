@@ -36,13 +36,28 @@ impl Controller {
         Ok(Outcome::Done)
     }
 
+    /// The watches of two resources may be at different revisions: an object that has just been orphaned may still look owned here when its
+    /// owner's end is already known. What the server has decides; if that differs, its event is on its way and decides anew.
     async fn delete(&self, node: &Node, propagation: Propagation) -> Result<(), Error> {
         let meta = &node.object.metadata;
+        let path = node.resource.object(Some(&meta.namespace), &meta.name, "");
+        let live: PartialObject = match self.client.request_json(Method::GET, &path, None).await {
+            Err(error) if error.is_not_found() => return Ok(()),
+            other => other?,
+        };
+        if live.metadata.uid != meta.uid || live.metadata.owner_references != meta.owner_references {
+            return Ok(());
+        }
         debug!(kind = %node.resource.kind, namespace = %meta.namespace, name = %meta.name, ?propagation, "its owners are gone");
-        let params = DeleteParams { propagation: Some(propagation), uid: Some(meta.uid.clone()), ..DeleteParams::default() };
+        let params = DeleteParams {
+            propagation: Some(propagation),
+            uid: Some(meta.uid.clone()),
+            resource_version: Some(live.metadata.resource_version.clone()),
+            ..DeleteParams::default()
+        };
         match self.client.delete_of(&node.resource, Some(&meta.namespace), &meta.name, &params).await {
-            // Gone, or another object of that name.
-            Err(error) if error.is_not_found() || error.is_conflict() => Ok(()),
+            Err(error) if error.is_not_found() => Ok(()),
+            // A conflict, too, is tried again: what changed in between may have been anything.
             other => other.map(drop),
         }
     }
@@ -84,5 +99,37 @@ impl Controller {
         let patch = Patch::Merge(json!({ "metadata": patch }));
         let patched = self.client.patch_of::<PartialObject>(resource, Some(&meta.namespace), &meta.name, &patch, "").await;
         act::ignore_not_found(patched.map(drop))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use k8s_openapi::api::core::v1::ConfigMap;
+    use reconcile::Queue;
+    use testkit::fake_api::FakeApi;
+
+    use super::*;
+
+    /// What stands in the graph, and what the server has.
+    async fn is_deleted(owners_seen: Value, owners_now: Value) -> bool {
+        let api = FakeApi::new();
+        let object = |owners: &Value| json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"namespace": "a", "name": "x", "ownerReferences": owners}});
+        let path = "/api/v1/namespaces/a/configmaps";
+        let live: Value = api.client().request_json(Method::POST, path, Some(object(&owners_now).to_string().into())).await.unwrap();
+        let controller = Controller { client: api.client(), graph: Mutex::default(), kinds: Mutex::default(), queue: Queue::new() };
+        let mut seen = object(&owners_seen);
+        seen["metadata"]["uid"] = live["metadata"]["uid"].clone();
+        let node = Node { resource: Arc::new(ApiResource::of::<ConfigMap>()), object: Arc::new(serde_json::from_value(seen).unwrap()) };
+        controller.delete(&node, Propagation::Background).await.unwrap();
+        api.get("/api/v1/configmaps", "a", "x").is_none()
+    }
+
+    #[tokio::test]
+    async fn an_object_that_was_orphaned_meanwhile_stays() {
+        let owned = json!([{"apiVersion": "v1", "kind": "ConfigMap", "name": "o", "uid": "1"}]);
+        assert!(!is_deleted(owned.clone(), json!([])).await);
+        assert!(is_deleted(owned.clone(), owned).await);
     }
 }

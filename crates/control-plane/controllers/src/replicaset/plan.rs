@@ -3,9 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use k8s_openapi::api::apps::v1::{ReplicaSet, ReplicaSetStatus};
+use k8s_openapi::api::apps::v1::ReplicaSetStatus;
 use k8s_openapi::api::core::v1::Pod;
 
+use super::kind::Replicated;
 use super::observe::World;
 use super::rank;
 use crate::pods;
@@ -23,13 +24,13 @@ pub(super) struct Plan {
     pub look_again: Option<Duration>,
 }
 
-pub(super) fn plan(world: &World) -> Plan {
+pub(super) fn plan<K: Replicated>(world: &World<K>) -> Plan {
     let set = &*world.set;
-    let wanted_labels = selector::parse(Some(&set.spec.selector));
+    let wanted_labels = set.selector();
     let mut plan = Plan::default();
     let (mut ours, mut terminating) = (Vec::new(), 0);
     for pod in &world.pods {
-        let claim = selector::claim(&set.metadata, &wanted_labels, &pod.metadata);
+        let claim = selector::claim(set.metadata(), &wanted_labels, &pod.metadata);
         match claim {
             Claim::Keep if pods::is_active(pod) => ours.push(pod.clone()),
             Claim::Keep if !pods::is_terminal(pod) => terminating += 1,
@@ -43,23 +44,14 @@ pub(super) fn plan(world: &World) -> Plan {
     }
     plan.status = status(world, &ours, terminating);
     plan.look_again = next_available(world, &ours);
-    if set.metadata.deletion_timestamp.is_none() {
+    if set.metadata().deletion_timestamp.is_none() {
         resize(world, ours, &mut plan);
     }
     plan
 }
 
-pub(super) fn replicas(set: &ReplicaSet) -> usize {
-    let replicas = set.spec.replicas.unwrap_or(1);
-    usize::try_from(replicas).unwrap_or(0)
-}
-
-fn min_ready_seconds(set: &ReplicaSet) -> i32 {
-    set.spec.min_ready_seconds.unwrap_or(0)
-}
-
-fn resize(world: &World, mut ours: Vec<Arc<Pod>>, plan: &mut Plan) {
-    let wanted = replicas(&world.set);
+fn resize<K: Replicated>(world: &World<K>, mut ours: Vec<Arc<Pod>>, plan: &mut Plan) {
+    let wanted = usize::try_from(world.set.replicas()).unwrap_or(0);
     match ours.len().checked_sub(wanted) {
         None => plan.create = wanted - ours.len(),
         Some(0) => {}
@@ -71,15 +63,15 @@ fn resize(world: &World, mut ours: Vec<Arc<Pod>>, plan: &mut Plan) {
     }
 }
 
-fn status(world: &World, ours: &[Arc<Pod>], terminating: i32) -> ReplicaSetStatus {
+fn status<K: Replicated>(world: &World<K>, ours: &[Arc<Pod>], terminating: i32) -> ReplicaSetStatus {
     let set = &*world.set;
-    let template = set.spec.template.as_ref().and_then(|template| template.metadata.as_ref());
+    let template = set.template().and_then(|template| template.metadata.as_ref());
     let wanted = template.and_then(|meta| meta.labels.as_ref());
     let fully_labeled = |pod: &Pod| {
         let labels = pod.metadata.labels.as_ref();
         wanted.is_none_or(|wanted| wanted.iter().all(|(key, value)| labels.and_then(|labels| labels.get(key)) == Some(value)))
     };
-    let seconds = min_ready_seconds(set);
+    let seconds = set.min_ready_seconds();
     let count = |test: &dyn Fn(&Pod) -> bool| Some(ours.iter().filter(|pod| test(pod)).count() as i32);
     ReplicaSetStatus {
         replicas: ours.len() as i32,
@@ -87,13 +79,13 @@ fn status(world: &World, ours: &[Arc<Pod>], terminating: i32) -> ReplicaSetStatu
         ready_replicas: count(&pods::is_ready),
         available_replicas: count(&|pod| pods::is_available(pod, seconds, world.now)),
         terminating_replicas: Some(terminating),
-        observed_generation: set.metadata.generation,
-        conditions: set.status.as_ref().and_then(|status| status.conditions.clone()),
+        observed_generation: set.metadata().generation,
+        conditions: set.status().and_then(|status| status.conditions),
     }
 }
 
-fn next_available(world: &World, ours: &[Arc<Pod>]) -> Option<Duration> {
-    let seconds = min_ready_seconds(&world.set);
+fn next_available<K: Replicated>(world: &World<K>, ours: &[Arc<Pod>]) -> Option<Duration> {
+    let seconds = world.set.min_ready_seconds();
     let waits = |pod: &Arc<Pod>| {
         let since = pods::ready_since(pod).filter(|_| !pods::is_available(pod, seconds, world.now))?;
         let left = since.as_second() + i64::from(seconds) - world.now.as_second();
@@ -110,7 +102,7 @@ mod tests {
 
     use super::*;
 
-    fn world(replicas: i32, leaving: bool, pods: &[Value]) -> World {
+    fn world(replicas: i32, leaving: bool, pods: &[Value]) -> World<k8s_openapi::api::apps::v1::ReplicaSet> {
         let set = json!({
             "metadata": {"name": "web", "namespace": "a", "uid": "rs", "generation": 3,
                 "deletionTimestamp": leaving.then_some("2026-01-01T00:00:00Z")},

@@ -2,33 +2,39 @@
 
 use std::sync::Arc;
 
-use client::{DeleteParams, Error};
-use k8s_openapi::api::apps::v1::{StatefulSet, StatefulSetStatus};
-use k8s_openapi::api::core::v1::Pod;
+use client::{Error, Patch};
+use k8s_openapi::api::apps::v1::StatefulSet;
+use k8s_openapi::api::core::v1::{ObjectReference, PersistentVolumeClaim, Pod};
 use reconcile::{EventKind, ObjectKey, Outcome, key_of, reference_to};
+use serde_json::json;
 
 use super::observe::World;
 use super::plan::Plan;
-use super::{Controller, identity};
+use super::{Controller, claims, identity};
 use crate::{act, history};
 
 impl Controller {
     pub(super) async fn act(self: &Arc<Self>, world: &World, plan: Plan) -> Result<Outcome, Error> {
-        let set = &world.set;
+        let set = &*world.set;
         let key = key_of(&set.metadata);
-        if !plan.adopt.is_empty() && act::may_adopt(&self.client, &**set).await? {
-            for pod in &plan.adopt {
-                let revision = act::adopt::<Pod>(&self.client, &act::controller_ref(&**set), &pod.metadata).await?;
-                self.expectations.wrote(&key, Some(&revision));
+        self.control.claim(set, &plan.adopt, &plan.release).await?;
+        self.own_claims(world, &plan).await?;
+        let mut failed = Ok(());
+        for (ordinal, revision) in &plan.create {
+            failed = self.create(world, &key, *ordinal, revision).await;
+            if failed.is_err() {
+                break;
             }
         }
-        for (ordinal, revision) in &plan.create {
-            self.create(world, &key, *ordinal, revision).await?;
+        if failed.is_ok() {
+            for pod in &plan.delete {
+                self.delete(set, &key, pod).await?;
+            }
         }
-        for pod in &plan.delete {
-            self.delete(set, &key, pod).await?;
+        if !set.status.as_ref().is_some_and(|current| act::same(current, &plan.status)) {
+            act::write_status(&self.client, &StatefulSet { status: Some(plan.status.clone()), ..set.clone() }).await?;
         }
-        self.write_status(set, &plan.status).await?;
+        failed?;
         let used = |name: &str| {
             let named = [&plan.status.current_revision, &plan.status.update_revision];
             named.into_iter().any(|live| live.as_deref() == Some(name)) || world.pods.iter().any(|pod| identity::revision(pod) == name)
@@ -42,74 +48,95 @@ impl Controller {
     async fn create(&self, world: &World, key: &ObjectKey, ordinal: i32, revision: &str) -> Result<(), Error> {
         let set = &*world.set;
         let about = reference_to(set);
+        let name = identity::pod_name(set, ordinal);
         for claim in identity::claims(set, ordinal) {
-            let name = claim.metadata.name.clone().unwrap_or_default();
-            if self.claims.get(&key.namespace, &name).is_some() {
-                continue;
-            }
-            match self.client.create(&claim).await {
-                Ok(_) => {
-                    let message =
-                        format!("create Claim {name} Pod {} in StatefulSet {} success", identity::pod_name(set, ordinal), key.name);
-                    self.recorder.event(&about, EventKind::Normal, "SuccessfulCreate", message);
-                }
-                Err(error) if error.is_already_exists() => {}
-                Err(error) => return Err(error),
-            }
+            self.create_claim(set, &about, &name, claim).await?;
         }
         let kept = world.revisions.iter().find(|known| history::name(known) == revision).and_then(|known| history::template(known));
         let template = kept.unwrap_or_else(|| set.spec.template.clone());
         let pod = identity::pod(set, ordinal, template, revision);
-        let name = pod.metadata.name.clone().unwrap_or_default();
-        match self.client.create(&pod).await {
-            Ok(created) => {
-                self.expectations.wrote(key, created.metadata.resource_version.as_deref());
+        match self.control.create_silently(key, &pod).await {
+            Ok(()) => {
                 let message = format!("create Pod {name} in StatefulSet {} successful", key.name);
-                self.recorder.event(&about, EventKind::Normal, "SuccessfulCreate", message);
+                self.control.recorder().event(&about, EventKind::Normal, "SuccessfulCreate", message);
                 Ok(())
             }
             Err(error) if error.is_namespace_terminating() => Ok(()),
             Err(error) => {
                 let message = format!("create Pod {name} in StatefulSet {} failed error: {error}", key.name);
-                self.recorder.event(&about, EventKind::Warning, "FailedCreate", message);
+                self.control.recorder().event(&about, EventKind::Warning, "FailedCreate", message);
+                Err(error)
+            }
+        }
+    }
+
+    async fn create_claim(
+        &self,
+        set: &StatefulSet,
+        about: &ObjectReference,
+        pod: &str,
+        mut claim: PersistentVolumeClaim,
+    ) -> Result<(), Error> {
+        let key = key_of(&claim.metadata);
+        let set_name = set.metadata.name.as_deref().unwrap_or_default();
+        match self.claims.get_key(&key) {
+            Some(known) if known.metadata.deletion_timestamp.is_some() => {
+                let message = format!("pvc {} is being deleted", key.name);
+                return Err(Error::Request(message));
+            }
+            Some(_) => return Ok(()),
+            None => {}
+        }
+        claim.metadata.owner_references = claims::owners(set, &claim, None, false);
+        match self.client.create(&claim).await {
+            Ok(_) => {
+                let message = format!("create Claim {} Pod {pod} in StatefulSet {set_name} success", key.name);
+                self.control.recorder().event(about, EventKind::Normal, "SuccessfulCreate", message);
+                Ok(())
+            }
+            Err(error) if error.is_already_exists() || error.is_namespace_terminating() => Ok(()),
+            Err(error) => {
+                let message = format!("create Claim {} for Pod {pod} in StatefulSet {set_name} failed error: {error}", key.name);
+                self.control.recorder().event(about, EventKind::Warning, "FailedCreate", message);
                 Err(error)
             }
         }
     }
 
     async fn delete(&self, set: &StatefulSet, key: &ObjectKey, pod: &Pod) -> Result<(), Error> {
-        let pod_key = key_of(&pod.metadata);
-        let uid = pod.metadata.uid.as_deref().unwrap_or_default();
-        let deleted = self.client.delete::<Pod>(pod_key.namespace(), &pod_key.name, &DeleteParams::of_uid(uid)).await;
-        act::ignore_not_found(deleted.map(drop))?;
-        let message = format!("delete Pod {} in StatefulSet {} successful", pod_key.name, key.name);
-        self.recorder.event(&reference_to(set), EventKind::Normal, "SuccessfulDelete", message);
-        self.expectations.deleted(key, pod_key, uid);
+        let name = pod.metadata.name.as_deref().unwrap_or_default();
+        let (kind, reason, message, result) = match self.control.delete_silently(key, pod).await {
+            Ok(false) => return Ok(()),
+            Ok(true) => {
+                (EventKind::Normal, "SuccessfulDelete", format!("delete Pod {name} in StatefulSet {} successful", key.name), Ok(()))
+            }
+            Err(error) => {
+                let message = format!("delete Pod {name} in StatefulSet {} failed error: {error}", key.name);
+                (EventKind::Warning, "FailedDelete", message, Err(error))
+            }
+        };
+        self.control.recorder().event(&reference_to(set), kind, reason, message);
+        result
+    }
+
+    /// Before a pod goes its claims must know whether they go with it.
+    async fn own_claims(&self, world: &World, plan: &Plan) -> Result<(), Error> {
+        let set = &*world.set;
+        for pod in &world.pods {
+            let Some(ordinal) = identity::ordinal(set, pod) else { continue };
+            let condemned = plan.condemned.iter().any(|doomed| doomed.metadata.uid == pod.metadata.uid);
+            for claim in identity::claims(set, ordinal) {
+                let Some(claim) = self.claims.get_key(&key_of(&claim.metadata)) else { continue };
+                if let Some(owners) = claims::owners(set, &claim, Some(pod), condemned) {
+                    let meta = &claim.metadata;
+                    let patch = json!({"metadata": {"uid": meta.uid, "resourceVersion": meta.resource_version, "ownerReferences": owners}});
+                    let name = meta.name.as_deref().unwrap_or_default();
+                    let patched =
+                        self.client.patch::<PersistentVolumeClaim>(meta.namespace.as_deref(), name, &Patch::Merge(patch), "").await;
+                    act::ignore_not_found(patched.map(drop))?;
+                }
+            }
+        }
         Ok(())
     }
-
-    async fn write_status(&self, set: &StatefulSet, next: &StatefulSetStatus) -> Result<(), Error> {
-        if set.status.as_ref().is_some_and(|current| same(current, next)) {
-            return Ok(());
-        }
-        let next = StatefulSet { status: Some(next.clone()), ..set.clone() };
-        act::ignore_not_found(self.client.replace_status(&next).await.map(drop))
-    }
-}
-
-/// Equal for a reader: absent counts are zero.
-fn same(a: &StatefulSetStatus, b: &StatefulSetStatus) -> bool {
-    let normal = |status: &StatefulSetStatus| {
-        let mut status = status.clone();
-        let counts = [
-            &mut status.ready_replicas,
-            &mut status.available_replicas,
-            &mut status.current_replicas,
-            &mut status.updated_replicas,
-            &mut status.collision_count,
-        ];
-        counts.into_iter().for_each(|count| *count = Some(count.unwrap_or(0)));
-        status
-    };
-    normal(a) == normal(b)
 }

@@ -6,41 +6,48 @@ use std::time::Duration;
 
 use k8s_openapi::api::apps::v1::{StatefulSet, StatefulSetStatus};
 use k8s_openapi::api::core::v1::Pod;
-use reconcile::object::controller_of;
 
 use super::identity::{ordinal, revision};
 use super::observe::World;
-use crate::{history, pods};
+use crate::{history, intstr, pods};
 
 #[derive(Default)]
 pub(super) struct Plan {
     pub adopt: Vec<Arc<Pod>>,
+    pub release: Vec<Arc<Pod>>,
     /// Numbers to make, each with the name of its revision.
     pub create: Vec<(i32, String)>,
     pub delete: Vec<Arc<Pod>>,
+    /// Pods beyond the wanted numbers, whether their turn to go has come or not.
+    pub condemned: Vec<Arc<Pod>>,
     pub status: StatefulSetStatus,
     pub look_again: Option<Duration>,
 }
 
+type Numbered<'a> = BTreeMap<i32, &'a Arc<Pod>>;
+
 pub(super) fn plan(world: &World) -> Plan {
     let set = &*world.set;
-    let adopt: Vec<Arc<Pod>> =
-        world.pods.iter().filter(|pod| controller_of(&pod.metadata).is_none() && ordinal(set, pod).is_some()).cloned().collect();
-    let numbered: BTreeMap<i32, &Arc<Pod>> = world.pods.iter().filter_map(|pod| Some((ordinal(set, pod)?, pod))).collect();
-    let mut plan = Plan { adopt, status: status(world, &numbered), ..Plan::default() };
-    if plan.adopt.is_empty() {
-        let moved = fill(world, &numbered, &mut plan) || shrink(world, &numbered, &mut plan);
-        if !moved {
-            roll(world, &numbered, &mut plan);
-        }
+    let adopt: Vec<Arc<Pod>> = world.orphans.iter().filter(|pod| ordinal(set, pod).is_some()).cloned().collect();
+    let numbered: Numbered = world.pods.iter().chain(&adopt).filter_map(|pod| Some((ordinal(set, pod)?, pod))).collect();
+    let range = range(set);
+    let condemned = numbered.iter().filter(|(ordinal, _)| !range.contains(ordinal)).map(|(_, pod)| (*pod).clone()).collect();
+    let mut plan = Plan { release: world.strays.clone(), condemned, status: status(world, &numbered), ..Plan::default() };
+    // What is adopted now is looked at as one's own the next time.
+    if adopt.is_empty() && !fill(world, &numbered, &mut plan) && !shrink(world, &numbered, &mut plan) {
+        roll(world, &numbered, &mut plan);
     }
     plan.look_again = next_available(world, &numbered);
+    plan.adopt = adopt;
     plan
 }
 
+fn start(set: &StatefulSet) -> i32 {
+    set.spec.ordinals.as_ref().and_then(|ordinals| ordinals.start).unwrap_or(0)
+}
+
 fn range(set: &StatefulSet) -> std::ops::Range<i32> {
-    let start = set.spec.ordinals.as_ref().and_then(|ordinals| ordinals.start).unwrap_or(0);
-    start..start + set.spec.replicas.unwrap_or(1)
+    start(set)..start(set).saturating_add(set.spec.replicas.unwrap_or(1))
 }
 
 fn is_ordered(set: &StatefulSet) -> bool {
@@ -56,13 +63,15 @@ fn is_healthy(world: &World, pod: &Pod) -> bool {
     pods::phase(pod) == "Running" && !is_leaving(pod) && pods::is_available(pod, seconds, world.now)
 }
 
-/// `None`: OnDelete, where only the user's deletions move pods on.
+fn is_rolling(set: &StatefulSet) -> bool {
+    set.spec.update_strategy.as_ref().and_then(|strategy| strategy.type_.as_deref()) != Some("OnDelete")
+}
+
+/// The number from which on pods are moved to the update; `None`: OnDelete, where only the user's deletions move pods on. A partition
+/// counts pods, so that it starts at the first number.
 fn partition(set: &StatefulSet) -> Option<i32> {
-    let strategy = set.spec.update_strategy.as_ref();
-    if strategy.and_then(|strategy| strategy.type_.as_deref()) == Some("OnDelete") {
-        return None;
-    }
-    Some(strategy.and_then(|strategy| strategy.rolling_update.as_ref()).and_then(|rolling| rolling.partition).unwrap_or(0))
+    let rolling = set.spec.update_strategy.as_ref().and_then(|strategy| strategy.rolling_update.as_ref());
+    is_rolling(set).then(|| start(set) + rolling.and_then(|rolling| rolling.partition).unwrap_or(0))
 }
 
 /// Below the partition the old revision is kept.
@@ -74,7 +83,7 @@ fn revision_for(world: &World, ordinal: i32) -> String {
 }
 
 /// Makes what is missing, in order. True where nothing else may happen now.
-fn fill(world: &World, numbered: &BTreeMap<i32, &Arc<Pod>>, plan: &mut Plan) -> bool {
+fn fill(world: &World, numbered: &Numbered, plan: &mut Plan) -> bool {
     let ordered = is_ordered(&world.set);
     for ordinal in range(&world.set) {
         match numbered.get(&ordinal) {
@@ -92,12 +101,12 @@ fn fill(world: &World, numbered: &BTreeMap<i32, &Arc<Pod>>, plan: &mut Plan) -> 
 }
 
 /// Deletes what is beyond the range, the highest number first.
-fn shrink(world: &World, numbered: &BTreeMap<i32, &Arc<Pod>>, plan: &mut Plan) -> bool {
+fn shrink(world: &World, numbered: &Numbered, plan: &mut Plan) -> bool {
     let range = range(&world.set);
     let beyond: Vec<&Arc<Pod>> = numbered.iter().rev().filter(|(ordinal, _)| !range.contains(ordinal)).map(|(_, pod)| *pod).collect();
     if !is_ordered(&world.set) {
         plan.delete.extend(beyond.iter().filter(|pod| !is_leaving(pod)).map(|pod| (*pod).clone()));
-        return !beyond.is_empty();
+        return !plan.delete.is_empty();
     }
     if beyond.iter().any(|pod| is_leaving(pod)) {
         return true;
@@ -106,25 +115,40 @@ fn shrink(world: &World, numbered: &BTreeMap<i32, &Arc<Pod>>, plan: &mut Plan) -
     !beyond.is_empty()
 }
 
-/// Replaces one pod of an old revision, the highest number first, when all above it are healthy.
-fn roll(world: &World, numbered: &BTreeMap<i32, &Arc<Pod>>, plan: &mut Plan) {
+/// Replaces pods of an old revision, the highest number first, as long as no more than `maxUnavailable` are not serving. An old pod that
+/// serves nobody may go at once, but not past an updated one that does not come up.
+fn roll(world: &World, numbered: &Numbered, plan: &mut Plan) {
     let Some(partition) = partition(&world.set) else { return };
-    let update = history::name(&world.update);
-    for (ordinal, pod) in numbered.iter().rev().filter(|(ordinal, _)| range(&world.set).contains(ordinal)) {
-        if *ordinal < partition {
-            return;
+    let (update, most, range) = (history::name(&world.update), max_unavailable(&world.set), range(&world.set));
+    let all = || numbered.iter().rev().filter(|(ordinal, _)| range.contains(ordinal));
+    let mut room = most - all().filter(|(_, pod)| !is_healthy(world, pod)).count() as i32;
+    let mut broken = 0;
+    for (_, pod) in all().take_while(|(ordinal, _)| **ordinal >= partition) {
+        match (revision(pod) == update, is_healthy(world, pod)) {
+            (true, true) => {}
+            (true, false) => broken += 1,
+            (false, _) if is_leaving(pod) => broken += 1,
+            (false, false) => plan.delete.push((*pod).clone()),
+            (false, true) if room > 0 => {
+                room -= 1;
+                plan.delete.push((*pod).clone());
+            }
+            (false, true) => return,
         }
-        if revision(pod) != update {
-            plan.delete.extend((!is_leaving(pod)).then(|| (*pod).clone()));
-            return;
-        }
-        if !is_healthy(world, pod) {
+        if broken >= most || plan.delete.len() as i32 >= most {
             return;
         }
     }
 }
 
-fn status(world: &World, numbered: &BTreeMap<i32, &Arc<Pod>>) -> StatefulSetStatus {
+/// A percentage rounds down; at least one, or nothing could ever move.
+fn max_unavailable(set: &StatefulSet) -> i32 {
+    let rolling = set.spec.update_strategy.as_ref().and_then(|strategy| strategy.rolling_update.as_ref());
+    let value = rolling.and_then(|rolling| rolling.max_unavailable.as_ref());
+    value.map_or(1, |value| intstr::scaled(value, set.spec.replicas.unwrap_or(1), intstr::Round::Down)).max(1)
+}
+
+fn status(world: &World, numbered: &Numbered) -> StatefulSetStatus {
     let set = &*world.set;
     let old = set.status.clone().unwrap_or_default();
     let update = history::name(&world.update).to_owned();
@@ -147,14 +171,14 @@ fn status(world: &World, numbered: &BTreeMap<i32, &Arc<Pod>>) -> StatefulSetStat
     };
     // The rollout is over: the update has become the current revision.
     let wanted = set.spec.replicas.unwrap_or(1);
-    if status.updated_replicas == Some(wanted) && status.replicas == wanted && status.ready_replicas == Some(wanted) {
+    if is_rolling(set) && status.updated_replicas == Some(wanted) && status.replicas == wanted && status.ready_replicas == Some(wanted) {
         status.current_revision = Some(update);
         status.current_replicas = status.updated_replicas;
     }
     status
 }
 
-fn next_available(world: &World, numbered: &BTreeMap<i32, &Arc<Pod>>) -> Option<Duration> {
+fn next_available(world: &World, numbered: &Numbered) -> Option<Duration> {
     let seconds = i64::from(world.set.spec.min_ready_seconds.unwrap_or(0));
     let waits = numbered.values().filter_map(|pod| {
         let left = pods::ready_since(pod)?.as_second() + seconds - world.now.as_second();
@@ -187,6 +211,8 @@ mod tests {
         World {
             set: Arc::new(serde_json::from_value(set).unwrap()),
             pods: pods.iter().map(pod).collect(),
+            orphans: vec![],
+            strays: vec![],
             revisions: vec![Arc::new(revision("db-1"))],
             update: revision("db-2"),
             now: "2026-01-01T01:00:00Z".parse().unwrap(),
@@ -220,7 +246,9 @@ mod tests {
 
     #[test]
     fn scaling_down_and_rolling_go_from_the_highest_number_one_at_a_time() {
-        let cases: [(i32, Value, &[(i32, &str, bool)], &str); 6] = [
+        let rolling = |fields: Value| json!({"podManagementPolicy": "Parallel", "updateStrategy": {"type": "RollingUpdate", "rollingUpdate": fields}});
+        let old = [(0, "db-1", true), (1, "db-1", true), (2, "db-1", true), (3, "db-1", true)];
+        let cases: [(i32, Value, &[(i32, &str, bool)], &str); 11] = [
             (1, json!({}), &[(0, "db-2", true), (1, "db-2", true), (2, "db-2", true)], "-2"),
             (2, json!({}), &[(0, "db-1", true), (1, "db-1", true)], "-1"),
             (2, json!({}), &[(0, "db-1", true), (1, "db-2", false)], ""),
@@ -232,6 +260,16 @@ mod tests {
                 &[(0, "db-1", true), (1, "db-2", true)],
                 "",
             ),
+            (4, rolling(json!({"maxUnavailable": 2})), &old, "-3 -2"),
+            (4, rolling(json!({"maxUnavailable": "60%"})), &old, "-3 -2"),
+            (
+                4,
+                rolling(json!({"maxUnavailable": 2})),
+                &[(0, "db-1", true), (1, "db-1", true), (2, "db-1", true), (3, "db-2", false)],
+                "-2",
+            ),
+            (2, rolling(json!({})), &[(0, "db-1", true), (1, "db-1", false)], "-1"),
+            (2, rolling(json!({})), &[(0, "db-1", false), (1, "db-2", false)], ""),
         ];
         for (replicas, more, pods, expected) in cases {
             assert_eq!(words(&world(replicas, more, pods)), expected, "{pods:?}");

@@ -21,6 +21,9 @@ struct Version {
     place: Place,
 }
 
+/// What an event costs beside the values that it keeps, roughly, in bytes.
+const EVENT_BYTES: usize = 256;
+
 /// A key's versions, oldest first; never empty.
 type Versions = Vec<Version>;
 
@@ -33,7 +36,7 @@ pub(super) struct Index {
     events: VecDeque<Event>,
     /// Bytes of records still needed, by segment.
     live: HashMap<u64, u64>,
-    /// Bytes of values that are only history.
+    /// Bytes that are only history: old values and the events themselves.
     history_bytes: usize,
 }
 
@@ -46,19 +49,15 @@ impl Index {
     pub(super) fn apply(&mut self, event: Event, place: Place) {
         debug_assert!(event.revision() > self.revision);
         self.revision = event.revision();
+        self.history_bytes += kept_for(&event);
         let entry = match &event {
-            Event::Put { entry, previous } => {
-                self.history_bytes += previous.as_ref().map_or(0, |entry| entry.value.len());
-                Some(entry.clone())
-            }
-            Event::Delete { previous, .. } => {
-                self.history_bytes += previous.value.len();
-                None
-            }
+            Event::Put { entry, .. } => Some(entry.clone()),
+            Event::Delete { .. } => None,
         };
         *self.live.entry(place.segment).or_default() += u64::from(place.len);
         let version = Version { revision: self.revision, entry, place };
-        self.keys.entry(event.key().clone()).or_default().push(version);
+        // Most keys have one version: a vector that grows by itself would begin with room for four.
+        self.keys.entry(event.key().clone()).or_insert_with(|| Vec::with_capacity(1)).push(version);
         self.events.push_back(event);
     }
 
@@ -104,11 +103,7 @@ impl Index {
         self.compacted = self.compacted.max(revision.min(self.revision));
         while self.events.front().is_some_and(|event| event.revision() <= self.compacted) {
             let Some(event) = self.events.pop_front() else { break };
-            let previous = match &event {
-                Event::Put { previous, .. } => previous.as_ref(),
-                Event::Delete { previous, .. } => Some(previous),
-            };
-            self.history_bytes -= previous.map_or(0, |entry| entry.value.len());
+            self.history_bytes -= kept_for(&event);
             self.prune(event.key());
         }
     }
@@ -148,6 +143,9 @@ impl Index {
         for entry in visible {
             if request.limit > 0 && entries.len() == request.limit {
                 remaining += 1;
+                if request.uncounted {
+                    break;
+                }
             } else {
                 entries.push(entry.clone());
             }
@@ -211,15 +209,18 @@ impl Index {
             }
         }
         events.sort_by_key(Event::revision);
-        self.history_bytes = events
-            .iter()
-            .map(|event| match event {
-                Event::Put { previous, .. } => previous.as_ref().map_or(0, |entry| entry.value.len()),
-                Event::Delete { previous, .. } => previous.value.len(),
-            })
-            .sum();
+        self.history_bytes = events.iter().map(kept_for).sum();
         self.events = events.into();
     }
+}
+
+/// Bytes that are kept for the sake of this event.
+fn kept_for(event: &Event) -> usize {
+    let previous = match event {
+        Event::Put { previous, .. } => previous.as_ref(),
+        Event::Delete { previous, .. } => Some(previous),
+    };
+    EVENT_BYTES + previous.map_or(0, |entry| entry.value.len())
 }
 
 fn release(live: &mut HashMap<u64, u64>, place: Place) {

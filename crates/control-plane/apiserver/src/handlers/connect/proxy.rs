@@ -170,7 +170,7 @@ fn has_address(pod: &Value, address: IpAddr) -> bool {
 /// Pod, address and port of every ready endpoint behind the named port.
 fn endpoints(server: &Inner, target: Target<'_>, port_name: &str) -> Vec<(String, IpAddr, u16)> {
     let Some(kind) = catalog::stored("discovery.k8s.io", "endpointslices") else { return Vec::new() };
-    let mut selection = Selection::all(kind.prefix(target.namespace), kind.storage.rules);
+    let mut selection = Selection::all(kind.prefix(target.namespace), kind.storage.rules.clone());
     if let Ok(labels) = meta::selector::LabelSelector::parse(&format!("kubernetes.io/service-name={}", target.name)) {
         selection.labels = labels;
     }

@@ -1,0 +1,189 @@
+//! Whether they may: `system:masters` first, then what is open to all, then the Node authorizer, then RBAC.
+//!
+//! Roles, bindings and pods are followed in the watch cache; a decision costs two hash look-ups per group of the user and no allocation but its
+//! reason. Both locks are held for the look-up alone, never across an await.
+
+use std::sync::{Mutex, PoisonError, RwLock};
+
+use auth::UserInfo;
+use auth::authorize::{Attributes, Decision};
+use auth::node::{self, Graph, Lookup};
+use auth::rbac::{Policy, Rule};
+use serde_json::Value;
+
+use super::MASTERS;
+use super::follow::{Follower, Lost};
+use crate::bootstrap;
+use crate::cache::{Caches, Change};
+use crate::object::meta;
+use crate::registry::catalog;
+
+/// Answered for everybody, before any role exists (upstream: always-allow-paths).
+const OPEN_PATHS: [&str; 3] = ["/healthz", "/livez", "/readyz"];
+pub const RBAC_GROUP: &str = "rbac.authorization.k8s.io";
+const ROLES: [&str; 2] = ["roles", "clusterroles"];
+const BINDINGS: [&str; 2] = ["rolebindings", "clusterrolebindings"];
+
+pub struct Authorizer {
+    rbac: RwLock<Rbac>,
+    pods: Mutex<Pods>,
+    node_rules: Vec<Rule>,
+}
+
+struct Rbac {
+    policy: Policy,
+    roles: [Follower; 2],
+    bindings: [Follower; 2],
+    /// The revision of each cache that the policy reflects, in that order.
+    seen: [u64; 4],
+}
+
+struct Pods {
+    graph: Graph,
+    pods: Follower,
+}
+
+impl Authorizer {
+    pub fn new(caches: &Caches) -> Self {
+        let follow = |plural| Follower::new(caches, RBAC_GROUP, plural);
+        let rbac = Rbac { policy: Policy::default(), roles: ROLES.map(follow), bindings: BINDINGS.map(follow), seen: [u64::MAX; 4] };
+        let pods = Pods { graph: Graph::default(), pods: Follower::new(caches, "", "pods") };
+        Self { rbac: RwLock::new(rbac), pods: Mutex::new(pods), node_rules: bootstrap::roles::of_nodes() }
+    }
+
+    pub fn decide(&self, caches: &Caches, user: &UserInfo, asked: &Attributes<'_>) -> Decision {
+        if user.groups.iter().any(|group| group == MASTERS) {
+            return Decision::Allow(String::new());
+        }
+        let is_open = |open: &str| asked.path == open || asked.path.strip_prefix(open).is_some_and(|rest| rest.starts_with('/'));
+        if !asked.is_resource && OPEN_PATHS.iter().any(|open| is_open(open)) {
+            return Decision::Allow(String::new());
+        }
+        let of_node = self.node(caches, user, asked);
+        if let Some(decision @ Decision::Allow(_)) = of_node {
+            return decision;
+        }
+        let granted = self.with_policy(|policy| policy.reason(user, asked));
+        granted.map_or_else(|| of_node.unwrap_or(Decision::NoOpinion(String::new())), Decision::Allow)
+    }
+
+    /// The roles and bindings that the caches have now.
+    pub fn with_policy<T>(&self, look: impl FnOnce(&Policy) -> T) -> T {
+        let rbac = self.rbac.read().unwrap_or_else(PoisonError::into_inner);
+        if rbac.newest() == rbac.seen {
+            return look(&rbac.policy);
+        }
+        drop(rbac);
+        let mut rbac = self.rbac.write().unwrap_or_else(PoisonError::into_inner);
+        rbac.catch_up();
+        look(&rbac.policy)
+    }
+
+    fn node(&self, caches: &Caches, user: &UserInfo, asked: &Attributes<'_>) -> Option<Decision> {
+        node::identity(user)?;
+        let mut pods = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
+        // Waits for a change that is being handed out right now: the kubelet may have heard of its pod before us.
+        let _ = pods.pods.cache.revision();
+        pods.catch_up();
+        node::decide(user, asked, &pods.graph, &Stored(caches), &self.node_rules)
+    }
+}
+
+impl Rbac {
+    fn newest(&self) -> [u64; 4] {
+        let [role, cluster_role] = &self.roles;
+        let [binding, cluster_binding] = &self.bindings;
+        [role, cluster_role, binding, cluster_binding].map(|follower| follower.cache.revision())
+    }
+
+    fn catch_up(&mut self) {
+        let newest = self.newest();
+        if self.apply().is_err() {
+            self.policy = Policy::default();
+            let policy = &mut self.policy;
+            for roles in &mut self.roles {
+                roles.restart(|role| policy.set_role(meta(role, "namespace"), meta(role, "name"), Some(role)));
+            }
+            for bindings in &mut self.bindings {
+                bindings.restart(|binding| policy.set_binding(meta(binding, "namespace"), meta(binding, "name"), Some(binding)));
+            }
+        }
+        self.seen = newest;
+    }
+
+    fn apply(&mut self) -> Result<(), Lost> {
+        let policy = &mut self.policy;
+        for roles in &mut self.roles {
+            roles.catch_up(|change, event| {
+                let role = event.object.value();
+                policy.set_role(meta(&role, "namespace"), meta(&role, "name"), (change != Change::Deleted).then_some(&role));
+            })?;
+        }
+        for bindings in &mut self.bindings {
+            bindings.catch_up(|change, event| {
+                let binding = event.object.value();
+                policy.set_binding(meta(&binding, "namespace"), meta(&binding, "name"), (change != Change::Deleted).then_some(&binding));
+            })?;
+        }
+        Ok(())
+    }
+}
+
+impl Pods {
+    fn catch_up(&mut self) {
+        let graph = &mut self.graph;
+        let followed = self.pods.catch_up(|change, event| {
+            let Some((namespace, name)) = place(&event.object.key) else { return };
+            // Once bound, a pod's references change by ephemeral containers and resource claims alone: status updates need no look.
+            let known = change == Change::Modified && graph.node_of(namespace, name).is_some();
+            if known
+                && !mentions(&event.object.bytes, b"\"ephemeralContainers\"")
+                && !mentions(&event.object.bytes, b"\"resourceClaimStatuses\"")
+            {
+                return;
+            }
+            graph.set_pod(namespace, name, (change != Change::Deleted).then(|| event.object.value()).as_ref());
+        });
+        if followed.is_err() {
+            *graph = Graph::default();
+            self.pods.restart(|pod| graph.set_pod(meta(pod, "namespace"), meta(pod, "name"), Some(pod)));
+        }
+    }
+}
+
+/// Namespace and name at the end of a key.
+fn place(key: &[u8]) -> Option<(&str, &str)> {
+    let key = std::str::from_utf8(key).ok()?;
+    let mut parts = key.rsplit('/');
+    let name = parts.next()?;
+    Some((parts.next()?, name))
+}
+
+fn mentions(bytes: &[u8], word: &[u8]) -> bool {
+    bytes.windows(word.len()).any(|window| window == word)
+}
+
+/// Objects as the caches have them.
+struct Stored<'a>(&'a Caches);
+
+impl Stored<'_> {
+    fn one(&self, group: &str, plural: &str, name: &str) -> Option<Value> {
+        let kind = catalog::stored(group, plural)?;
+        Some(self.0.of(kind.storage.prefix.as_bytes()).get(&kind.key("", name))?.value())
+    }
+}
+
+impl Lookup for Stored<'_> {
+    fn volume(&self, name: &str) -> Option<Value> {
+        self.one("", "persistentvolumes", name)
+    }
+    fn volumes(&self) -> Vec<Value> {
+        super::grants::objects(self.0, "", "persistentvolumes")
+    }
+    fn attachment(&self, name: &str) -> Option<Value> {
+        self.one("storage.k8s.io", "volumeattachments", name)
+    }
+    fn slice(&self, name: &str) -> Option<Value> {
+        self.one("resource.k8s.io", "resourceslices", name)
+    }
+}
