@@ -131,7 +131,7 @@ impl Access {
         if !wanted.uid.is_empty() {
             ask("uids", "authentication.k8s.io", "", "", &wanted.uid)?;
         }
-        context.user = complete(wanted);
+        context.audit.original_user = Some(std::mem::replace(&mut context.user, complete(wanted)));
         Ok(())
     }
 }
