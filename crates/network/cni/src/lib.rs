@@ -25,6 +25,7 @@ mod firewall;
 mod links;
 mod peers;
 mod routed;
+pub mod segment;
 mod state;
 
 pub use assigned::Assigned;
@@ -53,6 +54,8 @@ pub struct Config {
     pub pod_cidr_secondary: Option<Cidr>,
     /// Pods and Services of the whole cluster: what pods send there keeps its source address.
     pub cluster_cidrs: Vec<Cidr>,
+    /// Networks of this host besides the pods' whose way out of the cluster is hidden behind the host's address as well.
+    pub hidden_cidrs: Vec<Cidr>,
     /// One file per attached sandbox. Losing it at a reboot is right: the namespaces are gone as well.
     pub state_dir: PathBuf,
     /// Prefix of every host-side interface name (at most 4 bytes), such as `sp`.
@@ -71,6 +74,7 @@ impl Config {
             pod_cidr,
             pod_cidr_secondary: None,
             cluster_cidrs: Vec::new(),
+            hidden_cidrs: Vec::new(),
             state_dir,
             link_prefix: "sp".to_owned(),
             table: "sternpost".to_owned(),

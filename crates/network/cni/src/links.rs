@@ -189,6 +189,37 @@ impl<'a> Requests<'a> {
             });
         });
     }
+    pub fn add_bridge(&mut self, name: &str) {
+        self.add("create bridge", NEWLINK, wire::CREATE | wire::EXCL, |body| {
+            body.raw(&link_header(0, 0));
+            body.string(IFLA_IFNAME, name);
+            body.nested(IFLA_LINKINFO, |info| info.string(1, "bridge"));
+        });
+    }
+    /// Plugs the link into the bridge.
+    pub fn set_master(&mut self, index: u32, bridge: u32) {
+        const IFLA_MASTER: u16 = 10;
+        self.add("plug into the bridge", SETLINK, 0, |body| {
+            body.raw(&link_header(index, 0));
+            body.u32_ne(IFLA_MASTER, bridge);
+        });
+    }
+    pub fn down(&mut self, index: u32) {
+        self.add("set link down", SETLINK, 0, |body| {
+            let mut header = link_header(index, 0);
+            header[12..16].copy_from_slice(&IFF_UP.to_ne_bytes());
+            body.raw(&header);
+        });
+    }
+    /// With the network that is on the link.
+    pub fn add_network_address(&mut self, index: u32, (address, length): crate::Cidr) {
+        self.add("add address", NEWADDR, wire::CREATE | wire::REPLACE, |body| {
+            let [a, b, c, d] = index.to_ne_bytes();
+            body.raw(&[family(address), length, 0, 0, a, b, c, d]);
+            attribute(body, 2, address);
+            attribute(body, 1, address);
+        });
+    }
     pub fn delete_link(&mut self, index: u32) {
         self.add("delete link", DELLINK, 0, |body| body.raw(&link_header(index, 0)));
     }
