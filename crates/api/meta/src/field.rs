@@ -45,6 +45,8 @@ pub enum Type {
     TooMany,
     Internal,
     TypeInvalid,
+    /// [`Type::Invalid`] of a value too large to be shown.
+    InvalidOmitted,
 }
 
 impl Type {
@@ -54,7 +56,7 @@ impl Type {
             Type::NotFound => "FieldValueNotFound",
             Type::Required => "FieldValueRequired",
             Type::Duplicate => "FieldValueDuplicate",
-            Type::Invalid => "FieldValueInvalid",
+            Type::Invalid | Type::InvalidOmitted => "FieldValueInvalid",
             Type::NotSupported => "FieldValueNotSupported",
             Type::Forbidden => "FieldValueForbidden",
             Type::TooLong => "FieldValueTooLong",
@@ -68,7 +70,7 @@ impl Type {
             Type::NotFound => "Not found",
             Type::Required => "Required value",
             Type::Duplicate => "Duplicate value",
-            Type::Invalid | Type::TypeInvalid => "Invalid value",
+            Type::Invalid | Type::TypeInvalid | Type::InvalidOmitted => "Invalid value",
             Type::NotSupported => "Unsupported value",
             Type::Forbidden => "Forbidden",
             Type::TooLong => "Too long",
@@ -122,7 +124,7 @@ impl Error {
     pub fn body(&self) -> String {
         let words = self.kind.words();
         let head = match self.kind {
-            Type::Required | Type::Forbidden | Type::TooLong | Type::Internal => words.to_owned(),
+            Type::Required | Type::Forbidden | Type::TooLong | Type::Internal | Type::InvalidOmitted => words.to_owned(),
             _ => format!("{words}: {}", go_value(&self.value)),
         };
         if self.detail.is_empty() { head } else { format!("{head}: {}", self.detail) }
