@@ -209,12 +209,30 @@ pub fn api_config(config: &Config, pki: &Pki, node_ip: IpAddr) -> anyhow::Result
         issuer: Some(issuer),
         kubelet_client: Some(pki.kubelet_client.client_config(&pki.ca)?),
         audit_file: Some(config.data_dir.join("audit.log")),
+        audit_policy: config.audit_policy.as_deref().map(read).transpose()?,
+        audit_bytes_max: config.audit_log_max_mib << 20,
+        audit_backups: config.audit_log_backups,
+        encryption: Some(encryption(config)?),
         services: service_ranges(config)?,
         advertise,
         port: config.api_port,
         served: schema::resources::Served::parse(&config.runtime_config).context("runtimeConfig")?,
         ..apiserver::Config::default()
     })
+}
+
+fn read(path: &Path) -> anyhow::Result<String> {
+    std::fs::read_to_string(path).with_context(|| path.display().to_string())
+}
+
+/// The configured encryption at rest, or this cluster's own key for Secrets.
+fn encryption(config: &Config) -> anyhow::Result<auth::encryption::Encryption> {
+    let text = match &config.encryption_config {
+        Some(path) => read(path)?,
+        None => auth::encryption::Encryption::default_config(&config.pki_dir().join("encryption-config.json"))?,
+    };
+    let config: serde_json::Value = serde_saphyr::from_str(&text).context("encryption configuration")?;
+    Ok(auth::encryption::Encryption::parse(&config)?)
 }
 
 fn service_ranges(config: &Config) -> anyhow::Result<apiserver::Ranges> {

@@ -112,7 +112,7 @@ pub struct Type {
     pub preserve_unknown: bool,
     /// A complete object with kind, apiVersion and metadata stands here.
     pub embedded_resource: bool,
-    /// Unions: the discriminator's JSON name, if any, is not needed to merge; kept for OpenAPI only.
+    /// Unions as JSON text, for OpenAPI only: merging does not need them.
     pub unions: Slice<Str>,
 }
 

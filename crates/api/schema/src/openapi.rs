@@ -41,6 +41,8 @@ pub struct Kind {
     pub namespaced: bool,
     pub verbs: Vec<String>,
     pub subresources: Vec<Sub>,
+    /// A deletion answers with the object instead of a Status.
+    pub deletion_returns_object: bool,
     pub form: Form,
 }
 
@@ -86,6 +88,7 @@ impl Kind {
             namespaced: resource.namespaced,
             verbs: owned(resource.verbs),
             subresources: subresources.collect(),
+            deletion_returns_object: resource.deletion_returns_object(),
             form: Form::Table(found),
         })
     }

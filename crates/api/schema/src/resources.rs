@@ -56,6 +56,15 @@ impl Resource {
     pub fn subresource(&self, name: &str) -> Option<&'static Subresource> {
         self.subresources.iter().find(|sub| sub.name == name)
     }
+    /// A deletion answers with the object it deleted instead of a Status (upstream: `ReturnDeletedObject`).
+    pub fn deletion_returns_object(&self) -> bool {
+        match self.group {
+            "" => RETURNED.contains(&self.plural),
+            "resource.k8s.io" => true,
+            "storage.k8s.io" => self.plural != "csistoragecapacities",
+            _ => false,
+        }
+    }
     /// Discovery's hash of the storage version, as upstream: base64 of the first eight bytes of SHA-256.
     pub fn storage_version_hash(&self) -> String {
         storage_version_hash(self.storage_group(), self.storage_version, self.kind)
@@ -77,6 +86,10 @@ impl Resource {
         }
     }
 }
+
+/// The core group's resources whose deletion answers with the object.
+const RETURNED: [&str; 7] =
+    ["persistentvolumeclaims", "persistentvolumes", "pods", "podtemplates", "resourcequotas", "serviceaccounts", "services"];
 
 /// base64(first eight bytes of sha256("group/version/Kind")).
 pub fn storage_version_hash(group: &str, version: &str, kind: &str) -> String {
@@ -107,6 +120,15 @@ mod tests {
     fn storage_version_hashes_are_those_of_upstream() {
         assert_eq!(find("", "v1", "pods").unwrap().storage_version_hash(), "xPOwRZ+Yhw8=");
         assert_eq!(find("", "v1", "configmaps").unwrap().storage_version_hash(), "qFsyl6wFWjQ=");
+        let younger = [
+            ("certificates.k8s.io", "v1", "podcertificaterequests", "wYA9yXQH8fg="),
+            ("storagemigration.k8s.io", "v1", "storageversionmigrations", "pCjmmKOkLy4="),
+            ("scheduling.k8s.io", "v1alpha3", "podgroups", "QjOl2H5qPs0="),
+            ("scheduling.k8s.io", "v1beta1", "workloads", "Fgcxusx6IUo="),
+        ];
+        for (group, version, plural, hash) in younger {
+            assert_eq!(find(group, version, plural).unwrap().storage_version_hash(), hash, "{plural}");
+        }
     }
 
     #[test]

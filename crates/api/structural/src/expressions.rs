@@ -7,7 +7,7 @@ pub mod types;
 use std::collections::BTreeMap;
 
 use cel::{Activation, Budget, Env, EvalError, Program, Type, Value};
-use meta::field::{self, Error, Path};
+use meta::field::{Error, Path};
 use serde_json::Value as Json;
 
 use crate::node::{Node, Rule};
@@ -222,9 +222,7 @@ fn failed<'a>(rules: &Rules, compiled: &'a Compiled, value: &Json, activation: &
         "FieldValueForbidden" => Error::forbidden(&path, detail),
         "FieldValueRequired" => Error::required(&path, detail),
         "FieldValueDuplicate" => Error::duplicate(&path, value.clone()),
-        _ if matches!(rules.kind.as_str(), "object" | "array") => {
-            Error { kind: field::Type::InvalidOmitted, path, value: Json::Null, detail }
-        }
+        _ if matches!(rules.kind.as_str(), "object" | "array") => Error::invalid_unprinted(&path, detail),
         _ => Error::invalid(&path, value.clone(), detail),
     }
 }

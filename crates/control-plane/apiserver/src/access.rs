@@ -49,7 +49,7 @@ impl Access {
             return Ok(user);
         }
         let audiences = self.issuer.as_ref().map(|issuer| issuer.audiences().to_vec()).unwrap_or_default();
-        match self.verify(registry, &token, &audiences).await {
+        match Box::pin(self.verify(registry, &token, &audiences)).await {
             Ok(claims) => Ok(claims.user()),
             Err(why) => {
                 tracing::debug!(why, "authentication");
@@ -131,7 +131,7 @@ impl Access {
         if !wanted.uid.is_empty() {
             ask("uids", "authentication.k8s.io", "", "", &wanted.uid)?;
         }
-        context.user = complete(wanted);
+        context.audit.original_user = Some(std::mem::replace(&mut context.user, complete(wanted)));
         Ok(())
     }
 }

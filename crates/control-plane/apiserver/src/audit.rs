@@ -1,87 +1,213 @@
-//! The audit trail at level Metadata, and the request metrics: what is said about every request once it was answered.
+//! The audit trail: what is said about a request when it comes, when its stream begins and when it was answered, as the policy wants it.
 //!
-//! Lines go to a bounded queue and from there to a file, so that a slow disk never slows requests; lines that find the queue full are
-//! counted and reported, not waited for.
+//! [`policy`] chooses level and stages, [`sink`] writes the lines. Bodies are told at the levels Request and RequestResponse only, and
+//! bodies with credentials never.
 
-use std::io::Write;
-use std::path::Path;
-use std::time::Instant;
+pub mod policy;
+pub mod sink;
 
+use std::collections::BTreeMap;
+
+use auth::UserInfo;
+use bytes::Bytes;
 use http::Response;
+use http_body_util::BodyExt;
+use serde::Serialize;
 use serde_json::{Value, json};
-use tokio::sync::mpsc;
 
 use crate::Inner;
 use crate::context::Context;
 use crate::reply::Body;
+use policy::{Choice, Level, Policy, Stage};
+use sink::Sink;
 
-/// Lines waiting for the disk.
-const QUEUE: usize = 8_192;
+/// Bodies larger than this are not told.
+const BODY_BYTES_MAX: usize = 1 << 20;
 
-/// The way to the audit file.
-pub struct Sink(mpsc::Sender<Value>);
+/// The policy and where its events go.
+pub struct Trail {
+    pub policy: Policy,
+    pub sink: Sink,
+}
 
-impl Sink {
-    /// Opens the file (mode 600, appended to) and starts its writer thread, which ends with the sink.
-    pub fn open(path: &Path) -> std::io::Result<Self> {
-        use std::os::unix::fs::OpenOptionsExt;
-        let file = std::fs::OpenOptions::new().create(true).append(true).mode(0o600).open(path)?;
-        let (sender, mut lines) = mpsc::channel::<Value>(QUEUE);
-        let write = move || {
-            let mut out = std::io::BufWriter::new(file);
-            while let Some(line) = lines.blocking_recv() {
-                let mut next = Some(line);
-                while let Some(line) = next {
-                    let _ = writeln!(out, "{line}");
-                    next = lines.try_recv().ok();
-                }
-                if let Err(error) = out.flush() {
-                    tracing::error!(%error, "audit: the file cannot be written");
-                }
-            }
-        };
-        std::thread::Builder::new().name("audit".into()).spawn(write)?;
-        Ok(Self(sender))
+/// An event as it is written (upstream: `audit.k8s.io/v1` Event).
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Event<'a> {
+    kind: &'static str,
+    api_version: &'static str,
+    level: Level,
+    #[serde(rename = "auditID")]
+    audit_id: &'a str,
+    stage: Stage,
+    #[serde(rename = "requestURI")]
+    request_uri: &'a str,
+    verb: &'a str,
+    user: &'a UserInfo,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    impersonated_user: Option<&'a UserInfo>,
+    #[serde(rename = "sourceIPs", skip_serializing_if = "Vec::is_empty")]
+    source_ips: Vec<String>,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    user_agent: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    object_ref: Option<ObjectRef<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    response_status: Option<Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    request_object: Option<Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    response_object: Option<Value>,
+    request_received_timestamp: &'a str,
+    stage_timestamp: String,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    annotations: BTreeMap<String, String>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct ObjectRef<'a> {
+    resource: &'a str,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    namespace: &'a str,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    name: &'a str,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    api_group: &'a str,
+    api_version: &'a str,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    subresource: &'a str,
+}
+
+/// The request was understood: from here on its level is known.
+pub fn received(server: &Inner, context: &mut Context) {
+    let Some(trail) = &server.audit else { return };
+    context.audit.choice = trail.policy.choose(&context.user, &context.attributes());
+    if context.audit.choice.tells(Stage::RequestReceived) {
+        send(server, trail, event(context, Stage::RequestReceived, None));
     }
 }
 
-/// Records an answered request.
-pub fn finish(server: &Inner, context: &Context, response: &Response<Body>, started: Instant, audit_id: &str) {
-    let info = &context.info;
-    let code = response.status().as_u16();
-    server.metrics.observe(context, code, started.elapsed());
-    let Some(sink) = &server.audit else { return };
-    if !info.is_resource {
-        return;
+/// The request was answered. At level RequestResponse a body that is whole is read and told.
+pub async fn answered(server: &Inner, context: &Context, response: Response<Body>) -> Response<Body> {
+    let Some(trail) = &server.audit else { return response };
+    let choice = &context.audit.choice;
+    if choice.level == Level::None {
+        return response;
     }
-    if sink.0.try_send(event(context, code, audit_id)).is_err() {
+    let streams = context.info.verb == "watch" || response.status() == http::StatusCode::SWITCHING_PROTOCOLS;
+    let stage = if streams { Stage::ResponseStarted } else { Stage::ResponseComplete };
+    if !choice.tells(stage) {
+        return response;
+    }
+    let (response, body) = if choice.level == Level::RequestResponse && !streams { whole(response).await } else { (response, None) };
+    send(server, trail, event(context, stage, Some((response.status().as_u16(), body))));
+    response
+}
+
+fn send(server: &Inner, trail: &Trail, event: Event<'_>) {
+    let line = serde_json::to_vec(&event).unwrap_or_default();
+    if !trail.sink.send(line) {
         server.metrics.audit_dropped.inc();
     }
 }
 
-fn event(context: &Context, code: u16, audit_id: &str) -> Value {
-    let info = &context.info;
+/// The body's bytes beside the response, which keeps them.
+async fn whole(response: Response<Body>) -> (Response<Body>, Option<Bytes>) {
+    let sized = http_body::Body::size_hint(response.body()).exact().is_some_and(|size| size <= BODY_BYTES_MAX as u64);
+    if !sized || response.headers().contains_key(http::header::CONTENT_ENCODING) {
+        return (response, None);
+    }
+    let (parts, body) = response.into_parts();
+    let bytes = body.collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
+    (Response::from_parts(parts, crate::reply::full(bytes.clone())), Some(bytes))
+}
+
+fn event<'a>(context: &'a Context, stage: Stage, answer: Option<(u16, Option<Bytes>)>) -> Event<'a> {
+    let (info, audit) = (&context.info, &context.audit);
     let agent = context.headers.get(http::header::USER_AGENT).and_then(|agent| agent.to_str().ok()).unwrap_or_default();
-    let now = meta::time::now_micro();
-    json!({
-        "kind": "Event",
-        "apiVersion": "audit.k8s.io/v1",
-        "level": "Metadata",
-        "auditID": audit_id,
-        "stage": "ResponseComplete",
-        "requestURI": info.path,
-        "verb": info.verb,
-        "user": context.user,
-        "userAgent": agent,
-        "objectRef": {
-            "resource": info.resource,
-            "subresource": info.subresource,
-            "namespace": info.namespace,
-            "name": info.name,
-            "apiGroup": info.group,
-            "apiVersion": info.version,
-        },
-        "responseStatus": {"code": code},
-        "stageTimestamp": now,
-    })
+    let choice = &audit.choice;
+    let object_ref = info.is_resource.then(|| ObjectRef {
+        resource: &info.resource,
+        namespace: &info.namespace,
+        name: &info.name,
+        api_group: &info.group,
+        api_version: &info.version,
+        subresource: &info.subresource,
+    });
+    let request = (choice.level >= Level::Request).then(|| context.audit.request.clone()).flatten();
+    let content_type = context.headers.get(http::header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let request_object = request.and_then(|bytes| tree(choice, &bytes, content_type));
+    let mut annotations = context.annotations();
+    if !context.reason.is_empty() || answer.is_some() {
+        let forbidden = answer.as_ref().is_some_and(|(code, _)| *code == 403);
+        annotations.insert("authorization.k8s.io/decision".into(), if forbidden { "forbid" } else { "allow" }.into());
+        annotations.insert("authorization.k8s.io/reason".into(), context.reason.clone());
+    }
+    let original = audit.original_user.as_ref();
+    Event {
+        kind: "Event",
+        api_version: "audit.k8s.io/v1",
+        level: choice.level,
+        audit_id: &audit.id,
+        stage,
+        request_uri: if audit.uri.is_empty() { &info.path } else { &audit.uri },
+        verb: &info.verb,
+        user: original.unwrap_or(&context.user),
+        impersonated_user: original.map(|_| &context.user),
+        source_ips: audit.peer.iter().map(ToString::to_string).collect(),
+        user_agent: agent,
+        object_ref,
+        response_status: answer.as_ref().map(|(code, _)| json!({"metadata": {}, "code": code})),
+        request_object,
+        response_object: answer.and_then(|(_, body)| body).and_then(|bytes| tree(choice, &bytes, "json")),
+        request_received_timestamp: &audit.received,
+        stage_timestamp: meta::time::now_micro(),
+        annotations,
+    }
+}
+
+/// A body as a tree, where it is one: JSON (patches too) or YAML.
+fn tree(choice: &Choice, bytes: &[u8], content_type: &str) -> Option<Value> {
+    if bytes.len() > BODY_BYTES_MAX {
+        return None;
+    }
+    let mut value: Value = match content_type.contains("yaml") {
+        true => serde_saphyr::from_str(std::str::from_utf8(bytes).ok()?).ok()?,
+        false => serde_json::from_slice(bytes).ok()?,
+    };
+    if choice.omit_managed_fields
+        && let Some(metadata) = value["metadata"].as_object_mut()
+    {
+        metadata.remove("managedFields");
+    }
+    (value.is_object() || value.is_array()).then_some(value)
+}
+
+/// What is gathered about one request for its events.
+#[derive(Default)]
+pub struct Notes {
+    pub id: String,
+    pub choice: Choice,
+    /// Path and query, as they came.
+    pub uri: String,
+    pub received: String,
+    pub peer: Option<std::net::IpAddr>,
+    /// Who impersonates.
+    pub original_user: Option<UserInfo>,
+    /// The request's body, where the level wants it.
+    pub request: Option<Bytes>,
+}
+
+/// Keeps the body for the events of a request at a level that tells it.
+pub async fn keep_body(context: &mut Context, request: http::Request<Body>) -> Result<http::Request<Body>, meta::Status> {
+    let writes = matches!(context.info.verb.as_str(), "create" | "update" | "patch" | "delete" | "deletecollection");
+    let connects = matches!(context.info.subresource.as_str(), "exec" | "attach" | "portforward" | "proxy");
+    if context.audit.choice.level < Level::Request || !context.info.is_resource || !writes || connects {
+        return Ok(request);
+    }
+    let (parts, body) = request.into_parts();
+    let bytes = crate::handlers::read_body(http::Request::new(body)).await?;
+    context.audit.request = Some(bytes.clone());
+    Ok(http::Request::from_parts(parts, crate::reply::full(bytes)))
 }

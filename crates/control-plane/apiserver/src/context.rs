@@ -1,5 +1,6 @@
 //! What every stage of a request shares: who asks, what for, and what is to be said beside the answer.
 
+use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
 use auth::UserInfo;
@@ -7,6 +8,7 @@ use http::HeaderMap;
 use meta::{Status, field};
 use schema::decode::Mode;
 
+use crate::audit::Notes;
 use crate::request::{Query, RequestInfo};
 
 /// One request on its way through the pipeline.
@@ -17,7 +19,10 @@ pub struct Context {
     pub user: UserInfo,
     /// Why the request is allowed, as the authorizer says.
     pub reason: String,
+    /// For the audit trail.
+    pub audit: Notes,
     warnings: Mutex<Vec<String>>,
+    annotations: Mutex<BTreeMap<String, String>>,
 }
 
 /// Warnings beyond this many bytes are not sent (upstream cuts there too).
@@ -25,7 +30,16 @@ const WARNINGS_BYTES_MAX: usize = 4 << 10;
 
 impl Context {
     pub fn new(info: RequestInfo, query: Query, headers: HeaderMap, user: UserInfo) -> Self {
-        Self { info, query, headers, user, reason: String::new(), warnings: Mutex::default() }
+        Self {
+            info,
+            query,
+            headers,
+            user,
+            reason: String::new(),
+            audit: Notes::default(),
+            warnings: Mutex::default(),
+            annotations: Mutex::default(),
+        }
     }
 
     /// Says something in a `Warning:` header, once.
@@ -39,6 +53,14 @@ impl Context {
     }
     pub fn take_warnings(&self) -> Vec<String> {
         std::mem::take(&mut self.warnings.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Adds something to the request's audit events, such as `pod-security.kubernetes.io/enforce-policy`.
+    pub fn annotate(&self, key: impl Into<String>, value: impl Into<String>) {
+        self.annotations.lock().unwrap_or_else(PoisonError::into_inner).insert(key.into(), value.into());
+    }
+    pub fn annotations(&self) -> BTreeMap<String, String> {
+        self.annotations.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     pub fn write_options(&self) -> Result<WriteOptions, Status> {

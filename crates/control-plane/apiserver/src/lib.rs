@@ -32,6 +32,7 @@ mod pipeline;
 mod registry;
 mod reply;
 mod request;
+mod sealed;
 mod selection;
 mod serve;
 mod shard;
@@ -53,6 +54,9 @@ pub use reply::Body;
 use registry::Registry;
 use registry::service::Allocators;
 
+/// The addresses of a host; none where it is not known.
+pub type Resolver = Arc<dyn Fn(String) -> futures_util::future::BoxFuture<'static, Vec<std::net::IpAddr>> + Send + Sync>;
+
 /// What a server is told. Nothing is read from elsewhere.
 pub struct Config {
     /// Static tokens; client certificates are checked by TLS.
@@ -61,6 +65,14 @@ pub struct Config {
     pub issuer: Option<auth::tokens::Issuer>,
     /// The audit trail; none where absent.
     pub audit_file: Option<PathBuf>,
+    /// What the trail tells, as YAML of `audit.k8s.io/v1`; absent: Metadata of everything.
+    pub audit_policy: Option<String>,
+    /// The trail's file is rotated at this size, …
+    pub audit_bytes_max: u64,
+    /// … and so many old ones are kept.
+    pub audit_backups: usize,
+    /// Encryption at rest; absent, everything is stored as it is.
+    pub encryption: Option<auth::encryption::Encryption>,
     /// Requests at the same time, long-running ones not counted.
     pub reads_inflight_max: usize,
     pub writes_inflight_max: usize,
@@ -71,6 +83,10 @@ pub struct Config {
     pub port: u16,
     /// How the API server shows itself to kubelets (exec, logs); absent: those requests are refused.
     pub kubelet_client: Option<Arc<rustls::ClientConfig>>,
+    /// Which admission plugins run, and how they are configured.
+    pub admission: admission::Options,
+    /// Finds the addresses of hosts that webhooks are configured with; absent: only addresses, `localhost` and Services are found.
+    pub resolver: Option<Resolver>,
     /// Which built-in resources are served (`--runtime-config`).
     pub served: schema::resources::Served,
 }
@@ -83,7 +99,13 @@ impl Default for Config {
             advertise: std::net::Ipv4Addr::LOCALHOST,
             port: 6443,
             kubelet_client: None,
+            admission: admission::Options::default(),
+            resolver: None,
             audit_file: None,
+            audit_policy: None,
+            audit_bytes_max: 100 << 20,
+            audit_backups: 3,
+            encryption: None,
             reads_inflight_max: 400,
             writes_inflight_max: 200,
             services: Ranges::default(),
@@ -94,8 +116,12 @@ impl Default for Config {
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    #[error("audit policy: {0}")]
+    AuditPolicy(String),
     #[error("audit file {path}")]
     Audit { path: PathBuf, source: std::io::Error },
+    #[error("admission")]
+    Admission(#[from] admission::ConfigError),
     #[error("metrics")]
     Metrics(#[source] telemetry::prometheus::Error),
     #[error("bootstrap: {what}: {status}")]
@@ -110,12 +136,14 @@ pub(crate) struct Inner {
     pub access: access::Access,
     pub registry: Registry,
     pub flow: flow::Flow,
-    pub audit: Option<audit::Sink>,
+    pub audit: Option<audit::Trail>,
+    sealed: Option<Arc<sealed::Sealed>>,
     pub metrics: metrics::Metrics,
     pub drain: Drain,
     pub advertise: std::net::Ipv4Addr,
     pub port: u16,
     pub kubelet_client: Option<Arc<rustls::ClientConfig>>,
+    pub resolver: Option<Resolver>,
     pub openapi: Arc<openapi::Documents>,
     pub served: schema::resources::Served,
     bootstrapped: AtomicBool,
@@ -124,19 +152,30 @@ pub(crate) struct Inner {
 impl Server {
     /// Starts the watch cache's feed; must be called inside a runtime.
     pub fn new(config: Config, store: Arc<dyn store::Store>) -> Result<Self, Error> {
+        let policy = match &config.audit_policy {
+            Some(text) => audit::policy::Policy::parse(text).map_err(Error::AuditPolicy)?,
+            None => audit::policy::Policy::standard(),
+        };
         let audit = match config.audit_file {
-            Some(path) => Some(audit::Sink::open(&path).map_err(|source| Error::Audit { path, source })?),
+            Some(path) => {
+                let sink = audit::sink::Sink::open(&path, config.audit_bytes_max, config.audit_backups);
+                Some(audit::Trail { policy, sink: sink.map_err(|source| Error::Audit { path, source })? })
+            }
             None => None,
         };
-        let registry = Registry::new(store.clone(), Allocators::new(config.services));
+        let sealed = config.encryption.map(|encryption| Arc::new(sealed::Sealed::new(store.clone(), encryption)));
+        let store = sealed.clone().map_or(store, |sealed| sealed as Arc<dyn store::Store>);
+        let registry = Registry::new(store.clone(), Allocators::new(config.services), &config.admission)?;
+        let reader = registry.reader.clone();
         let drain = stdx::drain();
         let (caches, stop) = (registry.caches.clone(), drain.clone());
         tokio::spawn(async move { stop.run(cache::feed::run(store, caches)).await });
-        Ok(Self(Arc::new(Inner {
+        let inner = Arc::new(Inner {
             access: access::Access::new(config.authenticator, config.issuer, &registry.caches),
             registry,
             flow: flow::Flow::new(config.reads_inflight_max, config.writes_inflight_max),
             audit,
+            sealed,
             metrics: metrics::Metrics::new().map_err(Error::Metrics)?,
             drain,
             advertise: config.advertise,
@@ -144,8 +183,12 @@ impl Server {
             kubelet_client: config.kubelet_client,
             openapi: Arc::new(openapi::Documents::new(config.served.clone())),
             served: config.served,
+            resolver: config.resolver,
             bootstrapped: AtomicBool::new(false),
-        })))
+        });
+        // Once only: the reader was made above.
+        let _ = reader.server.set(Arc::downgrade(&inner));
+        Ok(Self(inner))
     }
 
     /// Answers one request. With an `identity` the caller vouches for who asks (the in-process transport); authorization still applies.
@@ -159,6 +202,15 @@ impl Server {
         bootstrap::run(&self.0).await?;
         self.0.bootstrapped.store(true, Ordering::Relaxed);
         tokio::spawn(expiry::run(self.0.clone()));
+        if let Some(sealed) = self.0.sealed.clone() {
+            tokio::spawn(async move {
+                match sealed.renew().await {
+                    Ok(0) => {}
+                    Ok(count) => tracing::info!(count, "encryption at rest: sealed again with the current key"),
+                    Err(error) => tracing::error!(%error, "encryption at rest"),
+                }
+            });
+        }
         Ok(())
     }
 

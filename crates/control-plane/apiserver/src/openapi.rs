@@ -3,7 +3,7 @@
 //! Only hashes stay: clients keep documents by hash. One document is rendered at a time, since its tree takes tens of megabytes.
 //! Source: kube-openapi `pkg/handler`, `pkg/handler3`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 use std::sync::Arc;
 use std::time::Duration;
@@ -54,8 +54,8 @@ struct Document {
 enum Name {
     V2,
     V2Protobuf,
-    /// Group and version.
-    V3(String, String),
+    /// A document's key in the index: `apis/apps/v1`, `apis/apps`, `version`.
+    V3(String),
 }
 
 impl Name {
@@ -71,8 +71,25 @@ impl Name {
         match self {
             Name::V2 => v2::document(kinds, &describe).to_string().into_bytes(),
             Name::V2Protobuf => v2::protobuf(&v2::document(kinds, &describe)),
-            Name::V3(group, version) => v3::document(group, version, kinds, &describe).to_string().into_bytes(),
+            Name::V3(key) => {
+                let (group, version) = group_version(key);
+                let served = kinds.iter().any(|kind| kind.group == group && kind.version == version);
+                let document = match served {
+                    true => Some(v3::document(group, version, kinds, &describe)),
+                    false => v3::other(key, kinds, &describe),
+                };
+                document.unwrap_or_default().to_string().into_bytes()
+            }
         }
+    }
+}
+
+/// What a key is the document of; two empty words where it is not that of a group's version.
+fn group_version(key: &str) -> (&str, &str) {
+    match key.split('/').collect::<Vec<_>>().as_slice() {
+        ["api", version] => ("", version),
+        ["apis", group, version] => (group, version),
+        _ => ("", ""),
     }
 }
 
@@ -85,15 +102,7 @@ pub async fn respond(server: &Arc<Inner>, context: &Context, method: &Method) ->
     match rest {
         "v2" => Some(version_2(server, &context.headers).await),
         "v3" => Some(index(server, &context.headers).await),
-        _ => {
-            let (group, version) = match rest.strip_prefix("v3/")?.split('/').collect::<Vec<_>>().as_slice() {
-                ["api", version] => (String::new(), (*version).to_owned()),
-                ["apis", group, version] => ((*group).to_owned(), (*version).to_owned()),
-                _ => return None,
-            };
-            server.served.resources().find(|facts| facts.group == group && facts.version == version)?;
-            Some(version_3(server, context, group, version).await)
-        }
+        _ => version_3(server, context, rest.strip_prefix("v3/")?).await.transpose(),
     }
 }
 
@@ -113,19 +122,19 @@ async fn index(server: &Arc<Inner>, headers: &HeaderMap) -> Result<Response<Body
     Ok(send(headers, JSON, &Document { etag: etag(&v3::hash(&body)), gzip: gzip(&body)? }))
 }
 
-async fn version_3(server: &Arc<Inner>, context: &Context, group: String, version: String) -> Result<Response<Body>, Status> {
+/// `None` where the index has no such document.
+async fn version_3(server: &Arc<Inner>, context: &Context, key: &str) -> Result<Option<Response<Body>>, Status> {
     let headers = &context.headers;
     choose(headers, &[]).ok_or_else(|| Status::not_acceptable(&[JSON]))?;
-    let key = v3::key(&group, &version);
-    let hash = server.openapi.hashes().await?.get(&key).cloned().unwrap_or_default();
+    let Some(hash) = server.openapi.hashes().await?.get(key).cloned() else { return Ok(None) };
     let asked = context.query.text("hash");
     if asked.is_some_and(|asked| asked != hash) {
-        return moved(&format!("/openapi/v3/{key}?hash={hash}"));
+        return moved(&format!("/openapi/v3/{key}?hash={hash}")).map(Some);
     }
     let etag = etag(&hash);
     let mut response = match known(headers, &etag) {
         true => not_modified(&etag),
-        false => send(headers, JSON, &server.openapi.get(Name::V3(group, version)).await?),
+        false => send(headers, JSON, &server.openapi.get(Name::V3(key.to_owned())).await?),
     };
     if asked.is_some() {
         let out = response.headers_mut();
@@ -134,7 +143,7 @@ async fn version_3(server: &Arc<Inner>, context: &Context, group: String, versio
             out.insert(EXPIRES, expires);
         }
     }
-    Ok(response)
+    Ok(Some(response))
 }
 
 /// JSON or one of `others`, as the client lists them; `None` where it takes none of them.
@@ -218,12 +227,9 @@ fn give_back() {
 
 fn hashes(served: &Served) -> BTreeMap<String, String> {
     let (kinds, texts) = (kinds(served), Descriptions::load());
-    let mut hashes = BTreeMap::new();
-    for kind in &kinds {
-        let name = || Name::V3(kind.group.clone(), kind.version.clone());
-        hashes.entry(v3::key(&kind.group, &kind.version)).or_insert_with(|| v3::hash(&name().render(&kinds, &texts)));
-    }
-    hashes
+    let versions = kinds.iter().map(|kind| v3::key(&kind.group, &kind.version));
+    let keys: BTreeSet<String> = versions.chain(v3::others(&kinds)).collect();
+    keys.into_iter().map(|key| (key.clone(), v3::hash(&Name::V3(key).render(&kinds, &texts)))).collect()
 }
 
 fn etag(hash: &str) -> String {

@@ -14,6 +14,7 @@ use crate::context::Context;
 use crate::negotiate::{self, Format, Offer};
 use crate::reply::{self, Body};
 use crate::request::{Query, RequestInfo};
+use crate::serve::Peer;
 use crate::{Inner, audit, discovery, handlers, health, openapi};
 
 static AUDIT_ID: HeaderName = HeaderName::from_static("audit-id");
@@ -46,6 +47,11 @@ async fn stages(server: &Arc<Inner>, request: Request<Body>, identity: Option<Us
         Err(status) => (UserInfo::anonymous(), Some(status)),
     };
     let mut context = Context::new(info, query, headers, user);
+    context.audit.id = audit_id.to_owned();
+    context.audit.received = meta::time::now_micro();
+    context.audit.uri = request.uri().path_and_query().map(|target| target.as_str().to_owned()).unwrap_or_default();
+    context.audit.peer = request.extensions().get::<Peer>().map(|peer| peer.0);
+    audit::received(server, &mut context);
     let outcome = match refused {
         Some(status) => Err(status),
         None => admitted(server, &mut context, request).await,
@@ -56,8 +62,8 @@ async fn stages(server: &Arc<Inner>, request: Request<Body>, identity: Option<Us
             response.headers_mut().append(http::header::WARNING, value);
         }
     }
-    audit::finish(server, &context, &response, started, audit_id);
-    response
+    server.metrics.observe(&context, response.status().as_u16(), started.elapsed());
+    audit::answered(server, &context, response).await
 }
 
 /// Who may go on, and where to.
@@ -65,6 +71,7 @@ async fn admitted(server: &Arc<Inner>, context: &mut Context, request: Request<B
     server.access.impersonate(&server.registry.caches, context)?;
     let _place = server.flow.enter(context)?;
     context.reason = server.access.authorize(&server.registry.caches, context)?;
+    let request = audit::keep_body(context, request).await?;
     let path = context.info.path.as_str();
     if context.info.is_resource {
         return handlers::resource(server, context, request).await;
@@ -72,7 +79,7 @@ async fn admitted(server: &Arc<Inner>, context: &mut Context, request: Request<B
     if let Some(response) = health::respond(server, context) {
         return Ok(response);
     }
-    if let Some(response) = openapi::respond(server, context, request.method()).await {
+    if let Some(response) = Box::pin(openapi::respond(server, context, request.method())).await {
         return response;
     }
     match path {

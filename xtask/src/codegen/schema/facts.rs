@@ -26,6 +26,8 @@ pub struct Type {
     pub f: BTreeMap<String, Field>,
     /// `atomic` or `granular`.
     pub mt: Option<String>,
+    #[serde(default)]
+    pub unions: Vec<Value>,
 }
 
 #[derive(Deserialize, Clone)]

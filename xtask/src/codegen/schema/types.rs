@@ -95,7 +95,14 @@ impl File<'_> {
         let ident = kind(name);
         let atomic = definition.mt.as_deref() == Some("atomic");
         let _ = writeln!(self.body, "static {ident}Fields: [Field; {}] = [\n{fields}];", definition.f.len());
-        let _ = writeln!(self.body, "pub static {ident}: Type = t({name:?}, &{ident}Fields, {atomic});");
+        if definition.unions.is_empty() {
+            let _ = writeln!(self.body, "pub static {ident}: Type = t({name:?}, &{ident}Fields, {atomic});");
+        } else {
+            let unions: Vec<String> = definition.unions.iter().map(|union| format!("s({:?})", union.to_string())).collect();
+            let (count, list) = (unions.len(), unions.join(", "));
+            let _ = writeln!(self.body, "static {ident}Unions: [Str; {count}] = [{list}];");
+            let _ = writeln!(self.body, "pub static {ident}: Type = tu({name:?}, &{ident}Fields, {atomic}, &{ident}Unions);");
+        }
         if granular_twin(facts, name) {
             let _ = writeln!(self.body, "pub static {ident}{GRANULAR}: Type = t({name:?}, &{ident}Fields, false);");
         }

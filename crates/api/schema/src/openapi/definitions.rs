@@ -29,6 +29,11 @@ impl<'a> Definitions<'a> {
         for ((group, version, kind), found) in table::kinds() {
             gvks.entry(&found.name).or_default().push(gvk(group, version, kind));
         }
+        for name in ["DeleteOptions", "WatchEvent"] {
+            if let Some(found) = table::find(&format!("{META}.{name}")) {
+                gvks.insert(&found.name, of_every_version(name));
+            }
+        }
         Self { style, describe, done: Map::new(), wanted: BTreeSet::new(), gvks }
     }
 
@@ -89,7 +94,7 @@ impl<'a> Definitions<'a> {
     fn structure(&mut self, found: &'static Type) -> Value {
         let mut properties = Map::new();
         for field in found.fields.iter() {
-            let mut value = self.property(field);
+            let mut value = self.property(found, field);
             self.describe(&mut value, &found.name, &field.json);
             properties.insert(field.json.to_string(), value);
         }
@@ -105,23 +110,38 @@ impl<'a> Definitions<'a> {
         if found.atomic {
             value.insert("x-kubernetes-map-type".into(), "atomic".into());
         }
+        if GRANULAR.contains(&(&found.name, "")) {
+            value.insert("x-kubernetes-map-type".into(), "granular".into());
+        }
+        let unions: Vec<Value> = found.unions.iter().filter_map(|union| serde_json::from_str(union).ok()).collect();
+        if !unions.is_empty() {
+            value.insert("x-kubernetes-unions".into(), unions.into());
+        }
         if let Some(gvks) = self.gvks.get(&*found.name) {
             value.insert("x-kubernetes-group-version-kind".into(), gvks.clone().into());
         }
         Value::Object(value)
     }
 
-    fn property(&mut self, field: &Field) -> Value {
+    fn property(&mut self, owner: &Type, field: &Field) -> Value {
         let mut value = self.schema(&field.schema, &field.go);
         let style = self.style;
         let Some(map) = value.as_object_mut() else { return value };
         if let Schema::List(list) = &field.schema {
-            list_type(map, &list.topology, &field.json);
+            let unmarked = is_unmarked(owner, &field.json);
+            list_type(map, &list.topology, unmarked);
         }
         if let Schema::Map(found) = &field.schema
             && found.atomic
         {
             map.insert("x-kubernetes-map-type".into(), "atomic".into());
+        }
+        if GRANULAR.contains(&(&owner.name, &field.json)) {
+            map.insert("x-kubernetes-map-type".into(), "granular".into());
+        }
+        // Bytes are a list to Go; one of them is marked as such.
+        if &*owner.name == "io.k8s.kube-aggregator.pkg.apis.apiregistration.v1.APIServiceSpec" && &*field.json == "caBundle" {
+            map.insert("x-kubernetes-list-type".into(), "atomic".into());
         }
         patch_rules(map, field);
         if style == Style::V3 {
@@ -156,7 +176,12 @@ impl<'a> Definitions<'a> {
                 json!({"type": "array", "items": items})
             }
             Schema::Map(map) => {
-                let go = go.strip_prefix("map[").and_then(|rest| rest.split_once(']')).map_or("", |(_, value)| value);
+                let go = match go.strip_prefix("map[").and_then(|rest| rest.split_once(']')) {
+                    Some((_, value)) => value,
+                    // The one map that has a name of its own.
+                    None if go.ends_with("JSONSchemaDependencies") => "JSONSchemaPropsOrStringArray",
+                    None => "",
+                };
                 let values = self.schema(&map.values, go);
                 json!({"type": "object", "additionalProperties": values})
             }
@@ -182,6 +207,12 @@ impl<'a> Definitions<'a> {
     }
 }
 
+/// A kind that every version of every group has.
+fn of_every_version(kind: &str) -> Vec<Value> {
+    let versions: BTreeSet<(&str, &str)> = crate::resources::all().iter().map(|resource| (resource.group, resource.version)).collect();
+    versions.into_iter().map(|(group, version)| gvk(group, version, kind)).collect()
+}
+
 /// Definitions that are no structs.
 fn leaf(name: &str, style: Style) -> Option<Value> {
     let value = match (name, style) {
@@ -200,10 +231,22 @@ fn leaf(name: &str, style: Style) -> Option<Value> {
     Some(value)
 }
 
-fn list_type(map: &mut Map<String, Value>, topology: &Topology, name: &str) {
+/// The table does not tell an unmarked list from an atomic one; lists of kinds are unmarked, and one more.
+fn is_unmarked(owner: &Type, field: &str) -> bool {
+    field == "items" && owner.field("metadata").is_some()
+        || *owner.name == *"io.k8s.apimachinery.pkg.apis.meta.v1.APIResource" && field == "verbs"
+}
+
+/// Maps and structs that say of themselves that they are merged, which is what all do that say nothing.
+const GRANULAR: [(&str, &str); 3] = [
+    ("io.k8s.api.core.v1.PersistentVolumeClaimStatus", "allocatedResourceStatuses"),
+    ("io.k8s.api.core.v1.PersistentVolumeSpec", "claimRef"),
+    ("io.k8s.api.lifecycle.v1alpha1.ResponderStatus", ""),
+];
+
+fn list_type(map: &mut Map<String, Value>, topology: &Topology, unmarked: bool) {
     match topology {
-        // The table does not tell an unmarked list from an atomic one; lists of kinds are unmarked.
-        Topology::Atomic if name == "items" => {}
+        Topology::Atomic if unmarked => {}
         Topology::Atomic => {
             map.insert("x-kubernetes-list-type".into(), "atomic".into());
         }

@@ -28,6 +28,27 @@ pub struct Operation {
     pub watchable: bool,
 }
 
+impl Operation {
+    /// What the answer can be encoded in.
+    pub fn produces(&self) -> Vec<&'static str> {
+        let log: &[&str] = if self.id.ends_with("NamespacedPodLog") { &["text/plain"] } else { &[] };
+        match self.response.is_empty() {
+            true if log.is_empty() => vec!["*/*"],
+            _ if self.watchable => [&PRODUCES[..], &PRODUCES_WATCH[..]].concat(),
+            _ => [log, &PRODUCES[..]].concat(),
+        }
+    }
+    /// The codes of success.
+    pub fn codes(&self) -> &'static [&'static str] {
+        match self.action {
+            "post" => &["200", "201", "202"],
+            "put" | "patch" => &["200", "201"],
+            "delete" => &["200", "202"],
+            _ => &["200"],
+        }
+    }
+}
+
 pub enum Body {
     None,
     /// The definition of the object sent.
@@ -57,9 +78,11 @@ const LIST: [&str; 11] = [
 const DELETE: [&str; 5] =
     ["dryRun", "gracePeriodSeconds", "ignoreStoreReadErrorWithClusterBreakingPotential", "orphanDependents", "propagationPolicy"];
 /// What an answer to anything but a list watch can be encoded in.
-pub const PRODUCES: [&str; 3] = ["application/json", "application/yaml", "application/vnd.kubernetes.protobuf"];
-pub const PRODUCES_WATCH: [&str; 2] = ["application/json;stream=watch", "application/vnd.kubernetes.protobuf;stream=watch"];
-pub const PATCHES: [&str; 3] = ["application/json-patch+json", "application/merge-patch+json", "application/apply-patch+yaml"];
+pub const PRODUCES: [&str; 4] = ["application/json", "application/yaml", "application/vnd.kubernetes.protobuf", crate::cbor::MEDIA_TYPE];
+pub const PRODUCES_WATCH: [&str; 3] =
+    ["application/json;stream=watch", "application/vnd.kubernetes.protobuf;stream=watch", crate::cbor::MEDIA_TYPE_SEQUENCE];
+pub const PATCHES: [&str; 4] =
+    ["application/json-patch+json", "application/merge-patch+json", "application/apply-patch+yaml", "application/apply-patch+cbor"];
 pub const STRATEGIC: &str = "application/strategic-merge-patch+json";
 pub const META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1";
 
@@ -124,6 +147,66 @@ fn words(list: &[&str]) -> Vec<String> {
     list.iter().map(|word| (*word).to_owned()).collect()
 }
 
+/// A path that tells what there is: path, operation id, tag, definition of the answer (empty: text) and its media types.
+pub struct Discovery {
+    pub path: String,
+    pub id: String,
+    pub tag: String,
+    pub summary: &'static str,
+    pub response: String,
+    pub produces: Vec<&'static str>,
+}
+
+/// `/api/`, `/apis/`, the groups and versions of `kinds`, `/version/` and what tells about service account tokens.
+pub fn discovery(kinds: &[Kind]) -> Vec<Discovery> {
+    let plain = &PRODUCES[..3];
+    let make = |path: String, id: String, tag: String, summary, response: &str, produces: &[&'static str]| Discovery {
+        path,
+        id,
+        tag,
+        summary,
+        response: response.to_owned(),
+        produces: produces.to_vec(),
+    };
+    let meta = |kind: &str| format!("{META}.{kind}");
+    let mut all = vec![
+        make("/api/".into(), "getCoreAPIVersions".into(), "core".into(), "get available versions", &meta("APIVersions"), plain),
+        make("/apis/".into(), "getAPIVersions".into(), "apis".into(), "get available groups", &meta("APIGroupList"), plain),
+        make("/version/".into(), "getCodeVersion".into(), "version".into(), "get the version of the server", VERSION_INFO, &plain[..1]),
+        make(
+            "/.well-known/openid-configuration/".into(),
+            "getServiceAccountIssuerOpenIDConfiguration".into(),
+            "WellKnown".into(),
+            "get the configuration of the issuer of service account tokens",
+            "",
+            &plain[..1],
+        ),
+        make(
+            "/openid/v1/jwks/".into(),
+            "getServiceAccountIssuerOpenIDKeyset".into(),
+            "openid".into(),
+            "get the keys that service account tokens are checked with",
+            "",
+            &["application/jwk-set+json"],
+        ),
+    ];
+    let versions: std::collections::BTreeSet<(&str, &str)> =
+        kinds.iter().map(|kind| (kind.group.as_str(), kind.version.as_str())).collect();
+    for (group, version) in &versions {
+        let path = if group.is_empty() { format!("/api/{version}/") } else { format!("/apis/{group}/{version}/") };
+        let id = format!("get{}{}APIResources", friendly(group), capital(version));
+        all.push(make(path, id, tag(group, version), "get available resources", &meta("APIResourceList"), &PRODUCES));
+    }
+    let groups: std::collections::BTreeSet<&str> = versions.into_iter().map(|(group, _)| group).filter(|group| !group.is_empty()).collect();
+    for group in groups {
+        let (id, tag) = (format!("get{}APIGroup", friendly(group)), tag(group, "").trim_end_matches('_').to_owned());
+        all.push(make(format!("/apis/{group}/"), id, tag, "get a group", &meta("APIGroup"), plain));
+    }
+    all
+}
+
+const VERSION_INFO: &str = "io.k8s.apimachinery.pkg.version.Info";
+
 /// `createAppsV1NamespacedDeployment`.
 fn id(kind: &Kind, verb: &str, middle: &str, rest: &str) -> String {
     format!("{verb}{}{}{middle}{rest}", friendly(&kind.group), capital(&kind.version))
@@ -143,7 +226,7 @@ fn list(kind: &Kind, rest: String) -> Operation {
         query: words(&LIST),
         body: Body::None,
         response: kind.list_definition().unwrap_or_default(),
-        watchable: has(&kind.verbs, "watch"),
+        watchable: true,
     }
 }
 
@@ -218,7 +301,7 @@ fn on_item(kind: &Kind) -> Vec<Operation> {
             summary: format!("delete a {name}"),
             query: words(&DELETE),
             body: Body::Options,
-            response: format!("{META}.Status"),
+            response: if kind.deletion_returns_object { kind.definition() } else { format!("{META}.Status") },
             ..operation(kind, "delete", "delete", "delete")
         });
     }
@@ -243,7 +326,8 @@ fn on_subresource(kind: &Kind, sub: &Sub) -> Vec<Operation> {
         summary: format!("{verb} {} of a {}", sub.name, kind.kind),
         query,
         body,
-        response: definition.clone(),
+        // A log is text.
+        response: if sub.name == "log" { String::new() } else { definition.clone() },
         watchable: false,
     };
     let object = || Body::Object(definition.clone());

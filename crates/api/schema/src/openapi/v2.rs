@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::definitions::Definitions;
-use super::operations::{self, Body, Operation, PATCHES, PRODUCES, PRODUCES_WATCH, STRATEGIC, parameter};
+use super::operations::{self, Body, Discovery, Operation, PATCHES, STRATEGIC, parameter};
 use super::{Describe, Kind, Style, VERSION};
 
 pub use super::gnostic::encode as protobuf;
@@ -34,7 +34,13 @@ pub fn document(kinds: &[Kind], describe: Describe<'_>) -> Value {
             paths.insert(path.path, entry.into());
         }
     }
-    for name in ["APIGroup", "APIGroupList", "APIResourceList", "APIVersions", "DeleteOptions", "Patch", "Status", "WatchEvent"] {
+    for known in operations::discovery(kinds) {
+        if !known.response.is_empty() {
+            definitions.want(&known.response);
+        }
+        paths.insert(known.path.clone(), json!({"get": told(&known)}));
+    }
+    for name in ["DeleteOptions", "Patch", "Status", "WatchEvent"] {
         definitions.want(&format!("{}.{name}", operations::META));
     }
     json!({
@@ -68,7 +74,13 @@ fn in_place(name: &str, place: &str) -> Value {
 fn render(operation: &Operation, kind: &Kind) -> Value {
     let mut parameters: Vec<Value> = Vec::new();
     let mut consumes = vec!["*/*"];
-    let body = |definition: &str, required: bool| json!({"name": "body", "in": "body", "required": required, "schema": Style::V2.reference(definition)});
+    let body = |definition: &str, required: bool| {
+        let mut value = json!({"name": "body", "in": "body", "schema": Style::V2.reference(definition)});
+        if required {
+            value["required"] = true.into();
+        }
+        value
+    };
     match &operation.body {
         Body::None => {}
         Body::Object(definition) => parameters.push(body(definition, true)),
@@ -80,21 +92,45 @@ fn render(operation: &Operation, kind: &Kind) -> Value {
         }
     }
     parameters.extend(operation.query.iter().map(|name| in_place(name, "query")));
-    let mut produces = if operation.response.is_empty() { vec!["*/*"] } else { PRODUCES.to_vec() };
-    if operation.watchable {
-        produces.extend(PRODUCES_WATCH);
-    }
     let schema = if operation.response.is_empty() { json!({"type": "string"}) } else { Style::V2.reference(&operation.response) };
+    let mut responses: Map<String, Value> =
+        operation.codes().iter().map(|code| ((*code).to_owned(), json!({"description": said(code), "schema": schema}))).collect();
+    responses.insert("401".into(), json!({"description": "Unauthorized"}));
     json!({
         "tags": [operations::tag(&kind.group, &kind.version)],
         "description": operation.summary,
         "operationId": operation.id,
         "consumes": consumes,
-        "produces": produces,
+        "produces": operation.produces(),
         "schemes": ["https"],
         "parameters": parameters,
-        "responses": {"200": {"description": "OK", "schema": schema}, "401": {"description": "Unauthorized"}},
+        "responses": responses,
         "x-kubernetes-action": operation.action,
         "x-kubernetes-group-version-kind": operation.gvk,
     })
+}
+
+/// The word of a code of success.
+pub fn said(code: &str) -> &'static str {
+    match code {
+        "201" => "Created",
+        "202" => "Accepted",
+        _ => "OK",
+    }
+}
+
+fn told(known: &Discovery) -> Value {
+    let schema = if known.response.is_empty() { json!({"type": "string"}) } else { Style::V2.reference(&known.response) };
+    let mut operation = json!({
+        "tags": [known.tag],
+        "description": known.summary,
+        "operationId": known.id,
+        "produces": known.produces,
+        "schemes": ["https"],
+        "responses": {"200": {"description": "OK", "schema": schema}, "401": {"description": "Unauthorized"}},
+    });
+    if !known.response.is_empty() {
+        operation["consumes"] = known.produces.clone().into();
+    }
+    operation
 }

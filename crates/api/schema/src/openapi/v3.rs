@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 use sha2::Digest;
 
 use super::definitions::Definitions;
-use super::operations::{self, Body, Operation, PATCHES, PRODUCES, PRODUCES_WATCH, STRATEGIC, parameter};
+use super::operations::{self, Body, Discovery, Operation, PATCHES, STRATEGIC, parameter};
 use super::{Describe, Kind, Style, VERSION};
 
 /// The document of one group and version. `kinds` are its resources; others are left out.
@@ -33,8 +33,32 @@ pub fn document(group: &str, version: &str, kinds: &[Kind], describe: Describe<'
     for name in ["APIResourceList", "DeleteOptions", "Patch", "Status"] {
         definitions.want(&format!("{}.{name}", operations::META));
     }
-    let (path, discovery) = discovery(group, version);
-    paths.insert(path, discovery);
+    let own = format!("/{}/", key(group, version));
+    for known in operations::discovery(kinds).iter().filter(|known| known.path == own) {
+        paths.insert(known.path.clone(), told(known));
+    }
+    whole(paths, definitions)
+}
+
+/// The documents beside those of the versions: `api`, `apis`, `apis/apps`, `version`, …, by their keys in the index.
+pub fn others(kinds: &[Kind]) -> Vec<String> {
+    let versions: std::collections::BTreeSet<String> = kinds.iter().map(|kind| key(&kind.group, &kind.version)).collect();
+    let paths = operations::discovery(kinds).into_iter().map(|known| known.path.trim_matches('/').to_owned());
+    paths.filter(|path| !versions.contains(path)).collect()
+}
+
+/// One of [`others`]; `None` where there is none of this key.
+pub fn other(key: &str, kinds: &[Kind], describe: Describe<'_>) -> Option<Value> {
+    let known = operations::discovery(kinds).into_iter().find(|known| known.path.trim_matches('/') == key)?;
+    let mut definitions = Definitions::new(Style::V3, describe);
+    if !known.response.is_empty() {
+        definitions.want(&known.response);
+    }
+    let paths = [(known.path.clone(), told(&known))].into_iter().collect();
+    Some(whole(paths, definitions))
+}
+
+fn whole(paths: Map<String, Value>, definitions: Definitions<'_>) -> Value {
     json!({
         "openapi": "3.0.0",
         "info": {"title": "Kubernetes", "version": VERSION},
@@ -61,15 +85,20 @@ pub fn hash(document: &[u8]) -> String {
     sha2::Sha512::digest(document).iter().map(|byte| format!("{byte:02X}")).collect()
 }
 
-fn discovery(group: &str, version: &str) -> (String, Value) {
-    let path = if group.is_empty() { format!("/api/{version}/") } else { format!("/apis/{group}/{version}/") };
-    let answer = answers(&PRODUCES, &format!("{}.APIResourceList", operations::META));
-    let id = format!("get{}APIResources", operations::tag(group, version).replace('_', ""));
-    let operation = json!({
-        "tags": [operations::tag(group, version)], "description": "get available resources", "operationId": id,
+fn told(known: &Discovery) -> Value {
+    let answer = match known.response.is_empty() {
+        true => text_answer(&known.produces),
+        false => answers(&known.produces, &known.response, "200"),
+    };
+    json!({"get": {
+        "tags": [known.tag], "description": known.summary, "operationId": known.id,
         "responses": {"200": answer, "401": {"description": "Unauthorized"}},
-    });
-    (path, json!({"get": operation}))
+    }})
+}
+
+fn text_answer(types: &[&str]) -> Value {
+    let content: Map<String, Value> = types.iter().map(|name| ((*name).to_owned(), json!({"schema": {"type": "string"}}))).collect();
+    json!({"description": "OK", "content": content})
 }
 
 fn shared(name: &str) -> Value {
@@ -89,29 +118,20 @@ fn query(name: &str) -> Value {
     json!({"name": name, "in": "query", "description": description, "schema": {"type": kind, "uniqueItems": true}})
 }
 
-fn answers(types: &[&str], definition: &str) -> Value {
+fn answers(types: &[&str], definition: &str, code: &str) -> Value {
     let schema = Style::V3.reference(definition);
     let content: Map<String, Value> = types.iter().map(|name| ((*name).to_owned(), json!({"schema": schema}))).collect();
-    json!({"description": "OK", "content": content})
+    json!({"description": super::v2::said(code), "content": content})
 }
 
 fn render(operation: &Operation, group: &str, version: &str) -> Value {
     let mut responses = Map::new();
     if operation.response.is_empty() {
-        responses.insert("200".into(), json!({"description": "OK", "content": {"*/*": {"schema": {"type": "string"}}}}));
+        responses.insert("200".into(), text_answer(&operation.produces()));
     } else {
-        let mut types = PRODUCES.to_vec();
-        if operation.watchable {
-            types.extend(PRODUCES_WATCH);
+        for code in operation.codes() {
+            responses.insert((*code).into(), answers(&operation.produces(), &operation.response, code));
         }
-        let answer = answers(&types, &operation.response);
-        if matches!(operation.method, "post" | "put" | "patch") {
-            responses.insert("201".into(), answer.clone());
-        }
-        if matches!(operation.method, "post" | "delete") {
-            responses.insert("202".into(), answer.clone());
-        }
-        responses.insert("200".into(), answer);
     }
     responses.insert("401".into(), json!({"description": "Unauthorized"}));
     let mut value = json!({

@@ -9,13 +9,18 @@ pub const fn s(text: &'static str) -> Str {
 
 /// A type of the table.
 pub const fn t(name: &'static str, fields: &'static [Field], atomic: bool) -> Type {
+    tu(name, fields, atomic, &[])
+}
+
+/// A type with unions, each as JSON text (`x-kubernetes-unions`).
+pub const fn tu(name: &'static str, fields: &'static [Field], atomic: bool, unions: &'static [Str]) -> Type {
     Type {
         name: Str::Static(name),
         fields: Slice::Static(fields),
         atomic,
         preserve_unknown: false,
         embedded_resource: false,
-        unions: Slice::Static(&[]),
+        unions: Slice::Static(unions),
     }
 }
 

@@ -166,7 +166,7 @@ mod tests {
 
     #[test]
     fn no_default_role_but_the_administrators_may_do_everything() {
-        for (_, object) in all() {
+        for (_, object) in all().into_iter().filter(|(plural, _)| *plural == "clusterroles") {
             let name = object["metadata"]["name"].as_str().unwrap_or_default();
             let wide = escalation::missing(&escalation::everything(), rules_of(&object).iter()).is_empty();
             assert_eq!(wide, name == "cluster-admin", "{name}");

@@ -198,7 +198,7 @@ pub async fn delete(server: &Arc<Inner>, context: &Context, target: Target<'_>, 
     let options = delete_options(context, request).await?;
     match server.registry.delete(context, target, &options).await? {
         Deleted::Pending(object) => respond(context, target.kind, StatusCode::OK, &object, format),
-        Deleted::Gone(object) if RETURNS_DELETED.contains(&target.kind.facts.plural) => {
+        Deleted::Gone(object) if target.kind.facts.deletion_returns_object() => {
             respond(context, target.kind, StatusCode::OK, &object, format)
         }
         Deleted::Gone(object) => {
@@ -207,10 +207,6 @@ pub async fn delete(server: &Arc<Inner>, context: &Context, target: Target<'_>, 
         }
     }
 }
-
-/// Kinds whose deletion answers with the object (upstream: ReturnDeletedObject).
-const RETURNS_DELETED: [&str; 6] =
-    ["pods", "podtemplates", "persistentvolumes", "persistentvolumeclaims", "serviceaccounts", "resourcequotas"];
 
 pub async fn delete_collection(
     server: &Arc<Inner>,

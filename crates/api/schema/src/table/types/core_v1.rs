@@ -162,7 +162,8 @@ static AppArmorProfileFields: [Field; 2] = [
     f("localhostProfile", Schema::String, 2, 6, "string"),
     xf("type", Schema::String, 1, 1, "v1.AppArmorProfileType", None, &E0, Patch::NONE, 0, 0),
 ];
-pub static AppArmorProfile: Type = t("io.k8s.api.core.v1.AppArmorProfile", &AppArmorProfileFields, false);
+static AppArmorProfileUnions: [Str; 1] = [s("{\"discriminator\":\"type\",\"fields-to-discriminateBy\":{\"localhostProfile\":\"LocalhostProfile\"}}")];
+pub static AppArmorProfile: Type = tu("io.k8s.api.core.v1.AppArmorProfile", &AppArmorProfileFields, false, &AppArmorProfileUnions);
 static AttachedVolumeFields: [Field; 2] = [
     f("devicePath", Schema::String, 2, 1, "string"),
     f("name", Schema::String, 1, 1, "v1.UniqueVolumeName"),
@@ -1240,7 +1241,8 @@ pub static PodSchedulingGate: Type = t("io.k8s.api.core.v1.PodSchedulingGate", &
 static PodSchedulingGroupFields: [Field; 1] = [
     f("podGroupName", Schema::String, 1, 6, "string"),
 ];
-pub static PodSchedulingGroup: Type = t("io.k8s.api.core.v1.PodSchedulingGroup", &PodSchedulingGroupFields, false);
+static PodSchedulingGroupUnions: [Str; 1] = [s("{\"fields-to-discriminateBy\":{\"podGroupName\":\"PodGroupName\"}}")];
+pub static PodSchedulingGroup: Type = tu("io.k8s.api.core.v1.PodSchedulingGroup", &PodSchedulingGroupFields, false, &PodSchedulingGroupUnions);
 static PodSecurityContextFields: [Field; 13] = [
     f("appArmorProfile", Schema::Object(Ref::Static(&AppArmorProfile)), 11, 6, "v1.AppArmorProfile"),
     f("fsGroup", Schema::Int64, 5, 6, "int64"),
@@ -1560,7 +1562,8 @@ static SeccompProfileFields: [Field; 2] = [
     f("localhostProfile", Schema::String, 2, 6, "string"),
     xf("type", Schema::String, 1, 1, "v1.SeccompProfileType", None, &E0, Patch::NONE, 0, 0),
 ];
-pub static SeccompProfile: Type = t("io.k8s.api.core.v1.SeccompProfile", &SeccompProfileFields, false);
+static SeccompProfileUnions: [Str; 1] = [s("{\"discriminator\":\"type\",\"fields-to-discriminateBy\":{\"localhostProfile\":\"LocalhostProfile\"}}")];
+pub static SeccompProfile: Type = tu("io.k8s.api.core.v1.SeccompProfile", &SeccompProfileFields, false, &SeccompProfileUnions);
 static SecretFields: [Field; 7] = [
     f("apiVersion", Schema::String, 0, 4, "string"),
     f("data", Schema::Map(Ref::Static(&M8)), 2, 4, "map[string][]uint8"),

@@ -64,7 +64,8 @@ static LimitResponseFields: [Field; 2] = [
     f("queuing", Schema::Object(Ref::Static(&QueuingConfiguration)), 2, 6, "v1.QueuingConfiguration"),
     f("type", Schema::String, 1, 1, "v1.LimitResponseType"),
 ];
-pub static LimitResponse: Type = t("io.k8s.api.flowcontrol.v1.LimitResponse", &LimitResponseFields, false);
+static LimitResponseUnions: [Str; 1] = [s("{\"discriminator\":\"type\",\"fields-to-discriminateBy\":{\"queuing\":\"Queuing\"}}")];
+pub static LimitResponse: Type = tu("io.k8s.api.flowcontrol.v1.LimitResponse", &LimitResponseFields, false, &LimitResponseUnions);
 static LimitedPriorityLevelConfigurationFields: [Field; 4] = [
     f("borrowingLimitPercent", Schema::Int32, 4, 6, "int32"),
     f("lendablePercent", Schema::Int32, 3, 6, "int32"),
@@ -115,7 +116,8 @@ static PriorityLevelConfigurationSpecFields: [Field; 3] = [
     f("limited", Schema::Object(Ref::Static(&LimitedPriorityLevelConfiguration)), 2, 6, "v1.LimitedPriorityLevelConfiguration"),
     f("type", Schema::String, 1, 1, "v1.PriorityLevelEnablement"),
 ];
-pub static PriorityLevelConfigurationSpec: Type = t("io.k8s.api.flowcontrol.v1.PriorityLevelConfigurationSpec", &PriorityLevelConfigurationSpecFields, false);
+static PriorityLevelConfigurationSpecUnions: [Str; 1] = [s("{\"discriminator\":\"type\",\"fields-to-discriminateBy\":{\"exempt\":\"Exempt\",\"limited\":\"Limited\"}}")];
+pub static PriorityLevelConfigurationSpec: Type = tu("io.k8s.api.flowcontrol.v1.PriorityLevelConfigurationSpec", &PriorityLevelConfigurationSpecFields, false, &PriorityLevelConfigurationSpecUnions);
 static PriorityLevelConfigurationStatusFields: [Field; 1] = [
     xf("conditions", Schema::List(Ref::Static(&L9)), 1, 4, "[]v1.PriorityLevelConfigurationCondition", None, &[], Patch { merge: true, replace: false, retain_keys: false, merge_key: Some(s("type")) }, 0, 0),
 ];
@@ -145,7 +147,8 @@ static SubjectFields: [Field; 4] = [
     f("serviceAccount", Schema::Object(Ref::Static(&ServiceAccountSubject)), 4, 6, "v1.ServiceAccountSubject"),
     f("user", Schema::Object(Ref::Static(&UserSubject)), 2, 6, "v1.UserSubject"),
 ];
-pub static Subject: Type = t("io.k8s.api.flowcontrol.v1.Subject", &SubjectFields, false);
+static SubjectUnions: [Str; 1] = [s("{\"discriminator\":\"kind\",\"fields-to-discriminateBy\":{\"group\":\"Group\",\"serviceAccount\":\"ServiceAccount\",\"user\":\"User\"}}")];
+pub static Subject: Type = tu("io.k8s.api.flowcontrol.v1.Subject", &SubjectFields, false, &SubjectUnions);
 static UserSubjectFields: [Field; 1] = [
     f("name", Schema::String, 1, 1, "string"),
 ];

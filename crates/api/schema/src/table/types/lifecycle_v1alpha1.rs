@@ -67,7 +67,8 @@ pub static EvictionRequestStatus: Type = t("io.k8s.api.lifecycle.v1alpha1.Evicti
 static EvictionRequestTargetFields: [Field; 1] = [
     f("pod", Schema::Object(Ref::Static(&EvictionRequestPodReference)), 1, 6, "v1alpha1.EvictionRequestPodReference"),
 ];
-pub static EvictionRequestTarget: Type = t("io.k8s.api.lifecycle.v1alpha1.EvictionRequestTarget", &EvictionRequestTargetFields, false);
+static EvictionRequestTargetUnions: [Str; 1] = [s("{\"fields-to-discriminateBy\":{\"pod\":\"Pod\"}}")];
+pub static EvictionRequestTarget: Type = tu("io.k8s.api.lifecycle.v1alpha1.EvictionRequestTarget", &EvictionRequestTargetFields, false, &EvictionRequestTargetUnions);
 static EvictionSpecFields: [Field; 1] = [
     f("target", Schema::Object(Ref::Static(&EvictionTarget)), 1, 1, "v1alpha1.EvictionTarget"),
 ];
@@ -83,7 +84,8 @@ pub static EvictionStatus: Type = t("io.k8s.api.lifecycle.v1alpha1.EvictionStatu
 static EvictionTargetFields: [Field; 1] = [
     f("pod", Schema::Object(Ref::Static(&EvictionPodReference)), 1, 6, "v1alpha1.EvictionPodReference"),
 ];
-pub static EvictionTarget: Type = t("io.k8s.api.lifecycle.v1alpha1.EvictionTarget", &EvictionTargetFields, false);
+static EvictionTargetUnions: [Str; 1] = [s("{\"fields-to-discriminateBy\":{\"pod\":\"Pod\"}}")];
+pub static EvictionTarget: Type = tu("io.k8s.api.lifecycle.v1alpha1.EvictionTarget", &EvictionTargetFields, false, &EvictionTargetUnions);
 static RequesterFields: [Field; 2] = [
     xf("intent", Schema::String, 2, 1, "v1alpha1.RequesterIntent", None, &E2, Patch::NONE, 0, 0),
     f("name", Schema::String, 1, 1, "string"),

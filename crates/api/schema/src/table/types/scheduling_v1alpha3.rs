@@ -31,7 +31,8 @@ static CompositeDisruptionModeFields: [Field; 2] = [
     f("all", Schema::Object(Ref::Static(&AllCompositeDisruptionMode)), 2, 6, "v1alpha3.AllCompositeDisruptionMode"),
     f("single", Schema::Object(Ref::Static(&SingleCompositeDisruptionMode)), 1, 6, "v1alpha3.SingleCompositeDisruptionMode"),
 ];
-pub static CompositeDisruptionMode: Type = t("io.k8s.api.scheduling.v1alpha3.CompositeDisruptionMode", &CompositeDisruptionModeFields, false);
+static CompositeDisruptionModeUnions: [Str; 1] = [s("{\"fields-to-discriminateBy\":{\"all\":\"All\",\"single\":\"Single\"}}")];
+pub static CompositeDisruptionMode: Type = tu("io.k8s.api.scheduling.v1alpha3.CompositeDisruptionMode", &CompositeDisruptionModeFields, false, &CompositeDisruptionModeUnions);
 static CompositeGangSchedulingPolicyFields: [Field; 1] = [
     f("minGroupCount", Schema::Int32, 1, 1, "int32"),
 ];
@@ -59,7 +60,8 @@ static CompositePodGroupSchedulingPolicyFields: [Field; 2] = [
     f("basic", Schema::Object(Ref::Static(&CompositeBasicSchedulingPolicy)), 1, 6, "v1alpha3.CompositeBasicSchedulingPolicy"),
     f("gang", Schema::Object(Ref::Static(&CompositeGangSchedulingPolicy)), 2, 6, "v1alpha3.CompositeGangSchedulingPolicy"),
 ];
-pub static CompositePodGroupSchedulingPolicy: Type = t("io.k8s.api.scheduling.v1alpha3.CompositePodGroupSchedulingPolicy", &CompositePodGroupSchedulingPolicyFields, false);
+static CompositePodGroupSchedulingPolicyUnions: [Str; 1] = [s("{\"fields-to-discriminateBy\":{\"basic\":\"Basic\",\"gang\":\"Gang\"}}")];
+pub static CompositePodGroupSchedulingPolicy: Type = tu("io.k8s.api.scheduling.v1alpha3.CompositePodGroupSchedulingPolicy", &CompositePodGroupSchedulingPolicyFields, false, &CompositePodGroupSchedulingPolicyUnions);
 static CompositePodGroupSpecFields: [Field; 8] = [
     xf("disruptionMode", Schema::Object(Ref::Static(&CompositeDisruptionMode)), 5, 6, "v1alpha3.CompositeDisruptionMode", Some("{\"single\":{}}"), &[], Patch::NONE, 0, 0),
     f("parentCompositePodGroupName", Schema::String, 1, 6, "string"),
@@ -91,7 +93,8 @@ static DisruptionModeFields: [Field; 2] = [
     f("all", Schema::Object(Ref::Static(&AllDisruptionMode)), 2, 6, "v1alpha3.AllDisruptionMode"),
     f("single", Schema::Object(Ref::Static(&SingleDisruptionMode)), 1, 6, "v1alpha3.SingleDisruptionMode"),
 ];
-pub static DisruptionMode: Type = t("io.k8s.api.scheduling.v1alpha3.DisruptionMode", &DisruptionModeFields, false);
+static DisruptionModeUnions: [Str; 1] = [s("{\"fields-to-discriminateBy\":{\"all\":\"All\",\"single\":\"Single\"}}")];
+pub static DisruptionMode: Type = tu("io.k8s.api.scheduling.v1alpha3.DisruptionMode", &DisruptionModeFields, false, &DisruptionModeUnions);
 static GangSchedulingPolicyFields: [Field; 1] = [
     f("minCount", Schema::Int32, 1, 1, "int32"),
 ];
@@ -130,7 +133,8 @@ static PodGroupSchedulingPolicyFields: [Field; 2] = [
     f("basic", Schema::Object(Ref::Static(&BasicSchedulingPolicy)), 1, 6, "v1alpha3.BasicSchedulingPolicy"),
     f("gang", Schema::Object(Ref::Static(&GangSchedulingPolicy)), 2, 6, "v1alpha3.GangSchedulingPolicy"),
 ];
-pub static PodGroupSchedulingPolicy: Type = t("io.k8s.api.scheduling.v1alpha3.PodGroupSchedulingPolicy", &PodGroupSchedulingPolicyFields, false);
+static PodGroupSchedulingPolicyUnions: [Str; 1] = [s("{\"fields-to-discriminateBy\":{\"basic\":\"Basic\",\"gang\":\"Gang\"}}")];
+pub static PodGroupSchedulingPolicy: Type = tu("io.k8s.api.scheduling.v1alpha3.PodGroupSchedulingPolicy", &PodGroupSchedulingPolicyFields, false, &PodGroupSchedulingPolicyUnions);
 static PodGroupSpecFields: [Field; 9] = [
     xf("disruptionMode", Schema::Object(Ref::Static(&DisruptionMode)), 6, 6, "v1alpha3.DisruptionMode", Some("{\"single\":{}}"), &[], Patch::NONE, 0, 0),
     f("parentCompositePodGroupName", Schema::String, 1, 6, "string"),
@@ -199,7 +203,8 @@ static WorkloadPodGroupDisruptionModeFields: [Field; 2] = [
     f("all", Schema::Object(Ref::Static(&WorkloadPodGroupAllDisruptionMode)), 2, 6, "v1alpha3.WorkloadPodGroupAllDisruptionMode"),
     f("single", Schema::Object(Ref::Static(&WorkloadPodGroupSingleDisruptionMode)), 1, 6, "v1alpha3.WorkloadPodGroupSingleDisruptionMode"),
 ];
-pub static WorkloadPodGroupDisruptionMode: Type = t("io.k8s.api.scheduling.v1alpha3.WorkloadPodGroupDisruptionMode", &WorkloadPodGroupDisruptionModeFields, false);
+static WorkloadPodGroupDisruptionModeUnions: [Str; 1] = [s("{\"fields-to-discriminateBy\":{\"all\":\"All\",\"single\":\"Single\"}}")];
+pub static WorkloadPodGroupDisruptionMode: Type = tu("io.k8s.api.scheduling.v1alpha3.WorkloadPodGroupDisruptionMode", &WorkloadPodGroupDisruptionModeFields, false, &WorkloadPodGroupDisruptionModeUnions);
 static WorkloadPodGroupGangSchedulingPolicyFields: [Field; 1] = [
     f("minCount", Schema::Int32, 1, 6, "int32"),
 ];
@@ -218,7 +223,8 @@ static WorkloadPodGroupSchedulingPolicyFields: [Field; 2] = [
     f("basic", Schema::Object(Ref::Static(&WorkloadPodGroupBasicSchedulingPolicy)), 1, 6, "v1alpha3.WorkloadPodGroupBasicSchedulingPolicy"),
     f("gang", Schema::Object(Ref::Static(&WorkloadPodGroupGangSchedulingPolicy)), 2, 6, "v1alpha3.WorkloadPodGroupGangSchedulingPolicy"),
 ];
-pub static WorkloadPodGroupSchedulingPolicy: Type = t("io.k8s.api.scheduling.v1alpha3.WorkloadPodGroupSchedulingPolicy", &WorkloadPodGroupSchedulingPolicyFields, false);
+static WorkloadPodGroupSchedulingPolicyUnions: [Str; 1] = [s("{\"fields-to-discriminateBy\":{\"basic\":\"Basic\",\"gang\":\"Gang\"}}")];
+pub static WorkloadPodGroupSchedulingPolicy: Type = tu("io.k8s.api.scheduling.v1alpha3.WorkloadPodGroupSchedulingPolicy", &WorkloadPodGroupSchedulingPolicyFields, false, &WorkloadPodGroupSchedulingPolicyUnions);
 static WorkloadPodGroupSingleDisruptionModeFields: [Field; 0] = [
 ];
 pub static WorkloadPodGroupSingleDisruptionMode: Type = t("io.k8s.api.scheduling.v1alpha3.WorkloadPodGroupSingleDisruptionMode", &WorkloadPodGroupSingleDisruptionModeFields, false);

@@ -30,7 +30,8 @@ static CompositeDisruptionModeFields: [Field; 2] = [
     f("all", Schema::Object(Ref::Static(&AllCompositeDisruptionMode)), 2, 6, "v1beta1.AllCompositeDisruptionMode"),
     f("single", Schema::Object(Ref::Static(&SingleCompositeDisruptionMode)), 1, 6, "v1beta1.SingleCompositeDisruptionMode"),
 ];
-pub static CompositeDisruptionMode: Type = t("io.k8s.api.scheduling.v1beta1.CompositeDisruptionMode", &CompositeDisruptionModeFields, false);
+static CompositeDisruptionModeUnions: [Str; 1] = [s("{\"fields-to-discriminateBy\":{\"all\":\"All\",\"single\":\"Single\"}}")];
+pub static CompositeDisruptionMode: Type = tu("io.k8s.api.scheduling.v1beta1.CompositeDisruptionMode", &CompositeDisruptionModeFields, false, &CompositeDisruptionModeUnions);
 static CompositeGangSchedulingPolicyFields: [Field; 1] = [
     f("minGroupCount", Schema::Int32, 1, 1, "int32"),
 ];
@@ -43,7 +44,8 @@ static CompositePodGroupSchedulingPolicyFields: [Field; 2] = [
     f("basic", Schema::Object(Ref::Static(&CompositeBasicSchedulingPolicy)), 1, 6, "v1beta1.CompositeBasicSchedulingPolicy"),
     f("gang", Schema::Object(Ref::Static(&CompositeGangSchedulingPolicy)), 2, 6, "v1beta1.CompositeGangSchedulingPolicy"),
 ];
-pub static CompositePodGroupSchedulingPolicy: Type = t("io.k8s.api.scheduling.v1beta1.CompositePodGroupSchedulingPolicy", &CompositePodGroupSchedulingPolicyFields, false);
+static CompositePodGroupSchedulingPolicyUnions: [Str; 1] = [s("{\"fields-to-discriminateBy\":{\"basic\":\"Basic\",\"gang\":\"Gang\"}}")];
+pub static CompositePodGroupSchedulingPolicy: Type = tu("io.k8s.api.scheduling.v1beta1.CompositePodGroupSchedulingPolicy", &CompositePodGroupSchedulingPolicyFields, false, &CompositePodGroupSchedulingPolicyUnions);
 static CompositePodGroupTemplateFields: [Field; 9] = [
     f("compositePodGroupTemplates", Schema::List(Ref::Static(&L2)), 9, 4, "[]v1beta1.CompositePodGroupTemplate"),
     f("disruptionMode", Schema::Object(Ref::Static(&CompositeDisruptionMode)), 4, 6, "v1beta1.CompositeDisruptionMode"),
@@ -60,7 +62,8 @@ static DisruptionModeFields: [Field; 2] = [
     f("all", Schema::Object(Ref::Static(&AllDisruptionMode)), 2, 6, "v1beta1.AllDisruptionMode"),
     f("single", Schema::Object(Ref::Static(&SingleDisruptionMode)), 1, 6, "v1beta1.SingleDisruptionMode"),
 ];
-pub static DisruptionMode: Type = t("io.k8s.api.scheduling.v1beta1.DisruptionMode", &DisruptionModeFields, false);
+static DisruptionModeUnions: [Str; 1] = [s("{\"fields-to-discriminateBy\":{\"all\":\"All\",\"single\":\"Single\"}}")];
+pub static DisruptionMode: Type = tu("io.k8s.api.scheduling.v1beta1.DisruptionMode", &DisruptionModeFields, false, &DisruptionModeUnions);
 static GangSchedulingPolicyFields: [Field; 1] = [
     f("minCount", Schema::Int32, 1, 1, "int32"),
 ];
@@ -99,7 +102,8 @@ static PodGroupSchedulingPolicyFields: [Field; 2] = [
     f("basic", Schema::Object(Ref::Static(&BasicSchedulingPolicy)), 1, 6, "v1beta1.BasicSchedulingPolicy"),
     f("gang", Schema::Object(Ref::Static(&GangSchedulingPolicy)), 2, 6, "v1beta1.GangSchedulingPolicy"),
 ];
-pub static PodGroupSchedulingPolicy: Type = t("io.k8s.api.scheduling.v1beta1.PodGroupSchedulingPolicy", &PodGroupSchedulingPolicyFields, false);
+static PodGroupSchedulingPolicyUnions: [Str; 1] = [s("{\"fields-to-discriminateBy\":{\"basic\":\"Basic\",\"gang\":\"Gang\"}}")];
+pub static PodGroupSchedulingPolicy: Type = tu("io.k8s.api.scheduling.v1beta1.PodGroupSchedulingPolicy", &PodGroupSchedulingPolicyFields, false, &PodGroupSchedulingPolicyUnions);
 static PodGroupSpecFields: [Field; 9] = [
     xf("disruptionMode", Schema::Object(Ref::Static(&DisruptionMode)), 6, 6, "v1beta1.DisruptionMode", Some("{\"single\":{}}"), &[], Patch::NONE, 0, 0),
     f("parentCompositePodGroupName", Schema::String, 1, 6, "string"),

@@ -1,0 +1,159 @@
+//! Nothing secret where it does not belong: the stored bytes, the audit trail, answers to those who may not read.
+
+mod harness;
+
+use std::sync::Arc;
+
+use auth::UserInfo;
+use auth::encryption::Encryption;
+use harness::{Api, admin, body};
+use http::Request;
+use serde_json::{Value, json};
+use store::Store;
+
+const PLANTED: &str = "cGxhbnRlZC1zZWNyZXQtdmFsdWU=";
+const SECRETS: &str = "/api/v1/namespaces/default/secrets";
+
+fn encryption(keys: &[(&str, u8)]) -> Encryption {
+    use base64::Engine;
+    let secret = |fill: u8| base64::engine::general_purpose::STANDARD.encode([fill; 32]);
+    let keys: Vec<Value> = keys.iter().map(|(name, fill)| json!({"name": name, "secret": secret(*fill)})).collect();
+    Encryption::parse(&json!({"kind": "EncryptionConfiguration", "apiVersion": "apiserver.config.k8s.io/v1",
+        "resources": [{"resources": ["secrets"], "providers": [{"aesgcm": {"keys": keys}}, {"identity": {}}]}]}))
+    .unwrap()
+}
+
+async fn start(store: &Arc<store::memory::Memory>, config: apiserver::Config) -> Api {
+    let api = Api { server: apiserver::Server::new(config, store.clone()).unwrap(), store: store.clone() };
+    api.server.bootstrap().await.unwrap();
+    api
+}
+
+async fn stored(store: &store::memory::Memory) -> Vec<u8> {
+    let everything = store.range(store::Range { prefix: "/registry/".into(), ..store::Range::default() }).await.unwrap();
+    everything.entries.iter().flat_map(|entry| entry.value.to_vec()).collect()
+}
+
+fn holds(haystack: &[u8], needle: &str) -> bool {
+    haystack.windows(needle.len()).any(|window| window == needle.as_bytes())
+}
+
+/// A server whose secret holds [`PLANTED`].
+async fn planted(store: &Arc<store::memory::Memory>, config: apiserver::Config) -> Api {
+    let api = start(store, config).await;
+    let made = api.post(SECRETS, json!({"metadata": {"name": "s"}, "data": {"key": PLANTED}})).await;
+    assert_eq!(made.code, 201, "{}", made.message());
+    api
+}
+
+#[tokio::test]
+async fn stored_secrets_are_sealed_and_served_as_they_were() {
+    let store = Arc::new(store::memory::Memory::new());
+    let api = planted(&store, apiserver::Config { encryption: Some(encryption(&[("k1", 1)])), ..Default::default() }).await;
+    assert!(!holds(&stored(&store).await, PLANTED));
+    let path = format!("{SECRETS}/s");
+    assert_eq!(api.get(&path).await.json()["data"]["key"], PLANTED);
+    assert_eq!(api.get(SECRETS).await.json()["items"][0]["data"]["key"], PLANTED);
+    let mut watch = api.watch(&format!("{SECRETS}?watch=1&resourceVersion=0")).await;
+    assert_eq!(watch.next().await.unwrap()["object"]["data"]["key"], PLANTED);
+    assert_eq!(api.merge(&path, json!({"data": {"more": PLANTED}})).await.code, 200);
+    assert_eq!(watch.next().await.unwrap()["object"]["data"]["more"], PLANTED);
+    let apply = json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s"}, "data": {"more": PLANTED}}).to_string();
+    let by = format!("{path}?fieldManager=f&force=true");
+    assert_eq!(api.ask("PATCH", &by, "application/apply-patch+yaml", apply).await.code, 200);
+    assert!(!holds(&stored(&store).await, PLANTED));
+    assert_eq!(api.delete(&path).await.code, 200);
+    assert_eq!(watch.next().await.unwrap()["type"], "MODIFIED");
+    assert_eq!(watch.line().await, "DELETED s");
+}
+
+#[tokio::test]
+async fn a_new_first_key_seals_everything_again_and_the_old_one_can_go() {
+    let store = Arc::new(store::memory::Memory::new());
+    drop(planted(&store, apiserver::Config::default()).await);
+    assert!(holds(&stored(&store).await, PLANTED), "without encryption it lies open");
+    for keys in [&[("k1", 1)][..], &[("k2", 2), ("k1", 1)], &[("k2", 2)]] {
+        let api = start(&store, apiserver::Config { encryption: Some(encryption(keys)), ..Default::default() }).await;
+        assert_eq!(api.get(&format!("{SECRETS}/s")).await.json()["data"]["key"], PLANTED, "{keys:?}");
+        let prefix = format!("k8s:enc:aesgcm:v1:{}:", keys[0].0);
+        for _ in 0..100 {
+            let entry = store.get(b"/registry/secrets/default/s").await.unwrap().unwrap();
+            if entry.value.starts_with(prefix.as_bytes()) {
+                break;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+        let entry = store.get(b"/registry/secrets/default/s").await.unwrap().unwrap();
+        assert!(entry.value.starts_with(prefix.as_bytes()), "{keys:?}");
+    }
+}
+
+const POLICY: &str = "
+apiVersion: audit.k8s.io/v1
+kind: Policy
+omitManagedFields: true
+rules:
+- {level: None, users: ['system:apiserver']}
+- {level: RequestResponse}
+";
+
+#[tokio::test]
+async fn the_trail_tells_what_the_policy_wants_and_never_a_secret() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("audit.log");
+    let store = Arc::new(store::memory::Memory::new());
+    let config = apiserver::Config { audit_file: Some(file.clone()), audit_policy: Some(POLICY.into()), ..Default::default() };
+    let api = planted(&store, config).await;
+    api.get(SECRETS).await;
+    api.merge(&format!("{SECRETS}/s"), json!({"data": {"more": PLANTED}})).await;
+    api.post("/apis/authentication.k8s.io/v1/tokenreviews", json!({"spec": {"token": PLANTED}})).await;
+    api.post("/api/v1/namespaces/default/configmaps", json!({"metadata": {"name": "m"}, "data": {"a": "told"}})).await;
+    let impersonating = Request::builder().uri(format!("{SECRETS}/s")).header("impersonate-user", "joe").body(body("")).unwrap();
+    let refused = api.send(impersonating, admin()).await;
+    assert_eq!(refused.code, 403);
+    let nobody = Request::builder().uri(SECRETS).header("authorization", format!("Bearer {PLANTED}")).body(body("")).unwrap();
+    assert_eq!(api.server.handle(nobody, None).await.status(), 401);
+    assert_eq!(api.send(Request::builder().uri("/version").body(body("")).unwrap(), UserInfo::anonymous()).await.code, 200);
+    let mut lines: Vec<Value> = Vec::new();
+    for _ in 0..100 {
+        let text = std::fs::read_to_string(&file).unwrap();
+        assert!(!text.contains(PLANTED), "the trail holds the secret");
+        lines = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        if lines.iter().any(|line| line["requestURI"] == "/version" && line["stage"] == "ResponseComplete") {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+    let find = |uri: &str, verb: &str, stage: &str| {
+        let wanted = |line: &&Value| line["requestURI"] == uri && line["verb"] == verb && line["stage"] == stage;
+        lines.iter().find(wanted).unwrap_or_else(|| panic!("{uri} {verb} {stage}")).clone()
+    };
+    let maps = find("/api/v1/namespaces/default/configmaps", "create", "ResponseComplete");
+    assert_eq!((&maps["requestObject"]["data"]["a"], &maps["responseObject"]["data"]["a"]), (&json!("told"), &json!("told")));
+    assert_eq!(maps["responseObject"]["metadata"].get("managedFields"), None);
+    assert_eq!((&maps["level"], &maps["responseStatus"]["code"]), (&json!("RequestResponse"), &json!(201)));
+    assert_eq!(maps["objectRef"], json!({"resource": "configmaps", "namespace": "default", "apiVersion": "v1"}));
+    assert_eq!(find(SECRETS, "create", "ResponseComplete")["level"], "Metadata");
+    find(SECRETS, "create", "RequestReceived");
+    let joe = lines.iter().find(|line| line["impersonatedUser"]["username"] == "joe" && line["stage"] == "ResponseComplete").unwrap();
+    assert_eq!((&joe["user"]["username"], &joe["annotations"]["authorization.k8s.io/decision"]), (&json!("admin"), &json!("forbid")));
+    use std::os::unix::fs::PermissionsExt;
+    assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+}
+
+#[tokio::test]
+async fn error_texts_do_not_repeat_what_a_secret_holds() {
+    let store = Arc::new(store::memory::Memory::new());
+    let api = planted(&store, apiserver::Config::default()).await;
+    let bad = [
+        json!({"metadata": {"name": "t"}, "data": {"key": format!("!{PLANTED}")}}),
+        json!({"metadata": {"name": "t"}, "data": {"bad key": PLANTED}}),
+        json!({"metadata": {"name": "t"}, "type": "kubernetes.io/tls", "data": {"tls.crt": PLANTED}}),
+        json!({"metadata": {"name": "t"}, "type": "kubernetes.io/dockerconfigjson", "data": {".dockerconfigjson": PLANTED}}),
+    ];
+    for object in bad {
+        let answer = api.post(SECRETS, object.clone()).await;
+        assert!(answer.code >= 400, "{object}");
+        assert!(!holds(&answer.bytes, PLANTED), "{}", answer.message());
+    }
+}
