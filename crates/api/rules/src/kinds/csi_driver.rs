@@ -17,7 +17,8 @@ pub const CSI_DRIVER: Plain = Plain {
     unconditional_update: false,
     validate_update: |new, old, _| {
         let path = Path::new("spec");
-        let fields = [("attachRequired", "attachedRequired"), ("fsGroupPolicy", "fsGroupPolicy"), ("volumeLifecycleModes", "volumeLifecycleModes")];
+        let fields =
+            [("attachRequired", "attachedRequired"), ("fsGroupPolicy", "fsGroupPolicy"), ("volumeLifecycleModes", "volumeLifecycleModes")];
         let (new, old) = (at(new, "spec"), at(old, "spec"));
         fields.into_iter().flat_map(|(field, shown)| immutable(&path.child(shown), at(new, field), at(old, field))).collect()
     },

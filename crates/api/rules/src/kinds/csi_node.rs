@@ -16,17 +16,15 @@ pub const CSI_NODE: Plain = Plain {
     validate,
     validate_update: |new, old, _| {
         let before = list(old, "spec.drivers");
-        let changed = list(new, "spec.drivers").iter().filter(|driver| {
-            before.iter().any(|other| text(other, "name") == text(driver, "name") && !same(other, driver))
-        });
+        let changed = list(new, "spec.drivers")
+            .iter()
+            .filter(|driver| before.iter().any(|other| text(other, "name") == text(driver, "name") && !same(other, driver)));
         changed.map(|driver| Error::invalid(&Path::new("CSINodeDriver"), driver.clone(), "field is immutable")).collect()
     },
     unconditional_update: false,
-    ..Plain::new(
-        ("storage.k8s.io", "v1", "CSINode"),
-        &[NAME, shown("Drivers", "integer", "Drivers on the node."), AGE],
-        |object, now| vec![list(object, "spec.drivers").len().into(), printing::age(object, now)],
-    )
+    ..Plain::new(("storage.k8s.io", "v1", "CSINode"), &[NAME, shown("Drivers", "integer", "Drivers on the node."), AGE], |object, now| {
+        vec![list(object, "spec.drivers").len().into(), printing::age(object, now)]
+    })
 };
 
 fn validate(object: &Value) -> Errors {

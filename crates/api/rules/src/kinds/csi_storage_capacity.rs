@@ -27,11 +27,7 @@ pub const CSI_STORAGE_CAPACITY: Plain = Plain {
     unconditional_update: false,
     ..Plain::new(
         ("storage.k8s.io", "v1", "CSIStorageCapacity"),
-        &[
-            NAME,
-            shown("StorageClassName", "string", "Class of the capacity."),
-            shown("Capacity", "string", "What is left."),
-        ],
+        &[NAME, shown("StorageClassName", "string", "Class of the capacity."), shown("Capacity", "string", "What is left.")],
         |object, _| vec![text(object, "storageClassName").into(), text_or(object, "capacity", "<unset>").into()],
     )
 };

@@ -218,7 +218,10 @@ mod tests {
                 json!({"defaultBackend": {"service": {"name": "web"}}}),
                 vec!["spec.defaultBackend: Required value: port name or number is required"],
             ),
-            (path(json!({"path": "/", "backend": service})), vec!["spec.rules[0].http.paths[0].pathType: Required value: pathType must be specified"]),
+            (
+                path(json!({"path": "/", "backend": service})),
+                vec!["spec.rules[0].http.paths[0].pathType: Required value: pathType must be specified"],
+            ),
             (
                 path(json!({"path": "a//b", "pathType": "Prefix", "backend": service})),
                 vec![
@@ -230,10 +233,7 @@ mod tests {
                 json!({"rules": [{"host": "10.0.0.1"}]}),
                 vec!["spec.rules[0].host: Invalid value: \"10.0.0.1\": must be a DNS name, not an IP address"],
             ),
-            (
-                json!({"defaultBackend": {"resource": {"kind": "Bucket"}}}),
-                vec!["spec.defaultBackend.resource.name: Required value"],
-            ),
+            (json!({"defaultBackend": {"resource": {"kind": "Bucket"}}}), vec!["spec.defaultBackend.resource.name: Required value"]),
         ];
         for (spec, expected) in cases {
             let found: Vec<String> = Ingress.validate(&json!({"spec": spec})).iter().map(ToString::to_string).collect();

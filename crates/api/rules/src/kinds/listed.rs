@@ -148,9 +148,7 @@ mod tests {
     #[test]
     fn rows_show_what_upstream_shows() {
         let spec = |spec: Value| json!({"metadata": {"name": "x"}, "spec": spec});
-        let cases: [(&Listed, Value, &[Value]); 1] = [
-            (&API_SERVICE, spec(json!({})), &[json!("Local"), json!("Unknown")]),
-        ];
+        let cases: [(&Listed, Value, &[Value]); 1] = [(&API_SERVICE, spec(json!({})), &[json!("Local"), json!("Unknown")])];
         for (kind, object, cells) in cases {
             assert_eq!(kind.cells(&object, 0)[1..=cells.len()], *cells, "{:?}", kind.gvk);
         }

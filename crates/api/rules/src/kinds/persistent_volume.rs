@@ -270,21 +270,12 @@ mod tests {
             (json!({"accessModes": []}), vec!["spec.accessModes: Required value"]),
             (
                 json!({"capacity": {}}),
-                vec![
-                    "spec.capacity: Required value",
-                    "spec.capacity: Unsupported value: {}: supported values: \"storage\"",
-                ],
+                vec!["spec.capacity: Required value", "spec.capacity: Unsupported value: {}: supported values: \"storage\""],
             ),
             (json!({"capacity": {"storage": "0"}}), vec!["spec.capacity[storage]: Invalid value: \"0\": must be greater than zero"]),
             (json!({"hostPath": null}), vec!["spec: Required value: must specify a volume type"]),
-            (
-                json!({"nfs": {"server": "s", "path": "/p"}}),
-                vec!["spec.nfs: Forbidden: may not specify more than 1 volume type"],
-            ),
-            (
-                json!({"hostPath": null, "csi": {"driver": "d.example.com"}}),
-                vec!["spec.csi.volumeHandle: Required value"],
-            ),
+            (json!({"nfs": {"server": "s", "path": "/p"}}), vec!["spec.nfs: Forbidden: may not specify more than 1 volume type"]),
+            (json!({"hostPath": null, "csi": {"driver": "d.example.com"}}), vec!["spec.csi.volumeHandle: Required value"]),
             (
                 json!({"hostPath": null, "iscsi": {"targetPortal": "p", "iqn": "eui.x"}}),
                 vec!["spec.iscsi.iqn: Invalid value: \"eui.x\": must be valid format"],
