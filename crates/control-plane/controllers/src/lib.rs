@@ -12,6 +12,7 @@
 mod act;
 mod context;
 mod discovery;
+mod finalizer;
 mod hash;
 mod history;
 mod intstr;
@@ -19,6 +20,7 @@ mod pod_control;
 mod pods;
 mod selector;
 mod service;
+mod slices;
 
 mod cluster_role_aggregation;
 mod cron_job;
@@ -26,17 +28,25 @@ mod daemon_set;
 mod deployment;
 mod disruption;
 mod endpoint_slice;
+mod endpoint_slice_mirroring;
 mod endpoints;
+mod ephemeral_volume;
 mod garbage_collector;
+mod horizontal_pod_autoscaler;
 mod job;
 mod namespace;
 mod node_lifecycle;
+mod node_ttl;
+mod persistent_volume_claim_protection;
+mod persistent_volume_protection;
 mod pod_gc;
 mod replicaset;
 mod root_ca;
 mod service_account;
+mod service_load_balancer;
 mod stateful_set;
 mod taint_eviction;
+mod volume_binder;
 
 use std::pin::Pin;
 
@@ -70,7 +80,9 @@ fn all() -> Vec<Controller> {
         controller!(stateful_set),
         controller!(job),
         controller!(cron_job),
+        controller!(horizontal_pod_autoscaler),
         controller!(endpoint_slice),
+        controller!(endpoint_slice_mirroring),
         controller!(endpoints),
         controller!(garbage_collector),
         controller!(namespace),
@@ -81,6 +93,12 @@ fn all() -> Vec<Controller> {
         controller!(service_account),
         controller!(root_ca),
         controller!(cluster_role_aggregation),
+        controller!(volume_binder),
+        controller!(persistent_volume_protection),
+        controller!(persistent_volume_claim_protection),
+        controller!(ephemeral_volume),
+        controller!(service_load_balancer),
+        controller!(node_ttl),
     ]
 }
 
