@@ -16,7 +16,10 @@ fuzz_target!(|input: &[u8]| {
         0 => decode::parse_json(body).ok(),
         1 => decode::parse_yaml(body).ok(),
         2 => cbor::decode(body).ok().map(Parsed::from),
-        _ => protobuf::decode(body, Some(found)).or_else(|_| protobuf::decode(&protobuf::envelope("", "", body), Some(found))).ok().map(|object| object.value.into()),
+        _ => protobuf::decode(body, Some(found))
+            .or_else(|_| protobuf::decode(&protobuf::envelope("", "", body), Some(found)))
+            .ok()
+            .map(|object| object.value.into()),
     };
     let Some(parsed) = parsed else { return };
     let Ok((object, _)) = decode::decode_type(parsed, found, Mode::Warn) else { return };
