@@ -32,6 +32,7 @@ mod endpoint_slice_mirroring;
 mod endpoints;
 mod ephemeral_volume;
 mod garbage_collector;
+mod horizontal_pod_autoscaler;
 mod job;
 mod namespace;
 mod node_ipam;
@@ -81,6 +82,7 @@ fn all() -> Vec<Controller> {
         controller!(stateful_set),
         controller!(job),
         controller!(cron_job),
+        controller!(horizontal_pod_autoscaler),
         controller!(endpoint_slice),
         controller!(endpoint_slice_mirroring),
         controller!(endpoints),
