@@ -18,12 +18,13 @@ mod measure;
 mod pods;
 mod processes;
 mod report;
+mod scheduler;
 mod store;
 
 #[derive(Parser)]
 #[command(name = "cargo xtask race", about = "Measure, with the peer and the machine's floors in the same run")]
 pub struct Options {
-    /// store, boot, pods or api
+    /// store, boot, pods, api or scheduler
     case: String,
     /// Rounds; below five nothing is written to docs/benchmarks.md.
     #[arg(long, default_value_t = 5)]
@@ -40,6 +41,12 @@ pub struct Options {
     /// Replicas of the case pods.
     #[arg(long, default_value_t = 100)]
     replicas: usize,
+    /// Of the case scheduler, those whose name contains this.
+    #[arg(long)]
+    only: Option<String>,
+    /// A tenth of the objects of the case scheduler.
+    #[arg(long)]
+    quick: bool,
 }
 
 fn main() -> anyhow::Result<()> {
