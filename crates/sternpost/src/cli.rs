@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::Config;
-use crate::{daemon, down, image, status, toolbox, up};
+use crate::{daemon, down, image, simulate, status, toolbox, up, why};
 
 #[derive(Parser)]
 #[command(name = "sternpost", version, about = "All of Kubernetes in one binary", after_help = "Start with: sternpost up")]
@@ -33,6 +33,10 @@ enum Command {
     },
     /// Say what runs.
     Status,
+    /// Say why a pod has no node, and what would help.
+    Why(why::WhyArgs),
+    /// Nodes without machines: against a running cluster, or one inside this process.
+    Simulate(simulate::SimulateArgs),
     /// Images on this node.
     #[command(subcommand)]
     Image(image::Command),
@@ -117,6 +121,8 @@ pub fn run() -> i32 {
         Command::Up(args) => up::run(config, &args),
         Command::Down { purge, dry_run } => down::run(&config, purge, dry_run),
         Command::Status => status::run(&config),
+        Command::Why(args) => why::run(&config, &args),
+        Command::Simulate(args) => simulate::run(&config, &args),
         Command::Image(command) => image::run(&config, command),
         Command::Kubeconfig => {
             print!("{}", std::fs::read_to_string(config.kubeconfig()).map_err(|error| anyhow::anyhow!("no cluster here yet: {error}"))?);

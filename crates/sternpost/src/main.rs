@@ -14,10 +14,12 @@ mod memory;
 mod node;
 mod preflight;
 mod progress;
+mod simulate;
 mod status;
 mod toolbox;
 mod transport;
 mod up;
+mod why;
 
 fn main() {
     if let Some(code) = toolbox::dispatch() {
