@@ -12,6 +12,7 @@ pub mod kinds;
 pub mod metadata;
 pub mod pod_spec;
 pub mod printing;
+pub mod quota;
 pub mod resources;
 pub mod template;
 pub mod value;

@@ -22,6 +22,7 @@ pub mod pod_security;
 pub mod pod_toleration_restriction;
 pub mod pod_topology_labels;
 pub mod priority;
+pub mod resource_quota;
 pub mod runtime_class;
 pub mod service_account;
 pub mod storage_object_in_use_protection;
@@ -63,6 +64,7 @@ pub fn all(options: &Options) -> Result<Vec<Box<dyn Plugin>>, ConfigError> {
         Box::new(pod_topology_labels::PodTopologyLabels),
         Box::new(mutating_webhook::MutatingWebhook::default()),
         Box::new(validating_webhook::ValidatingWebhook::default()),
+        Box::new(resource_quota::ResourceQuota::new(options)),
         Box::new(always::AlwaysDeny),
     ])
 }

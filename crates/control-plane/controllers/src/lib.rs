@@ -38,6 +38,7 @@ mod persistent_volume_claim_protection;
 mod persistent_volume_protection;
 mod pod_gc;
 mod replicaset;
+mod resource_quota;
 mod root_ca;
 mod service_account;
 mod service_load_balancer;
@@ -85,6 +86,7 @@ fn all() -> Vec<Controller> {
         controller!(taint_eviction),
         controller!(pod_gc),
         controller!(disruption),
+        controller!(resource_quota),
         controller!(service_account),
         controller!(root_ca),
         controller!(cluster_role_aggregation),
