@@ -1,4 +1,4 @@
-//! A server on the store in memory, with its PKI and a kubeconfig in a directory: `cargo run -p apiserver --example serve -- DIR PORT`.
+//! A server on the store in memory, with its PKI and a kubeconfig in a directory: `cargo run -p apiserver --example serve -- DIR PORT RUNTIME-CONFIG`.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
@@ -8,10 +8,11 @@ use base64::Engine;
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    telemetry::init_logs("info", telemetry::LogFormat::Plain)?;
+    telemetry::init_logs(&std::env::var("LOG").unwrap_or_else(|_| "info".into()), telemetry::LogFormat::Plain)?;
     let mut arguments = std::env::args().skip(1);
     let directory = PathBuf::from(arguments.next().ok_or("which directory?")?);
     let port: u16 = arguments.next().unwrap_or_else(|| "6443".into()).parse()?;
+    let served = schema::resources::Served::parse(&arguments.next().unwrap_or_default())?;
     let names = auth::pki::Names {
         api_hosts: vec![],
         api_addresses: vec![IpAddr::from(Ipv4Addr::new(10, 96, 0, 1))],
@@ -33,7 +34,8 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let config = apiserver::Config {
         issuer: Some(auth::tokens::Issuer::new(&pki.service_account_key, auth::tokens::ISSUER)?),
         port,
-        audit_file: Some(directory.join("audit.log")),
+        served,
+        audit_file: std::env::var_os("AUDIT").map(|_| directory.join("audit.log")),
         ..apiserver::Config::default()
     };
     let server = apiserver::Server::new(config, Arc::new(store::memory::Memory::new()))?;

@@ -49,7 +49,7 @@ impl Access {
             return Ok(user);
         }
         let audiences = self.issuer.as_ref().map(|issuer| issuer.audiences().to_vec()).unwrap_or_default();
-        match self.verify(registry, &token, &audiences).await {
+        match Box::pin(self.verify(registry, &token, &audiences)).await {
             Ok(claims) => Ok(claims.user()),
             Err(why) => {
                 tracing::debug!(why, "authentication");

@@ -281,8 +281,18 @@ impl Registry {
 fn own(target: Target<'_>, new: &mut Value, old: Option<&Value>, part: Part, options: &WriteOptions, owners: Owners) {
     let now = time::now();
     if owners == Owners::Update {
-        let api_version = target.kind.storage.api_version();
-        apply::update(old, new, &manager(target.kind, &options.manager, part, &api_version, &now), &target.kind.storage.schema);
+        let (kind, api_version) = (target.kind, target.kind.api_version());
+        let manager = manager(kind, &options.manager, part, &api_version, &now);
+        if kind.converts() {
+            // Fields are owned by their paths in the version that was written.
+            let old = old.map(|old| crate::convert::from_storage(kind, old.clone()));
+            let mut written = crate::convert::from_storage(kind, new.clone());
+            apply::update(old.as_ref(), &mut written, &manager, &kind.schema);
+            let owners = written["metadata"]["managedFields"].take();
+            object::metadata_mut(new).insert("managedFields".into(), owners);
+        } else {
+            apply::update(old, new, &manager, &kind.schema);
+        }
     }
     if let Some(old) = old {
         apply::keep_times(old, new);

@@ -20,6 +20,7 @@ mod pod_control;
 mod pods;
 mod selector;
 mod service;
+mod slices;
 
 mod cluster_role_aggregation;
 mod cron_job;
@@ -27,17 +28,21 @@ mod daemon_set;
 mod deployment;
 mod disruption;
 mod endpoint_slice;
+mod endpoint_slice_mirroring;
 mod endpoints;
 mod ephemeral_volume;
 mod garbage_collector;
+mod horizontal_pod_autoscaler;
 mod job;
 mod namespace;
+mod node_ipam;
 mod node_lifecycle;
 mod node_ttl;
 mod persistent_volume_claim_protection;
 mod persistent_volume_protection;
 mod pod_gc;
 mod replicaset;
+mod resource_quota;
 mod root_ca;
 mod service_account;
 mod service_load_balancer;
@@ -53,6 +58,7 @@ use stdx::Drain;
 
 pub use context::Config;
 use context::Context;
+pub use node_ipam::ClusterRange;
 use replicaset::replication_controller;
 
 /// One controller: its name in logs and its life.
@@ -77,7 +83,9 @@ fn all() -> Vec<Controller> {
         controller!(stateful_set),
         controller!(job),
         controller!(cron_job),
+        controller!(horizontal_pod_autoscaler),
         controller!(endpoint_slice),
+        controller!(endpoint_slice_mirroring),
         controller!(endpoints),
         controller!(garbage_collector),
         controller!(namespace),
@@ -85,8 +93,10 @@ fn all() -> Vec<Controller> {
         controller!(taint_eviction),
         controller!(pod_gc),
         controller!(disruption),
+        controller!(resource_quota),
         controller!(service_account),
         controller!(root_ca),
+        controller!(node_ipam),
         controller!(cluster_role_aggregation),
         controller!(volume_binder),
         controller!(persistent_volume_protection),

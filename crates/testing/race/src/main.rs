@@ -11,6 +11,7 @@ mod api;
 mod boot;
 mod case;
 mod cluster;
+mod codec;
 mod etcd;
 mod floor;
 mod machine;
@@ -24,7 +25,7 @@ mod store;
 #[derive(Parser)]
 #[command(name = "cargo xtask race", about = "Measure, with the peer and the machine's floors in the same run")]
 pub struct Options {
-    /// store, boot, pods, api or scheduler
+    /// store, codec, boot, pods, api or scheduler
     case: String,
     /// Rounds; below five nothing is written to docs/benchmarks.md.
     #[arg(long, default_value_t = 5)]
@@ -38,12 +39,21 @@ pub struct Options {
     /// Folder on the disk to measure on [default: target/race]
     #[arg(long)]
     dir: Option<std::path::PathBuf>,
+    /// The case api measures this server instead of a cluster of its own.
+    #[arg(long)]
+    kubeconfig: Option<std::path::PathBuf>,
+    /// Only the measurements of the case api whose name has this in it.
+    #[arg(long)]
+    only: Option<String>,
+    /// Objects in the large lists of the case api.
+    #[arg(long, default_value_t = 10_000)]
+    objects: usize,
+    /// Watchers of the case api.
+    #[arg(long, default_value_t = 1_000)]
+    watchers: usize,
     /// Replicas of the case pods.
     #[arg(long, default_value_t = 100)]
     replicas: usize,
-    /// Of the case scheduler, those whose name contains this.
-    #[arg(long)]
-    only: Option<String>,
     /// A tenth of the objects of the case scheduler.
     #[arg(long)]
     quick: bool,
