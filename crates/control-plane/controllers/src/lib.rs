@@ -16,6 +16,7 @@ mod finalizer;
 mod hash;
 mod history;
 mod intstr;
+mod kinds;
 mod pod_control;
 mod pods;
 mod selector;
