@@ -16,6 +16,7 @@ pub mod printing;
 pub mod resources;
 pub mod template;
 pub mod value;
+pub mod webhook;
 
 use meta::field;
 use serde_json::Value;
@@ -159,8 +160,12 @@ pub fn all() -> &'static [&'static dyn Rules] {
         &csi_storage_capacity::CSI_STORAGE_CAPACITY,
         &volume_attachment::VOLUME_ATTACHMENT,
         &volume_attributes_class::VOLUME_ATTRIBUTES_CLASS,
-        &listed::VALIDATING_WEBHOOKS,
-        &listed::MUTATING_WEBHOOKS,
+        &validating_webhook_configuration::VALIDATING_WEBHOOK_CONFIGURATION,
+        &mutating_webhook_configuration::MUTATING_WEBHOOK_CONFIGURATION,
+        &validating_admission_policy::VALIDATING_ADMISSION_POLICY,
+        &validating_admission_policy::VALIDATING_ADMISSION_POLICY_BINDING,
+        &mutating_admission_policy::MUTATING_ADMISSION_POLICY,
+        &mutating_admission_policy::MUTATING_ADMISSION_POLICY_BINDING,
         &listed::FLOW_SCHEMA,
         &listed::PRIORITY_LEVEL,
         &listed::API_SERVICE,

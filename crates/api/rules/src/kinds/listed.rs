@@ -58,20 +58,6 @@ pub const CERTIFICATE_SIGNING_REQUEST: Listed = Listed {
     },
 };
 
-const WEBHOOK_COLUMNS: &[Column] = &[NAME, shown("Webhooks", "integer", "Webhooks of the configuration."), AGE];
-
-pub const VALIDATING_WEBHOOKS: Listed = Listed {
-    gvk: ("admissionregistration.k8s.io", "v1", "ValidatingWebhookConfiguration"),
-    columns: WEBHOOK_COLUMNS,
-    cells: |object, now| vec![list(object, "webhooks").len().into(), printing::age(object, now)],
-};
-
-pub const MUTATING_WEBHOOKS: Listed = Listed {
-    gvk: ("admissionregistration.k8s.io", "v1", "MutatingWebhookConfiguration"),
-    columns: WEBHOOK_COLUMNS,
-    cells: |object, now| vec![list(object, "webhooks").len().into(), printing::age(object, now)],
-};
-
 pub const FLOW_SCHEMA: Listed = Listed {
     gvk: ("flowcontrol.apiserver.k8s.io", "v1", "FlowSchema"),
     columns: &[
