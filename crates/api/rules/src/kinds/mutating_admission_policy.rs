@@ -36,11 +36,9 @@ pub const MUTATING_ADMISSION_POLICY_BINDING: Plain = Plain {
     validate: binding,
     counts_generation: true,
     unconditional_update: false,
-    ..Plain::new(
-        ("admissionregistration.k8s.io", "v1", "MutatingAdmissionPolicyBinding"),
-        BINDING_COLUMNS,
-        |object, now| vec![text(object, "spec.policyName").into(), webhook::reference_cell(object), printing::age(object, now)],
-    )
+    ..Plain::new(("admissionregistration.k8s.io", "v1", "MutatingAdmissionPolicyBinding"), BINDING_COLUMNS, |object, now| {
+        vec![text(object, "spec.policyName").into(), webhook::reference_cell(object), printing::age(object, now)]
+    })
 };
 
 fn validate(object: &Value) -> Errors {

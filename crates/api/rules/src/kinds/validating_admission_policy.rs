@@ -46,11 +46,9 @@ pub const VALIDATING_ADMISSION_POLICY_BINDING: Plain = Plain {
     },
     counts_generation: true,
     unconditional_update: false,
-    ..Plain::new(
-        ("admissionregistration.k8s.io", "v1", "ValidatingAdmissionPolicyBinding"),
-        BINDING_COLUMNS,
-        |object, now| vec![text(object, "spec.policyName").into(), webhook::reference_cell(object), printing::age(object, now)],
-    )
+    ..Plain::new(("admissionregistration.k8s.io", "v1", "ValidatingAdmissionPolicyBinding"), BINDING_COLUMNS, |object, now| {
+        vec![text(object, "spec.policyName").into(), webhook::reference_cell(object), printing::age(object, now)]
+    })
 };
 
 pub const BINDING_COLUMNS: &[crate::Column] =

@@ -48,10 +48,7 @@ mod tests {
                 hook("timeoutSeconds", json!(31)),
                 vec!["webhooks[0].timeoutSeconds: Invalid value: 31: the timeout value must be between 1 and 30 seconds"],
             ),
-            (
-                hook("clientConfig", json!({})),
-                vec!["webhooks[0].clientConfig: Required value: exactly one of url or service is required"],
-            ),
+            (hook("clientConfig", json!({})), vec!["webhooks[0].clientConfig: Required value: exactly one of url or service is required"]),
             (
                 hook("clientConfig.url", json!("http://a/b")),
                 vec![
@@ -64,7 +61,10 @@ mod tests {
                 vec!["webhooks[0].admissionReviewVersions: Required value: must specify one of v1, v1beta1"],
             ),
             (
-                hook("rules", json!([{"operations": ["*", "CREATE"], "apiGroups": ["*"], "apiVersions": ["*"], "resources": ["*", "pods"]}])),
+                hook(
+                    "rules",
+                    json!([{"operations": ["*", "CREATE"], "apiGroups": ["*"], "apiVersions": ["*"], "resources": ["*", "pods"]}]),
+                ),
                 vec![
                     "webhooks[0].rules[0].operations: Invalid value: [\"*\",\"CREATE\"]: if '*' is present, must not specify other operations",
                     "webhooks[0].rules[0].resources: Invalid value: [\"*\",\"pods\"]: if '*' is present, must not specify other resources \
