@@ -13,6 +13,7 @@ pub mod metadata;
 pub mod plain;
 pub mod pod_spec;
 pub mod printing;
+pub mod quota;
 pub mod resources;
 pub mod template;
 pub mod value;
