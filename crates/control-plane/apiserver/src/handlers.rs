@@ -35,6 +35,9 @@ pub async fn resource(server: &Arc<Inner>, context: &Context, request: http::Req
     let Some(kind) = server.kind(&info.group, &info.version, &info.resource) else {
         return Ok(crate::pipeline::page_not_found());
     };
+    if let Some(warning) = kind.custom.as_ref().and_then(|form| form.deprecation.as_ref()) {
+        context.warn(warning.as_str());
+    }
     let namespace = if kind.facts.namespaced { info.namespace.as_str() } else { "" };
     let target = Target { kind: &kind, namespace, name: &info.name };
     if !info.subresource.is_empty() {
