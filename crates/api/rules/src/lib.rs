@@ -116,6 +116,7 @@ pub const GENERIC_COLUMNS: &[Column] = &[
 pub fn all() -> &'static [&'static dyn Rules] {
     use kinds::*;
     &[
+        &custom_resource_definition::CustomResourceDefinition,
         &pod::Pod,
         &deployment::Deployment,
         &replica_set::ReplicaSet,
