@@ -172,6 +172,7 @@ impl Server {
         let store = sealed.clone().map_or(store, |sealed| sealed as Arc<dyn store::Store>);
         let registry = Registry::new(store.clone(), Allocators::new(config.services), &config.admission)?;
         let reader = registry.reader.clone();
+        let registry_custom = registry.custom.clone();
         let drain = stdx::drain();
         let (caches, stop) = (registry.caches.clone(), drain.clone());
         tokio::spawn(async move { stop.run(cache::feed::run(store, caches)).await });
@@ -186,7 +187,7 @@ impl Server {
             advertise: config.advertise,
             port: config.port,
             kubelet_client: config.kubelet_client,
-            openapi: Arc::new(openapi::Documents::new(config.served.clone())),
+            openapi: Arc::new(openapi::Documents::new(config.served.clone(), registry_custom)),
             served: config.served,
             resolver: config.resolver,
             aggregator: aggregation::Aggregator::new(config.front_proxy),
@@ -194,6 +195,8 @@ impl Server {
         });
         // Once only: the reader was made above.
         let _ = reader.server.set(Arc::downgrade(&inner));
+        let (following, stop) = (inner.clone(), inner.drain.clone());
+        tokio::spawn(async move { stop.run(custom::run(following)).await });
         Ok(Self(inner))
     }
 
