@@ -103,6 +103,44 @@ impl Pki {
     }
 }
 
+/// What a node of the cluster is known by.
+#[derive(Clone)]
+pub struct NodeKeys {
+    /// The CA's certificate, PEM.
+    pub ca: String,
+    /// `system:node:<name>` in group `system:nodes`.
+    pub client: Pair,
+    /// What the kubelet shows to its callers.
+    pub server: Pair,
+}
+
+impl NodeKeys {
+    /// Makes, renews or reads in `node_dir` the keys of another node, signed by the authority in `dir`.
+    pub fn issue(dir: &Path, node_dir: &Path, name: &str, addresses: &[IpAddr]) -> Result<Self, Error> {
+        make_dir(node_dir)?;
+        let (ca, issuer) = authority(dir)?;
+        write(&node_dir.join("ca.crt"), &ca)?;
+        let names = Names {
+            api_hosts: Vec::new(),
+            api_addresses: Vec::new(),
+            cluster_domain: String::new(),
+            node_name: name.to_owned(),
+            node_addresses: addresses.to_vec(),
+        };
+        let client = client("kubelet-client", &format!("system:node:{name}"), "system:nodes").open(node_dir, &issuer)?;
+        Ok(Self { ca, client, server: kubelet_server(&names).open(node_dir, &issuer)? })
+    }
+
+    /// Reads what [`NodeKeys::issue`] made; `None` where nothing was made yet.
+    pub fn read(node_dir: &Path) -> Result<Option<Self>, Error> {
+        let file = |name: &str| read(&node_dir.join(name));
+        let pair = |name: &str| Ok::<_, Error>(file(&format!("{name}.crt"))?.zip(file(&format!("{name}.key"))?));
+        let (Some(ca), Some(client), Some(server)) = (file("ca.crt")?, pair("kubelet-client")?, pair("kubelet")?) else { return Ok(None) };
+        let pair = |(certificate, key)| Pair { certificate, key };
+        Ok(Some(Self { ca, client: pair(client), server: pair(server) }))
+    }
+}
+
 impl Pair {
     /// Serves with this certificate over HTTP/2 and HTTP/1.1; clients may show a certificate of `client_ca` (PEM).
     pub fn server_config(&self, client_ca: &str) -> Result<Arc<rustls::ServerConfig>, Error> {
