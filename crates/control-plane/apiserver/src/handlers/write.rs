@@ -238,8 +238,9 @@ pub async fn delete_collection(
     read::reach(server, server.registry.store.revision()).await?;
     let caches = &server.registry.caches;
     let cache = caches.of(target.kind.storage.prefix.as_bytes());
-    let page = cache.list(&selection.prefix, b"", 0, &selection, caches.observed());
+    let mut page = cache.list(&selection.prefix, b"", 0, &selection, caches.observed());
     let kind = target.kind;
+    page.objects = kind.present_all(std::mem::take(&mut page.objects))?;
     let deletions: Vec<_> =
         page.objects.iter().map(|object| delete_one(server.clone(), context, kind, object.clone(), options.clone())).collect();
     let mut running = futures_util::stream::iter(deletions).buffer_unordered(COLLECTION_WORKERS);
