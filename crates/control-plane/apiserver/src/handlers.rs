@@ -122,8 +122,15 @@ pub fn format(context: &Context, kind: &Kind) -> Result<Format, Status> {
 
 /// One object as the answer.
 pub fn respond(context: &Context, kind: &Kind, code: StatusCode, object: &Object, format: Format) -> Result<Response<Body>, Status> {
-    if format.view == negotiate::View::Object && !kind.converts() {
-        return Ok(reply::object(code, object, format));
+    if format.view == negotiate::View::Object {
+        if format.media == negotiate::Media::Protobuf
+            && let Some(body) = crate::codec::object_body(kind, object)
+        {
+            return Ok(reply::bytes(code, format.media.content_type(), body));
+        }
+        if !kind.converts() {
+            return Ok(reply::object(code, object, format));
+        }
     }
     let include = Include::parse(&context.query)?;
     Ok(reply::value(code, &views::one(kind, object, format, include), format))

@@ -188,6 +188,11 @@ impl Encoder {
         if self.is_plain() {
             return frame(change, object);
         }
+        if (self.format.media, self.format.view) == (Media::Protobuf, View::Object)
+            && let Some(body) = crate::codec::object_body(&self.kind, object)
+        {
+            return schema::protobuf::watch_frame(change.word(), &body).into();
+        }
         let value = match self.format.view {
             View::Table(version) => {
                 let list = json!({"resourceVersion": object.revision.to_string()});
