@@ -80,6 +80,9 @@ struct Settings {
     /// Name of this node [default: the host's name]
     #[arg(long, global = true, value_name = "NAME")]
     node_name: Option<String>,
+    /// KubeSchedulerConfiguration for the scheduler
+    #[arg(long, global = true, value_name = "FILE")]
+    scheduler_config: Option<PathBuf>,
     /// Built-in APIs to switch on or off, such as api/all=true or resource.k8s.io/v1beta1=true [default: what is stable]
     #[arg(long, global = true, value_name = "API=BOOL,…")]
     runtime_config: Option<String>,
@@ -96,6 +99,7 @@ impl Settings {
         config.api_port = self.api_port.unwrap_or(config.api_port);
         config.node_ip = self.node_ip.or(config.node_ip);
         config.node_name = self.node_name.unwrap_or(config.node_name);
+        config.scheduler_config = self.scheduler_config.or(config.scheduler_config);
         config.runtime_config = self.runtime_config.unwrap_or(config.runtime_config);
         config.log = self.log.unwrap_or(config.log);
         if config.node_name.is_empty() {

@@ -41,6 +41,8 @@ pub struct Config {
     pub link_prefix: String,
     /// The context's name in the user's kubeconfig.
     pub context: String,
+    /// Upstream's `KubeSchedulerConfiguration` file, where the scheduler's defaults do not do.
+    pub scheduler_config: Option<PathBuf>,
     /// What the audit trail tells (`audit.k8s.io/v1` Policy); absent: Metadata of everything.
     pub audit_policy: Option<PathBuf>,
     /// The trail's file is renamed at this size, and so many old ones are kept.
@@ -71,6 +73,7 @@ impl Default for Config {
             nft_table: "sternpost".into(),
             link_prefix: "sp".into(),
             context: "sternpost".into(),
+            scheduler_config: None,
             audit_policy: None,
             audit_log_max_mib: 100,
             audit_log_backups: 3,
@@ -90,6 +93,13 @@ impl Config {
         };
         let config: Option<Self> = serde_saphyr::from_str(&text).with_context(|| path.display().to_string())?;
         Ok(config.unwrap_or_default())
+    }
+
+    /// The scheduler's own configuration, read and checked.
+    pub fn scheduler(&self) -> anyhow::Result<scheduler::Config> {
+        let Some(path) = &self.scheduler_config else { return Ok(scheduler::Config::default()) };
+        let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+        scheduler::config::parse(&text).with_context(|| path.display().to_string())
     }
 
     pub fn pid_file(&self) -> PathBuf {

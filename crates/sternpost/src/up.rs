@@ -97,6 +97,7 @@ impl Parts {
 async fn cluster(config: Config, args: &UpArgs, progress: &mut Progress) -> anyhow::Result<()> {
     let mut signals = Signals::listen()?;
     progress.line(&format!("sternpost {} on {} (data in {})", env!("CARGO_PKG_VERSION"), config.node_name, config.data_dir.display()));
+    let scheduler = config.scheduler()?;
     let node_ip = config.node_ip.or_else(outward_address).context("this host has no address")?;
     let pki = open_pki(&config, node_ip)?;
     kubeconfig::write_admin(&config, &pki)?;
@@ -111,7 +112,7 @@ async fn cluster(config: Config, args: &UpArgs, progress: &mut Progress) -> anyh
     let system = transport::client(&server, UserInfo::authenticated("system:apiserver", &["system:masters"]));
     let caches = Caches::new(&system, drain.clone());
     let parts = Arc::new(Parts { config, pki, node_ip, server, caches, drain: drain.clone() });
-    start_control_plane(&parts, &mut tasks);
+    start_control_plane(&parts, scheduler, &mut tasks);
     progress.step("controllers", "and scheduler");
     let node = node::start(&parts, &mut tasks).await?;
     progress.step("node", "runtime, kubelet, network, Services, DNS");
@@ -183,15 +184,14 @@ async fn start_api(
     Ok(server)
 }
 
-fn start_control_plane(parts: &Arc<Parts>, tasks: &mut JoinSet<()>) {
+fn start_control_plane(parts: &Arc<Parts>, scheduler: scheduler::Config, tasks: &mut JoinSet<()>) {
     let settings = controllers::Config { root_ca: parts.pki.ca.clone(), ..controllers::Config::default() };
     let client = parts.client("system:kube-controller-manager", &["system:masters"]);
     tasks.spawn(controllers::run_on(client, parts.caches.clone(), settings, parts.drain.clone()));
 
     let client = parts.client("system:kube-scheduler", &[]).named("kube-scheduler");
     let recorder = EventRecorder::start(&client, "default-scheduler", None, parts.drain.clone());
-    let caches = scheduler::Caches { pods: parts.caches.of(), nodes: parts.caches.of(), namespaces: parts.caches.of() };
-    tasks.spawn(scheduler::run(scheduler::Config::default(), client, caches, recorder, parts.drain.clone()));
+    tasks.spawn(scheduler::run(scheduler, client, parts.caches.clone(), recorder, parts.drain.clone()));
 }
 
 /// Forgets the past in the rhythm in which watches may still want it.

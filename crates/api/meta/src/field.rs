@@ -16,13 +16,27 @@ impl Path {
         Self(name.to_owned())
     }
     pub fn child(&self, name: &str) -> Self {
-        if self.0.is_empty() { Self::new(name) } else { Self(format!("{}.{name}", self.0)) }
+        if self.0.is_empty() { Self::new(name) } else { self.with([".", name, ""]) }
     }
     pub fn index(&self, index: usize) -> Self {
-        Self(format!("{}[{index}]", self.0))
+        match index {
+            // Valid objects pass here for every item: no formatting machinery for the usual ones.
+            0..=9 => self.with(["[", &"0123456789"[index..=index], "]"]),
+            _ => self.with(["[", &index.to_string(), "]"]),
+        }
     }
     pub fn key(&self, key: &str) -> Self {
-        Self(format!("{}[{key}]", self.0))
+        self.with(["[", key, "]"])
+    }
+    /// `base` joined with the names of `path`, dotted.
+    pub fn dotted(&self, path: &str) -> Self {
+        path.split('.').fold(self.clone(), |here, name| here.child(name))
+    }
+    fn with(&self, parts: [&str; 3]) -> Self {
+        let mut text = String::with_capacity(self.0.len() + parts.iter().map(|part| part.len()).sum::<usize>());
+        text.push_str(&self.0);
+        parts.iter().for_each(|part| text.push_str(part));
+        Self(text)
     }
 }
 
@@ -78,6 +92,9 @@ impl Type {
     }
 }
 
+/// Stands for a value that is not to be printed (upstream: `OmitValueType`).
+const OMITTED: &str = "\u{0}omitted";
+
 /// One complaint about one field; prints as `spec.replicas: Invalid value: -1: must be …`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Error {
@@ -109,9 +126,16 @@ impl Error {
         let detail = if quoted.is_empty() { String::new() } else { format!("supported values: {}", quoted.join(", ")) };
         Self { kind: Type::NotSupported, path: path.clone(), value: value.into(), detail }
     }
+    pub fn internal(path: &Path, detail: impl Into<String>) -> Self {
+        Self { kind: Type::Internal, path: path.clone(), value: Value::Null, detail: detail.into() }
+    }
     pub fn too_long(path: &Path, bytes_max: usize) -> Self {
         let detail = format!("may not be more than {bytes_max} bytes");
         Self { kind: Type::TooLong, path: path.clone(), value: Value::Null, detail }
+    }
+    /// The value is left out of the sentence.
+    pub fn invalid_unprinted(path: &Path, detail: impl Into<String>) -> Self {
+        Self { kind: Type::Invalid, path: path.clone(), value: OMITTED.into(), detail: detail.into() }
     }
     pub fn too_many(path: &Path, actual: usize, max: usize) -> Self {
         let detail = format!("must have at most {max} {}", if max == 1 { "item" } else { "items" });
@@ -123,6 +147,7 @@ impl Error {
         let words = self.kind.words();
         let head = match self.kind {
             Type::Required | Type::Forbidden | Type::TooLong | Type::Internal => words.to_owned(),
+            _ if self.value == OMITTED => words.to_owned(),
             _ => format!("{words}: {}", go_value(&self.value)),
         };
         if self.detail.is_empty() { head } else { format!("{head}: {}", self.detail) }

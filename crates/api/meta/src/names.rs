@@ -3,6 +3,8 @@
 //! Every check returns its complaints; an empty list means valid. Source: apimachinery `pkg/util/validation` and
 //! `pkg/api/validate/content` (1.37). The regular expressions appear in the sentences only: the checks are byte loops.
 
+use std::net::IpAddr;
+
 const LABEL_FORMAT: &str = "[a-z0-9]([-a-z0-9]*[a-z0-9])?";
 const SUBDOMAIN_FORMAT: &str = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*";
 const DNS1035_FORMAT: &str = "[a-z]([-a-z0-9]*[a-z0-9])?";
@@ -243,10 +245,160 @@ pub fn http_header_name(text: &str) -> Vec<String> {
     vec![regex_error(sentence, "[-A-Za-z0-9]+", &["X-Header-Name"])]
 }
 
-/// An IPv4 or IPv6 address.
+/// A subdomain whose labels may hold underscores: a DNS search path.
+pub fn dns1123_subdomain_with_underscore(text: &str) -> Vec<String> {
+    const FORMAT: &str = r"_?[a-z0-9]([-_a-z0-9]*[a-z0-9])?(\._?[a-z0-9]([-_a-z0-9]*[a-z0-9])?)*";
+    let mut complaints = Vec::new();
+    if text.len() > DNS1123_SUBDOMAIN_LENGTH_MAX {
+        complaints.push(characters_max(DNS1123_SUBDOMAIN_LENGTH_MAX));
+    }
+    let label = |label: &str| {
+        let rest = label.strip_prefix('_').unwrap_or(label);
+        has_form(rest, lower_alphanumeric, |byte| lower_alphanumeric_or_dash(byte) || byte == b'_', lower_alphanumeric)
+    };
+    if !text.split('.').all(label) {
+        let sentence = "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '_', '-' or '.', \
+                        and must start and end with an alphanumeric character";
+        complaints.push(regex_error(sentence, FORMAT, &["example.com"]));
+    }
+    complaints
+}
+
+/// `*.example.com`: an Ingress host.
+pub fn wildcard_dns1123_subdomain(text: &str) -> Vec<String> {
+    let mut complaints = Vec::new();
+    if text.len() > DNS1123_SUBDOMAIN_LENGTH_MAX {
+        complaints.push(characters_max(DNS1123_SUBDOMAIN_LENGTH_MAX));
+    }
+    if !text.strip_prefix("*.").is_some_and(is_subdomain_form) {
+        let sentence = "a wildcard DNS-1123 subdomain must start with '*.', followed by a valid DNS subdomain, which must consist of \
+                        lower case alphanumeric characters, '-' or '.' and end with an alphanumeric character";
+        complaints.push(regex_error(sentence, &format!(r"\*\.{SUBDOMAIN_FORMAT}"), &["*.example.com"]));
+    }
+    complaints
+}
+
+/// `acme.io/foo`: the name of a signer or controller. The second part may be any path of URL characters.
+pub fn domain_prefixed_path(text: &str) -> Vec<String> {
+    let Some((host, path)) = text.split_once('/').filter(|(host, path)| !host.is_empty() && !path.is_empty()) else {
+        return vec!["must be a domain-prefixed path (such as \"acme.io/foo\")".to_owned()];
+    };
+    let mut complaints = dns1123_subdomain(host);
+    if !path.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"/-._~%!$&'()*+,;=:".contains(&byte)) {
+        complaints.push(regex_error("Invalid path", r"[A-Za-z0-9/\-._~%!$&'()*+,;=:]+", &[]));
+    }
+    complaints
+}
+
+/// A domain of at least three segments: the name of a webhook.
+pub fn fully_qualified(text: &str) -> Vec<String> {
+    let complaints = dns1123_subdomain(text);
+    if !complaints.is_empty() {
+        return vec![complaints.join(",")];
+    }
+    if text.split('.').count() < 3 {
+        return vec!["should be a domain with at least three segments separated by dots".to_owned()];
+    }
+    Vec::new()
+}
+
+/// An identifier of C: the names of CEL variables and of attributes of devices.
+pub fn c_identifier(text: &str) -> Vec<String> {
+    let first = |byte: u8| byte.is_ascii_alphabetic() || byte == b'_';
+    if text.bytes().next().is_some_and(first) && text.bytes().all(|byte| first(byte) || byte.is_ascii_digit()) {
+        return Vec::new();
+    }
+    let sentence =
+        "a valid C identifier must start with alphabetic character or '_', followed by a string of alphanumeric characters or '_'";
+    vec![regex_error(sentence, "[A-Za-z_][A-Za-z0-9_]*", &["my_name", "MY_NAME", "MyName"])]
+}
+
+/// An IPv4 address whose octets have leading zeros, which libraries read in different ways.
+fn without_leading_zeros(text: &str) -> Option<IpAddr> {
+    let octet = |octet: &str| octet.bytes().all(|byte| byte.is_ascii_digit()).then(|| octet.parse::<u8>().ok()).flatten();
+    let octets: Vec<u8> = text.split('.').map(octet).collect::<Option<_>>()?;
+    <[u8; 4]>::try_from(octets).ok().map(IpAddr::from)
+}
+
+/// An IPv4 or IPv6 address, in any unambiguous form (KEP-4858).
 pub fn ip(text: &str) -> Vec<String> {
-    let valid = text.parse::<std::net::IpAddr>().is_ok();
-    if valid { Vec::new() } else { vec!["must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)".to_owned()] }
+    match text.parse::<IpAddr>() {
+        Ok(IpAddr::V6(address)) if address.to_ipv4_mapped().is_some() => {
+            vec!["must not be an IPv4-mapped IPv6 address".to_owned()]
+        }
+        Ok(_) => Vec::new(),
+        Err(_) if without_leading_zeros(text).is_some() => vec!["must not have leading 0s".to_owned()],
+        Err(_) => vec!["must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)".to_owned()],
+    }
+}
+
+/// An IPv4 or IPv6 address as it prints itself.
+pub fn canonical_ip(text: &str) -> Vec<String> {
+    let complaints = ip(text);
+    match text.parse::<IpAddr>() {
+        Ok(address) if complaints.is_empty() && address.to_string() != text => {
+            vec![format!("must be in canonical form (\"{address}\")")]
+        }
+        _ => complaints,
+    }
+}
+
+/// The network of `10.0.0.0/8`: its address and prefix length. Bits beyond the prefix are not looked at.
+pub fn parse_cidr(text: &str) -> Option<(IpAddr, u8)> {
+    let (address, length) = text.split_once('/')?;
+    let address: IpAddr = address.parse().ok()?;
+    let plain = length.bytes().all(|byte| byte.is_ascii_digit()) && (length == "0" || !length.starts_with('0'));
+    let length: u8 = length.parse().ok().filter(|_| plain)?;
+    (length <= if address.is_ipv4() { 32 } else { 128 }).then_some((address, length))
+}
+
+/// The first address of the network that `address` lies in.
+pub fn network_of(address: IpAddr, length: u8) -> IpAddr {
+    match address {
+        IpAddr::V4(address) => {
+            let mask = u32::MAX.checked_shl(32 - u32::from(length.min(32))).unwrap_or(0);
+            IpAddr::V4((address.to_bits() & mask).into())
+        }
+        IpAddr::V6(address) => {
+            let mask = u128::MAX.checked_shl(128 - u32::from(length.min(128))).unwrap_or(0);
+            IpAddr::V6((address.to_bits() & mask).into())
+        }
+    }
+}
+
+/// A network, in any unambiguous form (KEP-4858).
+pub fn cidr(text: &str) -> Vec<String> {
+    let Some((address, length)) = parse_cidr(text) else {
+        let sloppy = text.split_once('/').is_some_and(|(address, length)| {
+            let address = address.parse::<IpAddr>().ok().or_else(|| without_leading_zeros(address));
+            let max = if address.is_some_and(|address| address.is_ipv6()) { 128 } else { 32 };
+            let digits = !length.is_empty() && length.bytes().all(|byte| byte.is_ascii_digit());
+            address.is_some() && digits && length.parse::<u32>().is_ok_and(|length| length <= max)
+        });
+        let sentence = match sloppy {
+            true => "must not have leading 0s in IP or prefix length",
+            false => "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)",
+        };
+        return vec![sentence.to_owned()];
+    };
+    if matches!(address, IpAddr::V6(address) if address.to_ipv4_mapped().is_some()) {
+        return vec!["must not have an IPv4-mapped IPv6 address".to_owned()];
+    }
+    if network_of(address, length) != address {
+        return vec!["must not have bits set beyond the prefix length".to_owned()];
+    }
+    Vec::new()
+}
+
+/// A network as it prints itself.
+pub fn canonical_cidr(text: &str) -> Vec<String> {
+    let complaints = cidr(text);
+    match parse_cidr(text) {
+        Some((address, length)) if complaints.is_empty() && format!("{address}/{length}") != text => {
+            vec![format!("must be in canonical form (\"{address}/{length}\")")]
+        }
+        _ => complaints,
+    }
 }
 
 /// The letters of generated suffixes: no vowels and no digits that read like them, so that no words appear.
@@ -341,6 +493,19 @@ mod tests {
             (env_var_name, "A B", ""),
             (percent, "25%", ""),
             (ip, "10.0.0.300", "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)"),
+            (ip, "010.0.0.3", "must not have leading 0s"),
+            (ip, "::ffff:1.2.3.4", "must not be an IPv4-mapped IPv6 address"),
+            (canonical_ip, "FE80::1", "must be in canonical form (\"fe80::1\")"),
+            (cidr, "10.0.0.0/8", ""),
+            (cidr, "10.0.0.1/8", "must not have bits set beyond the prefix length"),
+            (cidr, "10.0.0.0/08", "must not have leading 0s in IP or prefix length"),
+            (cidr, "10.0.0.0", "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)"),
+            (canonical_cidr, "FD00::/8", "must be in canonical form (\"fd00::/8\")"),
+            (wildcard_dns1123_subdomain, "*.a.b", ""),
+            (dns1123_subdomain_with_underscore, "_tcp.a_b.c", ""),
+            (domain_prefixed_path, "acme.io/x", ""),
+            (domain_prefixed_path, "acme.io", "must be a domain-prefixed path (such as \"acme.io/foo\")"),
+            (fully_qualified, "a.b", "should be a domain with at least three segments separated by dots"),
         ];
         for (check, text, expected) in cases {
             assert_eq!(check(text).join("|"), *expected, "{text:?}");

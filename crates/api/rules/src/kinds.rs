@@ -25,6 +25,7 @@ pub mod pod_template;
 pub mod priority_class;
 pub mod rbac;
 pub mod replica_set;
+pub mod replication_controller;
 pub mod resource_quota;
 pub mod secret;
 pub mod service;

@@ -4,13 +4,15 @@
 //! Pure functions over JSON values that were already decoded, pruned and typed by `schema`; no I/O, no tasks.
 //!
 //! Read in this order: [`Rules`], [`value`] (reading objects by path), [`metadata`] (what every object must fulfil), [`checks`] and
-//! [`printing`] (shared by many kinds), [`pod_spec`] and [`template`] (shared by everything that makes pods), then [`kinds`].
+//! [`printing`] (shared by many kinds), [`resources`], [`pod_spec`] and [`template`] (shared by everything that makes pods), then [`kinds`].
 
 pub mod checks;
+mod cron;
 pub mod kinds;
 pub mod metadata;
 pub mod pod_spec;
 pub mod printing;
+pub mod resources;
 pub mod template;
 pub mod value;
 
@@ -52,6 +54,10 @@ pub trait Rules: Send + Sync + 'static {
     /// Resets what a write to `part` may not change (PrepareForUpdate). Generation is handled generically by [`Rules::counts_generation`].
     fn prepare_update(&self, _new: &mut Value, _old: &Value, _part: Part) {}
     fn validate(&self, _object: &Value) -> Vec<field::Error> {
+        Vec::new()
+    }
+    /// What holds at creation alone, on top of `validate`.
+    fn validate_create(&self, _object: &Value) -> Vec<field::Error> {
         Vec::new()
     }
     /// Only what is special about updates; `validate(new)` is called as well.
@@ -137,7 +143,7 @@ pub fn all() -> &'static [&'static dyn Rules] {
         &network_policy::NetworkPolicy,
         &horizontal_pod_autoscaler::HorizontalPodAutoscaler,
         &resource_quota::ResourceQuota,
-        &listed::REPLICATION_CONTROLLER,
+        &replication_controller::ReplicationController,
         &listed::INGRESS_CLASS,
         &listed::SERVICE_CIDR,
         &listed::IP_ADDRESS,
@@ -184,6 +190,12 @@ mod tests {
                 rules.prepare_create(&mut copy);
                 rules.prepare_update(&mut copy, object, Part::Main);
                 rules.validate(object);
+                rules.validate_create(object);
+                rules.warnings(object, None);
+                for part in [Part::Status, Part::Subresource("resize"), Part::Subresource("ephemeralcontainers")] {
+                    rules.prepare_update(&mut copy, object, part);
+                    rules.validate_update(object, object, part);
+                }
                 rules.validate_update(object, object, Part::Main);
                 rules.cells(object, 0);
                 rules.default_grace_seconds(object);

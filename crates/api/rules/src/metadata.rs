@@ -15,7 +15,7 @@ pub fn validate(object: &Value, namespaced: bool, check_name: impl Fn(&str) -> V
     let base = text(object, "metadata.generateName");
     if !base.is_empty() {
         // The trailing dash of `web-` is masked: the generated suffix will follow it.
-        let masked = base.strip_suffix('-').map_or_else(|| base.to_owned(), |stem| format!("{stem}a"));
+        let masked = base.strip_suffix('-').filter(|stem| !stem.is_empty()).map_or_else(|| base.to_owned(), |stem| format!("{stem}a"));
         errors.extend(sentences(&path.child("generateName"), base, check_name(&masked)));
     }
     match value::name(object) {
@@ -39,6 +39,43 @@ fn common(object: &Value, path: &Path) -> Errors {
     errors.extend(annotations(meta, &path.child("annotations")));
     errors.extend(owner_references(list(meta, "ownerReferences"), &path.child("ownerReferences")));
     errors.extend(finalizers(list(meta, "finalizers"), &path.child("finalizers")));
+    errors.extend(managed_fields(list(meta, "managedFields"), &path.child("managedFields")));
+    errors
+}
+
+/// A built-in kind's finalizers are the three old words or have a domain. Custom resources only get a warning for others.
+pub fn standard_finalizers(object: &Value) -> Errors {
+    let path = Path::new("metadata").child("finalizers");
+    let words = list(object, "metadata.finalizers").iter().filter_map(Value::as_str).enumerate();
+    words.filter_map(|(index, word)| standard_finalizer(word, &path.index(index))).collect()
+}
+
+/// The complaint about one finalizer without a domain.
+pub fn standard_finalizer(word: &str, path: &Path) -> Option<Error> {
+    if word.contains('/') || matches!(word, "kubernetes" | "orphan" | "foregroundDeletion") {
+        return None;
+    }
+    Some(Error::invalid(path, word, "name is neither a standard finalizer name nor is it fully qualified"))
+}
+
+fn managed_fields(entries: &[Value], path: &Path) -> Errors {
+    let mut errors = Errors::new();
+    for (index, entry) in entries.iter().enumerate() {
+        let here = path.index(index);
+        match text(entry, "operation") {
+            "" => errors.push(Error::required(&here.child("operation"), "must not be empty")),
+            "Apply" | "Update" => {}
+            other => errors.push(Error::not_supported(&here.child("operation"), other, &["Apply", "Update"])),
+        }
+        if !matches!(text(entry, "fieldsType"), "" | "FieldsV1") {
+            errors.push(Error::invalid(&here.child("fieldsType"), text(entry, "fieldsType"), "must be `FieldsV1`"));
+        }
+        for (field, max) in [("manager", 128), ("subresource", 256)] {
+            if text(entry, field).len() > max {
+                errors.push(Error::too_long(&here.child(field), max));
+            }
+        }
+    }
     errors
 }
 
@@ -62,7 +99,7 @@ fn owner_references(owners: &[Value], path: &Path) -> Errors {
     for (index, owner) in owners.iter().enumerate() {
         let at = path.index(index);
         let version = text(owner, "apiVersion");
-        if !version.is_empty() && GroupVersion::parse(version).is_none() {
+        if !version.is_empty() && GroupVersion::parse(version).is_none_or(|parsed| parsed.version.is_empty()) {
             errors.push(Error::invalid(&at.child("apiVersion"), version, "must be <group>/<version> or <version>"));
         }
         for field in ["apiVersion", "kind", "name", "uid"] {

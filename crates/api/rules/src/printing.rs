@@ -4,7 +4,7 @@ use meta::{LabelSelector, time};
 use serde_json::Value;
 
 use crate::Column;
-use crate::value::{at, list, text, text_or};
+use crate::value::{at, text, text_or};
 
 pub const NAME: Column = Column { name: "Name", kind: "string", format: "name", description: "Name of the object.", priority: 0 };
 pub const AGE: Column = shown("Age", "string", "Time since the object was created.");
@@ -65,15 +65,6 @@ pub fn labels(map: &Value) -> Value {
 
 pub fn none_if_empty(text: String) -> Value {
     if text.is_empty() { "<none>".into() } else { text.into() }
-}
-
-/// The names and the images of a pod template's containers.
-pub fn containers_and_images(template: &Value) -> [Value; 2] {
-    let join = |field: &str| {
-        let words: Vec<&str> = list(template, "spec.containers").iter().map(|container| text(container, field)).collect();
-        Value::from(words.join(","))
-    };
-    [join("name"), join("image")]
 }
 
 /// The first three words, then how many more there are; `nothing` where there are none.

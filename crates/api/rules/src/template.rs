@@ -1,65 +1,159 @@
-//! What Deployment, ReplicaSet, DaemonSet and StatefulSet share: a selector, a pod template, a count of replicas.
+//! What the workload kinds share: defaults, a selector, a pod template, replicas, the columns of their pods.
 
 use meta::LabelSelector;
 use meta::field::{Error, Path};
 use serde_json::Value;
 
-use crate::checks::{Errors, immutable, label_selector, nonnegative};
-use crate::pod_spec;
-use crate::value::{at, has, text};
+use crate::checks::{Errors, any, immutable, label_selector, nonnegative};
+use crate::pod_spec::{self, defaults};
+use crate::printing::{CONTAINERS, IMAGES};
+use crate::value::{at, has, int, list, sub, text};
+use crate::{Column, printing};
 
-/// Replicas, selector and template. `kind` is named in sentences (`deployment`, `statefulset`).
-pub fn validate(object: &Value, kind: &str) -> Errors {
-    let path = Path::new("spec");
-    let (spec, selector) = (at(object, "spec"), at(object, "spec.selector"));
-    let mut errors = nonnegative(spec, &path, "replicas");
-    let here = path.child("selector");
-    if selector.is_null() {
-        errors.push(Error::required(&here, ""));
-    } else {
-        errors.extend(label_selector(selector, &here));
-        let empty = ["matchLabels", "matchExpressions"].iter().all(|field| match at(selector, field) {
-            Value::Object(map) => map.is_empty(),
-            Value::Array(items) => items.is_empty(),
-            _ => true,
-        });
-        if empty {
-            errors.push(Error::invalid(&here, selector.clone(), format!("empty selector is invalid for {kind}")));
-        }
-    }
-    match LabelSelector::from_object(selector) {
-        Err(_) if !selector.is_null() => errors.push(Error::invalid(&here, selector.clone(), "invalid label selector")),
-        Err(_) => {}
-        Ok(parsed) => errors.extend(template(spec, &parsed, &path.child("template"))),
-    }
-    errors
+/// Names and images of the containers, the last columns of `-o wide` before the selector.
+pub const POD_COLUMNS: [Column; 2] = [CONTAINERS, IMAGES];
+
+/// How a kind is named in complaints.
+pub struct Words {
+    /// `deployment`.
+    pub selector: &'static str,
+    /// `ReplicaSet`: upstream checks a Deployment's template with that of its ReplicaSets.
+    pub kind: &'static str,
 }
 
-fn template(spec: &Value, selector: &LabelSelector, path: &Path) -> Errors {
+pub const DEPLOYMENT: Words = Words { selector: "deployment", kind: "ReplicaSet" };
+pub const DAEMON_SET: Words = Words { selector: "daemonset", kind: "DaemonSet" };
+pub const STATEFUL_SET: Words = Words { selector: "statefulset", kind: "StatefulSet" };
+
+/// Fills in the template at `spec.template`.
+pub fn default(spec: &mut Value) {
+    if let Some(template) = sub(spec, "template") {
+        defaults::template(template);
+    }
+}
+
+/// The selector: given, wellformed, not empty. `None` where it is unusable.
+pub fn selector(spec: &Value, words: &Words, errors: &mut Errors) -> Option<LabelSelector> {
+    let selector = at(spec, "selector");
+    let here = Path::new("spec").child("selector");
+    if selector.is_null() {
+        errors.push(Error::required(&here, ""));
+        return Some(LabelSelector::nothing());
+    }
+    errors.extend(label_selector(selector, &here));
+    if !any(at(selector, "matchLabels")) && !any(at(selector, "matchExpressions")) {
+        errors.push(Error::invalid(&here, selector.clone(), format!("empty selector is invalid for {}", words.selector)));
+    }
+    let parsed = LabelSelector::from_object(selector).ok();
+    if parsed.is_none() {
+        errors.push(Error::invalid(&here, selector.clone(), "invalid label selector"));
+    }
+    parsed
+}
+
+/// The template against its selector: the pods must be the workload's own and run for ever.
+pub fn validate(spec: &Value, selector: &LabelSelector, words: &Words) -> Errors {
+    let path = Path::new("spec").child("template");
     let template = at(spec, "template");
     let labels = at(template, "metadata.labels");
     let mut errors = Errors::new();
-    if !selector.requirements.is_empty() && !selector.matches_object(labels) {
-        let sentence = "`selector` does not match template `labels`";
-        errors.push(Error::invalid(&path.child("metadata").child("labels"), labels.clone(), sentence));
+    if !selector.is_everything() && !selector.matches_object(labels) {
+        errors.push(does_not_match(labels, &path));
     }
-    errors.extend(pod_spec::validate_template(template, path));
-    let here = path.child("spec");
+    errors.extend(pod_spec::validate_template(template, &path));
+    errors.extend(runs_forever(template, words.kind, &path));
+    errors
+}
+
+pub fn does_not_match(labels: &Value, template: &Path) -> Error {
+    let here = template.child("metadata").child("labels");
+    Error::invalid(&here, labels.clone(), "`selector` does not match template `labels`")
+}
+
+pub fn runs_forever(template: &Value, kind: &str, path: &Path) -> Errors {
+    let mut errors = Errors::new();
     let restart = text(template, "spec.restartPolicy");
-    if restart != "Always" && !restart.is_empty() {
-        errors.push(Error::not_supported(&here.child("restartPolicy"), restart, &["Always"]));
+    if restart != "Always" {
+        errors.push(Error::not_supported(&path.dotted("spec.restartPolicy"), restart, &["Always"]));
     }
     if has(template, "spec.activeDeadlineSeconds") {
-        errors.push(Error::forbidden(&here.child("activeDeadlineSeconds"), "activeDeadlineSeconds in ReplicaSet is not Supported"));
+        let sentence = format!("activeDeadlineSeconds in {kind} is not Supported");
+        errors.push(Error::forbidden(&path.dotted("spec.activeDeadlineSeconds"), sentence));
     }
     errors
 }
 
-/// Where the pods' spec stands.
-pub fn spec_path() -> Path {
-    Path::new("spec").child("template").child("spec")
+/// Replicas, selector and template of a kind that has all three.
+pub fn validate_spec(object: &Value, words: &Words) -> Errors {
+    let spec = at(object, "spec");
+    let mut errors = nonnegative(spec, &Path::new("spec"), "replicas");
+    if let Some(selector) = selector(spec, words, &mut errors) {
+        errors.extend(validate(spec, &selector, words));
+    }
+    errors
 }
 
 pub fn selector_unchanged(new: &Value, old: &Value) -> Errors {
     immutable(&Path::new("spec").child("selector"), at(new, "spec.selector"), at(old, "spec.selector"))
+}
+
+/// Counts in `status`: none negative, and none of `parts` above `whole`.
+pub fn status_counts(object: &Value, parts: &[&str], whole: &str) -> Errors {
+    let (status, path) = (at(object, "status"), Path::new("status"));
+    let count = |field: &str| int(status, field).unwrap_or(0);
+    let all = std::iter::once(&whole).chain(parts).chain(&["observedGeneration"]);
+    let mut errors: Errors = all.flat_map(|field| nonnegative(status, &path, field)).collect();
+    for field in parts.iter().filter(|field| count(field) > count(whole)) {
+        errors.push(Error::invalid(&path.child(field), count(field), format!("cannot be greater than status.{whole}")));
+    }
+    errors
+}
+
+/// Available pods are ready ones.
+pub fn available_are_ready(object: &Value) -> Option<Error> {
+    let count = |field: &str| int(at(object, "status"), field).unwrap_or(0);
+    let (available, ready) = (count("availableReplicas"), count("readyReplicas"));
+    let here = Path::new("status").child("availableReplicas");
+    (available > ready).then(|| Error::invalid(&here, available, "cannot be greater than readyReplicas"))
+}
+
+/// `status.collisionCount` counts up.
+pub fn collisions_counted(new: &Value, old: &Value) -> Option<Error> {
+    let count = |object: &Value| int(object, "status.collisionCount");
+    let fewer = match (count(new), count(old)) {
+        (None, Some(_)) => true,
+        (Some(new), Some(old)) => new < old,
+        (_, None) => false,
+    };
+    let here = Path::new("status").child("collisionCount");
+    fewer.then(|| Error::invalid(&here, count(new).unwrap_or(0), "cannot be decremented"))
+}
+
+/// Sentences about the template at `spec.template`, where it is new or changed.
+pub fn warnings(object: &Value, old: Option<&Value>) -> Vec<String> {
+    let template = at(object, "spec.template");
+    if old.is_some_and(|old| at(old, "spec.template") == template) {
+        return Vec::new();
+    }
+    pod_spec::warnings::of(template, &Path::new("spec").child("template"))
+}
+
+/// The names and the images of the containers.
+pub fn cells(template: &Value) -> [Value; 2] {
+    let join = |field: &str| {
+        let words: Vec<&str> = list(template, "spec.containers").iter().map(|container| text(container, field)).collect();
+        Value::from(words.join(","))
+    };
+    [join("name"), join("image")]
+}
+
+/// `2/3`: ready pods of those wanted.
+pub fn ready_cell(object: &Value) -> Value {
+    let count = |path: &str| int(object, path).unwrap_or(0);
+    format!("{}/{}", count("status.readyReplicas"), count("spec.replicas")).into()
+}
+
+/// The selector as text.
+pub fn selector_cell(object: &Value) -> Value {
+    printing::selector(at(object, "spec.selector"))
 }

@@ -98,6 +98,15 @@ pub fn remove(object: &mut Value, path: &str) -> Option<Value> {
     holder?.as_object_mut()?.remove(key)
 }
 
+/// An int-or-percent that is none: absent, 0, `0%`.
+pub fn is_zero(value: &Value) -> bool {
+    match value {
+        Value::Number(number) => number.as_i64() == Some(0),
+        Value::String(text) => text.trim_end_matches('%').parse::<i64>().is_ok_and(|number| number == 0),
+        _ => true,
+    }
+}
+
 /// Gives `new` what `old` has at `path`, absence included.
 pub fn keep(new: &mut Value, old: &Value, path: &str) {
     match at(old, path) {

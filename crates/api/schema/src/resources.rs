@@ -120,6 +120,15 @@ mod tests {
     fn storage_version_hashes_are_those_of_upstream() {
         assert_eq!(find("", "v1", "pods").unwrap().storage_version_hash(), "xPOwRZ+Yhw8=");
         assert_eq!(find("", "v1", "configmaps").unwrap().storage_version_hash(), "qFsyl6wFWjQ=");
+        let younger = [
+            ("certificates.k8s.io", "v1", "podcertificaterequests", "wYA9yXQH8fg="),
+            ("storagemigration.k8s.io", "v1", "storageversionmigrations", "pCjmmKOkLy4="),
+            ("scheduling.k8s.io", "v1alpha3", "podgroups", "QjOl2H5qPs0="),
+            ("scheduling.k8s.io", "v1beta1", "workloads", "Fgcxusx6IUo="),
+        ];
+        for (group, version, plural, hash) in younger {
+            assert_eq!(find(group, version, plural).unwrap().storage_version_hash(), hash, "{plural}");
+        }
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::process::Command;
 
 use schema::decode::{self, Mode};
 use schema::model::Type;
-use schema::{protobuf, table};
+use schema::{cbor, protobuf, table};
 use serde_json::Value;
 
 fn spec() -> PathBuf {
@@ -101,6 +101,17 @@ fn protobuf_and_json_of_every_fixture_are_the_same_object() {
     let read = |(name, found, value, files): &Fixture| match protobuf::decode(files.get("pb")?, Some(found)) {
         Ok(object) => difference(name, &object.value, value),
         Err(error) => Some(format!("{name}: {error}")),
+    };
+    check(fixtures.iter().filter_map(read).collect());
+}
+
+#[test]
+fn cbor_and_json_of_every_fixture_are_the_same_object() {
+    let fixtures = known();
+    let read = |(name, found, value, _): &Fixture| {
+        let decoded = cbor::decode(&cbor::encode(value)).unwrap();
+        let (decoded, _) = decode::decode_type(decoded, found, Mode::Strict).unwrap();
+        difference(name, &decoded, value)
     };
     check(fixtures.iter().filter_map(read).collect());
 }

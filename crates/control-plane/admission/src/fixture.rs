@@ -1,6 +1,6 @@
 //! For this crate's tests: objects in memory behind [`Lookup`], and attributes with little typing.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use auth::UserInfo;
 use futures_util::future::BoxFuture;
@@ -13,16 +13,25 @@ use crate::{Attributes, Chain, Lookup, Operation, Plugin};
 
 /// Objects by resource name (`namespaces`).
 #[derive(Default)]
-pub struct Objects(Vec<(&'static str, Arc<Value>)>);
+pub struct Objects {
+    objects: Mutex<Vec<(&'static str, Arc<Value>)>>,
+    rights: Vec<String>,
+}
 
 impl Objects {
-    pub fn with(mut self, resource: &'static str, object: Value) -> Self {
-        self.0.push((resource, Arc::new(object)));
+    pub fn with(self, resource: &'static str, object: Value) -> Self {
+        self.objects.lock().expect("objects").push((resource, Arc::new(object)));
+        self
+    }
+    /// Everybody may do this: `verb resource name`.
+    pub fn allowing(mut self, rights: &[&str]) -> Self {
+        self.rights.extend(rights.iter().map(|right| (*right).to_owned()));
         self
     }
     fn of(&self, resource: &GroupResource, namespace: &str) -> Vec<Arc<Value>> {
         let wanted = |object: &Value| namespace.is_empty() || value::text(object, "metadata.namespace") == namespace;
-        let found = self.0.iter().filter(|(name, object)| *name == resource.resource && wanted(object));
+        let objects = self.objects.lock().expect("objects");
+        let found = objects.iter().filter(|(name, object)| *name == resource.resource && wanted(object));
         found.map(|(_, object)| object.clone()).collect()
     }
 }
@@ -39,6 +48,18 @@ impl Lookup for Objects {
     }
     fn list<'a>(&'a self, resource: &'a GroupResource, namespace: &'a str) -> BoxFuture<'a, Result<Vec<Arc<Value>>, Status>> {
         Box::pin(std::future::ready(Ok(self.of(resource, namespace))))
+    }
+    fn write_status<'a>(&'a self, resource: &'a GroupResource, object: Value) -> BoxFuture<'a, Result<bool, Status>> {
+        let mut objects = self.objects.lock().expect("objects");
+        let slot = objects.iter_mut().find(|(name, old)| *name == resource.resource && value::name(old) == value::name(&object));
+        if let Some(slot) = slot {
+            slot.1 = Arc::new(object);
+        }
+        Box::pin(std::future::ready(Ok(true)))
+    }
+    fn allows<'a>(&'a self, _: &'a UserInfo, asked: auth::authorize::Attributes<'a>) -> BoxFuture<'a, bool> {
+        let right = format!("{} {} {}", asked.verb, asked.resource, asked.name);
+        Box::pin(std::future::ready(self.rights.contains(&right)))
     }
 }
 
@@ -59,7 +80,8 @@ pub fn write(operation: Operation, resource: &str, kind: &str, object: Value) ->
         object: (!deleted).then_some(object),
         dry_run: false,
         options: Value::Null,
-        warnings: Vec::new(),
+        notes: Arc::default(),
+        reinvocation: crate::Reinvocation::default(),
     }
 }
 

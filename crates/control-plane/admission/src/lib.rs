@@ -2,9 +2,18 @@
 //!
 //! The way in is [`Chain`]: the API server builds one over its [`Lookup`] and calls [`Chain::mutate`] before validation and
 //! [`Chain::validate`] after it, for every create, update, delete and connect. The plugins stand in [`plugins`], a file each, in
-//! upstream's order. No tasks; a plugin may wait a moment for an object that is about to appear (a namespace's service account).
+//! upstream's order; [`Options`] says which of them run. Webhooks are called from [`webhook`]; what the plugins say beside their verdict
+//! (warnings, audit annotations) is collected in [`Notes`]. No tasks but the connections to webhooks; a plugin may wait a moment for an
+//! object that is about to appear (a namespace's service account).
 
+mod chain;
+mod conditions;
+mod matching;
+mod metrics;
+mod notes;
 pub mod plugins;
+mod reinvocation;
+pub mod webhook;
 
 use std::sync::Arc;
 
@@ -14,6 +23,10 @@ use meta::gvk::{GroupResource, GroupVersionKind, GroupVersionResource};
 use meta::status::{Cause, Status};
 use serde_json::Value;
 
+pub use chain::{Chain, ConfigError, Options};
+pub use notes::Notes;
+pub use reinvocation::Reinvocation;
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operation {
     Create,
@@ -22,9 +35,22 @@ pub enum Operation {
     Connect,
 }
 
+impl Operation {
+    /// As webhooks, policies and metrics name it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Create => "CREATE",
+            Self::Update => "UPDATE",
+            Self::Delete => "DELETE",
+            Self::Connect => "CONNECT",
+        }
+    }
+}
+
 /// One write as the plugins see it.
 #[derive(Clone, Debug)]
 pub struct Attributes {
+    /// As the client asked for it. The objects below are in the version that is stored.
     pub gvr: GroupVersionResource,
     pub gvk: GroupVersionKind,
     /// Empty for cluster-wide resources. For a Namespace it is the namespace's own name.
@@ -42,8 +68,10 @@ pub struct Attributes {
     pub dry_run: bool,
     /// The request's CreateOptions, UpdateOptions or DeleteOptions.
     pub options: Value,
-    /// Sentences for `Warning:` headers, added by plugins.
-    pub warnings: Vec<String>,
+    /// What is to be said beside the verdict.
+    pub notes: Arc<Notes>,
+    /// What the mutating pass remembers for its second round.
+    pub reinvocation: Reinvocation,
 }
 
 impl Attributes {
@@ -61,7 +89,7 @@ impl Attributes {
     }
 }
 
-/// How plugins read other objects: the API server's own cache, or its store where the cache may lag.
+/// The API server as plugins see it: other objects (from its cache, or its store where the cache may lag), versions, rights.
 pub trait Lookup: Send + Sync + 'static {
     /// `namespace` is empty for cluster-wide resources.
     fn get<'a>(
@@ -73,6 +101,46 @@ pub trait Lookup: Send + Sync + 'static {
 
     /// All objects of a resource in a namespace, or everywhere where `namespace` is empty.
     fn list<'a>(&'a self, resource: &'a GroupResource, namespace: &'a str) -> BoxFuture<'a, Result<Vec<Arc<Value>>, Status>>;
+
+    /// Changes whenever an object of the resource does; `None` where that is not known.
+    fn revision(&self, _resource: &GroupResource) -> Option<u64> {
+        None
+    }
+
+    /// Writes an object's status part over the very version that it carries: `false` when somebody else wrote in between.
+    fn write_status<'a>(&'a self, _resource: &'a GroupResource, _object: Value) -> BoxFuture<'a, Result<bool, Status>> {
+        Box::pin(std::future::ready(Err(Status::internal("objects cannot be written here"))))
+    }
+
+    /// The versions in which the same objects are served (the asked one among them), with their kinds.
+    fn equivalents(&self, _gvr: &GroupVersionResource, _subresource: &str) -> Vec<(GroupVersionResource, GroupVersionKind)> {
+        Vec::new()
+    }
+
+    /// The resource in the version and group in which it is preferred, by kind: what a policy's `paramKind` names.
+    fn resource_of(&self, _kind: &GroupVersionKind) -> Option<(GroupVersionResource, bool)> {
+        None
+    }
+
+    /// A stored object in the version `to`.
+    fn convert<'a>(&'a self, object: Value, _to: &'a GroupVersionKind) -> BoxFuture<'a, Result<Value, Status>> {
+        Box::pin(std::future::ready(Ok(object)))
+    }
+
+    /// An object that came from outside in the version it says, typed, pruned, defaulted, in the stored version.
+    fn restore<'a>(&'a self, object: Value, _from: &'a GroupVersionKind) -> BoxFuture<'a, Result<Value, Status>> {
+        Box::pin(std::future::ready(Ok(object)))
+    }
+
+    /// The addresses of a host outside the cluster; none where nobody can tell.
+    fn resolve_host<'a>(&'a self, _host: &'a str) -> BoxFuture<'a, Vec<std::net::IpAddr>> {
+        Box::pin(std::future::ready(Vec::new()))
+    }
+
+    /// Whether `user` may do what is asked.
+    fn allows<'a>(&'a self, _user: &'a UserInfo, _asked: auth::authorize::Attributes<'a>) -> BoxFuture<'a, bool> {
+        Box::pin(std::future::ready(false))
+    }
 }
 
 /// The answer of a plugin: go on, or the failure that the client gets.
@@ -82,6 +150,10 @@ pub trait Plugin: Send + Sync + 'static {
     /// Upstream's name, as `--enable-admission-plugins` takes it.
     fn name(&self) -> &'static str;
     fn handles(&self, operation: Operation) -> bool;
+    /// Runs unless the administrator disables it.
+    fn on_by_default(&self) -> bool {
+        true
+    }
     /// May change the object.
     fn mutate<'a>(&'a self, _attributes: &'a mut Attributes, _lookup: &'a dyn Lookup) -> Verdict<'a> {
         accept()
@@ -106,39 +178,6 @@ pub(crate) fn because(mut status: Status, reason: &str, message: String, field: 
     let details = status.details.get_or_insert_default();
     details.causes.push(Cause { reason: reason.into(), message, field: field.into() });
     status
-}
-
-/// The plugins in their order.
-pub struct Chain {
-    plugins: Vec<Box<dyn Plugin>>,
-    lookup: Arc<dyn Lookup>,
-}
-
-impl Chain {
-    /// The plugins that are on by default.
-    pub fn standard(lookup: Arc<dyn Lookup>) -> Self {
-        Self { plugins: plugins::all(), lookup }
-    }
-    pub fn of(plugins: Vec<Box<dyn Plugin>>, lookup: Arc<dyn Lookup>) -> Self {
-        Self { plugins, lookup }
-    }
-
-    /// Lets every plugin change the object; stops at the first refusal.
-    pub async fn mutate(&self, attributes: &mut Attributes) -> Result<(), Status> {
-        let operation = attributes.operation;
-        for plugin in self.plugins.iter().filter(|plugin| plugin.handles(operation)) {
-            plugin.mutate(attributes, &*self.lookup).await?;
-        }
-        Ok(())
-    }
-
-    /// Lets every plugin judge the final object; stops at the first refusal.
-    pub async fn validate(&self, attributes: &Attributes) -> Result<(), Status> {
-        for plugin in self.plugins.iter().filter(|plugin| plugin.handles(attributes.operation)) {
-            plugin.validate(attributes, &*self.lookup).await?;
-        }
-        Ok(())
-    }
 }
 
 #[cfg(test)]

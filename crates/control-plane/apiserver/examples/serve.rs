@@ -1,4 +1,4 @@
-//! A server on the store in memory, with its PKI and a kubeconfig in a directory: `cargo run -p apiserver --example serve -- DIR PORT`.
+//! A server on the store in memory, with its PKI and a kubeconfig in a directory: `cargo run -p apiserver --example serve -- DIR PORT RUNTIME-CONFIG`.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
@@ -12,6 +12,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut arguments = std::env::args().skip(1);
     let directory = PathBuf::from(arguments.next().ok_or("which directory?")?);
     let port: u16 = arguments.next().unwrap_or_else(|| "6443".into()).parse()?;
+    let served = schema::resources::Served::parse(&arguments.next().unwrap_or_default())?;
     let names = auth::pki::Names {
         api_hosts: vec![],
         api_addresses: vec![IpAddr::from(Ipv4Addr::new(10, 96, 0, 1))],
@@ -33,6 +34,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let config = apiserver::Config {
         issuer: Some(auth::tokens::Issuer::new(&pki.service_account_key, auth::tokens::ISSUER)?),
         port,
+        served,
         audit_file: Some(directory.join("audit.log")),
         ..apiserver::Config::default()
     };

@@ -24,6 +24,8 @@ use crate::registry::catalog::Kind;
 use crate::reply::{self, Body};
 use crate::views::{self, Include};
 
+pub use scale::LENS as SCALE;
+
 /// The largest body, as upstream's default (3 MiB).
 pub const BODY_BYTES_MAX: usize = 3 << 20;
 

@@ -54,6 +54,9 @@ pub use reply::Body;
 use registry::Registry;
 use registry::service::Allocators;
 
+/// The addresses of a host; none where it is not known.
+pub type Resolver = Arc<dyn Fn(String) -> futures_util::future::BoxFuture<'static, Vec<std::net::IpAddr>> + Send + Sync>;
+
 /// What a server is told. Nothing is read from elsewhere.
 pub struct Config {
     /// Static tokens; client certificates are checked by TLS.
@@ -80,6 +83,10 @@ pub struct Config {
     pub port: u16,
     /// How the API server shows itself to kubelets (exec, logs); absent: those requests are refused.
     pub kubelet_client: Option<Arc<rustls::ClientConfig>>,
+    /// Which admission plugins run, and how they are configured.
+    pub admission: admission::Options,
+    /// Finds the addresses of hosts that webhooks are configured with; absent: only addresses, `localhost` and Services are found.
+    pub resolver: Option<Resolver>,
     /// Which built-in resources are served (`--runtime-config`).
     pub served: schema::resources::Served,
 }
@@ -92,6 +99,8 @@ impl Default for Config {
             advertise: std::net::Ipv4Addr::LOCALHOST,
             port: 6443,
             kubelet_client: None,
+            admission: admission::Options::default(),
+            resolver: None,
             audit_file: None,
             audit_policy: None,
             audit_bytes_max: 100 << 20,
@@ -111,6 +120,8 @@ pub enum Error {
     AuditPolicy(String),
     #[error("audit file {path}")]
     Audit { path: PathBuf, source: std::io::Error },
+    #[error("admission")]
+    Admission(#[from] admission::ConfigError),
     #[error("metrics")]
     Metrics(#[source] telemetry::prometheus::Error),
     #[error("bootstrap: {what}: {status}")]
@@ -132,6 +143,7 @@ pub(crate) struct Inner {
     pub advertise: std::net::Ipv4Addr,
     pub port: u16,
     pub kubelet_client: Option<Arc<rustls::ClientConfig>>,
+    pub resolver: Option<Resolver>,
     pub openapi: Arc<openapi::Documents>,
     pub served: schema::resources::Served,
     bootstrapped: AtomicBool,
@@ -153,11 +165,12 @@ impl Server {
         };
         let sealed = config.encryption.map(|encryption| Arc::new(sealed::Sealed::new(store.clone(), encryption)));
         let store = sealed.clone().map_or(store, |sealed| sealed as Arc<dyn store::Store>);
-        let registry = Registry::new(store.clone(), Allocators::new(config.services));
+        let registry = Registry::new(store.clone(), Allocators::new(config.services), &config.admission)?;
+        let reader = registry.reader.clone();
         let drain = stdx::drain();
         let (caches, stop) = (registry.caches.clone(), drain.clone());
         tokio::spawn(async move { stop.run(cache::feed::run(store, caches)).await });
-        Ok(Self(Arc::new(Inner {
+        let inner = Arc::new(Inner {
             access: access::Access::new(config.authenticator, config.issuer, &registry.caches),
             registry,
             flow: flow::Flow::new(config.reads_inflight_max, config.writes_inflight_max),
@@ -170,8 +183,12 @@ impl Server {
             kubelet_client: config.kubelet_client,
             openapi: Arc::new(openapi::Documents::new(config.served.clone())),
             served: config.served,
+            resolver: config.resolver,
             bootstrapped: AtomicBool::new(false),
-        })))
+        });
+        // Once only: the reader was made above.
+        let _ = reader.server.set(Arc::downgrade(&inner));
+        Ok(Self(inner))
     }
 
     /// Answers one request. With an `identity` the caller vouches for who asks (the in-process transport); authorization still applies.

@@ -8,8 +8,9 @@ pub mod catalog;
 pub mod deletion;
 pub mod lifecycle;
 pub mod service;
+pub mod versions;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use meta::{Status, time};
@@ -34,6 +35,8 @@ pub struct Registry {
     pub admission: admission::Chain,
     pub services: service::Allocators,
     pub custom: Arc<custom::Kinds>,
+    /// How admission sees the server.
+    pub reader: Arc<admit::Reader>,
 }
 
 /// An object's place.
@@ -83,11 +86,13 @@ pub fn storage_error(error: store::Error) -> Status {
 }
 
 impl Registry {
-    pub fn new(store: Arc<dyn Store>, services: service::Allocators) -> Self {
+    pub fn new(store: Arc<dyn Store>, services: service::Allocators, options: &admission::Options) -> Result<Self, admission::ConfigError> {
         let caches: Arc<Caches> = Arc::default();
         let custom: Arc<custom::Kinds> = Arc::default();
-        let lookup = admit::Reader { store: store.clone(), caches: caches.clone(), custom: custom.clone() };
-        Self { store, caches, admission: admission::Chain::standard(Arc::new(lookup)), services, custom }
+        let server = OnceLock::new();
+        let reader = Arc::new(admit::Reader { store: store.clone(), caches: caches.clone(), custom: custom.clone(), server });
+        let admission = admission::Chain::new(options, reader.clone())?;
+        Ok(Self { store, caches, admission, services, custom, reader })
     }
 
     /// The newest state of an object, straight from the store.
@@ -261,8 +266,8 @@ impl Registry {
         rules.prepare_update(new, old, part);
         lifecycle::finish_update(target.kind, new, old, part);
         lifecycle::validate_update(target, new, old, part)?;
-        for warning in rules.warnings(new, Some(old)) {
-            context.warn(warning);
+        if part == Part::Main {
+            rules.warnings(new, Some(old)).into_iter().for_each(|warning| context.warn(warning));
         }
         admission.judge(self, context).await?;
         let (new, old) = admission.parts();
@@ -276,8 +281,18 @@ impl Registry {
 fn own(target: Target<'_>, new: &mut Value, old: Option<&Value>, part: Part, options: &WriteOptions, owners: Owners) {
     let now = time::now();
     if owners == Owners::Update {
-        let api_version = target.kind.storage.api_version();
-        apply::update(old, new, &manager(target.kind, &options.manager, part, &api_version, &now), &target.kind.storage.schema);
+        let (kind, api_version) = (target.kind, target.kind.api_version());
+        let manager = manager(kind, &options.manager, part, &api_version, &now);
+        if kind.converts() {
+            // Fields are owned by their paths in the version that was written.
+            let old = old.map(|old| crate::convert::from_storage(kind, old.clone()));
+            let mut written = crate::convert::from_storage(kind, new.clone());
+            apply::update(old.as_ref(), &mut written, &manager, &kind.schema);
+            let owners = written["metadata"]["managedFields"].take();
+            object::metadata_mut(new).insert("managedFields".into(), owners);
+        } else {
+            apply::update(old, new, &manager, &kind.schema);
+        }
     }
     if let Some(old) = old {
         apply::keep_times(old, new);

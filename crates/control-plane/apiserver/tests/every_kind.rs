@@ -177,3 +177,55 @@ async fn every_kind_in_every_version_lives_through_the_api() {
     assert!(wrong.is_empty(), "{} complaints:\n{}", wrong.len(), wrong.join("\n"));
     assert!(lived > 80, "{lived}");
 }
+
+/// Kinds that exist in several versions, with the versions.
+fn versions() -> Vec<Vec<&'static Resource>> {
+    let mut all: Vec<Vec<&'static Resource>> = Vec::new();
+    for facts in resources::all().iter().filter(|facts| facts.verbs.contains(&"watch")) {
+        // Events are one resource in two groups.
+        let same = |other: &&Resource| other.plural == facts.plural && (other.group == facts.group || facts.plural == "events");
+        match all.iter_mut().find(|versions| versions.iter().any(|other| same(other))) {
+            Some(versions) => versions.push(facts),
+            None => all.push(vec![facts]),
+        }
+    }
+    all.into_iter().filter(|versions| versions.len() > 1).collect()
+}
+
+#[tokio::test]
+async fn an_object_made_in_one_version_is_read_listed_and_watched_in_every_other() {
+    let api = Api::with_all_apis().await;
+    let kinds = versions();
+    assert!(kinds.len() >= 15, "{}", kinds.len());
+    for made in kinds.iter().flat_map(|versions| versions.iter().map(move |facts| (*facts, versions))) {
+        let (facts, versions) = made;
+        let object = samples::sample(facts.group, facts.version, facts.kind, NAME);
+        let name = object["metadata"]["name"].as_str().unwrap().to_owned();
+        let created = api.post(&collection(facts), object).await;
+        assert_eq!(created.code, 201, "{} {}: {}", facts.api_version(), facts.kind, created.message());
+        let written = created.json();
+        assert_eq!(written["metadata"]["managedFields"][0]["apiVersion"], facts.api_version(), "{}", facts.kind);
+        for other in versions {
+            let word = format!("{} {} read as {}", facts.api_version(), facts.kind, other.api_version());
+            let read = api.get(&format!("{}/{name}", collection(other))).await.json();
+            assert_eq!((&read["apiVersion"], &read["kind"]), (&json!(other.api_version()), &json!(other.kind)), "{word}");
+            assert_eq!(read["metadata"]["uid"], written["metadata"]["uid"], "{word}");
+            let list = api.get(&collection(other)).await.json();
+            let listed = list["items"].as_array().unwrap().iter().any(|item| item["metadata"]["uid"] == written["metadata"]["uid"]);
+            assert!(listed && list["apiVersion"] == other.api_version(), "{word}: {list}");
+            let mut watch = api.watch(&format!("{}?watch=1&fieldSelector=metadata.name%3D{name}", collection(other))).await;
+            let event = watch.next().await.unwrap();
+            assert_eq!((&event["type"], &event["object"]), (&json!("ADDED"), &read), "{word}");
+            // Written back as it was read, nothing changes but what the write itself records.
+            let put = api.put(&format!("{}/{name}", collection(other)), read).await;
+            assert_eq!(put.code, 200, "{word}: {}", put.message());
+            let mut again = api.get(&format!("{}/{name}", collection(facts))).await.json();
+            let mut before = written.clone();
+            for value in [&mut again, &mut before] {
+                value["metadata"] = Value::Null;
+            }
+            assert_eq!(again, before, "{word} and back");
+        }
+        assert_eq!(api.delete(&format!("{}/{name}", collection(facts))).await.code, 200);
+    }
+}

@@ -18,6 +18,8 @@ pub struct Config {
     pub node_monitor_period: Duration,
     /// Above this many ended pods, the oldest are deleted; 0 keeps all.
     pub terminated_pods_max: usize,
+    /// Services of type LoadBalancer get the nodes' addresses where nobody else gives them any.
+    pub node_load_balancer: bool,
 }
 
 impl Default for Config {
@@ -27,6 +29,7 @@ impl Default for Config {
             node_monitor_grace_period: Duration::from_secs(50),
             node_monitor_period: Duration::from_secs(5),
             terminated_pods_max: 12_500,
+            node_load_balancer: true,
         }
     }
 }

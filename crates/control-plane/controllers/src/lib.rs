@@ -12,6 +12,7 @@
 mod act;
 mod context;
 mod discovery;
+mod finalizer;
 mod hash;
 mod history;
 mod intstr;
@@ -27,16 +28,22 @@ mod deployment;
 mod disruption;
 mod endpoint_slice;
 mod endpoints;
+mod ephemeral_volume;
 mod garbage_collector;
 mod job;
 mod namespace;
 mod node_lifecycle;
+mod node_ttl;
+mod persistent_volume_claim_protection;
+mod persistent_volume_protection;
 mod pod_gc;
 mod replicaset;
 mod root_ca;
 mod service_account;
+mod service_load_balancer;
 mod stateful_set;
 mod taint_eviction;
+mod volume_binder;
 
 use std::pin::Pin;
 
@@ -81,6 +88,12 @@ fn all() -> Vec<Controller> {
         controller!(service_account),
         controller!(root_ca),
         controller!(cluster_role_aggregation),
+        controller!(volume_binder),
+        controller!(persistent_volume_protection),
+        controller!(persistent_volume_claim_protection),
+        controller!(ephemeral_volume),
+        controller!(service_load_balancer),
+        controller!(node_ttl),
     ]
 }
 

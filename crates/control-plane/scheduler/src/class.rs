@@ -1,58 +1,12 @@
-//! What of a pod matters for its placement; pods of one template are of one class and share the work of filtering.
+//! What of a pod matters for its placement; pods of one template are of one class and share the work of filtering and scoring.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use k8s_openapi::api::core::v1::{Container, NodeAffinity, Pod, PodSpec, Toleration};
-use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use k8s_openapi::api::core::v1::{Container, NodeAffinity, NodeSelectorTerm, Pod, PodSpec, Toleration};
 
-use crate::neighbours::Neighbour;
-
-/// Amounts that a pod asks for.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub struct Resources {
-    pub milli_cpu: i64,
-    pub memory: i64,
-    pub ephemeral_storage: i64,
-    /// Everything else by name, in its own units (milli for none).
-    pub extended: BTreeMap<String, i64>,
-}
-
-impl Resources {
-    /// Reads a `requests`, `limits`, `capacity` or `allocatable` map.
-    pub fn of(quantities: &BTreeMap<String, Quantity>) -> Self {
-        let mut resources = Self::default();
-        for (name, quantity) in quantities {
-            let Ok(amount) = meta::quantity::Quantity::parse(&quantity.0) else { continue };
-            match name.as_str() {
-                "cpu" => resources.milli_cpu = amount.milli_value(),
-                "memory" => resources.memory = amount.value(),
-                "ephemeral-storage" => resources.ephemeral_storage = amount.value(),
-                "pods" => {}
-                other => drop(resources.extended.insert(other.to_owned(), amount.value())),
-            }
-        }
-        resources
-    }
-
-    pub fn add(&mut self, other: &Self) {
-        self.combine(other, |mine, theirs| *mine += theirs);
-    }
-    pub fn sub(&mut self, other: &Self) {
-        self.combine(other, |mine, theirs| *mine -= theirs);
-    }
-    pub fn max(&mut self, other: &Self) {
-        self.combine(other, |mine, theirs| *mine = (*mine).max(theirs));
-    }
-
-    fn combine(&mut self, other: &Self, with: impl Fn(&mut i64, i64)) {
-        with(&mut self.milli_cpu, other.milli_cpu);
-        with(&mut self.memory, other.memory);
-        with(&mut self.ephemeral_storage, other.ephemeral_storage);
-        for (name, amount) in &other.extended {
-            with(self.extended.entry(name.clone()).or_default(), *amount);
-        }
-    }
-}
+use crate::neighbours::{DefaultSpread, Neighbour};
+pub use crate::resources::Resources;
 
 /// A host port that a pod occupies: protocol, host address (empty means all), port.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -71,19 +25,25 @@ impl HostPort {
     }
 }
 
-/// A pod's demands on its node. Equal demands are one class.
-#[derive(Clone, Debug, Default, PartialEq)]
+/// A pod's demands on its node, and what other pods see of it. Never changes; a pod that changes gets another class.
+#[derive(Clone, Debug, Default)]
 pub struct Class {
+    /// Different for each class of the process's life.
+    pub id: u64,
+    pub scheduler_name: String,
+    pub priority: i32,
+    /// `preemptionPolicy` is not `Never`.
+    pub preempts: bool,
     pub requests: Resources,
     /// As `requests`, but a container without a request counts for 100m and 200 MiB: what scoring uses (upstream: NonZeroRequested).
     pub scored: Resources,
-    pub node_name: Option<String>,
     pub node_selector: BTreeMap<String, String>,
+    /// Without the name of one wanted node, which is the pod's own ([`target`]).
     pub node_affinity: Option<NodeAffinity>,
     pub tolerations: Vec<Toleration>,
     pub host_ports: Vec<HostPort>,
+    /// With their tags, init containers and image volumes included.
     pub images: Vec<String>,
-    /// What other pods see of it, and what it wants of them.
     pub neighbour: Neighbour,
 }
 
@@ -91,20 +51,61 @@ pub struct Class {
 const DEFAULT_MILLI_CPU: i64 = 100;
 const DEFAULT_MEMORY: i64 = 200 << 20;
 
+static NEXT_ID: AtomicU64 = AtomicU64::new(1);
+
 impl Class {
     pub fn of(pod: &Pod) -> Self {
-        let Some(spec) = &pod.spec else { return Self::default() };
+        Self::with_spread(pod, &DefaultSpread::default())
+    }
+
+    /// `spread` is what holds for a pod without constraints of its own.
+    pub fn with_spread(pod: &Pod, spread: &DefaultSpread) -> Self {
+        let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
+        let Some(spec) = &pod.spec else { return Self { id, ..Self::default() } };
+        let mut node_affinity = spec.affinity.as_ref().and_then(|affinity| affinity.node_affinity.clone());
+        if target(pod).is_some() {
+            strip_target(&mut node_affinity);
+        }
         Self {
+            id,
+            scheduler_name: spec.scheduler_name.clone().unwrap_or_else(|| "default-scheduler".into()),
+            priority: spec.priority.unwrap_or(0),
+            preempts: spec.preemption_policy.as_deref() != Some("Never"),
             requests: requests(spec, container_requests),
             scored: requests(spec, scored_requests),
-            node_name: None,
             node_selector: spec.node_selector.clone().unwrap_or_default(),
-            node_affinity: spec.affinity.as_ref().and_then(|affinity| affinity.node_affinity.clone()),
+            node_affinity,
             tolerations: spec.tolerations.clone().unwrap_or_default(),
             host_ports: host_ports(spec),
-            images: spec.containers.iter().filter_map(|container| container.image.clone()).collect(),
-            neighbour: Neighbour::of(pod),
+            images: images(spec),
+            neighbour: Neighbour::of(pod, spread),
         }
+    }
+}
+
+/// The one node that the pod's required affinity names (what the DaemonSet controller writes): every term asks for this name, and of
+/// fields for nothing else. Pods that differ in nothing but this share a class.
+pub fn target(pod: &Pod) -> Option<&str> {
+    let affinity = pod.spec.as_ref()?.affinity.as_ref()?.node_affinity.as_ref()?;
+    let terms = &affinity.required_during_scheduling_ignored_during_execution.as_ref()?.node_selector_terms;
+    let name = |term: &'_ NodeSelectorTerm| match term.match_fields.as_deref() {
+        Some([field]) if field.key == "metadata.name" && field.operator == "In" => match field.values.as_deref() {
+            Some([name]) => Some(name.clone()),
+            _ => None,
+        },
+        _ => None,
+    };
+    let first = terms.first()?.match_fields.as_ref()?.first()?.values.as_ref()?.first()?;
+    terms.iter().all(|term| name(term).as_ref() == Some(first)).then_some(first.as_str())
+}
+
+fn strip_target(affinity: &mut Option<NodeAffinity>) {
+    let Some(affinity) = affinity else { return };
+    let Some(required) = &mut affinity.required_during_scheduling_ignored_during_execution else { return };
+    required.node_selector_terms.iter_mut().for_each(|term| term.match_fields = None);
+    // A term that asked for the name alone now holds on every node.
+    if required.node_selector_terms.iter().any(|term| term.match_expressions.as_ref().is_none_or(Vec::is_empty)) {
+        affinity.required_during_scheduling_ignored_during_execution = None;
     }
 }
 
@@ -134,6 +135,9 @@ fn requests(spec: &PodSpec, of: fn(&Container) -> Resources) -> Resources {
         }
         if whole.contains_key("memory") {
             total.memory = whole_pod.memory;
+        }
+        for (name, amount) in whole_pod.extended.iter().filter(|(name, _)| name.starts_with("hugepages-")) {
+            total.extended.insert(name.clone(), *amount);
         }
     }
     if let Some(overhead) = &spec.overhead {
@@ -176,6 +180,17 @@ fn host_ports(spec: &PodSpec) -> Vec<HostPort> {
     ports
 }
 
+fn images(spec: &PodSpec) -> Vec<String> {
+    let containers = spec.init_containers.iter().flatten().chain(&spec.containers).filter_map(|container| container.image.as_ref());
+    let volumes = spec.volumes.iter().flatten().filter_map(|volume| volume.image.as_ref()?.reference.as_ref());
+    containers.chain(volumes).map(|image| tagged(image)).collect()
+}
+
+/// As container runtimes list it: with its tag.
+fn tagged(image: &str) -> String {
+    if image.rfind(':') > image.rfind('/') { image.to_owned() } else { format!("{image}:latest") }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -215,5 +230,25 @@ mod tests {
         assert!(port("10.0.0.1", 80).conflicts(&port("0.0.0.0", 80)));
         assert!(!port("10.0.0.1", 80).conflicts(&port("10.0.0.2", 80)));
         assert!(!port("", 80).conflicts(&port("", 81)));
+    }
+
+    #[test]
+    fn the_node_that_a_daemon_pod_names_is_not_part_of_its_class() {
+        let pod = |fields: serde_json::Value| -> Pod {
+            let terms = serde_json::json!({ "requiredDuringSchedulingIgnoredDuringExecution": { "nodeSelectorTerms": fields } });
+            serde_json::from_value(serde_json::json!({ "spec": { "containers": [], "affinity": { "nodeAffinity": terms } } })).unwrap()
+        };
+        let named = |name: &str| serde_json::json!({ "matchFields": [{ "key": "metadata.name", "operator": "In", "values": [name] }] });
+        let one = pod(serde_json::json!([named("a")]));
+        assert_eq!(target(&one), Some("a"));
+        let affinity = Class::of(&one).node_affinity.unwrap();
+        assert!(affinity.required_during_scheduling_ignored_during_execution.is_none());
+        assert_eq!(target(&pod(serde_json::json!([named("a"), named("b")]))), None);
+    }
+
+    #[test]
+    fn an_image_without_a_tag_is_the_latest() {
+        let cases = [("a", "a:latest"), ("r:5000/a", "r:5000/a:latest"), ("r:5000/a:1", "r:5000/a:1")];
+        cases.into_iter().for_each(|(given, expected)| assert_eq!(tagged(given), expected));
     }
 }

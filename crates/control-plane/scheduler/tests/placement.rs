@@ -3,9 +3,11 @@
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Node, Pod};
+use reconcile::ObjectKey;
 use scheduler::class::Class;
-use scheduler::plan::plan;
-use scheduler::snapshot::Snapshot;
+use scheduler::plan::{FitError, Planner, Request};
+use scheduler::profile::Profile;
+use scheduler::snapshot::{Resident, Slot, Snapshot};
 use serde_json::{Value, json};
 
 fn node(name: &str, more: Value) -> Arc<Node> {
@@ -33,6 +35,17 @@ fn pod(spec: Value) -> Arc<Class> {
     Arc::new(Class::of(&serde_json::from_value::<Pod>(pod).unwrap()))
 }
 
+/// The node for one pod, planned anew.
+fn plan(snapshot: &mut Snapshot, class: &Arc<Class>) -> Result<Slot, Arc<FitError>> {
+    snapshot.register(class);
+    Planner::default().place(snapshot, &Arc::new(Profile::default()), class, &Request::default())
+}
+
+/// A pod of the class that runs under a name.
+fn resident(name: &str, class: &Arc<Class>) -> Resident {
+    Resident { key: Arc::new(ObjectKey::new("default", name)), uid: name.into(), class: class.clone(), started: 0 }
+}
+
 fn cpu(amount: &str) -> Value {
     json!({ "containers": [{ "name": "c", "resources": { "requests": { "cpu": amount } } }] })
 }
@@ -40,9 +53,13 @@ fn cpu(amount: &str) -> Value {
 /// The chosen node's name, or the sentence.
 fn place(nodes: Vec<Arc<Node>>, running: &[(&str, Value)], spec: Value) -> String {
     let mut snapshot = Snapshot::default();
-    nodes.into_iter().for_each(|node| snapshot.set_node(node));
-    running.iter().for_each(|(node, spec)| snapshot.add_pod(node, &pod(spec.clone())));
-    match plan(&snapshot, &pod(spec), 0) {
+    for node in &nodes {
+        snapshot.set_node(node);
+    }
+    for (number, (node, spec)) in running.iter().enumerate() {
+        snapshot.add_pod(node, resident(&number.to_string(), &pod(spec.clone())));
+    }
+    match plan(&mut snapshot, &pod(spec)) {
         Ok(slot) => snapshot.details[slot].name.clone(),
         Err(error) => error.to_string(),
     }
@@ -117,33 +134,34 @@ fn a_toleration_lets_a_pod_onto_a_tainted_node() {
 #[test]
 fn a_pod_seen_before_its_node_counts_once_the_node_is_seen() {
     let mut snapshot = Snapshot::default();
-    snapshot.add_pod("late", &pod(cpu("2")));
-    snapshot.set_node(node("late", json!({})));
-    assert!(plan(&snapshot, &pod(cpu("1")), 0).is_err());
-    snapshot.remove_pod("late", &pod(cpu("2")));
-    assert!(plan(&snapshot, &pod(cpu("1")), 0).is_ok());
+    snapshot.add_pod("late", resident("p", &pod(cpu("2"))));
+    snapshot.set_node(&node("late", json!({})));
+    assert!(plan(&mut snapshot, &pod(cpu("1"))).is_err());
+    snapshot.remove_pod("late", &ObjectKey::new("default", "p"));
+    assert!(plan(&mut snapshot, &pod(cpu("1"))).is_ok());
 }
 
 #[test]
 fn a_node_that_leaves_takes_no_pods_and_its_slot_is_used_again() {
     let mut snapshot = Snapshot::default();
-    snapshot.set_node(node("a", json!({})));
+    snapshot.set_node(&node("a", json!({})));
     snapshot.remove_node("a");
-    assert!(plan(&snapshot, &pod(cpu("1")), 0).is_err());
-    snapshot.set_node(node("b", json!({})));
-    assert_eq!((plan(&snapshot, &pod(cpu("1")), 0), snapshot.rows.len()), (Ok(0), 1));
+    assert!(plan(&mut snapshot, &pod(cpu("1"))).is_err());
+    snapshot.set_node(&node("b", json!({})));
+    assert_eq!(plan(&mut snapshot, &pod(cpu("1"))), Ok(0));
+    assert_eq!(snapshot.rows.len(), 1);
 }
 
 #[test]
 fn the_pods_of_a_node_that_left_count_again_when_it_returns() {
     let mut snapshot = Snapshot::default();
-    snapshot.set_node(node("a", json!({})));
-    snapshot.add_pod("a", &pod(cpu("2")));
+    snapshot.set_node(&node("a", json!({})));
+    snapshot.add_pod("a", resident("p", &pod(cpu("2"))));
     snapshot.remove_node("a");
-    snapshot.set_node(node("a", json!({})));
-    assert!(plan(&snapshot, &pod(cpu("1")), 0).is_err());
-    snapshot.remove_pod("a", &pod(cpu("2")));
-    assert!(plan(&snapshot, &pod(cpu("1")), 0).is_ok());
+    snapshot.set_node(&node("a", json!({})));
+    assert!(plan(&mut snapshot, &pod(cpu("1"))).is_err());
+    snapshot.remove_pod("a", &ObjectKey::new("default", "p"));
+    assert!(plan(&mut snapshot, &pod(cpu("1"))).is_ok());
 }
 
 fn labelled(app: &str, spec: Value) -> Arc<Class> {
@@ -158,9 +176,13 @@ fn zoned(name: &str, zone: &str) -> Arc<Node> {
 
 fn place_among(running: &[(&str, Arc<Class>)], pod: &Arc<Class>) -> String {
     let mut snapshot = Snapshot::default();
-    [zoned("a1", "a"), zoned("a2", "a"), zoned("b1", "b")].into_iter().for_each(|node| snapshot.set_node(node));
-    running.iter().for_each(|(node, class)| snapshot.add_pod(node, class));
-    match plan(&snapshot, pod, 0) {
+    for node in [zoned("a1", "a"), zoned("a2", "a"), zoned("b1", "b")] {
+        snapshot.set_node(&node);
+    }
+    for (number, (node, class)) in running.iter().enumerate() {
+        snapshot.add_pod(node, resident(&number.to_string(), class));
+    }
+    match plan(&mut snapshot, pod) {
         Ok(slot) => snapshot.details[slot].name.clone(),
         Err(error) => error.to_string(),
     }

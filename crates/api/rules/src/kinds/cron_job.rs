@@ -4,10 +4,11 @@ use meta::field::{Error, Path};
 use serde_json::{Value, json};
 
 use super::job;
-use crate::checks::{nonnegative, one_of};
-use crate::printing::{self, AGE, CONTAINERS, IMAGES, NAME, SELECTOR, shown, since};
-use crate::value::{at, flag, has, keep, list, set, set_default, set_default_text, sub, text};
-use crate::{Column, Part, Rules};
+use crate::checks::{Errors, nonnegative, one_of};
+use crate::printing::{self, AGE, NAME, SELECTOR, shown, since};
+use crate::template::{self, POD_COLUMNS};
+use crate::value::{at, flag, has, list, set, set_default, set_default_text, sub, text};
+use crate::{Column, Rules, cron, pod_spec};
 
 pub struct CronJob;
 
@@ -19,8 +20,8 @@ const COLUMNS: &[Column] = &[
     shown("Active", "integer", "Jobs that run."),
     shown("Last Schedule", "string", "Time since the last job was made."),
     AGE,
-    CONTAINERS,
-    IMAGES,
+    POD_COLUMNS[0],
+    POD_COLUMNS[1],
     SELECTOR,
 ];
 
@@ -28,6 +29,7 @@ impl Rules for CronJob {
     fn gvk(&self) -> (&'static str, &'static str, &'static str) {
         ("batch", "v1", "CronJob")
     }
+    /// The jobs' own defaults are set when they are made.
     fn default(&self, object: &mut Value) {
         let Some(spec) = sub(object, "spec") else { return };
         set_default_text(spec, "concurrencyPolicy", "Allow");
@@ -35,36 +37,46 @@ impl Rules for CronJob {
         set_default(spec, "successfulJobsHistoryLimit", 3);
         set_default(spec, "failedJobsHistoryLimit", 1);
         if let Some(template) = sub(spec, "jobTemplate.spec") {
-            job::spec_defaults(template);
+            job::default_template(template);
         }
     }
     fn prepare_create(&self, object: &mut Value) {
         set(object, "status", json!({}));
     }
-    fn prepare_update(&self, new: &mut Value, old: &Value, part: Part) {
-        keep(new, old, if part == Part::Status { "spec" } else { "status" });
-    }
     fn validate(&self, object: &Value) -> Vec<Error> {
         let (path, spec) = (Path::new("spec"), at(object, "spec"));
-        let mut errors = Vec::new();
-        let schedule = text(spec, "schedule");
-        match schedule {
-            "" => errors.push(Error::required(&path.child("schedule"), "")),
-            given if !is_schedule(given) => {
-                errors.push(Error::invalid(
-                    &path.child("schedule"),
-                    given,
-                    format!("expected exactly 5 fields, found {}: [{given}]", given.split_whitespace().count()),
-                ));
-            }
-            _ => {}
-        }
+        let mut errors = schedule(text(spec, "schedule"), &path.child("schedule"));
+        errors.extend(nonnegative(spec, &path, "startingDeadlineSeconds"));
+        errors.extend(time_zone(spec, &path.child("timeZone")));
         errors.extend(one_of(spec, &path, "concurrencyPolicy", &["Allow", "Forbid", "Replace"]));
-        for field in ["startingDeadlineSeconds", "successfulJobsHistoryLimit", "failedJobsHistoryLimit"] {
+        let (jobs, here) = (at(spec, "jobTemplate.spec"), path.child("jobTemplate").child("spec"));
+        errors.extend(job::validate_spec(jobs, &here));
+        if has(jobs, "selector") {
+            errors.push(Error::invalid(&here.child("selector"), at(jobs, "selector").clone(), "`selector` will be auto-generated"));
+        }
+        if flag(jobs, "manualSelector") {
+            errors.push(Error::not_supported(&here.child("manualSelector"), true, &["nil", "false"]));
+        }
+        for field in ["successfulJobsHistoryLimit", "failedJobsHistoryLimit"] {
             errors.extend(nonnegative(spec, &path, field));
         }
-        errors.extend(job::validate_spec(at(spec, "jobTemplate.spec"), &path.child("jobTemplate").child("spec")));
         errors
+    }
+    fn warnings(&self, object: &Value, old: Option<&Value>) -> Vec<String> {
+        let mut found = Vec::new();
+        if old.is_none() {
+            let complaints = meta::names::dns1123_label(text(object, "metadata.name"));
+            if !complaints.is_empty() {
+                let sentence =
+                    "this is used in Pod names and hostnames, which can result in surprising behavior; a DNS label is recommended";
+                found.push(format!("metadata.name: {sentence}: [{}]", complaints.join(" ")));
+            }
+        }
+        let pods = at(object, "spec.jobTemplate.spec.template");
+        if old.is_none_or(|old| at(old, "spec.jobTemplate.spec.template") != pods) {
+            found.extend(pod_spec::warnings::of(pods, &Path::new("spec").dotted("jobTemplate.spec.template")));
+        }
+        found
     }
     fn counts_generation(&self) -> bool {
         true
@@ -73,7 +85,7 @@ impl Rules for CronJob {
         COLUMNS
     }
     fn cells(&self, object: &Value, now: i64) -> Vec<Value> {
-        let [containers, images] = printing::containers_and_images(at(object, "spec.jobTemplate.spec.template"));
+        let [containers, images] = template::cells(at(object, "spec.jobTemplate.spec.template"));
         let last = if has(object, "status.lastScheduleTime") { since(at(object, "status.lastScheduleTime"), now) } else { "<none>".into() };
         vec![
             printing::name(object),
@@ -98,11 +110,126 @@ impl Rules for CronJob {
     }
 }
 
-/// Five fields of cron's characters, or one of its words.
-fn is_schedule(text: &str) -> bool {
-    let words = ["@yearly", "@annually", "@monthly", "@weekly", "@daily", "@midnight", "@hourly"];
-    let fields: Vec<&str> = text.split_whitespace().collect();
-    words.contains(&text)
-        || text.strip_prefix("@every ").is_some_and(|every| meta::time::parse_duration(every).is_some())
-        || fields.len() == 5 && fields.iter().all(|field| field.chars().all(|c| c.is_ascii_alphanumeric() || "*/,-?".contains(c)))
+fn schedule(schedule: &str, path: &Path) -> Errors {
+    if schedule.is_empty() {
+        return vec![Error::required(path, "")];
+    }
+    let mut errors = Errors::new();
+    if let Err(why) = cron::check(schedule) {
+        errors.push(Error::invalid(path, schedule, why));
+    }
+    if schedule.contains("TZ") {
+        let sentence = "cannot use TZ or CRON_TZ in schedule, use timeZone field instead";
+        errors.push(Error::invalid(path, schedule, sentence));
+    }
+    errors
+}
+
+/// The form of a zone's name; whether the zone exists is found out where schedules are computed.
+fn time_zone(spec: &Value, path: &Path) -> Option<Error> {
+    let zone = at(spec, "timeZone").as_str()?;
+    let sentence = match zone {
+        "" => "timeZone must be nil or non-empty string".to_owned(),
+        _ if zone.eq_ignore_ascii_case("local") => {
+            "timeZone must be an explicit time zone as defined in https://www.iana.org/time-zones".to_owned()
+        }
+        _ if is_zone(zone) => return None,
+        _ => format!("unknown time zone {zone}"),
+    };
+    Some(Error::invalid(path, zone, sentence))
+}
+
+/// `Europe/Berlin`, `UTC`, `Etc/GMT+3`.
+fn is_zone(zone: &str) -> bool {
+    let part = |part: &str| {
+        part.starts_with(|c: char| c.is_ascii_alphabetic()) && part.chars().all(|c| c.is_ascii_alphanumeric() || "-_+".contains(c))
+    };
+    zone.split('/').all(part) && (zone.contains('/') || ZONES_WITHOUT_AREA.contains(&zone))
+}
+
+/// The zones of the tz database whose name has no area.
+const ZONES_WITHOUT_AREA: [&str; 38] = [
+    "CET",
+    "CST6CDT",
+    "Cuba",
+    "EET",
+    "EST",
+    "EST5EDT",
+    "Egypt",
+    "Eire",
+    "GB",
+    "GB-Eire",
+    "GMT",
+    "GMT+0",
+    "GMT-0",
+    "GMT0",
+    "Greenwich",
+    "HST",
+    "Hongkong",
+    "Iceland",
+    "Iran",
+    "Israel",
+    "Jamaica",
+    "Japan",
+    "Kwajalein",
+    "Libya",
+    "MET",
+    "MST",
+    "MST7MDT",
+    "NZ",
+    "NZ-CHAT",
+    "Navajo",
+    "PRC",
+    "PST8PDT",
+    "Poland",
+    "Portugal",
+    "ROC",
+    "UTC",
+    "WET",
+    "Zulu",
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cron_job(spec: Value) -> Value {
+        let mut object = json!({"metadata": {"name": "c"}, "spec": {"schedule": "*/5 * * * *", "jobTemplate": {"spec": {"template":
+            {"spec": {"restartPolicy": "OnFailure", "containers": [{"name": "c", "image": "i"}]}}}}}});
+        for (key, value) in spec.as_object().into_iter().flatten() {
+            set(&mut object, &format!("spec.{key}"), value.clone());
+        }
+        CronJob.default(&mut object);
+        object
+    }
+
+    #[test]
+    fn the_jobs_counts_are_left_to_the_jobs() {
+        let object = cron_job(json!({}));
+        assert_eq!(CronJob.validate(&object), []);
+        let fields: Vec<&String> = object["spec"]["jobTemplate"]["spec"].as_object().into_iter().flatten().map(|(key, _)| key).collect();
+        assert_eq!(fields, ["template"]);
+        assert_eq!((&object["spec"]["suspend"], &object["spec"]["failedJobsHistoryLimit"]), (&json!(false), &json!(1)));
+    }
+
+    #[test]
+    fn broken_cron_jobs_are_explained() {
+        let cases = [
+            (json!({"schedule": ""}), "spec.schedule: Required value"),
+            (json!({"schedule": "x"}), "spec.schedule: Invalid value: \"x\": expected exactly 5 fields, found 1: [x]"),
+            (
+                json!({"schedule": "TZ=UTC 0 * * * *"}),
+                "spec.schedule: Invalid value: \"TZ=UTC 0 * * * *\": cannot use TZ or CRON_TZ in schedule, use timeZone field instead",
+            ),
+            (json!({"timeZone": "Nowhere"}), "spec.timeZone: Invalid value: \"Nowhere\": unknown time zone Nowhere"),
+            (
+                json!({"concurrencyPolicy": "Maybe"}),
+                "spec.concurrencyPolicy: Unsupported value: \"Maybe\": supported values: \"Allow\", \"Forbid\", \"Replace\"",
+            ),
+        ];
+        for (spec, expected) in cases {
+            let found: Vec<String> = CronJob.validate(&cron_job(spec.clone())).iter().map(ToString::to_string).collect();
+            assert_eq!(found, [expected], "{spec}");
+        }
+    }
 }

@@ -6,8 +6,8 @@ use serde_json::{Value, json};
 
 use crate::checks::{Errors, at_most_hundred_percent, int_or_percent, nonnegative};
 use crate::printing::{self, AGE, CONTAINERS, IMAGES, NAME, SELECTOR, shown};
-use crate::value::{at, has, int, keep, set, set_default, set_default_text, sub, text};
-use crate::{Column, Part, Rules, pod_spec, template};
+use crate::value::{at, has, int, is_zero, keep, set, set_default, set_default_text, sub, text};
+use crate::{Column, Part, Rules, template};
 
 pub struct Deployment;
 
@@ -36,9 +36,7 @@ impl Rules for Deployment {
             set_default(spec, "strategy.rollingUpdate.maxUnavailable", "25%");
             set_default(spec, "strategy.rollingUpdate.maxSurge", "25%");
         }
-        if let Some(template) = sub(spec, "template") {
-            pod_spec::defaults::template(template);
-        }
+        template::default(spec);
     }
     fn prepare_create(&self, object: &mut Value) {
         set(object, "status", json!({}));
@@ -51,7 +49,7 @@ impl Rules for Deployment {
     }
     fn validate(&self, object: &Value) -> Vec<Error> {
         let (path, spec) = (Path::new("spec"), at(object, "spec"));
-        let mut errors = template::validate(object, "deployment");
+        let mut errors = template::validate_spec(object, &template::DEPLOYMENT);
         errors.extend(strategy(at(spec, "strategy"), &path.child("strategy")));
         for field in ["minReadySeconds", "revisionHistoryLimit", "progressDeadlineSeconds"] {
             errors.extend(nonnegative(spec, &path, field));
@@ -63,10 +61,16 @@ impl Rules for Deployment {
         errors
     }
     fn validate_update(&self, new: &Value, old: &Value, part: Part) -> Vec<Error> {
-        if part == Part::Main { template::selector_unchanged(new, old) } else { Vec::new() }
+        if part == Part::Main {
+            return template::selector_unchanged(new, old);
+        }
+        let mut errors = template::status_counts(new, &["updatedReplicas", "readyReplicas", "availableReplicas"], "replicas");
+        errors.extend(template::available_are_ready(new));
+        errors.extend(template::collisions_counted(new, old));
+        errors
     }
-    fn warnings(&self, object: &Value, _old: Option<&Value>) -> Vec<String> {
-        pod_spec::warnings(at(object, "spec.template.spec"), &template::spec_path())
+    fn warnings(&self, object: &Value, old: Option<&Value>) -> Vec<String> {
+        template::warnings(object, old)
     }
     fn counts_generation(&self) -> bool {
         true
@@ -75,17 +79,16 @@ impl Rules for Deployment {
         COLUMNS
     }
     fn cells(&self, object: &Value, now: i64) -> Vec<Value> {
-        let count = |path: &str| int(object, path).unwrap_or(0);
-        let [containers, images] = printing::containers_and_images(at(object, "spec.template"));
+        let [containers, images] = template::cells(at(object, "spec.template"));
         vec![
             printing::name(object),
-            format!("{}/{}", count("status.readyReplicas"), count("spec.replicas")).into(),
+            template::ready_cell(object),
             printing::number(object, "status.updatedReplicas"),
             printing::number(object, "status.availableReplicas"),
             printing::age(object, now),
             containers,
             images,
-            printing::selector(at(object, "spec.selector")),
+            template::selector_cell(object),
         ]
     }
     fn validate_name(&self, name: &str) -> Vec<String> {
@@ -112,8 +115,7 @@ fn strategy(strategy: &Value, path: &Path) -> Errors {
 fn rolling_update(rolling: &Value, path: &Path) -> Errors {
     let mut errors = int_or_percent(rolling, path, "maxUnavailable");
     errors.extend(int_or_percent(rolling, path, "maxSurge"));
-    let is_zero = |field: &str| matches!(at(rolling, field), Value::Number(n) if n.as_i64() == Some(0)) || text(rolling, field) == "0%";
-    if is_zero("maxUnavailable") && is_zero("maxSurge") {
+    if is_zero(at(rolling, "maxUnavailable")) && is_zero(at(rolling, "maxSurge")) {
         let sentence = "may not be 0 when `maxSurge` is 0";
         errors.push(Error::invalid(&path.child("maxUnavailable"), at(rolling, "maxUnavailable").clone(), sentence));
     }
@@ -155,7 +157,11 @@ mod tests {
                 json!({"selector": {"matchLabels": {"app": "db"}}}),
                 "spec.template.metadata.labels: Invalid value: {\"app\":\"web\"}: `selector` does not match template `labels`",
             ),
-            (json!({"selector": null}), "spec.selector: Required value"),
+            (
+                json!({"selector": null}),
+                "spec.selector: Required value; spec.template.metadata.labels: Invalid value: {\"app\":\"web\"}: `selector` does not match \
+                 template `labels`",
+            ),
             (json!({"selector": {}}), "spec.selector: Invalid value: {}: empty selector is invalid for deployment"),
             (
                 json!({"strategy": {"type": "Recreate", "rollingUpdate": {}}}),
@@ -168,7 +174,7 @@ mod tests {
         ];
         for (spec, expected) in cases {
             let found: Vec<String> = Deployment.validate(&deployment(spec.clone())).iter().map(ToString::to_string).collect();
-            assert_eq!(found, [expected], "{spec}");
+            assert_eq!(found.join("; "), expected, "{spec}");
         }
     }
 

@@ -3,7 +3,7 @@
 use meta::{names, time};
 use serde_json::Value;
 
-use crate::printing::{self, AGE, CONTAINERS, IMAGES, NAME, SELECTOR, or_none, shown};
+use crate::printing::{self, AGE, NAME, or_none, shown};
 use crate::value::{at, flag, has, int, list, text};
 use crate::{Column, Rules};
 
@@ -34,32 +34,6 @@ impl Rules for Listed {
 const fn text_column(name: &'static str) -> Column {
     shown(name, "string", "")
 }
-
-pub const REPLICATION_CONTROLLER: Listed = Listed {
-    gvk: ("", "v1", "ReplicationController"),
-    columns: &[
-        NAME,
-        shown("Desired", "integer", "Pods wanted."),
-        shown("Current", "integer", "Pods that exist."),
-        shown("Ready", "integer", "Pods that are ready."),
-        AGE,
-        CONTAINERS,
-        IMAGES,
-        SELECTOR,
-    ],
-    cells: |object, now| {
-        let [containers, images] = printing::containers_and_images(at(object, "spec.template"));
-        vec![
-            printing::number(object, "spec.replicas"),
-            printing::number(object, "status.replicas"),
-            printing::number(object, "status.readyReplicas"),
-            printing::age(object, now),
-            containers,
-            images,
-            printing::labels(at(object, "spec.selector")),
-        ]
-    },
-};
 
 pub const INGRESS_CLASS: Listed = Listed {
     gvk: ("networking.k8s.io", "v1", "IngressClass"),
@@ -273,13 +247,12 @@ mod tests {
     #[test]
     fn rows_show_what_upstream_shows() {
         let spec = |spec: Value| json!({"metadata": {"name": "x"}, "spec": spec});
-        let cases: [(&Listed, Value, &[Value]); 6] = [
+        let cases: [(&Listed, Value, &[Value]); 5] = [
             (&INGRESS_CLASS, spec(json!({"controller": "a.b/c"})), &[json!("a.b/c"), json!("<none>")]),
             (&CSI_NODE, spec(json!({"drivers": [{}, {}]})), &[json!(2)]),
             (&CSI_DRIVER, spec(json!({})), &[json!(true), json!(false), json!(false), json!("<unset>"), json!(false), json!("<none>")]),
             (&SERVICE_CIDR, spec(json!({"cidrs": ["10.96.0.0/16", "fd00::/112"]})), &[json!("10.96.0.0/16,fd00::/112")]),
             (&API_SERVICE, spec(json!({})), &[json!("Local"), json!("Unknown")]),
-            (&REPLICATION_CONTROLLER, spec(json!({"replicas": 2})), &[json!(2), json!(0), json!(0)]),
         ];
         for (kind, object, cells) in cases {
             assert_eq!(kind.cells(&object, 0)[1..=cells.len()], *cells, "{:?}", kind.gvk);

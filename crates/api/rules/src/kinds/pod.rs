@@ -1,12 +1,12 @@
 //! v1 Pod.
 
 mod status;
+mod status_rules;
 
 use meta::field::{Error, Path};
 use meta::names;
 use serde_json::{Value, json};
 
-use crate::checks::Errors;
 use crate::printing::{self, AGE, NAME, shown, wide};
 use crate::value::{self, at, flag, int, keep, list, set, sub, text};
 use crate::{Column, Part, Rules, pod_spec};
@@ -35,7 +35,6 @@ const FIELDS: &[&str] = &[
     "spec.hostNetwork",
     "status.phase",
     "status.podIP",
-    "status.podIPs",
     "status.nominatedNodeName",
 ];
 
@@ -57,41 +56,48 @@ impl Rules for Pod {
                 "message": "Scheduling is blocked due to non-empty scheduling gates"}]);
         }
         set(object, "status", status);
+        pod_spec::scheduling::apply_label_keys(object);
     }
     fn prepare_update(&self, new: &mut Value, old: &Value, part: Part) {
         match part {
             Part::Main => keep(new, old, "status"),
-            Part::Status => {
-                keep(new, old, "spec");
-                keep(new, old, "metadata.deletionTimestamp");
-                // The class follows from the spec; a kubelet that leaves it out does not erase it.
-                keep(new, old, "status.qosClass");
-            }
+            Part::Status => prepare_status(new, old),
             Part::Subresource("ephemeralcontainers") => {
                 let added = at(new, "spec.ephemeralContainers").clone();
                 keep(new, old, "spec");
                 keep(new, old, "status");
                 set(new, "spec.ephemeralContainers", added);
             }
+            Part::Subresource("resize") => pod_spec::resize::prepare(new, old),
             Part::Subresource(_) => {}
         }
     }
-    fn warnings(&self, object: &Value, _old: Option<&Value>) -> Vec<String> {
-        pod_spec::warnings(at(object, "spec"), &Path::new("spec"))
+    /// People seldom write pods again, and controllers do it often: upstream warns at creation only.
+    fn warnings(&self, object: &Value, old: Option<&Value>) -> Vec<String> {
+        if old.is_some() {
+            return Vec::new();
+        }
+        let complaints = names::dns1123_label(value::name(object));
+        let mut found = Vec::new();
+        if !complaints.is_empty() {
+            let sentence = "this is used in the Pod's hostname, which can result in surprising behavior; a DNS label is recommended";
+            found.push(format!("metadata.name: {sentence}: [{}]", complaints.join(" ")));
+        }
+        found.extend(pod_spec::warnings::of(object, &Path::root()));
+        found
     }
     fn validate(&self, object: &Value) -> Vec<Error> {
-        let path = Path::new("spec");
-        let mut errors = pod_spec::validate(at(object, "spec"), &path);
-        if flag(object, "spec.hostNetwork") {
-            errors.extend(host_network_ports(object, &path));
-        }
-        errors
+        pod_spec::validate_pod(object)
+    }
+    fn validate_create(&self, object: &Value) -> Vec<Error> {
+        pod_spec::validate_new_pod(object)
     }
     fn validate_update(&self, new: &Value, old: &Value, part: Part) -> Vec<Error> {
         match part {
             Part::Main => pod_spec::update::validate(new, old),
-            Part::Status => no_way_back(new, old),
-            Part::Subresource("ephemeralcontainers") => ephemeral_only_added(new, old),
+            Part::Status => status_rules::validate(new, old),
+            Part::Subresource("ephemeralcontainers") => pod_spec::update::ephemeral_only_added(new, old),
+            Part::Subresource("resize") => pod_spec::resize::validate(new, old),
             Part::Subresource(_) => Vec::new(),
         }
     }
@@ -100,13 +106,11 @@ impl Rules for Pod {
     }
     fn selectable_fields(&self, object: &Value) -> Vec<(&'static str, String)> {
         let word = |path: &str| text(object, path).to_owned();
-        let ips: Vec<&str> = list(object, "status.podIPs").iter().map(|ip| text(ip, "ip")).collect();
         FIELDS
             .iter()
             .map(|field| {
                 let value = match *field {
                     "spec.hostNetwork" => flag(object, field).to_string(),
-                    "status.podIPs" => ips.join(","),
                     path => word(path),
                 };
                 (*field, value)
@@ -146,53 +150,24 @@ impl Rules for Pod {
     }
 }
 
-fn host_network_ports(object: &Value, path: &Path) -> Errors {
-    let mut errors = Errors::new();
-    for (index, container) in list(object, "spec.containers").iter().enumerate() {
-        for (position, port) in list(container, "ports").iter().enumerate() {
-            let (inner, outer) = (int(port, "containerPort"), int(port, "hostPort").filter(|port| *port != 0));
-            if inner != outer {
-                let here = path.child("containers").index(index).child("ports").index(position).child("hostPort");
-                errors.push(Error::invalid(&here, outer.unwrap_or(0), "must match `containerPort` when `hostNetwork` is true"));
-            }
+/// A kubelet that leaves out what the server knows does not erase it.
+fn prepare_status(new: &mut Value, old: &Value) {
+    keep(new, old, "spec");
+    keep(new, old, "metadata.deletionTimestamp");
+    keep(new, old, "metadata.ownerReferences");
+    if text(new, "status.qosClass").is_empty() {
+        keep(new, old, "status.qosClass");
+    }
+    if int(new, "status.observedGeneration").unwrap_or(0) == 0 {
+        keep(new, old, "status.observedGeneration");
+    }
+    for condition in value::items_mut(new, "status.conditions") {
+        let same = |before: &&Value| text(before, "type") == text(condition, "type");
+        let before = list(old, "status.conditions").iter().find(same);
+        if let Some(before) = before.filter(|_| int(condition, "observedGeneration").unwrap_or(0) == 0) {
+            keep(condition, before, "observedGeneration");
         }
     }
-    errors
-}
-
-/// A container that ended for good does not run again.
-fn no_way_back(new: &Value, old: &Value) -> Errors {
-    let policy = text(old, "spec.restartPolicy");
-    if policy == "Always" {
-        return Errors::new();
-    }
-    let path = Path::new("status").child("containerStatuses");
-    let mut errors = Errors::new();
-    for (index, before) in list(old, "status.containerStatuses").iter().enumerate() {
-        let Some(code) = int(before, "state.terminated.exitCode") else { continue };
-        let name = text(before, "name");
-        // A container may have a restart policy of its own.
-        let own = list(old, "spec.containers").iter().any(|c| text(c, "name") == name && value::has(c, "restartPolicy"));
-        let runs = |after: &Value| text(after, "name") == name && !value::has(after, "state.terminated");
-        if (policy != "OnFailure" || code == 0) && !own && list(new, "status.containerStatuses").iter().any(runs) {
-            errors.push(Error::forbidden(&path.index(index).child("state"), "may not be transitioned to non-terminated state"));
-        }
-    }
-    errors
-}
-
-fn ephemeral_only_added(new: &Value, old: &Value) -> Errors {
-    let path = Path::new("spec").child("ephemeralContainers");
-    let after = list(new, "spec.ephemeralContainers");
-    let changed = list(old, "spec.ephemeralContainers").iter().find_map(|before| {
-        let name = text(before, "name");
-        match after.iter().find(|container| text(container, "name") == name) {
-            None => Some(format!("existing ephemeral containers {name:?} may not be removed\n")),
-            Some(found) if !value::same(found, before) => Some(format!("existing ephemeral containers {name:?} may not be changed\n")),
-            Some(_) => None,
-        }
-    });
-    changed.map(|sentence| Error::forbidden(&path, sentence)).into_iter().collect()
 }
 
 fn readiness_gates(object: &Value) -> Value {

@@ -5,8 +5,8 @@ use meta::names;
 use serde_json::Value;
 
 use crate::printing::{self, NAME, shown};
-use crate::value::{at, sub};
-use crate::{Column, Rules, pod_spec};
+use crate::value::at;
+use crate::{Column, Rules, pod_spec, template};
 
 pub struct PodTemplate;
 
@@ -22,9 +22,7 @@ impl Rules for PodTemplate {
         ("", "v1", "PodTemplate")
     }
     fn default(&self, object: &mut Value) {
-        if let Some(template) = sub(object, "template") {
-            pod_spec::defaults::template(template);
-        }
+        template::default(object);
     }
     fn validate(&self, object: &Value) -> Vec<Error> {
         pod_spec::validate_template(at(object, "template"), &Path::new("template"))
@@ -36,7 +34,7 @@ impl Rules for PodTemplate {
         COLUMNS
     }
     fn cells(&self, object: &Value, _now: i64) -> Vec<Value> {
-        let [containers, images] = printing::containers_and_images(at(object, "template"));
+        let [containers, images] = template::cells(at(object, "template"));
         vec![printing::name(object), containers, images, printing::labels(at(object, "template.metadata.labels"))]
     }
     fn validate_name(&self, name: &str) -> Vec<String> {

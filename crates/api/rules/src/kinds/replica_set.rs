@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::checks::nonnegative;
 use crate::printing::{self, AGE, CONTAINERS, IMAGES, NAME, SELECTOR, shown};
 use crate::value::{at, int, keep, set, set_default, sub};
-use crate::{Column, Part, Rules, pod_spec, template};
+use crate::{Column, Part, Rules, template};
 
 pub struct ReplicaSet;
 
@@ -29,9 +29,7 @@ impl Rules for ReplicaSet {
     fn default(&self, object: &mut Value) {
         let Some(spec) = sub(object, "spec") else { return };
         set_default(spec, "replicas", 1);
-        if let Some(template) = sub(spec, "template") {
-            pod_spec::defaults::template(template);
-        }
+        template::default(spec);
     }
     fn prepare_create(&self, object: &mut Value) {
         set(object, "status", json!({"replicas": 0}));
@@ -40,15 +38,20 @@ impl Rules for ReplicaSet {
         keep(new, old, if part == Part::Status { "spec" } else { "status" });
     }
     fn validate(&self, object: &Value) -> Vec<Error> {
-        let mut errors = template::validate(object, "deployment");
+        let mut errors = template::validate_spec(object, &template::DEPLOYMENT);
         errors.extend(nonnegative(at(object, "spec"), &Path::new("spec"), "minReadySeconds"));
         errors
     }
     fn validate_update(&self, new: &Value, old: &Value, part: Part) -> Vec<Error> {
-        if part == Part::Main { template::selector_unchanged(new, old) } else { Vec::new() }
+        if part == Part::Main {
+            return template::selector_unchanged(new, old);
+        }
+        let mut errors = template::status_counts(new, &["fullyLabeledReplicas", "readyReplicas", "availableReplicas"], "replicas");
+        errors.extend(template::available_are_ready(new));
+        errors
     }
-    fn warnings(&self, object: &Value, _old: Option<&Value>) -> Vec<String> {
-        pod_spec::warnings(at(object, "spec.template.spec"), &template::spec_path())
+    fn warnings(&self, object: &Value, old: Option<&Value>) -> Vec<String> {
+        template::warnings(object, old)
     }
     fn counts_generation(&self) -> bool {
         true
@@ -63,7 +66,7 @@ impl Rules for ReplicaSet {
         COLUMNS
     }
     fn cells(&self, object: &Value, now: i64) -> Vec<Value> {
-        let [containers, images] = printing::containers_and_images(at(object, "spec.template"));
+        let [containers, images] = template::cells(at(object, "spec.template"));
         vec![
             printing::name(object),
             printing::number(object, "spec.replicas"),
@@ -72,7 +75,7 @@ impl Rules for ReplicaSet {
             printing::age(object, now),
             containers,
             images,
-            printing::selector(at(object, "spec.selector")),
+            template::selector_cell(object),
         ]
     }
     fn validate_name(&self, name: &str) -> Vec<String> {

@@ -46,6 +46,7 @@ pub fn pod(spec: &mut Value) {
             }
         }
     }
+    crate::resources::default_pod_level(spec);
 }
 
 fn requests_from_limits(container: &mut Value) {
@@ -69,7 +70,7 @@ fn host_port(port: &mut Value) {
 
 fn container(container: &mut Value) {
     if text(container, "imagePullPolicy").is_empty() {
-        let policy = if is_latest(text(container, "image")) { "Always" } else { "IfNotPresent" };
+        let policy = pull_policy(text(container, "image"));
         set(container, "imagePullPolicy", policy);
     }
     set_default_text(container, "terminationMessagePath", "/dev/termination-log");
@@ -95,6 +96,10 @@ fn container(container: &mut Value) {
             http_get(found);
         }
     }
+}
+
+fn pull_policy(image: &str) -> &'static str {
+    if is_latest(image) { "Always" } else { "IfNotPresent" }
 }
 
 /// Whether an image is named by the tag `latest`, written or not. A digest without a tag is not.
@@ -133,6 +138,10 @@ fn volume(volume: &mut Value) {
     let sources = volume.as_object().map_or(0, |map| map.iter().filter(|(key, value)| *key != "name" && !value.is_null()).count());
     if sources == 0 {
         set(volume, "emptyDir", json!({}));
+    }
+    if let Some(image) = sub(volume, "image") {
+        let policy = pull_policy(text(image, "reference"));
+        set_default_text(image, "pullPolicy", policy);
     }
     for source in ["secret", "configMap", "downwardAPI", "projected"] {
         if let Some(source) = sub(volume, source) {

@@ -30,19 +30,19 @@ pub async fn bind(server: &Arc<Inner>, context: &Context, target: Target<'_>, re
     let bytes = read_body(request).await?;
     let binding = codec::other(context, table_type("", "v1", "Binding")?, "v1", "Binding", &bytes, media)?;
     let kind = catalog::stored("", "pods").ok_or_else(|| Status::internal("pods are not served"))?;
-    let name = if target.name.is_empty() { meta(&binding, "name") } else { target.name };
-    let target = Target { kind, namespace: target.namespace, name };
+    let name = if target.name.is_empty() { meta(&binding, "name").to_owned() } else { target.name.to_owned() };
+    let target = Target { kind, namespace: target.namespace, name: &name };
     if !meta(&binding, "name").is_empty() && meta(&binding, "name") != name {
         return Err(Status::bad_request("name in URL does not match name in Binding object"));
     }
-    let node = check_target(target, &binding)?;
-    server.registry.judge(context, target, admit::Operation::Create, Some(&binding), None, options.dry_run).await?;
-    server.registry.modify(target, options.dry_run, |pod| assign(target, pod, &binding, node)).await?;
+    check_target(target, &binding)?;
+    let binding = server.registry.admit(context, target, admit::Operation::Create, binding, options.dry_run).await?;
+    server.registry.modify(target, options.dry_run, |pod| assign(target, pod, &binding)).await?;
     let success = Status { status: "Success".into(), code: 201, ..Status::failure(201, "", "") };
     Ok(reply::status(&success, format))
 }
 
-fn check_target<'a>(target: Target<'_>, binding: &'a Value) -> Result<&'a str, Status> {
+fn check_target(target: Target<'_>, binding: &Value) -> Result<(), Status> {
     let path = meta::field::Path::new("target");
     let (kind, node) = (binding["target"]["kind"].as_str().unwrap_or_default(), binding["target"]["name"].as_str().unwrap_or_default());
     let mut errors = Vec::new();
@@ -52,11 +52,11 @@ fn check_target<'a>(target: Target<'_>, binding: &'a Value) -> Result<&'a str, S
     if node.is_empty() {
         errors.push(meta::field::Error::required(&path.child("name"), ""));
     }
-    if errors.is_empty() { Ok(node) } else { Err(Status::invalid("", "Binding", target.name, &errors)) }
+    if errors.is_empty() { Ok(()) } else { Err(Status::invalid("", "Binding", target.name, &errors)) }
 }
 
-fn assign(target: Target<'_>, pod: &mut Value, binding: &Value, node: &str) -> Result<(), Status> {
-    let name = target.name;
+fn assign(target: Target<'_>, pod: &mut Value, binding: &Value) -> Result<(), Status> {
+    let (name, node) = (target.name, binding["target"]["name"].as_str().unwrap_or_default());
     let resource = GroupResource { group: String::new(), resource: "pods/binding".into() };
     let conflict = |why: String| Err(Status::conflict(&resource, name, &why));
     let (wanted, uid) = (meta(binding, "uid"), meta(pod, "uid"));
@@ -73,8 +73,10 @@ fn assign(target: Target<'_>, pod: &mut Value, binding: &Value, node: &str) -> R
         return conflict(format!("pod {name} has non-empty .spec.schedulingGates"));
     }
     pod["spec"]["nodeName"] = node.into();
-    for (key, value) in binding["metadata"]["annotations"].as_object().into_iter().flatten() {
-        pod["metadata"]["annotations"][key] = value.clone();
+    for part in ["annotations", "labels"] {
+        for (key, value) in binding["metadata"][part].as_object().into_iter().flatten() {
+            pod["metadata"][part][key] = value.clone();
+        }
     }
     set_scheduled(pod);
     Ok(())
@@ -104,6 +106,8 @@ pub async fn evict(server: &Arc<Inner>, context: &Context, target: Target<'_>, r
         return Err(Status::bad_request("name in URL does not match name in Eviction object"));
     }
     let mut options = Options::parse(&eviction["deleteOptions"], context)?;
+    server.registry.judge(context, target, admit::Operation::Create, Some(&eviction), None, options.dry_run).await?;
+    options.admitted = true;
     let pod = server.registry.get(target).await?.value();
     if !needs_no_budget(&pod) {
         let resource_version = spend_budget(server, target, &pod, options.dry_run).await?;

@@ -15,10 +15,14 @@ use crate::context::Context;
 use crate::negotiate::{self, Format};
 use crate::object::{meta, metadata_mut};
 use crate::patching::{Patch, PatchType};
+use crate::registry::admit::Lens;
 use crate::registry::{Owners, Target};
 use crate::reply::{self, Body};
 
 const API_VERSION: &str = "autoscaling/v1";
+
+/// Admission judges the Scale, not the object that it scales.
+pub const LENS: Lens = Lens { of, into: |object, scale| object["spec"]["replicas"] = scale["spec"]["replicas"].clone() };
 
 /// The Scale of an object.
 fn of(object: &Value) -> Value {

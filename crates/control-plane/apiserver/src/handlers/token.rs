@@ -29,7 +29,7 @@ pub async fn request(server: &Arc<Inner>, context: &Context, target: Target<'_>,
         .ok_or_else(|| Status::internal("TokenRequest is not in the table"))?;
     let mut token = codec::other(context, found, "authentication.k8s.io/v1", "TokenRequest", &bytes, media)?;
     let account = server.registry.get(target).await?.value();
-    server.registry.judge(context, target, admit::Operation::Create, Some(&token), None, options.dry_run).await?;
+    token = server.registry.admit(context, target, admit::Operation::Create, token, options.dry_run).await?;
     let seconds = token["spec"]["expirationSeconds"].as_i64().unwrap_or(SECONDS_DEFAULT);
     check_seconds(seconds)?;
     let bound = bound(server, target, &account, &token["spec"]["boundObjectRef"]).await?;

@@ -24,6 +24,8 @@ pub struct Options {
     pub resource_version: Option<String>,
     pub propagation: Option<Propagation>,
     pub dry_run: bool,
+    /// Admission has been asked already, about what leads to the deletion (an eviction).
+    pub admitted: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,6 +74,7 @@ impl Options {
             resource_version: precondition("resourceVersion"),
             propagation,
             dry_run: dry_run("DeleteOptions", from_body.chain(query.all("dryRun")))?,
+            admitted: false,
         })
     }
 }
@@ -109,7 +112,9 @@ impl Registry {
             if let Some(refused) = namespace_in_deletion(target, &old) {
                 return Err(refused);
             }
-            self.judge(context, target, Operation::Delete, None, Some(&old), options.dry_run).await?;
+            if !options.admitted {
+                self.judge(context, target, Operation::Delete, None, Some(&old), options.dry_run).await?;
+            }
             let marked = mark(target, &old, options);
             let expect = Expect::Revision(entry.mod_revision);
             let Some(marked) = marked else {

@@ -74,15 +74,18 @@ pub fn complete_status(kind: &Kind, object: &mut Value) {
 pub fn validate_create(kind: &Kind, object: &Value) -> Result<(), Status> {
     let rules = &kind.storage.rules;
     let mut errors = rules::metadata::validate(object, kind.facts.namespaced, |name| check_name(kind, name));
+    if !kind.is_custom() {
+        errors.extend(rules::metadata::standard_finalizers(object));
+    }
     errors.extend(rules.validate(object));
+    errors.extend(rules.validate_create(object));
     if errors.is_empty() { Ok(()) } else { Err(kind.invalid(meta(object, "name"), &errors)) }
 }
 
-/// The kind's own rule on top of what a path segment allows.
+/// The kind's own rule, which is stricter for most; else what a path segment allows.
 fn check_name(kind: &Kind, name: &str) -> Vec<String> {
-    let mut sentences = names::path_segment(name);
-    sentences.extend(kind.storage.rules.validate_name(name));
-    sentences
+    let sentences = kind.storage.rules.validate_name(name);
+    if sentences.is_empty() { names::path_segment(name) } else { sentences }
 }
 
 /// uid and resourceVersion of the new object must be the old one's where they are given. Returns whether the write may be repeated on a
@@ -131,7 +134,7 @@ fn keep_all_but_subresource(new: &mut Value, old: &Value, name: &str) {
     let written: &[&str] = match name {
         "ephemeralcontainers" => &["/spec/ephemeralContainers"],
         "finalize" => &["/spec/finalizers"],
-        "resize" => &["/spec/containers", "/spec/initContainers"],
+        "resize" => &["/spec/containers", "/spec/initContainers", "/spec/resources"],
         "approval" => &["/status/conditions"],
         _ => return,
     };
@@ -189,7 +192,14 @@ fn same_intent(a: &Value, b: &Value) -> bool {
 
 pub fn validate_update(target: Target<'_>, new: &Value, old: &Value, part: Part) -> Result<(), Status> {
     let mut errors = rules::metadata::validate_update(new, old);
-    errors.extend(target.kind.storage.rules.validate(new));
+    let custom = target.kind.is_custom();
+    if !custom {
+        errors.extend(rules::metadata::standard_finalizers(new));
+    }
+    // A write of the status does not judge the spec again: what was stored once stays writable. A custom resource's schema covers both.
+    if custom || part != Part::Status {
+        errors.extend(target.kind.storage.rules.validate(new));
+    }
     errors.extend(target.kind.storage.rules.validate_update(new, old, part));
     if errors.is_empty() { Ok(()) } else { Err(target.kind.invalid(target.name, &errors)) }
 }

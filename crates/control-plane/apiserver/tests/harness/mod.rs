@@ -1,6 +1,8 @@
 //! A server on the store in memory, asked without sockets.
 #![allow(dead_code)]
 
+pub mod https;
+
 use std::sync::Arc;
 
 use apiserver::{Body, Config, Server};

@@ -1,21 +1,30 @@
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::{NodeSelectorRequirement, NodeSelectorTerm};
+use k8s_openapi::api::core::v1::{NodeAffinity, NodeSelectorRequirement, NodeSelectorTerm};
 
+use super::{Judged, Objection};
 use crate::class::Class;
-use crate::snapshot::{Details, Row};
+use crate::profile::Plugin;
+use crate::snapshot::Details;
 
-/// `spec.nodeSelector` and the required node affinity.
-pub(super) fn why_not(class: &Class, _: &Row, node: &Details) -> Vec<String> {
-    if matches(class, node) { Vec::new() } else { super::because("node(s) didn't match Pod's node affinity/selector") }
+/// `spec.nodeSelector` and the required node affinity, and what the profile adds.
+pub(super) fn objection(judged: &Judged<'_>) -> Option<Objection> {
+    let node = &judged.snapshot.details[judged.slot];
+    if !required(judged.profile.added_affinity.as_ref(), node) {
+        return Some(Objection::unresolvable(Plugin::NodeAffinity, "node(s) didn't match scheduler-enforced node affinity"));
+    }
+    (!selects(judged.class, node))
+        .then(|| Objection::unresolvable(Plugin::NodeAffinity, "node(s) didn't match Pod's node affinity/selector"))
 }
 
-pub(super) fn matches(class: &Class, node: &Details) -> bool {
-    let none = BTreeMap::new();
-    let labels = node.node.metadata.labels.as_ref().unwrap_or(&none);
-    let selected = class.node_selector.iter().all(|(key, value)| labels.get(key) == Some(value));
-    let required = class.node_affinity.as_ref().and_then(|affinity| affinity.required_during_scheduling_ignored_during_execution.as_ref());
-    selected && required.is_none_or(|selector| selector.node_selector_terms.iter().any(|term| matches_term(term, labels, &node.name)))
+/// Whether the pod's own selector and affinity allow the node.
+pub(crate) fn selects(class: &Class, node: &Details) -> bool {
+    class.node_selector.iter().all(|(key, value)| node.facts.labels.get(key) == Some(value)) && required(class.node_affinity.as_ref(), node)
+}
+
+fn required(affinity: Option<&NodeAffinity>, node: &Details) -> bool {
+    let required = affinity.and_then(|affinity| affinity.required_during_scheduling_ignored_during_execution.as_ref());
+    required.is_none_or(|selector| selector.node_selector_terms.iter().any(|term| matches_term(term, &node.facts.labels, &node.name)))
 }
 
 /// Whether a node with these labels and this name matches the term; an empty term matches nothing.

@@ -1,11 +1,14 @@
 use k8s_openapi::api::core::v1::Taint;
 
-use crate::class::Class;
-use crate::snapshot::{Details, Row};
+use super::{Judged, Objection};
+use crate::profile::Plugin;
 
-/// A cordoned node takes only pods that tolerate its taint.
-pub(super) fn why_not(class: &Class, _: &Row, node: &Details) -> Vec<String> {
-    let cordoned = node.node.spec.as_ref().and_then(|spec| spec.unschedulable).unwrap_or(false);
-    let taint = Taint { key: "node.kubernetes.io/unschedulable".into(), effect: "NoSchedule".into(), ..Taint::default() };
-    if cordoned && !super::tolerates(&class.tolerations, &taint) { super::because("node(s) were unschedulable") } else { Vec::new() }
+/// The node is cordoned, and the pod does not tolerate that.
+pub(super) fn objection(judged: &Judged<'_>) -> Option<Objection> {
+    if !judged.snapshot.details[judged.slot].facts.unschedulable {
+        return None;
+    }
+    let cordoned = Taint { key: "node.kubernetes.io/unschedulable".into(), effect: "NoSchedule".into(), ..Taint::default() };
+    let tolerated = super::tolerates(&judged.class.tolerations, &cordoned);
+    (!tolerated).then(|| Objection::unresolvable(Plugin::NodeUnschedulable, "node(s) were unschedulable"))
 }

@@ -145,7 +145,17 @@ fn condition<'a>(pod: &'a Value, kind: &str) -> &'a str {
 /// `Guaranteed` where cpu and memory of every container have equal requests and limits, `BestEffort` where none has any,
 /// else `Burstable`.
 pub fn qos_class(pod: &Value) -> &'static str {
-    let containers = || list(pod, "spec.containers").iter().chain(list(pod, "spec.initContainers"));
+    // Resources of the pod as a whole decide alone, where there are any (KEP-2837).
+    let whole = [at(pod, "spec")];
+    let of_whole = ["requests", "limits"].into_iter().any(|kind| entries(whole[0], &format!("resources.{kind}")).next().is_some());
+    let containers = || {
+        let (whole, parts) = if of_whole {
+            (&whole[..], (&[][..], &[][..]))
+        } else {
+            (&[][..], (list(pod, "spec.containers"), list(pod, "spec.initContainers")))
+        };
+        whole.iter().copied().chain(parts.0).chain(parts.1)
+    };
     let amount = |container: &Value, kind: &str, name: &str| -> Option<Quantity> {
         let found = quantity::from_json(at(at(container, "resources"), kind).get(name)?)?;
         (!found.is_zero()).then_some(found)
@@ -161,7 +171,5 @@ pub fn qos_class(pod: &Value) -> &'static str {
             limit.is_some() && amount(container, "requests", name).is_none_or(|request| Some(request) == limit)
         })
     };
-    let extra_requests =
-        containers().any(|c| entries(c, "resources.requests").any(|(name, _)| at(c, "resources.limits").get(name).is_none()));
-    if containers().all(guaranteed) && !extra_requests { "Guaranteed" } else { "Burstable" }
+    if containers().all(guaranteed) { "Guaranteed" } else { "Burstable" }
 }

@@ -1,0 +1,71 @@
+//! One object in several versions, as webhooks and policies want to see it.
+
+use std::sync::Arc;
+
+use meta::{GroupVersionKind, GroupVersionResource, Status};
+use schema::decode::{self, Mode};
+use schema::model::{Ref, Schema, Type};
+use serde_json::Value;
+
+use super::catalog::{self, Kind};
+use crate::custom::Kinds;
+use crate::{codec, convert};
+
+fn all(custom: &Kinds) -> impl Iterator<Item = Arc<Kind>> {
+    catalog::all().iter().cloned().chain(custom.all())
+}
+
+fn by_kind(custom: &Kinds, gvk: &GroupVersionKind) -> Option<Arc<Kind>> {
+    let wanted = (gvk.group.as_str(), gvk.version.as_str(), gvk.kind.as_str());
+    all(custom).find(|kind| (kind.facts.group, kind.facts.version, kind.facts.kind) == wanted)
+}
+
+/// The resources under which the same stored objects are served, the asked one among them.
+pub fn equivalents(custom: &Kinds, gvr: &GroupVersionResource, subresource: &str) -> Vec<(GroupVersionResource, GroupVersionKind)> {
+    let built_in = catalog::find(&gvr.group, &gvr.version, &gvr.resource).cloned();
+    let Some(asked) = built_in.or_else(|| custom.find(&gvr.group, &gvr.version, &gvr.resource)) else { return Vec::new() };
+    let same = all(custom).filter(|kind| kind.storage.prefix == asked.storage.prefix);
+    let names = same.filter_map(|kind| {
+        let facts = kind.facts;
+        let (group, version, name) = match subresource {
+            "" => (facts.group, facts.version, facts.kind),
+            wanted => kind.subresource(wanted).map(|sub| (sub.group, sub.version, sub.kind))?,
+        };
+        let gvr = GroupVersionResource::new(facts.group, facts.version, facts.plural);
+        Some((gvr, GroupVersionKind::new(group, version, name)))
+    });
+    names.collect()
+}
+
+/// The resource of a kind, and whether it is namespaced.
+pub fn resource_of(custom: &Kinds, gvk: &GroupVersionKind) -> Option<(GroupVersionResource, bool)> {
+    let facts = by_kind(custom, gvk)?.facts;
+    Some((GroupVersionResource::new(facts.group, facts.version, facts.plural), facts.namespaced))
+}
+
+/// A stored object in another version; one that is not stored (a Scale, a Binding) has one version only.
+pub fn convert(custom: &Kinds, object: Value, to: &GroupVersionKind) -> Value {
+    match by_kind(custom, to) {
+        Some(kind) if kind.converts() => convert::from_storage(&kind, object),
+        _ => object,
+    }
+}
+
+/// An object that a webhook or policy made, typed, pruned and defaulted, in the stored version.
+pub fn restore(custom: &Kinds, object: Value, from: &GroupVersionKind) -> Result<Value, Status> {
+    let Some(kind) = by_kind(custom, from) else {
+        let Some(found) = schema::table::by_gvk(&from.group, &from.version, &from.kind) else { return Ok(object) };
+        return typed(object, Ref::Static(found), from);
+    };
+    let mut object = typed(object, kind.schema.clone(), from)?;
+    if kind.converts() {
+        object = convert::to_storage(&kind, object);
+    }
+    codec::default(&kind, &mut object);
+    Ok(object)
+}
+
+fn typed(object: Value, found: Ref<Type>, gvk: &GroupVersionKind) -> Result<Value, Status> {
+    let decoded = decode::decode(object, &Schema::Object(found), Mode::Ignore);
+    decoded.map(|(object, _)| object).map_err(|error| error.status(&gvk.kind, &gvk.version, &gvk.kind, b""))
+}

@@ -1,0 +1,71 @@
+//! Totals by slot with the best at the root: a change costs the logarithm of their number.
+
+use super::UNFIT;
+use crate::snapshot::Slot;
+
+#[derive(Default)]
+pub(super) struct Tournament {
+    /// A complete binary tree; the leaves are the second half.
+    nodes: Vec<i64>,
+    leaves: usize,
+}
+
+impl Tournament {
+    pub fn new(slots: usize) -> Self {
+        let leaves = slots.next_power_of_two().max(1);
+        Self { nodes: vec![UNFIT; 2 * leaves], leaves }
+    }
+
+    pub fn fill(&mut self, totals: &[i64]) {
+        self.nodes[self.leaves..self.leaves + totals.len()].copy_from_slice(totals);
+        for at in (1..self.leaves).rev() {
+            self.nodes[at] = self.nodes[2 * at].max(self.nodes[2 * at + 1]);
+        }
+    }
+
+    pub fn set(&mut self, slot: Slot, total: i64) {
+        let mut at = self.leaves + slot;
+        self.nodes[at] = total;
+        while at > 1 {
+            at /= 2;
+            let best = self.nodes[2 * at].max(self.nodes[2 * at + 1]);
+            if self.nodes[at] == best {
+                break;
+            }
+            self.nodes[at] = best;
+        }
+    }
+
+    /// The first of the best; `None`: nobody fits.
+    pub fn best(&self) -> Option<Slot> {
+        let best = *self.nodes.get(1)?;
+        if best == UNFIT {
+            return None;
+        }
+        let mut at = 1;
+        while at < self.leaves {
+            at = if self.nodes[2 * at] == best { 2 * at } else { 2 * at + 1 };
+        }
+        Some(at - self.leaves)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_best_is_found_whatever_changes() {
+        let mut tournament = Tournament::new(5);
+        assert_eq!(tournament.best(), None);
+        tournament.fill(&[3, 9, UNFIT, 9, 1]);
+        assert_eq!(tournament.best(), Some(1));
+        tournament.set(1, 2);
+        assert_eq!(tournament.best(), Some(3));
+        tournament.set(4, 10);
+        tournament.set(3, UNFIT);
+        assert_eq!(tournament.best(), Some(4));
+        (0..5).for_each(|slot| tournament.set(slot, UNFIT));
+        assert_eq!(tournament.best(), None);
+    }
+}

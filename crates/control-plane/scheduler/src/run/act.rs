@@ -1,0 +1,116 @@
+//! Bindings: written through the API beside the loop, and what becomes of them.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use client::Client;
+use k8s_openapi::api::core::v1::{Binding, ObjectReference, Pod};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use reconcile::{Cached, EventKind, EventRecorder, ObjectKey, reference_to};
+use serde_json::Value;
+use tracing::warn;
+
+use super::Scheduler;
+use super::report::Report;
+use crate::extender::Extender;
+use crate::metrics::metrics;
+
+/// A pod and its node.
+pub(super) struct Order {
+    pub key: ObjectKey,
+    pub pod: Arc<Pod>,
+    pub node: String,
+    pub volumes: Option<crate::volumes::bind::Binding>,
+    pub since: Instant,
+    /// The extender that binds instead of us.
+    pub binder: Option<Arc<Extender>>,
+}
+
+/// How a binding ended.
+pub(super) struct Bound {
+    key: ObjectKey,
+    pod: Arc<Pod>,
+    since: Instant,
+    result: Result<(), Error>,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error(transparent)]
+    Volumes(#[from] crate::volumes::bind::Error),
+    #[error("{0}")]
+    Api(#[from] client::Error),
+    #[error(transparent)]
+    Extender(#[from] crate::extender::Error),
+}
+
+pub(super) async fn bind(client: Client, recorder: EventRecorder, order: Order) -> Bound {
+    let Order { key, pod, node, volumes, since, binder } = order;
+    let result = write(&client, &key, pod.uid(), &node, volumes, binder).await;
+    if result.is_ok() {
+        let message = format!("Successfully assigned {key} to {node}");
+        recorder.event_with_action(&reference_to(&*pod), EventKind::Normal, "Scheduled", "Binding", message);
+    }
+    Bound { key, pod, since, result }
+}
+
+async fn write(
+    client: &Client,
+    key: &ObjectKey,
+    uid: &str,
+    node: &str,
+    volumes: Option<crate::volumes::bind::Binding>,
+    binder: Option<Arc<Extender>>,
+) -> Result<(), Error> {
+    if let Some(volumes) = &volumes {
+        volumes.carry_out(client).await?;
+    }
+    if let Some(binder) = binder {
+        return Ok(binder.bind(key, uid, node).await?);
+    }
+    let binding = Binding {
+        metadata: ObjectMeta {
+            name: Some(key.name.clone()),
+            namespace: Some(key.namespace.clone()),
+            uid: Some(uid.to_owned()),
+            ..ObjectMeta::default()
+        },
+        target: ObjectReference { kind: Some("Node".into()), name: Some(node.to_owned()), ..ObjectReference::default() },
+    };
+    client.create_subresource::<Pod, Value>(key.namespace(), &key.name, "binding", &binding).await?;
+    Ok(())
+}
+
+impl Scheduler {
+    pub(super) fn bound(&mut self, bound: Bound) {
+        let Bound { key, pod, since, result } = bound;
+        let ours = self.placed.get(&key).is_some_and(|placed| *placed.uid == *pod.uid() && placed.assumed);
+        let profile = pod.spec.as_ref().and_then(|spec| spec.scheduler_name.as_deref()).unwrap_or("default-scheduler");
+        let label = if result.is_ok() { "scheduled" } else { "error" };
+        metrics().attempts.with_label_values(&[profile, label]).inc();
+        metrics().attempt_duration.with_label_values(&[profile, label]).observe(since.elapsed().as_secs_f64());
+        match result {
+            Ok(()) => {
+                if let Some((arrived, attempts)) = self.queue.history(&key) {
+                    metrics().pod_attempts.observe(f64::from(attempts));
+                    let attempts = if attempts >= 16 { "16+".to_owned() } else { attempts.to_string() };
+                    metrics().sli_duration.with_label_values(&[&attempts]).observe(arrived.elapsed().as_secs_f64());
+                }
+                self.queue.remove(&key);
+            }
+            Err(error) if ours => {
+                self.release(&key);
+                if let Error::Api(api) = &error
+                    && (api.is_not_found() || api.is_conflict())
+                {
+                    self.queue.remove(&key);
+                    return self.observe_pod(&key);
+                }
+                warn!(pod = %key, %error, "binding failed");
+                self.queue.retry(&key, Instant::now());
+                self.report(&pod, Report::failed(&pod, error.to_string()));
+            }
+            Err(_) => {}
+        }
+    }
+}

@@ -1,0 +1,59 @@
+//! A gang's members, placed in one go.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use k8s_openapi::api::core::v1::Pod;
+use reconcile::ObjectKey;
+
+use super::Scheduler;
+use super::report::Report;
+use crate::gang::Together;
+use crate::profile::Plugin;
+use crate::snapshot::Slot;
+use crate::volumes::bind::Binding;
+
+type Placed = (ObjectKey, Arc<Pod>, Slot, Option<Binding>);
+
+impl Scheduler {
+    /// Binds the members if enough of them find a place, and none of them otherwise.
+    pub(super) async fn schedule_gang(&mut self, together: Together, start: Instant) {
+        let mut placed: Vec<Placed> = Vec::new();
+        let mut failed: Vec<(ObjectKey, Arc<Pod>, String)> = Vec::new();
+        for key in &together.pods {
+            let Some(pod) = self.world.pods.get_key(key) else { continue };
+            if !self.queue.take(key) {
+                continue;
+            }
+            let class = self.class_of(&pod);
+            let Some(profile) = self.profiles.get(&class.scheduler_name).cloned() else { continue };
+            let verdicts = self.ask_extenders(&pod, &class, &profile).await;
+            match self.place(key, &pod, &class, &profile, verdicts.as_ref()) {
+                Ok((slot, volumes)) => {
+                    self.assume(key, &pod, &class, slot);
+                    placed.push((key.clone(), pod, slot, volumes));
+                }
+                Err(error) => failed.push((key.clone(), pod, error.to_string())),
+            }
+        }
+        let count = placed.len();
+        if count >= together.needed {
+            for (key, pod, slot, volumes) in placed {
+                self.start_binding(&key, &pod, slot, volumes, start);
+            }
+        } else {
+            let why = failed.first().map(|(_, _, why)| why.clone()).unwrap_or_default();
+            for (key, pod, ..) in placed {
+                self.release(&key);
+                failed.push((key, pod, why.clone()));
+            }
+        }
+        let plugins = crate::profile::Plugins::ALL.without(Plugin::SchedulingGates);
+        for (key, pod, why) in failed {
+            self.queue.unschedulable(&key, plugins, Instant::now());
+            let missing = format!("minCount ({}) cannot be satisfied: {count} scheduled, 0 remaining", together.needed);
+            let message = if count >= together.needed { why } else { format!("pod group {:?}: {missing}. {why}", together.group.name) };
+            self.report(&pod, Report::unschedulable(&pod, message));
+        }
+    }
+}

@@ -1,0 +1,155 @@
+//! What the scheduler says: conditions and nominations in pods' status, events, and evictions of victims.
+
+use std::sync::Arc;
+
+use client::{Client, DeleteParams, Patch};
+use futures_util::StreamExt;
+use k8s_openapi::api::core::v1::Pod;
+use reconcile::{Cached, EventKind, EventRecorder, ObjectKey, reference_to};
+use serde_json::{Value, json};
+use stdx::Drain;
+use tokio::sync::mpsc;
+use tracing::{debug, warn};
+
+use super::Scheduler;
+
+/// Writes that wait; where more come, the condition waits for the pod's next attempt.
+const PENDING_MAX: usize = 16 * 1024;
+/// Writes under way at once.
+const WRITES_MAX: usize = 64;
+
+/// What one pod's status shall say.
+pub(super) struct Report {
+    key: ObjectKey,
+    uid: String,
+    pub message: String,
+    reason: &'static str,
+    /// The node that the pod waits for; empty: none any more.
+    nominated: Option<String>,
+}
+
+impl Report {
+    /// Says nothing of itself.
+    pub fn of(pod: &Pod) -> Self {
+        Self { key: pod.key(), uid: pod.uid().to_owned(), message: String::new(), reason: "", nominated: None }
+    }
+    pub fn unschedulable(pod: &Pod, message: String) -> Self {
+        Self { message, reason: "Unschedulable", ..Self::of(pod) }
+    }
+    pub fn failed(pod: &Pod, message: String) -> Self {
+        Self { message, reason: "SchedulerError", ..Self::of(pod) }
+    }
+    pub fn nominate(&mut self, node: &str) {
+        self.nominated = Some(node.to_owned());
+    }
+
+    fn patch(&self) -> Patch {
+        let mut status = serde_json::Map::new();
+        if !self.reason.is_empty() {
+            status.insert(
+                "conditions".into(),
+                json!([{
+                    "type": "PodScheduled", "status": "False", "reason": self.reason, "message": self.message,
+                    "lastProbeTime": null, "lastTransitionTime": meta::time::now(),
+                }]),
+            );
+        }
+        if let Some(node) = &self.nominated {
+            status.insert("nominatedNodeName".into(), if node.is_empty() { Value::Null } else { json!(node) });
+        }
+        Patch::Strategic(json!({ "metadata": { "uid": self.uid }, "status": status }))
+    }
+}
+
+/// One write beside the loop.
+enum Write {
+    Status(Report),
+    /// The victim: its key, uid, and what its condition says.
+    Evict(ObjectKey, String, Value),
+}
+
+/// The writer's end in the loop.
+pub(super) struct Reports(mpsc::Sender<Write>);
+
+impl Reports {
+    pub fn start(client: &Client, drain: Drain) -> Self {
+        let (sender, receiver) = mpsc::channel(PENDING_MAX);
+        let client = client.clone();
+        tokio::spawn(async move { drain.run(write_all(client, receiver)).await });
+        Self(sender)
+    }
+
+    pub fn send(&self, report: Report) {
+        if self.0.try_send(Write::Status(report)).is_err() {
+            debug!("too many writes wait; a pod's condition waits for its next attempt");
+        }
+    }
+
+    /// Sends a pod away for a more important one.
+    pub fn evict(&self, victim: &Arc<Pod>, preemptor: &Pod, node: &str, recorder: &EventRecorder) {
+        if victim.metadata.deletion_timestamp.is_some() {
+            return;
+        }
+        let scheduler = preemptor.spec.as_ref().and_then(|spec| spec.scheduler_name.as_deref()).unwrap_or("default-scheduler");
+        let condition = json!({
+            "type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler",
+            "message": format!("{scheduler}: preempting to accommodate a higher priority pod"),
+            "lastProbeTime": null, "lastTransitionTime": meta::time::now(),
+        });
+        if self.0.try_send(Write::Evict(victim.key(), victim.uid().to_owned(), condition)).is_err() {
+            return;
+        }
+        let message = format!("Preempted by pod {} on node {node}", preemptor.uid());
+        recorder.event_with_action(&reference_to(&**victim), EventKind::Normal, "Preempted", "Preempting", message);
+    }
+}
+
+impl Scheduler {
+    /// Says in the pod's condition and in an event why it has no node; silent where the status says it already.
+    pub(super) fn report(&self, pod: &Arc<Pod>, report: Report) {
+        let kind = EventKind::Warning;
+        self.recorder.event_with_action(&reference_to(&**pod), kind, "FailedScheduling", "Scheduling", report.message.clone());
+        let status = pod.status.as_ref();
+        let conditions = status.and_then(|status| status.conditions.as_deref()).unwrap_or_default();
+        let said = conditions.iter().any(|condition| {
+            condition.type_ == "PodScheduled"
+                && condition.status == "False"
+                && condition.reason.as_deref() == Some(report.reason)
+                && condition.message.as_deref() == Some(report.message.as_str())
+        });
+        let nominated = status.and_then(|status| status.nominated_node_name.as_deref()).unwrap_or_default();
+        if !said || report.nominated.as_deref().is_some_and(|node| node != nominated) {
+            self.reports.send(report);
+        }
+    }
+}
+
+async fn write_all(client: Client, receiver: mpsc::Receiver<Write>) {
+    let writes = futures_util::stream::unfold(receiver, |mut receiver| async { receiver.recv().await.map(|write| (write, receiver)) });
+    writes.for_each_concurrent(WRITES_MAX, |write| write_one(&client, write)).await;
+}
+
+async fn write_one(client: &Client, write: Write) {
+    let (key, result) = match write {
+        Write::Status(report) => {
+            let written = client.patch::<Pod>(report.key.namespace(), &report.key.name, &report.patch(), "status").await;
+            (report.key, written.map(drop))
+        }
+        Write::Evict(key, uid, condition) => {
+            let result = evict(client, &key, &uid, condition).await;
+            (key, result)
+        }
+    };
+    if let Err(error) = result
+        && !error.is_not_found()
+        && !error.is_conflict()
+    {
+        warn!(pod = %key, %error, "cannot write what was decided about the pod");
+    }
+}
+
+async fn evict(client: &Client, key: &ObjectKey, uid: &str, condition: Value) -> Result<(), client::Error> {
+    let patch = Patch::Strategic(json!({ "metadata": { "uid": uid }, "status": { "conditions": [condition] } }));
+    client.patch::<Pod>(key.namespace(), &key.name, &patch, "status").await?;
+    client.delete::<Pod>(key.namespace(), &key.name, &DeleteParams::of_uid(uid)).await.map(drop)
+}

@@ -1,0 +1,259 @@
+//! The next pods from the queue: a node for each, or room made for it, or the reasons why not.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use k8s_openapi::api::core::v1::Pod;
+use reconcile::{Cached, ObjectKey};
+use tracing::debug;
+
+use super::report::Report;
+use super::{BINDINGS_MAX, BURST, Scheduler, act};
+use crate::class::{Class, target};
+use crate::filters::Objection;
+use crate::metrics::metrics;
+use crate::plan::{Extra, FitError, Request};
+use crate::preemption::{self, Budgets, Candidate};
+use crate::profile::{Plugin, Profile};
+use crate::snapshot::Slot;
+use crate::volumes::Needs;
+
+/// What else a failed attempt says after the reasons, since resource claims can be taken back (upstream says so of every pod).
+const NO_CLAIMS: &str = "no new claims to deallocate";
+
+impl Scheduler {
+    /// Places some waiting pods; `false` when none waits.
+    pub(super) async fn schedule_some(&mut self) -> bool {
+        for done in 0..BURST {
+            if self.bindings.len() >= BINDINGS_MAX
+                && let Some(Ok(bound)) = self.bindings.join_next().await
+            {
+                self.bound(bound);
+            }
+            let Some(key) = self.queue.pop(Instant::now()) else { return done > 0 };
+            match self.world.pods.get_key(&key) {
+                Some(pod) => self.schedule(&key, &pod).await,
+                None => self.queue.remove(&key),
+            }
+        }
+        true
+    }
+
+    async fn schedule(&mut self, key: &ObjectKey, pod: &Arc<Pod>) {
+        let class = self.class_of(pod);
+        let Some(profile) = self.profiles.get(&class.scheduler_name).cloned() else { return self.queue.remove(key) };
+        let start = Instant::now();
+        if let Some(together) = self.gangs.members_to_place(key, pod) {
+            return self.schedule_gang(together, start).await;
+        }
+        let verdicts = self.ask_extenders(pod, &class, &profile).await;
+        match self.place(key, pod, &class, &profile, verdicts.as_ref()) {
+            Ok((slot, volumes)) => {
+                metrics().algorithm_duration.observe(start.elapsed().as_secs_f64());
+                self.assume(key, pod, &class, slot);
+                self.start_binding(key, pod, slot, volumes, start);
+            }
+            Err(error) => self.unschedulable(key, pod, &class, &profile, error, start),
+        }
+    }
+
+    /// Finds a node; with it comes what its choice decides about volumes.
+    pub(super) fn place(
+        &mut self,
+        key: &ObjectKey,
+        pod: &Pod,
+        class: &Arc<Class>,
+        profile: &Arc<Profile>,
+        extenders: Option<&crate::extender::Verdicts>,
+    ) -> Result<(Slot, Option<crate::volumes::bind::Binding>), Arc<FitError>> {
+        let refused = |plugin, why| Arc::new(FitError::refused(self.snapshot.len(), plugin, why));
+        if self.asks_for_devices(pod) {
+            return Err(refused(Plugin::DynamicResources, self.devices_refusal(pod)));
+        }
+        let needs = self.volumes.needs(pod).map_err(|refusal| refused(refusal.plugin, refusal.why))?;
+        let snapshot = &self.snapshot;
+        let judge = |slot: Slot| judge_extra(needs.as_ref(), extenders, snapshot, slot);
+        let extra: Option<Extra<'_>> = if needs.is_some() || extenders.is_some() { Some(&judge) } else { None };
+        let nominated = self.nominated.get(key).map(String::as_str);
+        let bonus = |slot: Slot| extenders.map_or(0, |verdicts| verdicts.score(snapshot.name(slot)));
+        let bonus: Option<&dyn Fn(Slot) -> i64> = if extenders.is_some() { Some(&bonus) } else { None };
+        let request = Request { pod: Some(key), target: target(pod), nominated, extra, bonus };
+        let slot = self.planner.place(snapshot, profile, class, &request)?;
+        let decisions = needs.as_ref().filter(|needs| !needs.waiting.is_empty()).map(|needs| needs.decide(&snapshot.details[slot]));
+        let within = Duration::from_secs(profile.bind_timeout_seconds);
+        Ok((slot, decisions.map(|decisions| self.volumes.assume(decisions, within))))
+    }
+
+    /// The pod occupies its node before the API knows.
+    pub(super) fn assume(&mut self, key: &ObjectKey, pod: &Pod, class: &Arc<Class>, slot: Slot) {
+        let node = self.snapshot.name(slot).to_owned();
+        if let Some(nominated) = self.nominated.remove(key) {
+            self.snapshot.forget_nomination(&nominated, key);
+        }
+        self.occupy(key, pod, &node, class, true);
+        // Waiting pods may want this one's company.
+        let (wants, came) =
+            (class.neighbour.labels.is_empty(), crate::profile::Plugins::of(&[Plugin::PodTopologySpread, Plugin::InterPodAffinity]));
+        if !wants {
+            self.wake(came, None);
+        }
+    }
+
+    pub(super) fn start_binding(
+        &mut self,
+        key: &ObjectKey,
+        pod: &Arc<Pod>,
+        slot: Slot,
+        volumes: Option<crate::volumes::bind::Binding>,
+        start: Instant,
+    ) {
+        let order = act::Order {
+            key: key.clone(),
+            pod: pod.clone(),
+            node: self.snapshot.name(slot).to_owned(),
+            volumes,
+            since: start,
+            binder: self.extenders.iter().find(|extender| extender.binds() && extender.is_interested(pod)).cloned(),
+        };
+        self.bindings.spawn(act::bind(self.client.clone(), self.recorder.clone(), order));
+    }
+
+    fn unschedulable(
+        &mut self,
+        key: &ObjectKey,
+        pod: &Arc<Pod>,
+        class: &Arc<Class>,
+        profile: &Arc<Profile>,
+        error: Arc<FitError>,
+        start: Instant,
+    ) {
+        debug!(pod = %key, %error, "does not fit");
+        let labels = [profile.scheduler_name.as_str(), "unschedulable"];
+        metrics().attempts.with_label_values(&labels).inc();
+        metrics().attempt_duration.with_label_values(&labels).observe(start.elapsed().as_secs_f64());
+        let mut error = FitError::clone(&error);
+        let outcome = self.make_room(key, pod, class, profile, &error);
+        let mut report = Report::unschedulable(pod, String::new());
+        let before = pod.status.as_ref().and_then(|status| status.nominated_node_name.as_deref()).unwrap_or_default();
+        match outcome {
+            Room::Made(candidate) => {
+                let node = self.snapshot.name(candidate.slot).to_owned();
+                self.evict(key, pod, class, &candidate);
+                self.nominate(key, &node, class);
+                report.nominate(&node);
+            }
+            // Its victims are still going: everything stays as it is.
+            Room::Awaited(why) => error.after = format!("{NO_CLAIMS}, preemption: {why}"),
+            Room::Impossible(why) => {
+                error.after = format!("{NO_CLAIMS}, preemption: {why}");
+                if self.nominated.contains_key(key) || !before.is_empty() {
+                    self.forget_nomination(key);
+                    report.nominate("");
+                }
+            }
+            Room::NoNodes => {}
+        }
+        report.message = error.to_string();
+        let mut plugins = error.plugins;
+        if self.nominated.contains_key(key) {
+            plugins = plugins.with(Plugin::NodeResourcesFit);
+        }
+        self.queue.unschedulable(key, plugins, Instant::now());
+        self.report(pod, report);
+    }
+
+    fn make_room(&mut self, key: &ObjectKey, pod: &Pod, class: &Arc<Class>, profile: &Arc<Profile>, error: &FitError) -> Room {
+        if error.nodes == 0 {
+            return Room::NoNodes;
+        }
+        if !profile.preemption {
+            return Room::NoNodes;
+        }
+        if !class.preempts {
+            return Room::Awaited("not eligible due to preemptionPolicy=Never.".into());
+        }
+        let helpless = |nodes: usize| {
+            let reasons = [("Preemption is not helpful for scheduling".to_owned(), nodes)].into();
+            Room::Impossible(FitError { nodes, reasons, ..FitError::default() }.to_string())
+        };
+        if error.before.is_some() || target(pod).is_some() && !error.resolvable {
+            return helpless(self.snapshot.len());
+        }
+        if self.victims_are_going(key, class) {
+            return Room::Awaited("not eligible due to terminating pod on the nominated node.".into());
+        }
+        self.refresh_budgets();
+        metrics().preemption_attempts.inc();
+        let needs = match self.volumes.needs(pod) {
+            Ok(needs) => needs,
+            Err(_) => return helpless(self.snapshot.len()),
+        };
+        let (snapshot, only) = (&self.snapshot, target(pod));
+        let judge = |slot: Slot| match only.is_some_and(|only| snapshot.name(slot) != only) {
+            true => Some(Objection::unresolvable(Plugin::NodeAffinity, "node(s) didn't satisfy plugin(s) [NodeAffinity]")),
+            false => judge_extra(needs.as_ref(), None, snapshot, slot),
+        };
+        let extra: Option<Extra<'_>> = if needs.is_some() || only.is_some() { Some(&judge) } else { None };
+        let budgets = Budgets { all: &self.budgets, generation: self.budgets_generation };
+        let board = self.planner.board(snapshot, profile, class);
+        match preemption::find(board, snapshot, key, &budgets, extra) {
+            Ok(candidate) => Room::Made(candidate),
+            Err(error) => Room::Impossible(error.to_string()),
+        }
+    }
+
+    /// Less important pods on the node that the pod waits for are on their way out.
+    fn victims_are_going(&self, key: &ObjectKey, class: &Class) -> bool {
+        let Some(slot) = self.nominated.get(key).and_then(|node| self.snapshot.slot(node)) else { return false };
+        let going = |pod: &crate::snapshot::Resident| pod.class.priority < class.priority && pod.class.neighbour.terminating;
+        self.snapshot.details[slot].pods.iter().any(going)
+    }
+
+    fn evict(&mut self, key: &ObjectKey, pod: &Arc<Pod>, class: &Class, candidate: &Candidate) {
+        metrics().preemption_victims.observe(candidate.victims.len() as f64);
+        let node = self.snapshot.name(candidate.slot).to_owned();
+        debug!(pod = %key, %node, victims = candidate.victims.len(), "makes room");
+        // Less important pods that counted on the room look for another place.
+        for other in self.snapshot.nominated_below(candidate.slot, class.priority) {
+            self.forget_nomination(&other.key);
+            if let Some(pod) = self.world.pods.get_key(&other.key) {
+                let mut report = Report::of(&pod);
+                report.nominate("");
+                self.reports.send(report);
+            }
+        }
+        for victim in &candidate.victims {
+            if let Some(victim) = self.world.pods.get_key(&victim.key).filter(|found| *found.uid() == *victim.uid) {
+                self.reports.evict(&victim, pod, &node, &self.recorder);
+            }
+        }
+    }
+
+    /// DRA is served only as far as claims are allocated already.
+    fn asks_for_devices(&self, pod: &Pod) -> bool {
+        pod.spec.as_ref().and_then(|spec| spec.resource_claims.as_ref()).is_some_and(|claims| !claims.is_empty())
+    }
+
+    fn devices_refusal(&self, _: &Pod) -> String {
+        "this scheduler does not allocate devices for resource claims".into()
+    }
+}
+
+/// How preemption went.
+enum Room {
+    Made(Candidate),
+    Awaited(String),
+    Impossible(String),
+    NoNodes,
+}
+
+fn judge_extra(
+    needs: Option<&Needs<'_>>,
+    extenders: Option<&crate::extender::Verdicts>,
+    snapshot: &crate::snapshot::Snapshot,
+    slot: Slot,
+) -> Option<Objection> {
+    needs
+        .and_then(|needs| needs.objection(&snapshot.details[slot]))
+        .or_else(|| extenders.and_then(|verdicts| verdicts.objection(snapshot.name(slot))))
+}
