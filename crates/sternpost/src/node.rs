@@ -206,7 +206,7 @@ pub fn api_config(config: &Config, pki: &Pki, node_ip: IpAddr) -> anyhow::Result
     let issuer = auth::tokens::Issuer::new(&pki.service_account_key, auth::tokens::ISSUER).context("service account tokens")?;
     let IpAddr::V4(advertise) = node_ip else { anyhow::bail!("the node's address {node_ip} is not IPv4") };
     Ok(apiserver::Config {
-        issuer: Some(issuer),
+        issuer: Some(Arc::new(issuer)),
         kubelet_client: Some(pki.kubelet_client.client_config(&pki.ca)?),
         audit_file: Some(config.data_dir.join("audit.log")),
         audit_policy: config.audit_policy.as_deref().map(read).transpose()?,

@@ -181,6 +181,12 @@ pub struct Signer {
     not_after: i64,
 }
 
+impl std::fmt::Debug for Signer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Signer")
+    }
+}
+
 impl Signer {
     /// Both PEM; the key is P-256.
     pub fn new(certificate: &str, key: &str) -> Result<Self, Error> {
@@ -296,9 +302,7 @@ pub fn make(common_name: &str, organizations: &[&str], hosts: &[String]) -> Resu
             Err(_) => names.push(der::tagged(0x82, host.as_bytes())),
         }
     }
-    let part = |oid: u64, text: &&str| {
-        der::tagged(0x31, &der::sequence(&[der::oid(&[2, 5, 4, oid]), der::tagged(0x0c, text.as_bytes())]))
-    };
+    let part = |oid: u64, text: &&str| der::tagged(0x31, &der::sequence(&[der::oid(&[2, 5, 4, oid]), der::tagged(0x0c, text.as_bytes())]));
     let mut subject: Vec<Vec<u8>> = organizations.iter().map(|name| part(10, name)).collect();
     subject.push(part(3, &common_name));
     let attributes = match names.is_empty() {
@@ -309,12 +313,8 @@ pub fn make(common_name: &str, organizations: &[&str], hosts: &[String]) -> Resu
             der::sequence(&[der::oid(&[1, 2, 840, 113_549, 1, 9, 14]), value])
         }
     };
-    let body = der::sequence(&[
-        der::tagged(0x02, &[0]),
-        der::sequence(&subject),
-        key.subject_public_key_info(),
-        der::tagged(0xa0, &attributes),
-    ]);
+    let body =
+        der::sequence(&[der::tagged(0x02, &[0]), der::sequence(&subject), key.subject_public_key_info(), der::tagged(0xa0, &attributes)]);
     let signature = key.sign(&body).map_err(Error::Make)?;
     let algorithm = der::sequence(&[der::oid(&[1, 2, 840, 10045, 4, 3, 2])]);
     let request = der::sequence(&[body, algorithm, der::tagged(0x03, &[&[0], signature.as_slice()].concat())]);
@@ -453,7 +453,14 @@ mod tests {
         let cases: &[(&str, &str, &[&str], &[String], &[&str], &str)] = &[
             (KUBELET_CLIENT, "system:node:n1", &["system:nodes"], &[], &client, ""),
             (KUBELET_CLIENT, "system:node:n1", &["system:masters"], &[], &client, "organization in subject must be system:nodes"),
-            (KUBELET_CLIENT, "system:node:n1", &["system:nodes", "system:masters"], &[], &client, "organization in subject must be system:nodes"),
+            (
+                KUBELET_CLIENT,
+                "system:node:n1",
+                &["system:nodes", "system:masters"],
+                &[],
+                &client,
+                "organization in subject must be system:nodes",
+            ),
             (KUBELET_CLIENT, "n1", &["system:nodes"], &[], &client, "subject common name does not begin with 'system:node:'"),
             (KUBELET_CLIENT, "system:node:n1", &["system:nodes"], &host, &client, "DNS or IP subjectAltNames are not allowed"),
             (KUBELET_CLIENT, "system:node:n1", &["system:nodes"], &[], &serving, "usages must be exactly"),

@@ -16,8 +16,8 @@ use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
     PublicKeyData, SanType,
 };
-use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 const DAY: i64 = 86_400;
@@ -234,7 +234,12 @@ fn address(bytes: &[u8]) -> Option<IpAddr> {
     v4.or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from)).ok()
 }
 
-fn authority(dir: &Path, name: &'static str, common_name: &str, lifetimes: &Lifetimes) -> Result<(String, Issuer<'static, KeyPair>), Error> {
+fn authority(
+    dir: &Path,
+    name: &'static str,
+    common_name: &str,
+    lifetimes: &Lifetimes,
+) -> Result<(String, Issuer<'static, KeyPair>), Error> {
     let path = dir.join(format!("{name}.crt"));
     let key = key(dir, name)?;
     let make = |source| Error::Make { name, source };

@@ -20,12 +20,21 @@ pub struct Config {
     pub terminated_pods_max: usize,
     /// Services of type LoadBalancer get the nodes' addresses where nobody else gives them any.
     pub node_load_balancer: bool,
+    /// Signs certificates that were asked for and approved; absent, nobody does.
+    pub signer: Option<Arc<auth::csr::Signer>>,
+    /// The longest validity of what it signs.
+    pub signing_duration: Duration,
+    /// Fills Secrets of type `kubernetes.io/service-account-token`; absent, nobody does.
+    pub token_issuer: Option<Arc<auth::tokens::Issuer>>,
 }
 
 impl Default for Config {
     fn default() -> Self {
         Self {
             root_ca: String::new(),
+            signer: None,
+            signing_duration: Duration::from_secs(365 * 86_400),
+            token_issuer: None,
             node_monitor_grace_period: Duration::from_secs(50),
             node_monitor_period: Duration::from_secs(5),
             terminated_pods_max: 12_500,

@@ -21,6 +21,7 @@ mod pods;
 mod selector;
 mod service;
 
+mod certificates;
 mod cluster_role_aggregation;
 mod cron_job;
 mod daemon_set;
@@ -40,9 +41,11 @@ mod pod_gc;
 mod replicaset;
 mod root_ca;
 mod service_account;
+mod service_account_token;
 mod service_load_balancer;
 mod stateful_set;
 mod taint_eviction;
+mod token_cleaner;
 mod volume_binder;
 
 use std::pin::Pin;
@@ -62,8 +65,8 @@ struct Controller {
 }
 
 macro_rules! controller {
-    ($module:ident) => {
-        Controller { name: $module::NAME, run: |context| Box::pin($module::run(context)) }
+    ($($module:ident)::+) => {
+        Controller { name: $($module)::+::NAME, run: |context| Box::pin($($module)::+::run(context)) }
     };
 }
 
@@ -88,6 +91,11 @@ fn all() -> Vec<Controller> {
         controller!(service_account),
         controller!(root_ca),
         controller!(cluster_role_aggregation),
+        controller!(certificates::approve),
+        controller!(certificates::sign),
+        controller!(certificates::clean),
+        controller!(service_account_token),
+        controller!(token_cleaner),
         controller!(volume_binder),
         controller!(persistent_volume_protection),
         controller!(persistent_volume_claim_protection),
