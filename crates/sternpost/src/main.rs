@@ -3,6 +3,7 @@
 //! The binary is four programs, told apart before anything else happens: an applet of the built-in image ([`toolbox`]), the supervisor of
 //! one pod (`runtime`'s shim), the daemon that is the cluster ([`up`]), and the commands that talk to it ([`cli`]).
 
+mod certificates;
 mod cli;
 mod config;
 mod control;

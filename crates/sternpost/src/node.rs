@@ -6,12 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use auth::pki::Pki;
 use cri::{ImageService, RuntimeService, v1};
 use k8s_openapi::api::core::v1::Node;
 use serde_json::json;
 use tokio::task::JoinSet;
 
+use crate::certificates::Certificates;
 use crate::config::Config;
 use crate::toolbox;
 use crate::up::Parts;
@@ -133,11 +133,7 @@ fn start_kubelet(
     settings.port = config.kubelet_port;
     settings.pods_max = config.max_pods;
     settings.pod_pids_max = Some(config.pod_pids_limit);
-    settings.tls = Some(kubelet::config::Tls {
-        certificate_pem: parts.pki.kubelet_server.certificate.clone(),
-        key_pem: parts.pki.kubelet_server.key.clone(),
-        client_ca_pem: parts.pki.ca.clone(),
-    });
+    settings.tls = Some(parts.certificates.kubelet.config()?);
     let client = parts.client(&format!("system:node:{}", config.node_name), &["system:nodes"]).named("kubelet");
     let drain = parts.drain.clone();
     tasks.spawn(async move {
@@ -202,12 +198,24 @@ pub fn remove_network(config: &Config) -> anyhow::Result<()> {
 }
 
 /// What the API server is told of tokens and of the way to kubelets.
-pub fn api_config(config: &Config, pki: &Pki, node_ip: IpAddr) -> anyhow::Result<apiserver::Config> {
-    let issuer = auth::tokens::Issuer::new(&pki.service_account_key, auth::tokens::ISSUER).context("service account tokens")?;
+pub fn api_config(config: &Config, certificates: &Certificates, node_ip: IpAddr) -> anyhow::Result<apiserver::Config> {
+    let pki = &certificates.pki;
+    let issuer = pki.token_issuer(auth::tokens::ISSUER).context("service account tokens")?;
+    let mut authenticator = auth::authenticate::Authenticator::default();
+    if let Some(path) = &config.token_auth_file {
+        authenticator.add_token_file(&read(path)?).map_err(anyhow::Error::msg).with_context(|| path.display().to_string())?;
+    }
     let IpAddr::V4(advertise) = node_ip else { anyhow::bail!("the node's address {node_ip} is not IPv4") };
     Ok(apiserver::Config {
         issuer: Some(Arc::new(issuer)),
-        kubelet_client: Some(pki.kubelet_client.client_config(&pki.ca)?),
+        authenticator,
+        tls: Some(certificates.api_server.clone()),
+        client_authorities: Some(apiserver::ClientAuthorities {
+            client_ca: pki.ca.clone(),
+            front_proxy_ca: pki.front_proxy_ca.clone(),
+            front_proxies: vec!["front-proxy-client".into()],
+        }),
+        kubelet_client: Some(certificates.kubelet_client.config(&pki.ca)?),
         audit_file: Some(config.data_dir.join("audit.log")),
         audit_policy: config.audit_policy.as_deref().map(read).transpose()?,
         audit_bytes_max: config.audit_log_max_mib << 20,

@@ -6,7 +6,7 @@
 //! (what an expression may cost at worst), `eval`, [`library`] (what the functions do). Pure; no I/O, no tasks: an authorizer is asked
 //! through a trait of the caller's.
 //!
-//! ```
+//! ```ignore
 //! use cel::{Activation, Budget, Env, Type, Value};
 //! let env = Env::new().with("self", Type::Dyn);
 //! let program = env.compile("self.replicas <= 5 && self.names.all(n, n.startsWith('a'))").unwrap();

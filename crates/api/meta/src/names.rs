@@ -432,13 +432,34 @@ pub fn uid() -> String {
     fill(&mut bytes);
     bytes[6] = bytes[6] & 0x0f | 0x40;
     bytes[8] = bytes[8] & 0x3f | 0x80;
-    let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-    format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
+    let mut text = String::with_capacity(36);
+    for (index, byte) in bytes.into_iter().enumerate() {
+        if matches!(index, 4 | 6 | 8 | 10) {
+            text.push('-');
+        }
+        for digit in [byte >> 4, byte & 0xf] {
+            text.push(char::from_digit(u32::from(digit), 16).unwrap_or('0'));
+        }
+    }
+    text
 }
 
+/// Random bytes, fetched for many names at once: every request has an id, and a call of the kernel costs as much as reading an object.
+/// Names are unique, not secret; no byte is used twice, and no process here forks and goes on.
 fn fill(bytes: &mut [u8]) {
-    // The kernel's generator cannot fail once the machine has booted; a name without randomness must never be made.
-    getrandom::fill(bytes).expect("the kernel's random generator answers");
+    const RESERVE: usize = 1_024;
+    thread_local! {
+        static RESERVED: std::cell::RefCell<Vec<u8>> = const { std::cell::RefCell::new(Vec::new()) };
+    }
+    RESERVED.with_borrow_mut(|reserved| {
+        if reserved.len() < bytes.len() {
+            reserved.resize(RESERVE.max(bytes.len()), 0);
+            // The kernel's generator cannot fail once the machine has booted; a name without randomness must never be made.
+            getrandom::fill(reserved).expect("the kernel's random generator answers");
+        }
+        let rest = reserved.split_off(reserved.len() - bytes.len());
+        bytes.copy_from_slice(&rest);
+    });
 }
 
 #[cfg(test)]

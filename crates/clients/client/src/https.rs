@@ -131,7 +131,8 @@ fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-fn tls_config(access: &Access) -> Result<ClientConfig, Error> {
+/// What a connection with this access speaks: HTTP/2, or HTTP/1.1 where the server knows nothing else.
+pub fn tls_config(access: &Access) -> Result<ClientConfig, Error> {
     let provider = Arc::new(aws_lc_rs::default_provider());
     let versions = ClientConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()

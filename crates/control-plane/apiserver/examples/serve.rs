@@ -8,7 +8,7 @@ use base64::Engine;
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    telemetry::init_logs("info", telemetry::LogFormat::Plain)?;
+    telemetry::init_logs(&std::env::var("LOG").unwrap_or_else(|_| "info".into()), telemetry::LogFormat::Plain)?;
     let mut arguments = std::env::args().skip(1);
     let directory = PathBuf::from(arguments.next().ok_or("which directory?")?);
     let port: u16 = arguments.next().unwrap_or_else(|| "6443".into()).parse()?;
@@ -35,7 +35,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         issuer: Some(Arc::new(auth::tokens::Issuer::new(&pki.service_account_key, auth::tokens::ISSUER)?)),
         port,
         served,
-        audit_file: Some(directory.join("audit.log")),
+        audit_file: std::env::var_os("AUDIT").map(|_| directory.join("audit.log")),
         ..apiserver::Config::default()
     };
     let server = apiserver::Server::new(config, Arc::new(store::memory::Memory::new()))?;

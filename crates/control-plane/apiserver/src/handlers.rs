@@ -1,5 +1,6 @@
 //! From a request about an object to its answer: one function per verb, for all kinds.
 
+pub mod certificate;
 mod component_status;
 mod connect;
 mod pod;
@@ -38,7 +39,7 @@ pub async fn resource(server: &Arc<Inner>, context: &Context, request: http::Req
     let namespace = if kind.facts.namespaced { info.namespace.as_str() } else { "" };
     let target = Target { kind: &kind, namespace, name: &info.name };
     if !info.subresource.is_empty() {
-        return subresource(server, context, target, request).await;
+        return Box::pin(subresource(server, context, target, request)).await;
     }
     let verb = info.verb.as_str();
     let placed = !kind.facts.namespaced || !namespace.is_empty();
@@ -56,6 +57,14 @@ pub async fn resource(server: &Arc<Inner>, context: &Context, request: http::Req
         "get" => read::get(server, context, target).await,
         "list" => read::list(server, context, target).await,
         "watch" => watch::watch(server, context, target).await,
+        // A write's state is large; a read should not have to carry it along.
+        _ => Box::pin(write(server, context, target, request)).await,
+    }
+}
+
+async fn write(server: &Arc<Inner>, context: &Context, target: Target<'_>, request: http::Request<Body>) -> Result<Response<Body>, Status> {
+    let kind = target.kind;
+    match context.info.verb.as_str() {
         "create" if reviews::is_review(kind.facts.plural) => reviews::create(server, context, target, request).await,
         "create" if kind.facts.plural == "bindings" => pod::bind(server, context, target, request).await,
         "create" => write::create(server, context, target, request).await,

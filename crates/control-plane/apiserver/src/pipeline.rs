@@ -79,7 +79,7 @@ async fn admitted(server: &Arc<Inner>, context: &mut Context, request: Request<B
     if let Some(response) = health::respond(server, context) {
         return Ok(response);
     }
-    if let Some(response) = openapi::respond(server, context, request.method()).await {
+    if let Some(response) = Box::pin(openapi::respond(server, context, request.method())).await {
         return response;
     }
     match path {

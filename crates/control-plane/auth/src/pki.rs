@@ -94,6 +94,8 @@ pub struct Pki {
     /// Signs service account tokens: a P-256 key, PKCS#8 PEM, and its public half.
     pub service_account_key: String,
     pub service_account_public: String,
+    /// Public keys of before (`sa-*.pub`), whose tokens are still believed.
+    pub service_account_trusted: Vec<String>,
 }
 
 /// What a leaf certificate says.
@@ -128,8 +130,25 @@ impl Pki {
             kubelet_server: leaf(kubelet_server(names))?,
             admin: leaf(client("admin", "kubernetes-admin", Some("system:masters")))?,
             service_account_public: service_account.public_key_pem(),
+            service_account_trusted: trusted(dir)?,
             service_account_key: service_account.serialize_pem(),
         })
+    }
+}
+
+impl Pki {
+    /// Signs and verifies service account tokens with this cluster's keys.
+    pub fn token_issuer(&self, issuer: &str) -> Result<crate::tokens::Issuer, crate::tokens::Error> {
+        let mut found = crate::tokens::Issuer::new(&self.service_account_key, issuer)?;
+        self.service_account_trusted.iter().try_for_each(|key| found.trust(key))?;
+        Ok(found)
+    }
+
+    /// When the first of the leaves is to be renewed, in seconds since the epoch.
+    pub fn renew_at(&self, lifetimes: &Lifetimes) -> i64 {
+        let leaves = [&self.api_server, &self.kubelet_client, &self.kubelet_server, &self.admin, &self.front_proxy_client];
+        let ends = leaves.iter().filter_map(|leaf| crate::csr::validity(&leaf.certificate)).map(|(_, end)| end);
+        ends.min().unwrap_or(i64::MAX).saturating_sub(lifetimes.renew_before)
     }
 }
 
@@ -280,6 +299,21 @@ fn key(dir: &Path, name: &'static str) -> Result<KeyPair, Error> {
     let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).map_err(|source| Error::Make { name, source })?;
     write(&path, &key.serialize_pem())?;
     Ok(key)
+}
+
+/// The files `sa-*.pub`, in the order of their names.
+fn trusted(dir: &Path) -> Result<Vec<String>, Error> {
+    let failed = |source| Error::File { path: dir.to_owned(), source };
+    let mut paths = Vec::new();
+    for entry in fs::read_dir(dir).map_err(failed)? {
+        let path = entry.map_err(failed)?.path();
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        if name.starts_with("sa-") && name.ends_with(".pub") {
+            paths.push(path);
+        }
+    }
+    paths.sort();
+    paths.iter().map(|path| read(path).map(Option::unwrap_or_default)).collect()
 }
 
 fn make_dir(dir: &Path) -> Result<(), Error> {

@@ -12,15 +12,13 @@ use reconcile::{Cache, Expectations, ObjectKey, Outcome, Queue};
 
 use crate::context::Context;
 use crate::service;
+use crate::slices::{self, MANAGED_BY, SERVICE_NAME};
 
-mod act;
 mod observe;
 mod plan;
 
 pub(crate) const NAME: &str = "endpointslice-controller";
 const WORKERS: usize = 8;
-pub(crate) const SERVICE_NAME: &str = "kubernetes.io/service-name";
-const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
 const US: &str = "endpointslice-controller.k8s.io";
 const BY_SERVICE: &str = "slices-by-service";
 
@@ -64,6 +62,6 @@ impl Controller {
     async fn reconcile(self: Arc<Self>, key: ObjectKey) -> Outcome {
         let Some(world) = self.observe(&key) else { return Outcome::Done };
         let plan = plan::plan(&world);
-        self.act(&key, plan).await.into()
+        slices::write(&self.client, &self.expectations, &key, plan).await.into()
     }
 }

@@ -20,6 +20,7 @@ mod pod_control;
 mod pods;
 mod selector;
 mod service;
+mod slices;
 
 mod certificates;
 mod cluster_role_aggregation;
@@ -28,9 +29,11 @@ mod daemon_set;
 mod deployment;
 mod disruption;
 mod endpoint_slice;
+mod endpoint_slice_mirroring;
 mod endpoints;
 mod ephemeral_volume;
 mod garbage_collector;
+mod horizontal_pod_autoscaler;
 mod job;
 mod namespace;
 mod node_lifecycle;
@@ -80,7 +83,9 @@ fn all() -> Vec<Controller> {
         controller!(stateful_set),
         controller!(job),
         controller!(cron_job),
+        controller!(horizontal_pod_autoscaler),
         controller!(endpoint_slice),
+        controller!(endpoint_slice_mirroring),
         controller!(endpoints),
         controller!(garbage_collector),
         controller!(namespace),

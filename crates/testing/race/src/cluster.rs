@@ -72,11 +72,16 @@ impl Cluster {
         self.run(&["down", "--purge"]).map(drop)
     }
 
-    /// A connection of its own as administrator.
-    pub fn client(&self) -> anyhow::Result<Client> {
+    /// The administrator's.
+    pub fn kubeconfig(&self) -> anyhow::Result<PathBuf> {
         let kubeconfig = self.dir.join("admin.kubeconfig");
         std::fs::write(&kubeconfig, self.run(&["kubeconfig"])?.stdout)?;
-        Ok(Client::new(Arc::new(Https::from_kubeconfig(&kubeconfig, None)?)).named("race"))
+        Ok(kubeconfig)
+    }
+
+    /// A connection of its own as administrator.
+    pub fn client(&self) -> anyhow::Result<Client> {
+        Ok(Client::new(Arc::new(Https::from_kubeconfig(&self.kubeconfig()?, None)?)).named("race"))
     }
 }
 

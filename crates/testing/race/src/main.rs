@@ -37,6 +37,18 @@ pub struct Options {
     /// Folder on the disk to measure on [default: target/race]
     #[arg(long)]
     dir: Option<std::path::PathBuf>,
+    /// The case api measures this server instead of a cluster of its own.
+    #[arg(long)]
+    kubeconfig: Option<std::path::PathBuf>,
+    /// Only the measurements of the case api whose name has this in it.
+    #[arg(long)]
+    only: Option<String>,
+    /// Objects in the large lists of the case api.
+    #[arg(long, default_value_t = 10_000)]
+    objects: usize,
+    /// Watchers of the case api.
+    #[arg(long, default_value_t = 1_000)]
+    watchers: usize,
     /// Replicas of the case pods.
     #[arg(long, default_value_t = 100)]
     replicas: usize,

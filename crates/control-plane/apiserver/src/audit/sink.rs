@@ -6,9 +6,12 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use tokio::sync::mpsc;
 
+/// How long a first line waits for others.
+const GATHER: Duration = Duration::from_millis(5);
 /// Lines waiting for the disk.
 const QUEUE: usize = 8_192;
 
@@ -24,6 +27,8 @@ impl Sink {
         let write = move || {
             while let Some(mut batch) = lines.blocking_recv() {
                 batch.push(b'\n');
+                // Lines come in crowds: a request should not have to wake this thread for each.
+                std::thread::sleep(GATHER);
                 while let Ok(line) = lines.try_recv() {
                     batch.extend_from_slice(&line);
                     batch.push(b'\n');

@@ -1,59 +1,32 @@
-//! Which endpoints go into which slice, with as few slices changed as can be.
+//! The endpoints that a Service shall have, by family and ports.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{Pod, Service};
-use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointHints, ForNode, ForZone};
 
+use super::US;
 use super::observe::World;
-use super::{MANAGED_BY, SERVICE_NAME, US};
-use crate::service::{self, Port};
-use crate::{act, pods};
-
-/// Endpoints per slice (upstream: `--max-endpoints-per-slice`).
-pub(super) const ENDPOINTS_MAX: usize = 100;
-const HEADLESS: &str = "service.kubernetes.io/headless";
-
-#[derive(Default)]
-pub(super) struct Plan {
-    pub create: Vec<EndpointSlice>,
-    pub update: Vec<EndpointSlice>,
-    pub delete: Vec<Arc<EndpointSlice>>,
-}
-
-/// What a slice is one of: an address family and a set of ports.
-type Group = (String, Vec<Port>);
+use crate::slices::{self, Group, HEADLESS, MANAGED_BY, Members, Plan, SERVICE_NAME, Template};
+use crate::{act, pods, service};
 
 pub(super) fn plan(world: &World) -> Plan {
-    let mut wanted: BTreeMap<Group, BTreeMap<String, Endpoint>> = BTreeMap::new();
+    let mut wanted: BTreeMap<Group, Members> = BTreeMap::new();
     for family in service::families(&world.service) {
         for pod in &world.pods {
             if let Some(endpoint) = endpoint(world, pod, &family) {
                 let group = (family.clone(), service::ports(&world.service, pod));
-                wanted.entry(group).or_default().insert(identity(&endpoint), endpoint);
+                wanted.entry(group).or_default().insert(slices::identity(&endpoint), endpoint);
             }
         }
     }
-    let mut have: BTreeMap<Group, Vec<&Arc<EndpointSlice>>> = BTreeMap::new();
-    world.slices.iter().for_each(|slice| have.entry(group_of(slice)).or_default().push(slice));
     // A Service that nobody serves keeps one empty slice per family: it says "nobody", where none would say "not looked yet".
     for family in service::families(&world.service) {
         if !wanted.keys().any(|(known, _)| *known == family) {
             wanted.entry((family, Vec::new())).or_default();
         }
     }
-    let groups: BTreeSet<&Group> = wanted.keys().chain(have.keys()).collect();
-    let mut plan = Plan::default();
-    for group in groups {
-        let slices = have.get(group).map(Vec::as_slice).unwrap_or_default();
-        match wanted.get(group) {
-            Some(endpoints) => arrange(world, group, endpoints.clone(), slices, &mut plan),
-            None => plan.delete.extend(slices.iter().map(|slice| (*slice).clone())),
-        }
-    }
-    plan
+    slices::pack(&template(&world.service), wanted, &world.slices)
 }
 
 /// The pod as an endpoint of a family; `None` where it has no address of it.
@@ -65,99 +38,33 @@ fn endpoint(world: &World, pod: &Pod, family: &str) -> Option<Endpoint> {
     let (serving, terminating) = (pods::is_ready(pod), pod.metadata.deletion_timestamp.is_some());
     let ready = service::publishes_not_ready(&world.service) || (serving && !terminating);
     let node = pods::node_name(pod);
+    let zone = node.and_then(|node| world.zones.get(node).cloned());
     Some(Endpoint {
         addresses,
         conditions: Some(EndpointConditions { ready: Some(ready), serving: Some(serving), terminating: Some(terminating) }),
         hostname: service::hostname(&world.service, pod),
         node_name: node.map(str::to_owned),
         target_ref: Some(service::target(pod)),
-        zone: node.and_then(|node| world.zones.get(node).cloned()),
+        hints: hints(&world.service, node, zone.as_deref()).filter(|_| ready),
+        zone,
         ..Endpoint::default()
     })
 }
 
-fn identity(endpoint: &Endpoint) -> String {
-    let uid = endpoint.target_ref.as_ref().and_then(|target| target.uid.clone());
-    uid.unwrap_or_else(|| endpoint.addresses.join(","))
-}
-
-fn group_of(slice: &EndpointSlice) -> Group {
-    let port = |port: &EndpointPort| Port {
-        name: port.name.clone().unwrap_or_default(),
-        protocol: port.protocol.clone().unwrap_or_else(|| "TCP".into()),
-        number: port.port.unwrap_or(0),
-        app_protocol: port.app_protocol.clone(),
+/// Where traffic to the endpoint shall come from, as the Service prefers (KEP-4444, KEP-3015).
+fn hints(service: &Service, node: Option<&str>, zone: Option<&str>) -> Option<EndpointHints> {
+    let preference = service.spec.as_ref().and_then(|spec| spec.traffic_distribution.as_deref())?;
+    let zones = || zone.map(|zone| vec![ForZone { name: zone.to_owned() }]);
+    let hints = match preference {
+        "PreferClose" | "PreferSameZone" => EndpointHints { for_zones: zones(), for_nodes: None },
+        "PreferSameNode" => EndpointHints { for_zones: zones(), for_nodes: node.map(|node| vec![ForNode { name: node.to_owned() }]) },
+        _ => return None,
     };
-    let mut ports: Vec<Port> = slice.ports.iter().flatten().map(port).collect();
-    ports.sort();
-    (slice.address_type.clone(), ports)
-}
-
-/// Leaves each endpoint in the slice where it is; fills the new ones into slices that change anyway, then into others with room,
-/// then into new slices; drops slices that became empty.
-fn arrange(world: &World, group: &Group, mut left: BTreeMap<String, Endpoint>, slices: &[&Arc<EndpointSlice>], plan: &mut Plan) {
-    let mut kept: Vec<(&Arc<EndpointSlice>, Vec<Endpoint>, bool)> = Vec::new();
-    for slice in slices {
-        let before: Vec<&Endpoint> = slice.endpoints.iter().flatten().collect();
-        let after: Vec<Endpoint> = before.iter().filter_map(|endpoint| left.remove(&identity(endpoint))).collect();
-        let changed = before.len() != after.len() || before.iter().zip(&after).any(|(a, b)| *a != b) || stale_meta(world, slice);
-        kept.push((slice, after, changed));
-    }
-    let mut left: Vec<Endpoint> = left.into_values().collect();
-    // Changed slices first, then the fullest.
-    let mut order: Vec<usize> = (0..kept.len()).collect();
-    order.sort_by_key(|index| (!kept[*index].2, usize::MAX - kept[*index].1.len()));
-    for index in order {
-        let (_, endpoints, changed) = &mut kept[index];
-        let room = ENDPOINTS_MAX.saturating_sub(endpoints.len()).min(left.len());
-        *changed |= room > 0;
-        endpoints.extend(left.drain(..room));
-    }
-    let mut standing = 0;
-    let total = kept.len();
-    for (index, (slice, endpoints, changed)) in kept.into_iter().enumerate() {
-        let last_hope = standing == 0 && left.is_empty() && index + 1 == total && is_placeholder(group);
-        if endpoints.is_empty() && !last_hope {
-            plan.delete.push(slice.clone());
-            continue;
-        }
-        standing += 1;
-        if changed {
-            plan.update.push(EndpointSlice {
-                metadata: meta(world, Some(slice)),
-                endpoints: Some(endpoints),
-                ..EndpointSlice::clone(slice)
-            });
-        }
-    }
-    let new = left.chunks(ENDPOINTS_MAX).map(|endpoints| new_slice(world, group, endpoints.to_vec()));
-    plan.create.extend(new);
-    if standing == 0 && left.is_empty() && is_placeholder(group) {
-        plan.create.push(new_slice(world, group, Vec::new()));
-    }
-}
-
-fn is_placeholder(group: &Group) -> bool {
-    group.1.is_empty()
-}
-
-fn new_slice(world: &World, group: &Group, endpoints: Vec<Endpoint>) -> EndpointSlice {
-    let port = |port: &Port| EndpointPort {
-        name: Some(port.name.clone()),
-        protocol: Some(port.protocol.clone()),
-        port: Some(port.number),
-        app_protocol: port.app_protocol.clone(),
-    };
-    EndpointSlice {
-        address_type: group.0.clone(),
-        endpoints: Some(endpoints),
-        ports: (!group.1.is_empty()).then(|| group.1.iter().map(port).collect()),
-        metadata: meta(world, None),
-    }
+    (hints.for_zones.is_some() || hints.for_nodes.is_some()).then_some(hints)
 }
 
 /// The Service's labels and our own.
-fn labels(service: &Service) -> BTreeMap<String, String> {
+fn template(service: &Service) -> Template {
     let mut labels = service.metadata.labels.clone().unwrap_or_default();
     labels.remove(HEADLESS);
     labels.insert(SERVICE_NAME.into(), service.metadata.name.clone().unwrap_or_default());
@@ -165,30 +72,21 @@ fn labels(service: &Service) -> BTreeMap<String, String> {
     if service::is_headless(service) {
         labels.insert(HEADLESS.into(), String::new());
     }
-    labels
-}
-
-fn meta(world: &World, slice: Option<&EndpointSlice>) -> ObjectMeta {
-    let owner = act::controller_ref(&*world.service);
-    let mut meta = slice.map(|slice| slice.metadata.clone()).unwrap_or_else(|| ObjectMeta {
-        namespace: world.service.metadata.namespace.clone(),
-        generate_name: Some(format!("{}-", world.service.metadata.name.as_deref().unwrap_or_default())),
-        ..ObjectMeta::default()
-    });
-    meta.labels = Some(labels(&world.service));
-    meta.owner_references = Some(vec![owner]);
-    meta
-}
-
-fn stale_meta(world: &World, slice: &EndpointSlice) -> bool {
-    let owned = slice.metadata.owner_references.iter().flatten().any(|owner| Some(&owner.uid) == world.service.metadata.uid.as_ref());
-    !owned || slice.metadata.labels.as_ref() != Some(&labels(&world.service))
+    Template {
+        namespace: service.metadata.namespace.clone(),
+        prefix: format!("{}-", service.metadata.name.as_deref().unwrap_or_default()),
+        labels,
+        annotations: None,
+        owner: act::controller_ref(service),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use std::collections::HashMap;
+    use std::sync::Arc;
 
+    use k8s_openapi::api::discovery::v1::EndpointSlice;
     use serde_json::{Value, json};
 
     use super::*;
@@ -264,5 +162,21 @@ mod tests {
         assert!(still.create.is_empty() && still.update.is_empty() && still.delete.is_empty());
         let some = plan(&world(json!(80), vec![pod("a", true, json!({}))], none.create));
         assert_eq!((some.create.len(), some.delete.len()), (1, 1));
+    }
+
+    #[test]
+    fn a_service_that_prefers_near_endpoints_gives_hints() {
+        let cases = [
+            ("PreferClose", r#"{"forZones":[{"name":"z1"}]}"#),
+            ("PreferSameNode", r#"{"forNodes":[{"name":"n1"}],"forZones":[{"name":"z1"}]}"#),
+        ];
+        for (preference, expected) in cases {
+            let mut world = world(json!(80), vec![pod("a", true, json!({})), pod("bb", false, json!({}))], vec![]);
+            Arc::make_mut(&mut world.service).spec.as_mut().unwrap().traffic_distribution = Some(preference.into());
+            let slice = plan(&world).create.remove(0);
+            let hints: Vec<_> = slice.endpoints.unwrap().into_iter().map(|endpoint| endpoint.hints).collect();
+            assert_eq!(serde_json::to_string(&hints[0]).unwrap(), expected);
+            assert_eq!(hints[1], None, "nobody is sent to an endpoint that is not ready");
+        }
     }
 }
