@@ -3,6 +3,7 @@
 //! - `test` is the one command that runs every test, those of the whole cluster included.
 //! - `tidy` checks what the compiler does not: arrows between crates, stories, links; its checks are also ordinary tests.
 //! - `race` measures: ours and the peer in one run; the cases live in the crate `race`.
+//! - `fuzz` throws odd input at the decoders, the patch engines, selectors and quantities.
 //! - `codegen` rewrites the committed fact tables from published Kubernetes data (`--spec DIR`).
 //!
 //! This program is built before anything else on a fresh checkout, so it depends on little.
@@ -13,6 +14,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 mod codegen;
+mod fuzz;
 mod race;
 mod test;
 mod tidy;
@@ -44,6 +46,14 @@ enum Chore {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
         args: Vec<String>,
     },
+    /// Throw odd input at decoders, patch engines, selectors and quantities.
+    Fuzz {
+        /// Only this target: decode, patch, apply, selector or quantity.
+        target: Option<String>,
+        /// Seconds for each target.
+        #[arg(long, default_value_t = 60)]
+        seconds: u32,
+    },
     /// Rewrite the committed fact tables from published Kubernetes data.
     Codegen {
         /// Folder with the published data (its README names each file).
@@ -60,6 +70,7 @@ fn main() -> anyhow::Result<ExitCode> {
         Chore::Test { args } => test::run(&args),
         Chore::Tidy { write } => tidy::run(write),
         Chore::Race { args } => race::run(&args),
+        Chore::Fuzz { target, seconds } => fuzz::run(target.as_deref(), seconds),
         Chore::Codegen { spec, only } => codegen::run(&spec, only.as_deref()).map(|()| ExitCode::SUCCESS),
     }
 }

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::Config;
-use crate::{daemon, down, image, status, toolbox, up};
+use crate::{agent, daemon, down, image, nodes, status, toolbox, up};
 
 #[derive(Parser)]
 #[command(name = "sternpost", version, about = "All of Kubernetes in one binary", after_help = "Start with: sternpost up")]
@@ -31,6 +31,11 @@ enum Command {
         #[arg(long)]
         dry_run: bool,
     },
+    /// Run a node of a cluster whose control plane is elsewhere.
+    Agent(AgentArgs),
+    /// The further nodes on this machine (`up --nodes`).
+    #[command(subcommand)]
+    Node(nodes::Command),
     /// Say what runs.
     Status,
     /// Images on this node.
@@ -47,7 +52,22 @@ enum Command {
 }
 
 #[derive(Args)]
+pub struct AgentArgs {
+    /// The API server, such as https://192.0.2.10:6443
+    #[arg(long, value_name = "URL")]
+    pub server: String,
+    /// Return once the node is ready; it goes on in the background.
+    #[arg(long, short)]
+    pub detach: bool,
+    #[arg(long, hide = true)]
+    pub report_fd: Option<i32>,
+}
+
+#[derive(Args)]
 pub struct UpArgs {
+    /// So many nodes: this machine, and the others beside it in network namespaces of their own.
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u8).range(1..=200))]
+    pub nodes: Option<u8>,
     /// Return once the cluster is ready; it goes on in the background.
     #[arg(long, short)]
     pub detach: bool,
@@ -113,9 +133,12 @@ impl Settings {
 pub fn run() -> i32 {
     let cli = Cli::parse();
     let result = cli.settings.resolve().and_then(|config| match cli.command {
-        Command::Up(args) if args.detach => daemon::detach(&config, &args),
+        Command::Up(args) if args.detach => daemon::detach(&config),
         Command::Up(args) => up::run(config, &args),
         Command::Down { purge, dry_run } => down::run(&config, purge, dry_run),
+        Command::Agent(args) if args.detach => daemon::detach(&config),
+        Command::Agent(args) => agent::run(config, &args),
+        Command::Node(command) => nodes::run(&config, command),
         Command::Status => status::run(&config),
         Command::Image(command) => image::run(&config, command),
         Command::Kubeconfig => {

@@ -22,6 +22,10 @@ pub struct Config {
     /// Where cluster DNS listens on the node; the Service `kube-dns` leads there.
     pub dns_port: u16,
     pub pod_cidr: String,
+    /// Prefix length of a node's part of `podCidr`.
+    pub node_cidr_mask_size: u8,
+    /// What the further nodes on this machine (`up --nodes`) and their bridge have their addresses from.
+    pub node_cidr: String,
     pub service_cidr: String,
     pub cluster_domain: String,
     /// The host's name in lower case where empty.
@@ -65,6 +69,8 @@ impl Default for Config {
             kubelet_port: 10250,
             dns_port: 10053,
             pod_cidr: "10.244.0.0/16".into(),
+            node_cidr_mask_size: 21,
+            node_cidr: "10.243.0.0/24".into(),
             service_cidr: "10.96.0.0/16".into(),
             cluster_domain: "cluster.local".into(),
             node_name: String::new(),
@@ -122,6 +128,14 @@ impl Config {
     }
     pub fn pods(&self) -> anyhow::Result<Cidr> {
         Cidr::parse(&self.pod_cidr).context("podCidr")
+    }
+    /// What nodes get their pods' ranges from.
+    pub fn cluster_range(&self) -> anyhow::Result<controllers::ClusterRange> {
+        let Cidr { address, prefix } = self.pods()?;
+        if self.node_cidr_mask_size < prefix || self.node_cidr_mask_size > if address.is_ipv4() { 30 } else { 126 } {
+            bail!("nodeCidrMaskSize {} does not cut podCidr {}", self.node_cidr_mask_size, self.pod_cidr);
+        }
+        Ok(controllers::ClusterRange { address, prefix, node_prefix: self.node_cidr_mask_size })
     }
     pub fn services(&self) -> anyhow::Result<Cidr> {
         Cidr::parse(&self.service_cidr).context("serviceCidr")

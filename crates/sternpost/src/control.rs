@@ -5,7 +5,6 @@
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use anyhow::Context;
 use bytes::Bytes;
@@ -16,26 +15,26 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
+use stdx::Drain;
 use tokio::net::UnixListener;
 
 use crate::config::Config;
 use crate::node::NodeParts;
-use crate::up::Parts;
 
 pub fn socket(config: &Config) -> PathBuf {
     config.run_dir.join("control.sock")
 }
 
 /// Serves until the daemon stops.
-pub async fn serve(parts: Arc<Parts>, node: NodeParts) {
-    let path = socket(&parts.config);
+pub async fn serve(config: Config, drain: Drain, node: NodeParts) {
+    let path = socket(&config);
     let _ = std::fs::remove_file(&path);
     let listener = match UnixListener::bind(&path) {
         Ok(listener) => listener,
         Err(error) => return tracing::error!(path = %path.display(), %error, "no control socket"),
     };
     let _ = std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600));
-    while let Some(Ok((stream, _))) = parts.drain.run(listener.accept()).await {
+    while let Some(Ok((stream, _))) = drain.run(listener.accept()).await {
         let node = node.clone();
         tokio::spawn(async move {
             let service = service_fn(move |request| answer(node.clone(), request));

@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use rustix::fs::{FlockOperation, flock};
 
-use crate::cli::UpArgs;
 use crate::config::Config;
 use crate::progress::READY;
 
@@ -72,7 +71,7 @@ fn open(config: &Config) -> anyhow::Result<File> {
 }
 
 /// Starts the daemon in a session of its own with its output in the log file, shows its progress, and returns once it is ready.
-pub fn detach(config: &Config, args: &UpArgs) -> anyhow::Result<i32> {
+pub fn detach(config: &Config) -> anyhow::Result<i32> {
     if let Some(code) = crate::up::not_to_be_started(config)? {
         return Ok(code);
     }
@@ -94,7 +93,7 @@ pub fn detach(config: &Config, args: &UpArgs) -> anyhow::Result<i32> {
         });
     }
     let mut child = command.spawn().context("start the daemon")?;
-    drop((writer, args));
+    drop(writer);
     for line in BufReader::new(reader).lines() {
         match line?.as_str() {
             READY => return Ok(0),

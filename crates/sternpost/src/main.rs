@@ -3,16 +3,19 @@
 //! The binary is four programs, told apart before anything else happens: an applet of the built-in image ([`toolbox`]), the supervisor of
 //! one pod (`runtime`'s shim), the daemon that is the cluster ([`up`]), and the commands that talk to it ([`cli`]).
 
+mod agent;
 mod certificates;
 mod cli;
 mod config;
 mod control;
 mod daemon;
+mod dns_service;
 mod down;
 mod image;
 mod kubeconfig;
 mod memory;
 mod node;
+mod nodes;
 mod preflight;
 mod progress;
 mod status;

@@ -3,7 +3,6 @@
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::Context;
 use cri::{ImageService, RuntimeService, v1};
@@ -12,13 +11,19 @@ use serde_json::json;
 use tokio::task::JoinSet;
 
 use crate::certificates::Certificates;
-use crate::config::Config;
+use crate::config::{Cidr, Config};
 use crate::toolbox;
 use crate::up::Parts;
+
+mod peers;
+
+pub use peers::internal_address;
 
 /// What a container gets to end by itself when the node is taken down: less than its pod may ask for, for the user waits.
 const DOWN_GRACE_SECONDS: i64 = 5;
 /// The built-in image.
+/// On which port a node's DNS listens; what has no such label has none.
+pub const DNS_PORT_LABEL: &str = "dns.sternpost.io/port";
 const TOOLBOX: &str = "sternpost.io/toolbox:latest";
 
 /// What the control socket needs of the node.
@@ -70,12 +75,26 @@ impl Places {
     }
 }
 
+/// What a node is made from, whether the API server is in its process or on another machine.
+#[derive(Clone)]
+pub struct Surroundings {
+    pub config: Config,
+    pub address: IpAddr,
+    /// As `system:node:<name>`.
+    pub client: client::Client,
+    /// Services, slices, namespaces and nodes; of pods only this node's where the process holds no other component.
+    pub caches: reconcile::Caches,
+    pub tls: Arc<rustls::ServerConfig>,
+    pub drain: stdx::Drain,
+}
+
 /// Starts the node's components.
-pub async fn start(parts: &Arc<Parts>, tasks: &mut JoinSet<()>) -> anyhow::Result<NodeParts> {
-    let (node, runtime) = open(&parts.config).await?;
-    start_network(parts, tasks)?;
-    start_dns(parts, tasks)?;
-    start_kubelet(parts, runtime, node.service.clone(), tasks)?;
+pub async fn start(around: &Surroundings, tasks: &mut JoinSet<()>) -> anyhow::Result<NodeParts> {
+    let (node, runtime) = open(&around.config).await?;
+    start_network(around, tasks)?;
+    peers::start(around, tasks)?;
+    start_dns(around, tasks)?;
+    start_kubelet(around, runtime, node.service.clone(), tasks)?;
     Ok(node)
 }
 
@@ -93,11 +112,13 @@ async fn open(config: &Config) -> anyhow::Result<(NodeParts, Arc<dyn RuntimeServ
 fn pod_network(config: &Config, places: &Places) -> anyhow::Result<Arc<dyn cni::PodNetwork>> {
     let pods = config.pods()?;
     let services = config.services()?;
+    let nodes = Cidr::parse(&config.node_cidr).context("nodeCidr")?;
     let mut settings = cni::Config::new((pods.address, pods.prefix), places.network.clone());
+    settings.hidden_cidrs = vec![(nodes.address, nodes.prefix)];
     settings.cluster_cidrs = vec![(pods.address, pods.prefix), (services.address, services.prefix)];
     settings.link_prefix = config.link_prefix.clone();
     settings.table = config.nft_table.clone();
-    Ok(Arc::new(cni::Routed::open(settings).context("open the pod network")?))
+    Ok(Arc::new(cni::Assigned::open(settings, config.data_dir.join("pod-cidr")).context("open the pod network")?))
 }
 
 /// The built-in image, made of the running binary.
@@ -115,15 +136,15 @@ fn add_toolbox(images: &images::Store) -> anyhow::Result<()> {
 }
 
 fn start_kubelet(
-    parts: &Arc<Parts>,
+    around: &Surroundings,
     runtime: Arc<dyn RuntimeService>,
     images: Arc<dyn ImageService>,
     tasks: &mut JoinSet<()>,
 ) -> anyhow::Result<()> {
-    let config = &parts.config;
+    let config = &around.config;
     let places = Places::of(config);
-    let mut settings = kubelet::Config::new(&config.node_name, parts.node_ip);
-    settings.pod_cidr = Some(config.pod_cidr.clone());
+    let mut settings = kubelet::Config::new(&config.node_name, around.address);
+    settings.labels.insert(DNS_PORT_LABEL.into(), config.dns_port.to_string());
     settings.cluster_dns = vec![config.dns_service_ip()?];
     settings.cluster_domain = config.cluster_domain.clone();
     settings.data_directory = places.kubelet;
@@ -133,9 +154,9 @@ fn start_kubelet(
     settings.port = config.kubelet_port;
     settings.pods_max = config.max_pods;
     settings.pod_pids_max = Some(config.pod_pids_limit);
-    settings.tls = Some(parts.certificates.kubelet.config()?);
-    let client = parts.client(&format!("system:node:{}", config.node_name), &["system:nodes"]).named("kubelet");
-    let drain = parts.drain.clone();
+    settings.tls = Some(around.tls.clone());
+    let client = around.client.named("kubelet");
+    let drain = around.drain.clone();
     tasks.spawn(async move {
         if let Err(error) = kubelet::run(settings, client, runtime, images, drain).await {
             tracing::error!(%error, "the kubelet ended");
@@ -152,13 +173,13 @@ pub async fn label(parts: &Parts) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn start_network(parts: &Arc<Parts>, tasks: &mut JoinSet<()>) -> anyhow::Result<()> {
-    let config = &parts.config;
+fn start_network(around: &Surroundings, tasks: &mut JoinSet<()>) -> anyhow::Result<()> {
+    let config = &around.config;
     let pods = config.pods()?;
     let mut settings = proxy::Config::new(&config.node_name, vec![(pods.address, pods.prefix)]);
     settings.table = config.nft_table.clone();
-    let caches = proxy::Caches { services: parts.caches.of(), slices: parts.caches.of(), pods: Some(parts.caches.of()) };
-    let drain = parts.drain.clone();
+    let caches = proxy::Caches { services: around.caches.of(), slices: around.caches.of(), pods: Some(around.caches.of()) };
+    let drain = around.drain.clone();
     tasks.spawn(async move {
         if let Err(error) = proxy::run(settings, caches, drain).await {
             tracing::error!(%error, "the service proxy ended");
@@ -167,32 +188,22 @@ fn start_network(parts: &Arc<Parts>, tasks: &mut JoinSet<()>) -> anyhow::Result<
     Ok(())
 }
 
-fn start_dns(parts: &Arc<Parts>, tasks: &mut JoinSet<()>) -> anyhow::Result<()> {
-    let config = &parts.config;
-    let listen = SocketAddr::new(parts.node_ip, config.dns_port);
+fn start_dns(around: &Surroundings, tasks: &mut JoinSet<()>) -> anyhow::Result<()> {
+    let config = &around.config;
+    let listen = SocketAddr::new(around.address, config.dns_port);
     let service = config.dns_service_ip()?;
     let mut settings = dns::Config::new(vec![listen], &config.cluster_domain);
     settings.own_addresses = vec![SocketAddr::new(service, 53)];
     let server = Arc::new(dns::Server::bind(settings)?);
-    let caches = dns::Caches { services: parts.caches.of(), slices: parts.caches.of(), namespaces: parts.caches.of() };
-    tasks.spawn(server.run(caches, parts.drain.clone()));
-    let client = parts.client("system:apiserver", &["system:masters"]).named("dns");
-    let endpoint = dns::Endpoint { node_name: config.node_name.clone(), address: parts.node_ip, port: config.dns_port };
-    let drain = parts.drain.clone();
-    tokio::spawn(async move {
-        let mut backoff = stdx::Backoff::new(Duration::from_millis(50), Duration::from_secs(5));
-        while let Err(error) = dns::ensure_service(&client, &[service], &endpoint).await {
-            tracing::warn!(%error, "the Service of cluster DNS");
-            if drain.run(tokio::time::sleep(backoff.next_wait())).await.is_none() {
-                return;
-            }
-        }
-    });
+    let caches = dns::Caches { services: around.caches.of(), slices: around.caches.of(), namespaces: around.caches.of() };
+    tasks.spawn(server.run(caches, around.drain.clone()));
     Ok(())
 }
 
-/// Removes our nftables table; links go with their namespaces.
+/// Removes our nftables table and the ways to other nodes; links go with their namespaces.
 pub fn remove_network(config: &Config) -> anyhow::Result<()> {
+    let pods = config.pods()?;
+    cni::Peers::remove(&config.link_prefix, &[(pods.address, pods.prefix)])?;
     let mut socket = nft::Socket::netfilter().context("open a netfilter socket")?;
     nft::Table::inet(&config.nft_table).delete(&mut socket).context("remove the nftables table")
 }

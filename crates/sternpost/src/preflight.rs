@@ -24,6 +24,14 @@ pub fn check(config: &Config) -> Vec<String> {
     faults
 }
 
+/// The same for a node without a control plane.
+pub fn check_agent(config: &Config) -> Vec<String> {
+    let checks: [fn(&Config, &mut Vec<String>); 6] = [root, kernel, filesystems, namespaces, netfilter, space];
+    let mut faults = Vec::new();
+    checks.iter().for_each(|check| check(config, &mut faults));
+    faults
+}
+
 fn root(_: &Config, faults: &mut Vec<String>) {
     if !rustix::process::geteuid().is_root() {
         faults.push("not root: containers need it; run with sudo".into());

@@ -20,10 +20,10 @@ use crate::config::{Config, outward_address};
 use crate::daemon::{self, PidFile};
 use crate::kubeconfig::{self, Invoker};
 use crate::progress::Progress;
-use crate::{control, memory, node, preflight, status, transport};
+use crate::{control, dns_service, memory, node, nodes, preflight, status, transport};
 
 /// How long components may take to finish after the signal.
-const GRACE: Duration = Duration::from_secs(10);
+pub const GRACE: Duration = Duration::from_secs(10);
 /// How long the node may take to become ready before the start says that something is wrong.
 const READY_WITHIN: Duration = Duration::from_secs(60);
 /// How much of the past the store keeps for watches to resume from (upstream: etcd compaction every five minutes).
@@ -99,7 +99,9 @@ async fn cluster(config: Config, args: &UpArgs, progress: &mut Progress) -> anyh
     let mut signals = Signals::listen()?;
     progress.line(&format!("sternpost {} on {} (data in {})", env!("CARGO_PKG_VERSION"), config.node_name, config.data_dir.display()));
     let scheduler = config.scheduler()?;
+    let ranges = config.cluster_range()?;
     let node_ip = config.node_ip.or_else(outward_address).context("this host has no address")?;
+    keep_private(&config.data_dir)?;
     let certificates = Certificates::open(&config, node_ip)?;
     kubeconfig::write_admin(&config, &certificates.pki)?;
     let (store, objects) = open_store(&config).await?;
@@ -113,11 +115,12 @@ async fn cluster(config: Config, args: &UpArgs, progress: &mut Progress) -> anyh
     let system = transport::client(&server, UserInfo::authenticated("system:apiserver", &["system:masters"]));
     let caches = Caches::new(&system, drain.clone());
     let parts = Arc::new(Parts { config, certificates, node_ip, server, caches, drain: drain.clone() });
-    start_control_plane(&parts, scheduler, &mut tasks);
+    start_control_plane(&parts, scheduler, ranges, &mut tasks);
     progress.step("controllers", "and scheduler");
-    let node = node::start(&parts, &mut tasks).await?;
+    let node = node::start(&surroundings(&parts, parts.certificates.kubelet.config()?), &mut tasks).await?;
+    tasks.spawn(dns_service::keep(parts.clone()));
     progress.step("node", "runtime, kubelet, network, Services, DNS");
-    tasks.spawn(control::serve(parts.clone(), node));
+    tasks.spawn(control::serve(parts.config.clone(), drain.clone(), node));
     tasks.spawn(compact(store.clone(), drain.clone()));
     let rotating = parts.clone();
     tasks.spawn(async move { rotating.certificates.rotate(&rotating.config, &rotating.drain).await });
@@ -129,6 +132,9 @@ async fn cluster(config: Config, args: &UpArgs, progress: &mut Progress) -> anyh
     if !drain.is_stopping() {
         progress.step("Ready", &parts.config.node_name);
         node::label(&parts).await?;
+        if let Some(count) = args.nodes {
+            nodes::start_all(&parts, count, progress).await?;
+        }
         greet(&parts, args, progress)?;
         progress.done();
         memory::give_back();
@@ -144,6 +150,18 @@ async fn cluster(config: Config, args: &UpArgs, progress: &mut Progress) -> anyh
         tracing::warn!("some components did not finish in time");
     }
     store.close().await.context("close the store")
+}
+
+/// The node in this process: its requests go the short way, and everything else shares its caches.
+fn surroundings(parts: &Parts, tls: Arc<rustls::ServerConfig>) -> node::Surroundings {
+    node::Surroundings {
+        config: parts.config.clone(),
+        address: parts.node_ip,
+        client: parts.client(&format!("system:node:{}", parts.config.node_name), &["system:nodes"]),
+        caches: parts.caches.clone(),
+        tls,
+        drain: parts.drain.clone(),
+    }
 }
 
 async fn open_store(config: &Config) -> anyhow::Result<(Arc<dyn Store>, usize)> {
@@ -176,20 +194,32 @@ async fn start_api(
     Ok(server)
 }
 
-fn start_control_plane(parts: &Arc<Parts>, scheduler: scheduler::Config, tasks: &mut JoinSet<()>) {
+fn start_control_plane(parts: &Arc<Parts>, scheduler: scheduler::Config, ranges: controllers::ClusterRange, tasks: &mut JoinSet<()>) {
     let pki = &parts.certificates.pki;
     let settings = controllers::Config {
         root_ca: pki.ca.clone(),
+        cluster_ranges: vec![ranges],
         signer: signer(pki),
         token_issuer: token_issuer(pki),
         ..controllers::Config::default()
     };
-    let client = parts.client("system:kube-controller-manager", &["system:masters"]);
+    let client = parts.client("system:kube-controller-manager", &[]);
     tasks.spawn(controllers::run_on(client, parts.caches.clone(), settings, parts.drain.clone()));
 
     let client = parts.client("system:kube-scheduler", &[]).named("kube-scheduler");
     let recorder = EventRecorder::start(&client, "default-scheduler", None, parts.drain.clone());
     tasks.spawn(scheduler::run(scheduler, client, parts.caches.clone(), recorder, parts.drain.clone()));
+}
+
+/// Nobody but root looks into the data folder: objects, keys, images, pods' volumes.
+fn keep_private(dir: &std::path::Path) -> anyhow::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
+    let mode = std::fs::metadata(dir).with_context(|| dir.display().to_string())?.permissions().mode();
+    if mode & 0o077 != 0 {
+        std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o700)).with_context(|| dir.display().to_string())?;
+    }
+    Ok(())
 }
 
 /// Without its key nothing is signed; everything else works.
@@ -221,17 +251,21 @@ async fn compact(store: Arc<dyn Store>, drain: Drain) {
 }
 
 async fn wait_until_ready(parts: &Parts) -> anyhow::Result<()> {
-    let nodes = parts.caches.of::<Node>();
+    wait_for_node(&parts.caches.of::<Node>(), &parts.config.node_name).await
+}
+
+/// Until the node is ready, which says in its own words why it is not.
+pub async fn wait_for_node(nodes: &reconcile::Cache<Node>, name: &str) -> anyhow::Result<()> {
     let mut changes = nodes.subscribe();
     let ready = async {
-        while !nodes.get("", &parts.config.node_name).is_some_and(|node| status::is_ready(&node)) {
+        while !nodes.get("", name).is_some_and(|node| status::is_ready(&node)) {
             changes.next().await;
         }
     };
     if tokio::time::timeout(READY_WITHIN, ready).await.is_ok() {
         return Ok(());
     }
-    let node = nodes.get("", &parts.config.node_name);
+    let node = nodes.get("", name);
     let conditions = node.as_ref().and_then(|node| node.status.as_ref()?.conditions.as_ref());
     let why = conditions.into_iter().flatten().find(|condition| condition.type_ == "Ready").and_then(|ready| ready.message.clone());
     anyhow::bail!("the node is not ready after {} s: {}", READY_WITHIN.as_secs(), why.unwrap_or_else(|| "it did not register".into()))
@@ -260,17 +294,17 @@ fn greet(parts: &Parts, args: &UpArgs, progress: &mut Progress) -> anyhow::Resul
 }
 
 /// SIGINT and SIGTERM.
-struct Signals {
+pub struct Signals {
     interrupt: tokio::signal::unix::Signal,
     terminate: tokio::signal::unix::Signal,
 }
 
 impl Signals {
-    fn listen() -> std::io::Result<Self> {
+    pub fn listen() -> std::io::Result<Self> {
         use tokio::signal::unix::{SignalKind, signal};
         Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
     }
-    async fn next(&mut self) {
+    pub async fn next(&mut self) {
         tokio::select! {
             _ = self.interrupt.recv() => {}
             _ = self.terminate.recv() => {}

@@ -58,8 +58,11 @@ impl Quantity {
         let (scale, mut format) = interpret(suffix)?;
         let digits = format!("{}{}", whole.trim_start_matches('0'), fraction);
         let digits = digits.trim_start_matches('0');
-        let mut mantissa: i128 = if digits.is_empty() { 0 } else { digits.parse().map_err(|_| Error::Numeric)? };
-        let mut exponent = -i32::try_from(fraction.len()).map_err(|_| Error::Numeric)?;
+        // Zeros at the end cost no digits of the mantissa: the canonical text of what was accepted is accepted again.
+        let significant = digits.trim_end_matches('0');
+        let mut mantissa: i128 = if significant.is_empty() { 0 } else { significant.parse().map_err(|_| Error::Numeric)? };
+        let shift = |length: usize| i32::try_from(length).map_err(|_| Error::Numeric);
+        let mut exponent = shift(digits.len() - significant.len())? - shift(fraction.len())?;
         match scale {
             Scale::Ten(power) => exponent = exponent.checked_add(power).ok_or(Error::Suffix)?,
             Scale::Two(power) => mantissa = mantissa.checked_mul(1 << power).ok_or(Error::Numeric)?,
@@ -106,7 +109,7 @@ impl Quantity {
         self.scaled(-3)
     }
     fn scaled(&self, exponent: i32) -> i64 {
-        let shift = self.exponent - exponent;
+        let shift = self.exponent.saturating_sub(exponent);
         let limit = if self.mantissa < 0 { i128::MIN } else { i128::MAX };
         let value = if shift >= 0 {
             self.mantissa.checked_mul(power_of_ten(shift)).unwrap_or(limit)
@@ -123,7 +126,7 @@ impl Quantity {
     /// Both mantissas over the smaller exponent; saturating.
     fn aligned(self, other: Self) -> (i128, i128, i32) {
         let exponent = self.exponent.min(other.exponent);
-        let over = |one: Self| one.mantissa.saturating_mul(power_of_ten(one.exponent - exponent));
+        let over = |one: Self| one.mantissa.saturating_mul(power_of_ten(one.exponent.saturating_sub(exponent)));
         (over(self), over(other), exponent)
     }
 
@@ -131,7 +134,7 @@ impl Quantity {
         let (mut mantissa, mut exponent) = (self.mantissa, self.exponent);
         while mantissa != 0 && mantissa % 10 == 0 {
             mantissa /= 10;
-            exponent += 1;
+            exponent = exponent.saturating_add(1);
         }
         if mantissa == 0 {
             return "0".to_owned();
@@ -320,6 +323,17 @@ mod tests {
         ];
         for (text, expected) in cases {
             assert_eq!(Quantity::parse(text).map(|quantity| quantity.to_string()), Ok(expected.to_owned()), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_was_accepted_is_accepted_in_its_canonical_form() {
+        for text in
+            ["13333333303333333333333333333333330.0003E", "1e2147483647", "-10e2147483646", "170141183460469231731687303715884105727E"]
+        {
+            let quantity = Quantity::parse(text).expect(text);
+            assert_eq!(Quantity::parse(&quantity.to_string()).as_ref(), Ok(&quantity), "{text}");
+            assert!(quantity != Quantity::parse("1n").expect("a quantity"));
         }
     }
 

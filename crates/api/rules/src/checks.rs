@@ -262,3 +262,11 @@ pub fn signer_name(name: &str, path: &Path) -> Errors {
     }
     errors
 }
+
+/// An IPv6 address that is not written as RFC 5952 says works, but not everywhere.
+pub fn ip_warning(address: &str, path: &Path) -> Option<String> {
+    let parsed: IpAddr = address.parse().ok()?;
+    let printed = parsed.to_string();
+    (parsed.is_ipv6() && printed != address)
+        .then(|| format!("{path}: IPv6 address {address:?} should be in RFC 5952 canonical format ({printed:?})"))
+}

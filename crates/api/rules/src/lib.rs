@@ -10,8 +10,10 @@ pub mod checks;
 mod cron;
 pub mod kinds;
 pub mod metadata;
+pub mod plain;
 pub mod pod_spec;
 pub mod printing;
+pub mod quota;
 pub mod resources;
 pub mod template;
 pub mod value;
@@ -93,6 +95,10 @@ pub trait Rules: Send + Sync + 'static {
     fn create_on_update(&self) -> bool {
         false
     }
+    /// A PUT may leave out `metadata.resourceVersion` (upstream: AllowUnconditionalUpdate).
+    fn unconditional_update(&self) -> bool {
+        true
+    }
     /// The grace period of a delete without one, in seconds (pods); `None` deletes at once.
     fn default_grace_seconds(&self, _object: &Value) -> Option<i64> {
         None
@@ -144,14 +150,16 @@ pub fn all() -> &'static [&'static dyn Rules] {
         &horizontal_pod_autoscaler::HorizontalPodAutoscaler,
         &resource_quota::ResourceQuota,
         &replication_controller::ReplicationController,
-        &listed::INGRESS_CLASS,
-        &listed::SERVICE_CIDR,
-        &listed::IP_ADDRESS,
-        &listed::RUNTIME_CLASS,
+        &ingress_class::INGRESS_CLASS,
+        &service_cidr::SERVICE_CIDR,
+        &ip_address::IP_ADDRESS,
+        &runtime_class::RUNTIME_CLASS,
         &listed::CERTIFICATE_SIGNING_REQUEST,
-        &listed::CSI_DRIVER,
-        &listed::CSI_NODE,
-        &listed::VOLUME_ATTACHMENT,
+        &csi_driver::CSI_DRIVER,
+        &csi_node::CSI_NODE,
+        &csi_storage_capacity::CSI_STORAGE_CAPACITY,
+        &volume_attachment::VOLUME_ATTACHMENT,
+        &volume_attributes_class::VOLUME_ATTRIBUTES_CLASS,
         &listed::VALIDATING_WEBHOOKS,
         &listed::MUTATING_WEBHOOKS,
         &listed::FLOW_SCHEMA,

@@ -75,3 +75,8 @@ pub fn first_three(words: &[String], nothing: &str) -> Value {
         _ => words.join(",").into(),
     }
 }
+
+/// A list of texts with commas.
+pub fn joined(items: &[Value]) -> Value {
+    items.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(",").into()
+}

@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use auth::UserInfo;
+use cel::library::authorizer::{Authorizer, Decision, Question};
 use futures_util::future::BoxFuture;
 use meta::gvk::{GroupResource, GroupVersionKind, GroupVersionResource};
 use meta::status::Status;
@@ -36,6 +37,15 @@ impl Objects {
     }
 }
 
+struct Rights(Vec<String>);
+
+impl Authorizer for Rights {
+    fn decide(&self, asked: &Question) -> Decision {
+        let right = format!("{} {} {}", asked.verb, asked.resource, asked.name);
+        Decision { allowed: self.0.contains(&right), ..Decision::default() }
+    }
+}
+
 impl Lookup for Objects {
     fn get<'a>(
         &'a self,
@@ -56,6 +66,13 @@ impl Lookup for Objects {
             slot.1 = Arc::new(object);
         }
         Box::pin(std::future::ready(Ok(true)))
+    }
+    fn resource_of(&self, kind: &GroupVersionKind) -> Option<(GroupVersionResource, bool)> {
+        let plural = format!("{}s", kind.kind.to_lowercase());
+        Some((GroupVersionResource::new(&kind.group, &kind.version, &plural), true))
+    }
+    fn authorizer(&self, _: &UserInfo) -> Arc<dyn Authorizer> {
+        Arc::new(Rights(self.rights.clone()))
     }
     fn allows<'a>(&'a self, _: &'a UserInfo, asked: auth::authorize::Attributes<'a>) -> BoxFuture<'a, bool> {
         let right = format!("{} {} {}", asked.verb, asked.resource, asked.name);

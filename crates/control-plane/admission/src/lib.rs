@@ -8,10 +8,12 @@
 
 mod chain;
 mod conditions;
+mod expressions;
 mod matching;
 mod metrics;
 mod notes;
 pub mod plugins;
+pub mod policy;
 mod reinvocation;
 pub mod webhook;
 
@@ -132,6 +134,18 @@ pub trait Lookup: Send + Sync + 'static {
         Box::pin(std::future::ready(Ok(object)))
     }
 
+    /// Server-side apply of `applied` to `object`, both in the version `gvk`, without owners.
+    fn merge<'a>(&'a self, object: Value, applied: Value, _gvk: &'a GroupVersionKind) -> BoxFuture<'a, Result<Value, Status>> {
+        let mut merged = object;
+        schema::merge::json_merge_patch(&mut merged, &applied);
+        Box::pin(std::future::ready(Ok(merged)))
+    }
+
+    /// Who answers `authorizer` in expressions about a write of this user's.
+    fn authorizer(&self, _user: &UserInfo) -> Arc<dyn cel::library::authorizer::Authorizer> {
+        Arc::new(Nobody)
+    }
+
     /// The addresses of a host outside the cluster; none where nobody can tell.
     fn resolve_host<'a>(&'a self, _host: &'a str) -> BoxFuture<'a, Vec<std::net::IpAddr>> {
         Box::pin(std::future::ready(Vec::new()))
@@ -140,6 +154,15 @@ pub trait Lookup: Send + Sync + 'static {
     /// Whether `user` may do what is asked.
     fn allows<'a>(&'a self, _user: &'a UserInfo, _asked: auth::authorize::Attributes<'a>) -> BoxFuture<'a, bool> {
         Box::pin(std::future::ready(false))
+    }
+}
+
+/// Allows nothing.
+struct Nobody;
+
+impl cel::library::authorizer::Authorizer for Nobody {
+    fn decide(&self, _: &cel::library::authorizer::Question) -> cel::library::authorizer::Decision {
+        cel::library::authorizer::Decision::default()
     }
 }
 

@@ -14,6 +14,7 @@ struct Metrics {
     rejections: IntCounterVec,
     fail_open: IntCounterVec,
     exclusions: IntCounterVec,
+    policies: IntCounterVec,
 }
 
 impl Metrics {
@@ -55,12 +56,17 @@ impl Metrics {
                 "Admission match condition evaluation exclusions count, identified by name of resource containing the match condition.",
                 &["name", "kind", "type", "operation"],
             )?,
+            policies: counter(
+                "apiserver_validating_admission_policy_check_total",
+                "Validation admission policy check total, labeled by policy and further identified by binding and enforcement action taken.",
+                &["policy", "policy_binding", "error_type", "enforcement_action"],
+            )?,
         };
         let registry = telemetry::registry();
         for histogram in [&made.step, &made.webhook] {
             let _ = registry.register(Box::new(histogram.clone()));
         }
-        for counter in [&made.requests, &made.rejections, &made.fail_open, &made.exclusions] {
+        for counter in [&made.requests, &made.rejections, &made.fail_open, &made.exclusions, &made.policies] {
             let _ = registry.register(Box::new(counter.clone()));
         }
         Ok(made)
@@ -129,5 +135,12 @@ impl Call<'_> {
         if let Some(metrics) = metrics() {
             metrics.exclusions.with_label_values(&[self.name, "webhook", self.kind, self.operation]).inc();
         }
+    }
+}
+
+/// A policy was evaluated; `action` is `allow`, `deny`, `warn` or `audit`.
+pub fn policy(policy: &str, binding: &str, action: &str, error: &str) {
+    if let Some(metrics) = metrics() {
+        metrics.policies.with_label_values(&[policy, binding, error, action]).inc();
     }
 }

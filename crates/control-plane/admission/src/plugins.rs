@@ -11,6 +11,7 @@ pub mod event_rate_limit;
 pub mod extended_resource_toleration;
 pub mod limit_pod_hard_anti_affinity_topology;
 pub mod limit_ranger;
+pub mod mutating_admission_policy;
 pub mod mutating_webhook;
 pub mod namespace_exists;
 pub mod namespace_lifecycle;
@@ -22,10 +23,12 @@ pub mod pod_security;
 pub mod pod_toleration_restriction;
 pub mod pod_topology_labels;
 pub mod priority;
+pub mod resource_quota;
 pub mod runtime_class;
 pub mod service_account;
 pub mod storage_object_in_use_protection;
 pub mod taint_nodes_by_condition;
+pub mod validating_admission_policy;
 pub mod validating_webhook;
 
 use crate::{ConfigError, Options, Plugin};
@@ -61,8 +64,11 @@ pub fn all(options: &Options) -> Result<Vec<Box<dyn Plugin>>, ConfigError> {
         Box::new(default_ingress_class::DefaultIngressClass),
         Box::new(deny_service_external_ips::DenyServiceExternalIps),
         Box::new(pod_topology_labels::PodTopologyLabels),
+        Box::new(mutating_admission_policy::MutatingAdmissionPolicy::default()),
         Box::new(mutating_webhook::MutatingWebhook::default()),
+        Box::new(validating_admission_policy::ValidatingAdmissionPolicy::default()),
         Box::new(validating_webhook::ValidatingWebhook::default()),
+        Box::new(resource_quota::ResourceQuota::new(options)),
         Box::new(always::AlwaysDeny),
     ])
 }

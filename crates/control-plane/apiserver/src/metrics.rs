@@ -1,73 +1,281 @@
-//! The request metrics, under upstream's names.
+//! The server's metrics, under upstream's names.
+//!
+//! Source: apiserver `pkg/endpoints/metrics`, `pkg/storage/etcd3/metrics`.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
-use telemetry::prometheus::{HistogramOpts, HistogramVec, IntCounter, IntCounterVec, Opts};
+use telemetry::prometheus::{HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGaugeVec, Opts};
 
+use crate::Inner;
 use crate::context::Context;
-use crate::registry::catalog;
+use crate::registry::catalog::Kind;
 use crate::request::RequestInfo;
 
 /// Upstream's labels; the durations have all but the last.
 const REQUEST_LABELS: [&str; 9] = ["verb", "dry_run", "group", "version", "resource", "subresource", "scope", "component", "code"];
+const LONG_LABELS: [&str; 7] = ["verb", "group", "version", "resource", "subresource", "scope", "component"];
+const COMPONENT: &str = "apiserver";
 
 pub struct Metrics {
     requests: IntCounterVec,
     duration: HistogramVec,
+    sizes: HistogramVec,
+    inflight: IntGaugeVec,
+    long_running: IntGaugeVec,
+    watch_events: IntCounterVec,
+    watch_sizes: HistogramVec,
+    objects: IntGaugeVec,
+    objects_by_group: IntGaugeVec,
+    /// Watches that are open now.
+    watches: Arc<AtomicI64>,
     pub audit_dropped: IntCounter,
+}
+
+/// Counts something for as long as it lives.
+pub struct Counted {
+    gauge: telemetry::prometheus::IntGauge,
+    also: Option<Arc<AtomicI64>>,
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.gauge.dec();
+        if let Some(also) = &self.also {
+            also.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// What a watch counts: itself while it is open, and its events.
+pub struct Watched {
+    events: IntCounter,
+    sizes: telemetry::prometheus::Histogram,
+    _open: Counted,
+}
+
+impl Watched {
+    /// So many events went out in one piece of so many bytes.
+    pub fn sent(&self, events: u64, bytes: usize) {
+        self.events.inc_by(events);
+        self.sizes.observe(bytes as f64 / events.max(1) as f64);
+    }
 }
 
 impl Metrics {
     /// Registers with the process's registry; a second server in the process counts for itself only.
     pub fn new() -> Result<Self, telemetry::prometheus::Error> {
-        let opts = Opts::new(
-            "apiserver_request_total",
-            "Counter of apiserver requests broken out for each verb, group, version, resource and HTTP response code.",
-        );
-        let requests = IntCounterVec::new(opts, &REQUEST_LABELS)?;
-        let buckets = vec![
+        let registry = telemetry::registry();
+        let counter = |name: &str, help: &str, labels: &[&str]| {
+            let counter = IntCounterVec::new(Opts::new(name, help), labels)?;
+            let _ = registry.register(Box::new(counter.clone()));
+            Ok::<_, telemetry::prometheus::Error>(counter)
+        };
+        let gauge = |name: &str, help: &str, labels: &[&str]| {
+            let gauge = IntGaugeVec::new(Opts::new(name, help), labels)?;
+            let _ = registry.register(Box::new(gauge.clone()));
+            Ok::<_, telemetry::prometheus::Error>(gauge)
+        };
+        let histogram = |name: &str, help: &str, buckets: Vec<f64>, labels: &[&str]| {
+            let histogram = HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets), labels)?;
+            let _ = registry.register(Box::new(histogram.clone()));
+            Ok::<_, telemetry::prometheus::Error>(histogram)
+        };
+        let seconds = vec![
             0.005, 0.025, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 15.0, 20.0, 30.0, 45.0, 60.0,
         ];
-        let opts = HistogramOpts::new(
-            "apiserver_request_duration_seconds",
-            "Response latency distribution in seconds for each verb, group, version, resource.",
-        )
-        .buckets(buckets);
-        let duration = HistogramVec::new(opts, &REQUEST_LABELS[..REQUEST_LABELS.len() - 1])?;
+        let build = gauge(
+            "kubernetes_build_info",
+            "A metric with a constant '1' value labeled by major, minor, git version, platform and compiler.",
+            &["major", "minor", "git_version", "compiler", "platform"],
+        )?;
+        build.with_label_values(&["1", "37", crate::health::KUBERNETES_VERSION, "rustc", &crate::health::platform()]).set(1);
         let audit_dropped = IntCounter::new("apiserver_audit_error_total", "Counter of audit events that failed to be audited properly.")?;
-        let registry = telemetry::registry();
-        let _ = registry.register(Box::new(requests.clone()));
-        let _ = registry.register(Box::new(duration.clone()));
         let _ = registry.register(Box::new(audit_dropped.clone()));
-        Ok(Self { requests, duration, audit_dropped })
+        Ok(Self {
+            requests: counter(
+                "apiserver_request_total",
+                "Counter of apiserver requests broken out for each verb, group, version, resource and HTTP response code.",
+                &REQUEST_LABELS,
+            )?,
+            duration: histogram(
+                "apiserver_request_duration_seconds",
+                "Response latency distribution in seconds for each verb, group, version, resource.",
+                seconds,
+                &REQUEST_LABELS[..REQUEST_LABELS.len() - 1],
+            )?,
+            sizes: histogram(
+                "apiserver_response_sizes",
+                "Response size distribution in bytes for each group, version, verb, resource, subresource, scope and component.",
+                vec![1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9],
+                &LONG_LABELS,
+            )?,
+            inflight: gauge(
+                "apiserver_current_inflight_requests",
+                "Maximal number of currently used inflight request limit of this apiserver per request kind in last second.",
+                &["request_kind"],
+            )?,
+            long_running: gauge(
+                "apiserver_longrunning_requests",
+                "Gauge of all active long-running apiserver requests broken out by verb, group, version, resource, scope and component.",
+                &LONG_LABELS,
+            )?,
+            watch_events: counter(
+                "apiserver_watch_events_total",
+                "Number of events sent in watch clients",
+                &["group", "version", "resource"],
+            )?,
+            watch_sizes: histogram(
+                "apiserver_watch_events_sizes",
+                "Watch event size distribution in bytes",
+                vec![1024.0, 2048.0, 4096.0, 8192.0, 16_384.0, 32_768.0, 65_536.0, 131_072.0],
+                &["group", "version", "resource"],
+            )?,
+            objects: gauge(
+                "apiserver_storage_objects",
+                "Number of stored objects at the time of last check split by kind.",
+                &["resource"],
+            )?,
+            objects_by_group: gauge(
+                "apiserver_resource_objects",
+                "Number of stored objects at the time of last check split by kind.",
+                &["group", "resource"],
+            )?,
+            watches: Arc::default(),
+            audit_dropped,
+        })
     }
 
-    /// Only served resources become labels: a client cannot make new series.
-    pub fn observe(&self, context: &Context, code: u16, took: Duration) {
+    /// A request that is answered at once counts while it runs.
+    pub fn inflight(&self, context: &Context) -> Option<Counted> {
         let info = &context.info;
-        let Some(kind) = catalog::find(&info.group, &info.version, &info.resource).filter(|_| info.is_resource && !info.verb.is_empty())
-        else {
+        let long = info.verb == "watch" || LONG_RUNNING.contains(&info.subresource.as_str());
+        if long || !info.is_resource {
+            return None;
+        }
+        let writes = matches!(info.verb.as_str(), "create" | "update" | "patch" | "delete" | "deletecollection");
+        let gauge = self.inflight.with_label_values(&[if writes { "mutating" } else { "readOnly" }]);
+        gauge.inc();
+        Some(Counted { gauge, also: None })
+    }
+
+    /// Watches that are open now.
+    pub fn watches(&self) -> i64 {
+        self.watches.load(Ordering::Relaxed)
+    }
+
+    /// A watch that begins.
+    pub fn watched(&self, context: &Context, kind: &Kind) -> Watched {
+        let info = &context.info;
+        let labels = [kind.facts.group, kind.facts.version, kind.facts.plural];
+        let gauge = self.long_running.with_label_values(&long_labels(info, "WATCH"));
+        gauge.inc();
+        self.watches.fetch_add(1, Ordering::Relaxed);
+        Watched {
+            events: self.watch_events.with_label_values(&labels),
+            sizes: self.watch_sizes.with_label_values(&labels),
+            _open: Counted { gauge, also: Some(self.watches.clone()) },
+        }
+    }
+
+    /// Only served resources become labels: a client cannot make new series. `size` is the body's, where that is known.
+    pub fn observe(&self, server: &Inner, context: &Context, code: u16, took: Duration, size: Option<u64>) {
+        let info = &context.info;
+        if !info.is_resource || info.verb.is_empty() {
             return;
-        };
+        }
+        let Some(kind) = server.kind(&info.group, &info.version, &info.resource) else { return };
         if !info.subresource.is_empty() && kind.subresource(&info.subresource).is_none() {
             return;
         }
-        let verb = if info.verb == "update" {
-            "PUT".into()
-        } else if info.verb == "create" {
-            "POST".into()
-        } else {
-            info.verb.to_ascii_uppercase()
-        };
+        let verb = verb(context);
         let dry_run = context.query.text("dryRun").filter(|word| *word == "All").unwrap_or_default();
-        let code = code.to_string();
-        let labels = [&verb, dry_run, &info.group, &info.version, &info.resource, &info.subresource, scope(info), "apiserver", &code];
+        let mut digits = [0_u8; 3];
+        let code = three_digits(code, &mut digits);
+        let labels = [verb, dry_run, &info.group, &info.version, &info.resource, &info.subresource, scope(info), COMPONENT, code];
         self.requests.with_label_values(&labels).inc();
         // A watch lasts as long as its client likes: that is no latency.
-        if info.verb != "watch" {
-            self.duration.with_label_values(&labels[..labels.len() - 1]).observe(took.as_secs_f64());
+        if verb == "WATCH" || verb == "CONNECT" {
+            return;
+        }
+        self.duration.with_label_values(&labels[..labels.len() - 1]).observe(took.as_secs_f64());
+        if let Some(size) = size {
+            self.sizes.with_label_values(&long_labels(info, verb)).observe(size as f64);
         }
     }
+
+    /// Everything in the text format; what is only looked at then is counted first.
+    pub fn exposition(&self, server: &Inner) -> String {
+        for (prefix, count) in server.registry.caches.counts() {
+            let Some((group, resource)) = resource_of(&prefix) else { continue };
+            let joined = if group.is_empty() { resource.clone() } else { format!("{resource}.{group}") };
+            self.objects.with_label_values(&[&joined]).set(count as i64);
+            self.objects_by_group.with_label_values(&[&group, &resource]).set(count as i64);
+        }
+        telemetry::exposition()
+    }
+}
+
+/// Subresources whose requests last as long as the client likes.
+const LONG_RUNNING: [&str; 5] = ["log", "exec", "attach", "portforward", "proxy"];
+
+/// Group and plural of what is stored below a prefix.
+fn resource_of(prefix: &[u8]) -> Option<(String, String)> {
+    let text = std::str::from_utf8(prefix).ok()?;
+    if let Some(kind) = crate::registry::catalog::all().iter().find(|kind| kind.storage.prefix == text && !kind.converts()) {
+        return Some((kind.facts.group.to_owned(), kind.facts.plural.to_owned()));
+    }
+    let (group, plural) = text.strip_prefix("/registry/")?.trim_end_matches('/').split_once('/')?;
+    Some((group.to_owned(), plural.to_owned()))
+}
+
+fn verb(context: &Context) -> &'static str {
+    let info = &context.info;
+    if matches!(info.subresource.as_str(), "exec" | "attach" | "portforward" | "proxy") {
+        return "CONNECT";
+    }
+    let applies = || crate::negotiate::content_type(&context.headers).starts_with("application/apply-patch");
+    match info.verb.as_str() {
+        "get" => "GET",
+        "list" => "LIST",
+        "watch" => "WATCH",
+        "create" => "POST",
+        "update" => "PUT",
+        "patch" if applies() => "APPLY",
+        "patch" => "PATCH",
+        "delete" => "DELETE",
+        "deletecollection" => "DELETECOLLECTION",
+        _ => "other",
+    }
+}
+
+fn long_labels<'a>(info: &'a RequestInfo, verb: &'a str) -> [&'a str; 7] {
+    [verb, &info.group, &info.version, &info.resource, &info.subresource, scope(info), COMPONENT]
+}
+
+fn three_digits(code: u16, digits: &mut [u8; 3]) -> &str {
+    *digits = [b'0' + (code / 100 % 10) as u8, b'0' + (code / 10 % 10) as u8, b'0' + (code % 10) as u8];
+    std::str::from_utf8(digits).unwrap_or_default()
+}
+
+/// The text format as OpenMetrics 1.0 wants it: a counter's family has no `_total`, its samples have, and the end is marked.
+pub fn open_metrics(text: &str) -> String {
+    let counters: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.strip_suffix(" counter")).collect();
+    let mut out = String::with_capacity(text.len() + 64);
+    for line in text.lines() {
+        let family = line.strip_prefix("# HELP ").or_else(|| line.strip_prefix("# TYPE ")).and_then(|rest| rest.split(' ').next());
+        match family.filter(|family| counters.contains(family)) {
+            Some(family) => match family.strip_suffix("_total") {
+                Some(short) => out.push_str(&line.replacen(family, short, 1)),
+                None => out.push_str(&line.replace(" counter", " unknown")),
+            },
+            None => out.push_str(line),
+        }
+        out.push('\n');
+    }
+    out.push_str("# EOF\n");
+    out
 }
 
 fn scope(info: &RequestInfo) -> &'static str {

@@ -62,7 +62,8 @@ async fn stages(server: &Arc<Inner>, request: Request<Body>, identity: Option<Us
             response.headers_mut().append(http::header::WARNING, value);
         }
     }
-    server.metrics.observe(&context, response.status().as_u16(), started.elapsed());
+    let size = http_body::Body::size_hint(response.body()).exact();
+    server.metrics.observe(server, &context, response.status().as_u16(), started.elapsed(), size);
     audit::answered(server, &context, response).await
 }
 
@@ -70,6 +71,7 @@ async fn stages(server: &Arc<Inner>, request: Request<Body>, identity: Option<Us
 async fn admitted(server: &Arc<Inner>, context: &mut Context, request: Request<Body>) -> Result<Response<Body>, Status> {
     server.access.impersonate(&server.registry.caches, context)?;
     let _place = server.flow.enter(context)?;
+    let _counted = server.metrics.inflight(context);
     context.reason = server.access.authorize(&server.registry.caches, context)?;
     let request = audit::keep_body(context, request).await?;
     let path = context.info.path.as_str();

@@ -136,6 +136,45 @@ impl Pki {
     }
 }
 
+/// What a node of the cluster is known by.
+#[derive(Clone)]
+pub struct NodeKeys {
+    /// The CA's certificate, PEM.
+    pub ca: String,
+    /// `system:node:<name>` in group `system:nodes`.
+    pub client: Pair,
+    /// What the kubelet shows to its callers.
+    pub server: Pair,
+}
+
+impl NodeKeys {
+    /// Makes, renews or reads in `node_dir` the keys of another node, signed by the authority in `dir`.
+    pub fn issue(dir: &Path, node_dir: &Path, name: &str, addresses: &[IpAddr]) -> Result<Self, Error> {
+        make_dir(node_dir)?;
+        let lifetimes = Lifetimes::default();
+        let (ca, issuer) = authority(dir, "ca", "kubernetes", &lifetimes)?;
+        write(&node_dir.join("ca.crt"), &ca)?;
+        let names = Names {
+            api_hosts: Vec::new(),
+            api_addresses: Vec::new(),
+            cluster_domain: String::new(),
+            node_name: name.to_owned(),
+            node_addresses: addresses.to_vec(),
+        };
+        let client = client("kubelet-client", &format!("system:node:{name}"), Some("system:nodes")).open(node_dir, &issuer, &lifetimes)?;
+        Ok(Self { ca, client, server: kubelet_server(&names).open(node_dir, &issuer, &lifetimes)? })
+    }
+
+    /// Reads what [`NodeKeys::issue`] made; `None` where nothing was made yet.
+    pub fn read(node_dir: &Path) -> Result<Option<Self>, Error> {
+        let file = |name: &str| read(&node_dir.join(name));
+        let pair = |name: &str| Ok::<_, Error>(file(&format!("{name}.crt"))?.zip(file(&format!("{name}.key"))?));
+        let (Some(ca), Some(client), Some(server)) = (file("ca.crt")?, pair("kubelet-client")?, pair("kubelet")?) else { return Ok(None) };
+        let pair = |(certificate, key)| Pair { certificate, key };
+        Ok(Some(Self { ca, client: pair(client), server: pair(server) }))
+    }
+}
+
 impl Pki {
     /// Signs and verifies service account tokens with this cluster's keys.
     pub fn token_issuer(&self, issuer: &str) -> Result<crate::tokens::Issuer, crate::tokens::Error> {

@@ -7,11 +7,15 @@ use client::Client;
 use reconcile::{Caches, EventRecorder};
 use stdx::Drain;
 
+use crate::node_ipam::ClusterRange;
+
 /// The settings of all controllers; the defaults are upstream's.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// PEM of the authority that signed the API server's certificate; published in every namespace. Empty publishes nothing.
     pub root_ca: String,
+    /// What nodes get their pods' ranges from, one of each IP family at most; empty gives none.
+    pub cluster_ranges: Vec<ClusterRange>,
     /// A node silent for so long is not trusted to be alive.
     pub node_monitor_grace_period: Duration,
     /// How often silence is looked for.
@@ -32,6 +36,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             root_ca: String::new(),
+            cluster_ranges: Vec::new(),
             signer: None,
             signing_duration: Duration::from_secs(365 * 86_400),
             token_issuer: None,

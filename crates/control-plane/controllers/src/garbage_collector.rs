@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use client::ApiResource;
-use reconcile::{Cache, Outcome, PartialObject, Queue, Scope};
+use reconcile::{Cache, EventRecorder, Outcome, PartialObject, Queue, Scope};
 use stdx::Drain;
 use tracing::{debug, warn};
 
@@ -36,12 +36,18 @@ pub(crate) struct Controller {
     /// Every kind by `apiVersion` and name: what an owner reference is looked up with.
     kinds: Mutex<HashMap<(String, String), ApiResource>>,
     queue: Queue<String>,
+    recorder: EventRecorder,
 }
 
 pub(crate) async fn run(context: Context) {
     let queue = Queue::new();
-    let controller =
-        Arc::new(Controller { client: context.client.clone(), graph: Mutex::default(), kinds: Mutex::default(), queue: queue.clone() });
+    let controller = Arc::new(Controller {
+        client: context.client.clone(),
+        graph: Mutex::default(),
+        kinds: Mutex::default(),
+        queue: queue.clone(),
+        recorder: context.recorder(NAME),
+    });
     let watching = tokio::spawn(controller.clone().follow_discovery(context.drain.clone()));
     let worker = controller.clone();
     reconcile::run(NAME, queue, WORKERS, context.drain, move |uid| worker.clone().reconcile(uid)).await;

@@ -36,12 +36,14 @@ mod garbage_collector;
 mod horizontal_pod_autoscaler;
 mod job;
 mod namespace;
+mod node_ipam;
 mod node_lifecycle;
 mod node_ttl;
 mod persistent_volume_claim_protection;
 mod persistent_volume_protection;
 mod pod_gc;
 mod replicaset;
+mod resource_quota;
 mod root_ca;
 mod service_account;
 mod service_account_token;
@@ -59,6 +61,7 @@ use stdx::Drain;
 
 pub use context::Config;
 use context::Context;
+pub use node_ipam::ClusterRange;
 use replicaset::replication_controller;
 
 /// One controller: its name in logs and its life.
@@ -93,8 +96,10 @@ fn all() -> Vec<Controller> {
         controller!(taint_eviction),
         controller!(pod_gc),
         controller!(disruption),
+        controller!(resource_quota),
         controller!(service_account),
         controller!(root_ca),
+        controller!(node_ipam),
         controller!(cluster_role_aggregation),
         controller!(certificates::approve),
         controller!(certificates::sign),

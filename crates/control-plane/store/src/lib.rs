@@ -41,6 +41,10 @@ pub trait Store: Send + Sync + 'static {
     fn history(&self, prefix: &[u8], after: u64) -> Result<Vec<Event>, Error>;
     /// Forgets versions older than `revision`: reads and watches below it answer [`Error::Compacted`].
     fn compact(&self, revision: u64) -> Call<'_, ()>;
+    /// Writes can still be made: the disk did not fail and the store was not closed. Never waits.
+    fn alive(&self) -> bool {
+        true
+    }
     /// Waits until everything acknowledged is on disk and stops the writer.
     fn close(&self) -> Call<'_, ()>;
 }

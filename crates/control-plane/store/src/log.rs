@@ -181,6 +181,10 @@ impl Store for Log {
         Ok(state.watchers.add(prefix, missed))
     }
 
+    fn alive(&self) -> bool {
+        self.queue.as_ref().is_some_and(|queue| !queue.is_closed())
+    }
+
     fn history(&self, prefix: &[u8], after: u64) -> Result<Vec<Event>, Error> {
         self.shared.index().events_after(prefix, after)
     }

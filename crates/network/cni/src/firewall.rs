@@ -26,6 +26,9 @@ pub fn install(config: &Config) -> Result<(), Error> {
         batch.add_rule(MASQUERADE_CHAIN, &masquerade(config, pods));
         batch.add_rule(SOURCE_CHAIN, &drop_forged(&config.link_prefix, pods));
     }
+    for hidden in &config.hidden_cidrs {
+        batch.add_rule(MASQUERADE_CHAIN, &masquerade(config, *hidden));
+    }
     batch.commit(&mut socket)?;
     Ok(())
 }

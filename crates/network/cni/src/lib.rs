@@ -5,11 +5,13 @@
 //! [`PodNetwork::retain`] removes what belongs to no living sandbox. Third-party CNI plugins will stand behind the same
 //! calls. Knows no kinds.
 //!
-//! The embedded network is [`Routed`]. In the pod: `eth0` with the pod's address, a default route through [`GATEWAY`], which exists
+//! The embedded network is [`Routed`], or [`Assigned`] where the cluster gives the node its range. In the pod: `eth0` with the pod's address, a default route through [`GATEWAY`], which exists
 //! nowhere: permanent neighbour entries on both ends name the other end's MAC address, so that no ARP is ever sent and the
 //! neighbour table's limit of 1,024 learned entries does not count. On the node: a link-scope route per pod. A bridge would stop at
 //! 1,024 ports and would hide same-node traffic from the IP hooks. Pod traffic that leaves the cluster is masqueraded and a packet
 //! whose source is not the pod's own address is dropped, both in our own nftables table.
+//!
+//! Other nodes' pods are reached by [`Peers`]: a route straight to the node where both are on one link, a VXLAN tunnel where not.
 //!
 //! No tasks: calls block and may run on many threads at once.
 
@@ -18,11 +20,16 @@ use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 
 mod addresses;
+mod assigned;
 mod firewall;
 mod links;
+mod peers;
 mod routed;
+pub mod segment;
 mod state;
 
+pub use assigned::Assigned;
+pub use peers::{Peer, Peers};
 pub use routed::Routed;
 
 /// The next hop of every pod's default route; answers to nothing.
@@ -33,6 +40,11 @@ pub const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 /// A network: address and prefix length.
 pub type Cidr = (IpAddr, u8);
 
+/// Reads `10.244.8.0/21`; `None` for anything else.
+pub fn parse_cidr(text: &str) -> Option<Cidr> {
+    assigned::parse(text)
+}
+
 /// Where a node's pod network lives.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -42,6 +54,8 @@ pub struct Config {
     pub pod_cidr_secondary: Option<Cidr>,
     /// Pods and Services of the whole cluster: what pods send there keeps its source address.
     pub cluster_cidrs: Vec<Cidr>,
+    /// Networks of this host besides the pods' whose way out of the cluster is hidden behind the host's address as well.
+    pub hidden_cidrs: Vec<Cidr>,
     /// One file per attached sandbox. Losing it at a reboot is right: the namespaces are gone as well.
     pub state_dir: PathBuf,
     /// Prefix of every host-side interface name (at most 4 bytes), such as `sp`.
@@ -60,6 +74,7 @@ impl Config {
             pod_cidr,
             pod_cidr_secondary: None,
             cluster_cidrs: Vec::new(),
+            hidden_cidrs: Vec::new(),
             state_dir,
             link_prefix: "sp".to_owned(),
             table: "sternpost".to_owned(),
@@ -88,6 +103,8 @@ pub enum Error {
     /// The node's part, which is made once.
     #[error("{step} for the node's pod network")]
     Node { step: &'static str, source: std::io::Error },
+    #[error("network plugin is not ready: the node has no pod range (spec.podCIDR) yet")]
+    NoRange,
     #[error("firewall of the node's pod network")]
     Firewall(#[from] nft::Error),
 }
@@ -101,4 +118,12 @@ pub trait PodNetwork: Send + Sync + 'static {
     fn detach(&self, sandbox_id: &str) -> Result<(), Error>;
     /// Detaches every sandbox that is not in `living` (after a crash).
     fn retain(&self, living: &[String]) -> Result<(), Error>;
+    /// The node's ranges, as soon as the cluster has given it some, and whenever they change; at most one of each family.
+    fn set_ranges(&self, _ranges: &[Cidr]) -> Result<(), Error> {
+        Ok(())
+    }
+    /// `Err` says why no pod can be attached yet.
+    fn readiness(&self) -> Result<(), String> {
+        Ok(())
+    }
 }

@@ -13,8 +13,10 @@ const GETLINK: u16 = 18;
 const SETLINK: u16 = 19;
 const NEWADDR: u16 = 20;
 const NEWROUTE: u16 = 24;
+const DELROUTE: u16 = 25;
 const GETROUTE: u16 = 26;
 const NEWNEIGH: u16 = 28;
+const DELNEIGH: u16 = 29;
 
 const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
@@ -30,7 +32,22 @@ const AF_INET6: u8 = 10;
 const IFINFO_BYTES: usize = 16;
 const ROUTE_BYTES: usize = 12;
 
+/// Who made a route (`proto` in iproute2): what we made to other nodes is found again by it.
+const PEER_PROTOCOL: u8 = 86;
+const AF_BRIDGE: u8 = 7;
+
 pub type Mac = [u8; 6];
+
+/// A VXLAN link without learning: where a MAC address lives is told, never guessed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Vxlan {
+    pub id: u32,
+    pub port: u16,
+    /// The outer source address.
+    pub local: IpAddr,
+    pub mac: Mac,
+    pub mtu: u32,
+}
 
 /// Requests that are sent together.
 #[derive(Debug)]
@@ -137,6 +154,97 @@ impl<'a> Requests<'a> {
             body.raw(&header);
             attribute(body, 1, address);
             body.attribute(2, &mac);
+        });
+    }
+    /// As long as the link is there: frames to `mac` go to the node at `outer`.
+    pub fn add_forwarding(&mut self, index: u32, mac: Mac, outer: IpAddr) {
+        self.add("add forwarding entry", NEWNEIGH, wire::CREATE | wire::REPLACE, |body| forwarding(body, index, mac, outer));
+    }
+    pub fn delete_forwarding(&mut self, index: u32, mac: Mac, outer: IpAddr) {
+        self.add("delete forwarding entry", DELNEIGH, 0, |body| forwarding(body, index, mac, outer));
+    }
+    pub fn delete_neighbour(&mut self, index: u32, address: IpAddr) {
+        self.add("delete neighbour", DELNEIGH, 0, |body| {
+            let mut header = [0; 12];
+            header[0] = family(address);
+            header[4..8].copy_from_slice(&index.to_ne_bytes());
+            body.raw(&header);
+            attribute(body, 1, address);
+        });
+    }
+    pub fn add_vxlan(&mut self, name: &str, vxlan: &Vxlan) {
+        self.add("create vxlan", NEWLINK, wire::CREATE | wire::EXCL, |body| {
+            body.raw(&link_header(0, 0));
+            body.string(IFLA_IFNAME, name);
+            body.attribute(IFLA_ADDRESS, &vxlan.mac);
+            body.u32_ne(IFLA_MTU, vxlan.mtu);
+            body.nested(IFLA_LINKINFO, |info| {
+                info.string(1, "vxlan");
+                info.nested(2, |data| {
+                    data.u32_ne(1, vxlan.id);
+                    attribute(data, if vxlan.local.is_ipv4() { 4 } else { 17 }, vxlan.local);
+                    data.attribute(7, &[0]);
+                    data.attribute(15, &vxlan.port.to_be_bytes());
+                });
+            });
+        });
+    }
+    pub fn add_bridge(&mut self, name: &str) {
+        self.add("create bridge", NEWLINK, wire::CREATE | wire::EXCL, |body| {
+            body.raw(&link_header(0, 0));
+            body.string(IFLA_IFNAME, name);
+            body.nested(IFLA_LINKINFO, |info| info.string(1, "bridge"));
+        });
+    }
+    /// Plugs the link into the bridge.
+    pub fn set_master(&mut self, index: u32, bridge: u32) {
+        const IFLA_MASTER: u16 = 10;
+        self.add("plug into the bridge", SETLINK, 0, |body| {
+            body.raw(&link_header(index, 0));
+            body.u32_ne(IFLA_MASTER, bridge);
+        });
+    }
+    pub fn down(&mut self, index: u32) {
+        self.add("set link down", SETLINK, 0, |body| {
+            let mut header = link_header(index, 0);
+            header[12..16].copy_from_slice(&IFF_UP.to_ne_bytes());
+            body.raw(&header);
+        });
+    }
+    /// With the network that is on the link.
+    pub fn add_network_address(&mut self, index: u32, (address, length): crate::Cidr) {
+        self.add("add address", NEWADDR, wire::CREATE | wire::REPLACE, |body| {
+            let [a, b, c, d] = index.to_ne_bytes();
+            body.raw(&[family(address), length, 0, 0, a, b, c, d]);
+            attribute(body, 2, address);
+            attribute(body, 1, address);
+        });
+    }
+    pub fn delete_link(&mut self, index: u32) {
+        self.add("delete link", DELLINK, 0, |body| body.raw(&link_header(index, 0)));
+    }
+    /// To another node's pods; over `link` although nothing says that the gateway is there, or wherever the gateway is.
+    pub fn add_peer_route(&mut self, (network, length): crate::Cidr, gateway: IpAddr, link: Option<u32>) {
+        const ONLINK: u8 = 4;
+        self.add("add route to a node", NEWROUTE, wire::CREATE | wire::REPLACE, |body| {
+            let mut header = route_header(network, length, 0);
+            header[5] = PEER_PROTOCOL;
+            header[8] = if link.is_some() { ONLINK } else { 0 };
+            body.raw(&header);
+            attribute(body, 1, network);
+            attribute(body, 5, gateway);
+            if let Some(index) = link {
+                body.u32_ne(4, index);
+            }
+        });
+    }
+    pub fn delete_peer_route(&mut self, (network, length): crate::Cidr) {
+        self.add("delete route to a node", DELROUTE, 0, |body| {
+            let mut header = route_header(network, length, 0);
+            header[5] = PEER_PROTOCOL;
+            header[7] = 0;
+            body.raw(&header);
+            attribute(body, 1, network);
         });
     }
     pub fn set_group(&mut self, name: &str, group: u32) {
@@ -246,6 +354,115 @@ pub fn default_mtu(socket: &mut Socket) -> io::Result<Option<u32>> {
         },
     )?;
     Ok(mtu)
+}
+
+fn forwarding(body: &mut Encoder, index: u32, mac: Mac, outer: IpAddr) {
+    const PERMANENT: u16 = 0x80;
+    const SELF: u8 = 2;
+    let mut header = [0; 12];
+    header[0] = AF_BRIDGE;
+    header[4..8].copy_from_slice(&index.to_ne_bytes());
+    header[8..10].copy_from_slice(&PERMANENT.to_ne_bytes());
+    header[10] = SELF;
+    body.raw(&header);
+    attribute(body, 1, outer);
+    body.attribute(2, &mac);
+}
+
+/// The VXLAN link of that name and its index; the MTU is not read. `None` also for a link of another kind.
+pub fn vxlan(socket: &mut Socket, name: &str) -> io::Result<Option<(u32, Vxlan)>> {
+    let mut found = None;
+    socket.dump(
+        GETLINK,
+        |body| body.raw(&link_header(0, 0)),
+        |message| {
+            let link = message.attributes(IFINFO_BYTES);
+            let info = link.nested(IFLA_LINKINFO);
+            if link.string(IFLA_IFNAME) != Some(name) || info.string(1) != Some("vxlan") {
+                return;
+            }
+            let data = info.nested(2);
+            let parsed = (|| {
+                let local = data.get(4).and_then(|bytes| Some(IpAddr::from(<[u8; 4]>::try_from(bytes).ok()?)));
+                let local = local.or_else(|| data.get(17).and_then(|bytes| Some(IpAddr::from(<[u8; 16]>::try_from(bytes).ok()?))))?;
+                let mac = link.get(IFLA_ADDRESS)?.try_into().ok()?;
+                Some((index(message.payload)?, Vxlan { id: data.u32_ne(1)?, port: data.u16_be(15)?, local, mac, mtu: 0 }))
+            })();
+            found = parsed.or(found);
+        },
+    )?;
+    Ok(found)
+}
+
+/// The networks that we have routes to other nodes for.
+pub fn peer_routes(socket: &mut Socket) -> io::Result<Vec<crate::Cidr>> {
+    let mut found = Vec::new();
+    for (family, length) in [(AF_INET, 4), (AF_INET6, 16)] {
+        let dumped = socket.dump(
+            GETROUTE,
+            |body| body.raw(&[family, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
+            |message| {
+                let (Some(prefix), Some(protocol)) = (message.payload.get(1), message.payload.get(5)) else { return };
+                let Some(bytes) = message.attributes(ROUTE_BYTES).get(1).filter(|bytes| bytes.len() == length) else { return };
+                if *protocol != PEER_PROTOCOL {
+                    return;
+                }
+                let address = match <[u8; 4]>::try_from(bytes) {
+                    Ok(octets) => IpAddr::from(octets),
+                    Err(_) => <[u8; 16]>::try_from(bytes).map_or(IpAddr::from([0; 4]), IpAddr::from),
+                };
+                found.push((address, *prefix));
+            },
+        );
+        match dumped {
+            // A kernel without IPv6.
+            Err(error) if family == AF_INET6 && error.raw_os_error() == Some(rustix::io::Errno::AFNOSUPPORT.raw_os_error()) => {}
+            other => other?,
+        }
+    }
+    Ok(found)
+}
+
+/// How the kernel would reach an address: through a gateway or not, and from which of its own addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Way {
+    pub gateway: bool,
+    pub source: Option<IpAddr>,
+}
+
+/// `None`: there is no route.
+pub fn way_to(socket: &mut Socket, address: IpAddr) -> io::Result<Option<Way>> {
+    const GATEWAY: u16 = 5;
+    const VIA: u16 = 18;
+    const PREFERRED_SOURCE: u16 = 7;
+    let sequence = socket.sequences(1);
+    let mut encoder = Encoder::new();
+    encoder.message(GETROUTE, wire::REQUEST, sequence, |body| {
+        body.raw(&[family(address), prefix(address), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        attribute(body, 1, address);
+    });
+    socket.drain();
+    socket.send(&encoder)?;
+    let mut answer = Ok(None);
+    socket.receive(|message| {
+        if message.sequence != sequence {
+            return false;
+        }
+        answer = match message.errno() {
+            Some(errno) if errno == rustix::io::Errno::NETUNREACH.raw_os_error() => Ok(None),
+            Some(errno) => Err(io::Error::from_raw_os_error(errno)),
+            None => {
+                let attributes = message.attributes(ROUTE_BYTES);
+                let source = attributes.get(PREFERRED_SOURCE).and_then(|bytes| match bytes.len() {
+                    4 => <[u8; 4]>::try_from(bytes).ok().map(IpAddr::from),
+                    _ => <[u8; 16]>::try_from(bytes).ok().map(IpAddr::from),
+                });
+                Ok(Some(Way { gateway: attributes.get(GATEWAY).is_some() || attributes.get(VIA).is_some(), source }))
+            }
+        };
+        true
+    })?;
+    answer
 }
 
 fn index(ifinfo: &[u8]) -> Option<u32> {

@@ -322,7 +322,7 @@ fn pod_mac(attachment: &Attachment) -> Mac {
 }
 
 /// Runs `work` with an rtnetlink socket of that namespace. On a thread of its own, which ends: the caller's never leaves its namespace.
-fn in_namespace<T: Send>(netns: BorrowedFd<'_>, work: impl FnOnce(&mut Socket) -> T + Send) -> io::Result<T> {
+pub(crate) fn in_namespace<T: Send>(netns: BorrowedFd<'_>, work: impl FnOnce(&mut Socket) -> T + Send) -> io::Result<T> {
     std::thread::scope(|scope| {
         let entered = std::thread::Builder::new().name("pod-netns".into()).spawn_scoped(scope, move || {
             rustix::thread::move_into_link_name_space(netns, Some(rustix::thread::LinkNameSpaceType::Network))?;

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use client::{Client, Object};
 use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
-use k8s_openapi::api::discovery::v1::{Endpoint as SliceEndpoint, EndpointConditions, EndpointPort, EndpointSlice};
+use k8s_openapi::api::discovery::v1::{Endpoint as SliceEndpoint, EndpointConditions, EndpointHints, EndpointPort, EndpointSlice, ForNode};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
@@ -90,6 +90,7 @@ fn service(cluster_ips: &[IpAddr]) -> Service {
             ip_family_policy: Some(policy.into()),
             ip_families: Some(families),
             cluster_ips: Some(ips),
+            traffic_distribution: Some("PreferSameNode".into()),
             ports: Some(vec![port("dns", "UDP"), port("dns-tcp", "TCP")]),
             ..ServiceSpec::default()
         }),
@@ -112,6 +113,8 @@ fn slice(endpoint: &Endpoint) -> EndpointSlice {
             addresses: vec![endpoint.address.to_string()],
             conditions: Some(EndpointConditions { ready: Some(true), serving: Some(true), terminating: Some(false) }),
             node_name: Some(endpoint.node_name.clone()),
+            // A pod asks its own node's server while that is there.
+            hints: Some(EndpointHints { for_nodes: Some(vec![ForNode { name: endpoint.node_name.clone() }]), for_zones: None }),
             ..SliceEndpoint::default()
         }]),
         ports: Some(vec![port("dns", "UDP"), port("dns-tcp", "TCP")]),

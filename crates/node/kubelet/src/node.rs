@@ -25,6 +25,9 @@ const LEASES: &str = "kube-node-lease";
 /// How often the node looks whether its status changed.
 const LOOK_INTERVAL: Duration = Duration::from_secs(10);
 /// Upstream's limits of `status.images`.
+/// How often a node without a pod range looks for one, and for how long; then it looks as seldom as at everything else.
+const RANGE_INTERVAL: Duration = Duration::from_millis(10);
+const RANGE_WITHIN: Duration = Duration::from_secs(10);
 const IMAGES_MAX: usize = 50;
 const IMAGE_NAMES_MAX: usize = 5;
 
@@ -269,22 +272,51 @@ impl Agent {
         self.client.patch::<Node>(None, name, &Patch::Strategic(patch), "").await
     }
 
-    async fn keep_status(&self, node: Node, machine: Machine, port: u16) {
-        let mut shown = node.status.unwrap_or_default();
+    /// Tells the runtime the ranges that the cluster gave this node, as soon as it has them.
+    async fn tell_ranges(&self, node: &Node, told: &mut Vec<String>) {
+        let ranges = node.spec.as_ref().and_then(|spec| spec.pod_cidrs.clone()).unwrap_or_default();
+        if ranges.is_empty() || ranges == *told {
+            return;
+        }
+        let network_config = Some(v1::NetworkConfig { pod_cidr: ranges.join(",") });
+        let request = v1::UpdateRuntimeConfigRequest { runtime_config: Some(v1::RuntimeConfig { network_config }) };
+        match self.runtime.update_runtime_config(request).await {
+            Ok(_) => *told = ranges,
+            Err(error) => tracing::warn!(%error, ranges = ranges.join(","), "tell the runtime the node's pod ranges; will retry"),
+        }
+    }
+
+    async fn keep_status(&self, mut node: Node, machine: Machine, port: u16) {
+        let mut told = Vec::new();
+        self.tell_ranges(&node, &mut told).await;
+        let mut shown = node.status.take().unwrap_or_default();
         let mut written: Option<tokio::time::Instant> = None;
+        // The cluster gives a new node its range within moments, and it cannot be ready before.
+        let hasty = tokio::time::Instant::now() + RANGE_WITHIN;
         loop {
+            let waiting = told.is_empty();
             let new = self.status(&shown, machine, port).await;
             let due = written.is_none_or(|at| at.elapsed() >= self.config.status_interval);
             if due || !same(&shown, &new) {
                 match self.write_status(&new).await {
-                    Ok(stored) => {
-                        shown = stored.status.unwrap_or(new);
+                    Ok(mut stored) => {
+                        self.tell_ranges(&stored, &mut told).await;
+                        shown = stored.status.take().unwrap_or(new);
                         written = Some(tokio::time::Instant::now());
                     }
                     Err(error) => tracing::warn!(%error, "update the node's status; will retry"),
                 }
             }
-            tokio::time::sleep(LOOK_INTERVAL).await;
+            if waiting && !told.is_empty() {
+                continue;
+            }
+            let pause = if told.is_empty() && tokio::time::Instant::now() < hasty { RANGE_INTERVAL } else { LOOK_INTERVAL };
+            tokio::time::sleep(pause).await;
+            if told.is_empty()
+                && let Ok(found) = self.client.get::<Node>(None, &self.config.node_name).await
+            {
+                self.tell_ranges(&found, &mut told).await;
+            }
         }
     }
 

@@ -50,12 +50,16 @@ impl cri::RuntimeService for Runtime {
 
     fn status(&self, _: v1::StatusRequest) -> Call<'_, v1::StatusResponse> {
         Box::pin(async {
+            let mut network = condition("NetworkReady");
+            if let Err(message) = self.network_readiness() {
+                network = v1::RuntimeCondition { status: false, reason: "NetworkPluginNotReady".into(), message, ..network };
+            }
             let handler = v1::RuntimeHandler {
                 name: String::new(),
                 features: Some(v1::RuntimeHandlerFeatures { recursive_read_only_mounts: true, user_namespaces: false }),
             };
             Ok(v1::StatusResponse {
-                status: Some(v1::RuntimeStatus { conditions: vec![condition("RuntimeReady"), condition("NetworkReady")] }),
+                status: Some(v1::RuntimeStatus { conditions: vec![condition("RuntimeReady"), network] }),
                 info: Default::default(),
                 runtime_handlers: vec![handler],
                 features: Some(v1::RuntimeFeatures { supplemental_groups_policy: true, ..Default::default() }),
@@ -63,9 +67,13 @@ impl cri::RuntimeService for Runtime {
         })
     }
 
-    fn update_runtime_config(&self, _: v1::UpdateRuntimeConfigRequest) -> Call<'_, v1::UpdateRuntimeConfigResponse> {
-        // The pod range is the network's own configuration.
-        Box::pin(async { Ok(v1::UpdateRuntimeConfigResponse {}) })
+    fn update_runtime_config(&self, request: v1::UpdateRuntimeConfigRequest) -> Call<'_, v1::UpdateRuntimeConfigResponse> {
+        Box::pin(async move {
+            let ranges =
+                request.runtime_config.and_then(|config| config.network_config).map(|network| network.pod_cidr).unwrap_or_default();
+            self.set_network_ranges(&ranges).await?;
+            Ok(v1::UpdateRuntimeConfigResponse {})
+        })
     }
 
     fn run_pod_sandbox(&self, request: v1::RunPodSandboxRequest) -> Call<'_, v1::RunPodSandboxResponse> {

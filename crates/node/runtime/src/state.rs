@@ -106,6 +106,19 @@ pub(crate) fn new_id() -> Result<String> {
 }
 
 impl Runtime {
+    /// `Err` says why no pod can be attached to the network yet.
+    pub(crate) fn network_readiness(&self) -> std::result::Result<(), String> {
+        self.inner.network.as_ref().map_or(Ok(()), |network| network.readiness())
+    }
+
+    /// The node's pod ranges, with commas between them, as the CRI gives them.
+    pub(crate) async fn set_network_ranges(&self, ranges: &str) -> Result<()> {
+        let parsed: Option<Vec<cni::Cidr>> = ranges.split(',').filter(|text| !text.is_empty()).map(cni::parse_cidr).collect();
+        let parsed = parsed.ok_or_else(|| Error::Invalid(format!("pod_cidr: {ranges:?} is not a list of address ranges")))?;
+        let Some(network) = self.inner.network.clone() else { return Ok(()) };
+        self.inner.blocking(move |_| Ok(network.set_ranges(&parsed)?)).await
+    }
+
     /// Opens the runtime and re-adopts what runs. Must be called inside a tokio runtime.
     pub async fn open(config: Config, images: Arc<images::Store>, network: Option<Arc<dyn cni::PodNetwork>>) -> Result<Self> {
         for directory in [config.data_dir.join("containers"), config.run_dir.join("sandboxes")] {

@@ -11,6 +11,7 @@ mod api;
 mod boot;
 mod case;
 mod cluster;
+mod codec;
 mod etcd;
 mod floor;
 mod machine;
@@ -23,7 +24,7 @@ mod store;
 #[derive(Parser)]
 #[command(name = "cargo xtask race", about = "Measure, with the peer and the machine's floors in the same run")]
 pub struct Options {
-    /// store, boot, pods or api
+    /// store, codec, boot, pods or api
     case: String,
     /// Rounds; below five nothing is written to docs/benchmarks.md.
     #[arg(long, default_value_t = 5)]

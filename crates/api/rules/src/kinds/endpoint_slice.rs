@@ -105,6 +105,9 @@ fn endpoint_errors(endpoint: &Value, kind: &str, path: &Path) -> Errors {
             errors.extend(non_special_ip(address, &here));
         }
     }
+    if let Some(node) = at(endpoint, "nodeName").as_str() {
+        errors.extend(sentences(&path.child("nodeName"), node, names::dns1123_subdomain(node)));
+    }
     if has(endpoint, "hostname") {
         let name = text(endpoint, "hostname");
         errors.extend(sentences(&path.child("hostname"), name, names::dns1123_label(name)));
@@ -127,6 +130,9 @@ fn ports(object: &Value, path: &Path) -> Errors {
             errors.push(Error::duplicate(&here.child("name"), name));
         }
         errors.extend(crate::checks::protocol(port, &here));
+        if let Some(app) = at(port, "appProtocol").as_str() {
+            errors.extend(sentences(&here.child("appProtocol"), app, names::qualified_name(app)));
+        }
     }
     errors
 }

@@ -4,9 +4,9 @@ use meta::field::{Error, Path};
 use meta::names;
 use serde_json::Value;
 
-use crate::checks::{Errors, non_special_ip, protocol, sentences};
+use crate::checks::{Errors, formed, non_special_ip, protocol, sentences};
 use crate::printing::{self, AGE, NAME, first_three, shown};
-use crate::value::{int, items_mut, list, set_default_text, text};
+use crate::value::{at, int, items_mut, list, set_default_text, text};
 use crate::{Column, Rules};
 
 pub struct Endpoints;
@@ -57,7 +57,15 @@ fn subset_errors(subset: &Value, path: &Path) -> Errors {
     for field in ["addresses", "notReadyAddresses"] {
         for (index, address) in list(subset, field).iter().enumerate() {
             let ip = text(address, "ip");
-            errors.extend(non_special_ip(ip, &path.child(field).index(index).child("ip")));
+            let here = path.child(field).index(index);
+            errors.extend(sentences(&here.child("ip"), ip, names::ip(ip)));
+            errors.extend(formed(address, &here, "hostname", names::dns1123_label));
+            if let Some(node) = at(address, "nodeName").as_str() {
+                errors.extend(sentences(&here.child("nodeName"), node, names::dns1123_subdomain(node)));
+            }
+            if ip.parse::<std::net::IpAddr>().is_ok() {
+                errors.extend(non_special_ip(ip, &here.child("ip")));
+            }
         }
     }
     let ports = list(subset, "ports");
@@ -71,6 +79,9 @@ fn subset_errors(subset: &Value, path: &Path) -> Errors {
         }
         errors.extend(sentences(&here.child("port"), number, names::port_number(number)));
         errors.extend(protocol(port, &here));
+        if let Some(app) = at(port, "appProtocol").as_str() {
+            errors.extend(sentences(&here.child("appProtocol"), app, names::qualified_name(app)));
+        }
     }
     errors
 }

@@ -4,9 +4,12 @@ use meta::field::{Error, Path};
 use meta::names;
 use serde_json::{Value, json};
 
+use crate::checks::nonnegative;
 use crate::printing::{self, AGE, NAME, shown};
-use crate::value::{at, has, int, keep, list, set, set_default, text};
+use crate::value::{at, has, int, list, set, set_default, text};
 use crate::{Column, Part, Rules};
+
+mod checks;
 
 pub struct HorizontalPodAutoscaler;
 
@@ -30,34 +33,22 @@ impl Rules for HorizontalPodAutoscaler {
             let cpu = json!({"type": "Resource", "resource": {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": 80}}});
             set(object, "spec.metrics", json!([cpu]));
         }
+        if has(object, "spec.behavior") {
+            checks::default_behavior(object);
+        }
     }
     fn prepare_create(&self, object: &mut Value) {
         set(object, "status", json!({"desiredReplicas": 0, "currentMetrics": null}));
     }
-    fn prepare_update(&self, new: &mut Value, old: &Value, part: Part) {
-        keep(new, old, if part == Part::Status { "spec" } else { "status" });
-    }
     fn validate(&self, object: &Value) -> Vec<Error> {
-        let (path, spec) = (Path::new("spec"), at(object, "spec"));
-        let mut errors = Vec::new();
-        let (min, max) = (int(spec, "minReplicas"), int(spec, "maxReplicas").unwrap_or(0));
-        if let Some(min) = min.filter(|min| *min < 1) {
-            errors.push(Error::invalid(&path.child("minReplicas"), min, "must be greater than or equal to 1"));
+        checks::validate(at(object, "spec"), &Path::new("spec"))
+    }
+    fn validate_update(&self, new: &Value, _old: &Value, part: Part) -> Vec<Error> {
+        let (status, path) = (at(new, "status"), Path::new("status"));
+        if part != Part::Status {
+            return Vec::new();
         }
-        if max < 1 {
-            errors.push(Error::invalid(&path.child("maxReplicas"), max, "must be greater than 0"));
-        }
-        if min.is_some_and(|min| max < min) {
-            errors.push(Error::invalid(&path.child("maxReplicas"), max, "must be greater than or equal to `minReplicas`"));
-        }
-        for field in ["kind", "name"] {
-            let here = path.child("scaleTargetRef").child(field);
-            match text(at(spec, "scaleTargetRef"), field) {
-                "" => errors.push(Error::required(&here, "")),
-                word => errors.extend(crate::checks::sentences(&here, word, names::path_segment(word))),
-            }
-        }
-        errors
+        ["currentReplicas", "desiredReplicas"].into_iter().flat_map(|field| nonnegative(status, &path, field)).collect()
     }
     fn columns(&self) -> &'static [Column] {
         COLUMNS

@@ -1,11 +1,13 @@
 //! v1 Namespace.
 
+use meta::field::{Error, Path};
 use meta::names;
 use serde_json::{Value, json};
 
+use crate::checks::sentences;
 use crate::printing::{self, AGE, NAME, shown};
 use crate::value::{has, keep, list, name, set, text};
-use crate::{Column, Part, Rules, value};
+use crate::{Column, Part, Rules, metadata, value};
 
 pub struct Namespace;
 
@@ -42,10 +44,26 @@ impl Rules for Namespace {
             Part::Subresource(_) => keep(new, old, "status"),
         }
     }
-    fn validate(&self, object: &Value) -> Vec<meta::field::Error> {
-        let path = meta::field::Path::new("spec").child("finalizers");
+    fn validate(&self, object: &Value) -> Vec<Error> {
+        let path = Path::new("spec").child("finalizers");
         let words = list(object, "spec.finalizers").iter().filter_map(Value::as_str);
-        words.flat_map(|word| crate::checks::sentences(&path, word, names::qualified_name(word))).collect()
+        words
+            .flat_map(|word| {
+                let mut errors = sentences(&path, word, names::qualified_name(word));
+                errors.extend(metadata::standard_finalizer(word, &path));
+                errors
+            })
+            .collect()
+    }
+    fn validate_update(&self, new: &Value, _old: &Value, part: Part) -> Vec<Error> {
+        let wanted = if has(new, "metadata.deletionTimestamp") { "Terminating" } else { "Active" };
+        let phase = text(new, "status.phase");
+        if part != Part::Status || phase == wanted {
+            return Vec::new();
+        }
+        let when = if wanted == "Active" { "empty" } else { "not empty" };
+        let sentence = format!("may only be '{wanted}' if `deletionTimestamp` is {when}");
+        vec![Error::invalid(&Path::new("status").child("Phase"), phase, sentence)]
     }
     fn selectable_fields(&self, object: &Value) -> Vec<(&'static str, String)> {
         vec![("status.phase", text(object, "status.phase").to_owned())]

@@ -4,9 +4,9 @@ use meta::field::{Error, Path};
 use meta::names;
 use serde_json::{Value, json};
 
-use crate::checks::{Errors, label_selector, port_number_or_name};
+use crate::checks::{Errors, label_selector, port_number_or_name, sentences, supported};
 use crate::printing::{self, AGE, NAME, shown};
-use crate::value::{at, has, items_mut, list, set, set_default_text, sub, text};
+use crate::value::{at, has, int, items_mut, list, set, set_default_text, sub, text};
 use crate::{Column, Rules};
 
 pub struct NetworkPolicy;
@@ -42,6 +42,7 @@ impl Rules for NetworkPolicy {
         let types = list(spec, "policyTypes");
         if types.len() > 2 {
             errors.push(Error::invalid(&path.child("policyTypes"), types.to_vec(), "may not specify more than two policyTypes"));
+            return errors;
         }
         for (index, kind) in types.iter().filter_map(Value::as_str).enumerate() {
             if !matches!(kind, "Ingress" | "Egress") {
@@ -67,29 +68,105 @@ impl Rules for NetworkPolicy {
 fn rule_errors(rule: &Value, peers: &str, path: &Path) -> Errors {
     let mut errors = Errors::new();
     for (index, port) in list(rule, "ports").iter().enumerate() {
-        let here = path.child("ports").index(index);
-        errors.extend(crate::checks::protocol(port, &here));
-        if has(port, "port") {
-            errors.extend(port_number_or_name(at(port, "port"), &here.child("port")));
-        }
+        errors.extend(port_errors(port, &path.child("ports").index(index)));
     }
     for (index, peer) in list(rule, peers).iter().enumerate() {
-        let here = path.child(peers).index(index);
-        for selector in ["podSelector", "namespaceSelector"].into_iter().filter(|field| has(peer, field)) {
-            errors.extend(label_selector(at(peer, selector), &here.child(selector)));
+        errors.extend(peer_errors(peer, &path.child(peers).index(index)));
+    }
+    errors
+}
+
+fn port_errors(port: &Value, path: &Path) -> Errors {
+    let mut errors = supported(port, path, "protocol", &["TCP", "UDP", "SCTP"]);
+    let (end, here) = (int(port, "endPort"), path.child("endPort"));
+    let number = int(port, "port");
+    if has(port, "port") {
+        errors.extend(port_number_or_name(at(port, "port"), &path.child("port")));
+    }
+    let Some(end) = end else { return errors };
+    match number {
+        Some(number) => {
+            if end < number {
+                errors.push(Error::invalid(&here, number, "must be greater than or equal to `port`"));
+            }
+            errors.extend(sentences(&here, end, names::port_number(end)));
         }
-        let selects = has(peer, "podSelector") || has(peer, "namespaceSelector");
-        match (selects, has(peer, "ipBlock")) {
-            (false, false) => errors.push(Error::required(&here, "must specify a peer")),
-            (true, true) => {
-                let sentence = "may not specify both ipBlock and another peer";
-                errors.push(Error::forbidden(&here, sentence));
-            }
-            (false, true) if text(peer, "ipBlock.cidr").is_empty() => {
-                errors.push(Error::required(&here.child("ipBlock").child("cidr"), ""));
-            }
-            _ => {}
+        None if has(port, "port") => errors.push(Error::invalid(&here, end, "may not be specified when `port` is non-numeric")),
+        None => errors.push(Error::invalid(&here, end, "may not be specified when `port` is not specified")),
+    }
+    errors
+}
+
+fn peer_errors(peer: &Value, path: &Path) -> Errors {
+    let mut errors = Errors::new();
+    for selector in ["podSelector", "namespaceSelector"].into_iter().filter(|field| has(peer, field)) {
+        errors.extend(label_selector(at(peer, selector), &path.child(selector)));
+    }
+    if has(peer, "ipBlock") {
+        errors.extend(ip_block(at(peer, "ipBlock"), &path.child("ipBlock")));
+    }
+    let selects = has(peer, "podSelector") || has(peer, "namespaceSelector");
+    match (selects, has(peer, "ipBlock")) {
+        (false, false) => errors.push(Error::required(path, "must specify a peer")),
+        (true, true) => errors.push(Error::forbidden(path, "may not specify both ipBlock and another peer")),
+        _ => {}
+    }
+    errors
+}
+
+fn ip_block(block: &Value, path: &Path) -> Errors {
+    let range = text(block, "cidr");
+    if range.is_empty() {
+        return vec![Error::required(&path.child("cidr"), "")];
+    }
+    let mut errors = sentences(&path.child("cidr"), range, names::cidr(range));
+    let Some((network, length)) = names::parse_cidr(range) else { return errors };
+    for (index, except) in list(block, "except").iter().filter_map(Value::as_str).enumerate() {
+        let here = path.child("except").index(index);
+        errors.extend(sentences(&here, except, names::cidr(except)));
+        let Some((address, inner)) = names::parse_cidr(except) else { continue };
+        let inside = address.is_ipv4() == network.is_ipv4() && names::network_of(address, length) == names::network_of(network, length);
+        if !inside || length >= inner {
+            let shown = format!("{}/{inner}", names::network_of(address, inner));
+            errors.push(Error::invalid(&here, shown, "must be a strict subset of `cidr`"));
         }
     }
     errors
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn broken_policies_are_explained() {
+        let from = |peer: Value| json!({"podSelector": {}, "ingress": [{"from": [peer]}]});
+        let port = |port: Value| json!({"podSelector": {}, "ingress": [{"ports": [port]}]});
+        let cases = [
+            (json!({"podSelector": {}}), vec![]),
+            (from(json!({})), vec!["spec.ingress[0].from[0]: Required value: must specify a peer"]),
+            (
+                from(json!({"podSelector": {}, "ipBlock": {"cidr": "10.0.0.0/8"}})),
+                vec!["spec.ingress[0].from[0]: Forbidden: may not specify both ipBlock and another peer"],
+            ),
+            (
+                from(json!({"ipBlock": {"cidr": "10.0.0.0/8", "except": ["10.1.0.0/16", "11.0.0.0/16"]}})),
+                vec!["spec.ingress[0].from[0].ipBlock.except[1]: Invalid value: \"11.0.0.0/16\": must be a strict subset of `cidr`"],
+            ),
+            (
+                port(json!({"port": 80, "endPort": 70})),
+                vec!["spec.ingress[0].ports[0].endPort: Invalid value: 80: must be greater than or equal to `port`"],
+            ),
+            (
+                port(json!({"port": "http", "endPort": 70})),
+                vec!["spec.ingress[0].ports[0].endPort: Invalid value: 70: may not be specified when `port` is non-numeric"],
+            ),
+        ];
+        for (spec, expected) in cases {
+            let mut object = json!({"spec": spec});
+            NetworkPolicy.default(&mut object);
+            let found: Vec<String> = NetworkPolicy.validate(&object).iter().map(ToString::to_string).collect();
+            assert_eq!(found, expected, "{spec}");
+        }
+    }
 }

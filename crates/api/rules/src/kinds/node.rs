@@ -3,14 +3,14 @@
 use std::collections::BTreeSet;
 
 use meta::field::{Error, Path};
-use meta::names;
+use meta::{names, quantity};
 use serde_json::Value;
 
-use crate::checks::{Errors, sentences};
+use crate::checks::{Errors, sentences, unique};
 use crate::pod_spec::scheduling::EFFECTS;
 use crate::printing::{self, AGE, NAME, shown, wide};
-use crate::value::{at, entries, flag, keep, list, sub, text};
-use crate::{Column, Part, Rules, value};
+use crate::value::{at, entries, flag, keep, list, text};
+use crate::{Column, Part, Rules, resources, value};
 
 pub struct Node;
 
@@ -34,21 +34,38 @@ impl Rules for Node {
     /// What a node offers to pods is all of it, unless it says otherwise.
     fn default(&self, object: &mut Value) {
         let capacity = at(object, "status.capacity").clone();
-        let Some(status) = sub(object, "status") else { return };
-        for (name, amount) in capacity.as_object().into_iter().flatten() {
-            if let Some(allocatable) = value::object_at(status, "allocatable") {
-                allocatable.entry(name.clone()).or_insert_with(|| amount.clone());
-            }
+        if capacity.is_object() && !value::has(object, "status.allocatable") {
+            value::set(object, "status.allocatable", capacity);
         }
     }
     fn prepare_update(&self, new: &mut Value, old: &Value, part: Part) {
         keep(new, old, if part == Part::Status { "spec" } else { "status" });
     }
     fn validate(&self, object: &Value) -> Vec<Error> {
-        taints(list(object, "spec.taints"), &Path::new("spec").child("taints"))
+        // Upstream blames `metadata` for taints.
+        let mut errors = taints(list(object, "spec.taints"), &Path::new("metadata").child("taints"));
+        errors.extend(amounts(object));
+        errors.extend(pod_ranges(object, &Path::new("spec").child("podCIDRs")));
+        errors
     }
     fn validate_update(&self, new: &Value, old: &Value, part: Part) -> Vec<Error> {
-        if part == Part::Main { pod_range_unchanged(new, old) } else { Vec::new() }
+        let mut errors = addresses(new);
+        if part == Part::Main {
+            errors.extend(pod_range_unchanged(new, old));
+        } else {
+            errors.extend(amounts(new));
+        }
+        errors
+    }
+    fn warnings(&self, object: &Value, _old: Option<&Value>) -> Vec<String> {
+        let mut found = Vec::new();
+        if value::has(object, "spec.configSource") {
+            found.push("spec.configSource: the feature is no longer supported, this field will be ignored".to_owned());
+        }
+        if !text(object, "spec.externalID").is_empty() {
+            found.push("spec.externalID: this field is deprecated, and is unused by Kubernetes".to_owned());
+        }
+        found
     }
     fn selectable_fields(&self, object: &Value) -> Vec<(&'static str, String)> {
         vec![("spec.unschedulable", flag(object, "spec.unschedulable").to_string())]
@@ -86,15 +103,55 @@ fn taints(taints: &[Value], path: &Path) -> Errors {
         let here = path.index(index);
         let (key, value, effect) = (text(taint, "key"), text(taint, "value"), text(taint, "effect"));
         errors.extend(sentences(&here.child("key"), key, names::qualified_name(key)));
-        errors.extend(sentences(&here.child("value"), value, names::label_value(value)));
+        let complaints = names::label_value(value);
+        if !complaints.is_empty() {
+            errors.push(Error::invalid(&here.child("value"), value, complaints.join(";")));
+        }
         match effect {
             "" => errors.push(Error::required(&here.child("effect"), "")),
             effect if EFFECTS.contains(&effect) => {}
             other => errors.push(Error::not_supported(&here.child("effect"), other, &EFFECTS)),
         }
         if !seen.insert((key, effect)) {
-            errors.push(Error::duplicate(&here, taint.clone()));
+            let detail = "taints must be unique by key and effect pair".to_owned();
+            errors.push(Error { detail, ..Error::duplicate(&here, taint.clone()) });
         }
+    }
+    errors
+}
+
+/// What a node has and offers.
+fn amounts(object: &Value) -> Errors {
+    let mut errors = Errors::new();
+    for field in ["capacity", "allocatable"] {
+        for (name, amount) in entries(at(object, "status"), field) {
+            if let Some(amount) = quantity::from_json(amount) {
+                errors.extend(resources::amount(name, amount, &Path::new("status").child(field).child(name)));
+            }
+        }
+    }
+    errors
+}
+
+fn addresses(object: &Value) -> Errors {
+    let all = list(object, "status.addresses");
+    let path = Path::new("status").child("addresses");
+    let again = all.iter().enumerate().filter(|(index, address)| all.iter().take(*index).any(|before| before == *address));
+    again.map(|(index, address)| Error::duplicate(&path.index(index), address.clone())).collect()
+}
+
+fn pod_ranges(object: &Value, path: &Path) -> Errors {
+    let ranges: Vec<&str> = list(object, "spec.podCIDRs").iter().filter_map(Value::as_str).collect();
+    let mut errors: Errors =
+        ranges.iter().enumerate().flat_map(|(index, range)| sentences(&path.index(index), *range, names::cidr(range))).collect();
+    if ranges.len() > 1 {
+        let families: Vec<bool> =
+            ranges.iter().filter_map(|range| names::parse_cidr(range)).map(|(address, _)| address.is_ipv6()).collect();
+        if ranges.len() > 2 || !(families.contains(&true) && families.contains(&false)) {
+            let sentence = "may specify no more than one CIDR for each IP family";
+            errors.push(Error::invalid(path, at(object, "spec.podCIDRs").clone(), sentence));
+        }
+        errors.extend(unique(ranges, path));
     }
     errors
 }
@@ -174,16 +231,15 @@ mod tests {
     fn taints_need_a_known_effect_and_the_pod_range_stays() {
         let object = json!({"spec": {"taints": [{"key": "a", "effect": "Explode"}], "podCIDRs": ["10.0.0.0/24"]}});
         let found: Vec<String> = Node.validate(&object).iter().map(ToString::to_string).collect();
-        let expected =
-            "spec.taints[0].effect: Unsupported value: \"Explode\": supported values: \"NoSchedule\", \"PreferNoSchedule\", \"NoExecute\"";
+        let expected = "metadata.taints[0].effect: Unsupported value: \"Explode\": supported values: \"NoSchedule\", \"PreferNoSchedule\", \"NoExecute\"";
         assert_eq!(found, [expected]);
         assert_eq!(Node.validate_update(&json!({"spec": {}}), &object, Part::Main).len(), 1);
     }
 
     #[test]
     fn what_a_node_has_it_offers() {
-        let mut object = json!({"status": {"capacity": {"cpu": "4", "memory": "1Gi"}, "allocatable": {"cpu": "3"}}});
+        let mut object = json!({"status": {"capacity": {"cpu": "4", "memory": "1Gi"}}});
         Node.default(&mut object);
-        assert_eq!(object["status"]["allocatable"], json!({"cpu": "3", "memory": "1Gi"}));
+        assert_eq!(object["status"]["allocatable"], json!({"cpu": "4", "memory": "1Gi"}));
     }
 }

@@ -4,9 +4,9 @@ use meta::field::{Error, Path};
 use meta::names;
 use serde_json::{Value, json};
 
-use crate::checks::{at_most_hundred_percent, int_or_percent, label_selector};
+use crate::checks::{at_most_hundred_percent, conditions, int_or_percent, label_selector, nonnegative, supported};
 use crate::printing::{self, AGE, NAME, shown};
-use crate::value::{at, has, keep, set};
+use crate::value::{at, has, list, set};
 use crate::{Column, Part, Rules};
 
 pub struct PodDisruptionBudget;
@@ -26,9 +26,6 @@ impl Rules for PodDisruptionBudget {
     fn prepare_create(&self, object: &mut Value) {
         set(object, "status", json!({"disruptionsAllowed": 0, "currentHealthy": 0, "desiredHealthy": 0, "expectedPods": 0}));
     }
-    fn prepare_update(&self, new: &mut Value, old: &Value, part: Part) {
-        keep(new, old, if part == Part::Status { "spec" } else { "status" });
-    }
     fn validate(&self, object: &Value) -> Vec<Error> {
         let (path, spec) = (Path::new("spec"), at(object, "spec"));
         let mut errors = Vec::new();
@@ -40,7 +37,22 @@ impl Rules for PodDisruptionBudget {
             errors.extend(at_most_hundred_percent(spec, &path, field));
         }
         errors.extend(label_selector(at(spec, "selector"), &path.child("selector")));
+        errors.extend(supported(spec, &path, "unhealthyPodEvictionPolicy", &["AlwaysAllow", "IfHealthyBudget"]));
         errors
+    }
+    fn validate_update(&self, new: &Value, _old: &Value, part: Part) -> Vec<Error> {
+        let (status, path) = (at(new, "status"), Path::new("status"));
+        if part != Part::Status {
+            return Vec::new();
+        }
+        let mut errors = conditions(list(status, "conditions"), &path.child("conditions"));
+        for field in ["disruptionsAllowed", "currentHealthy", "desiredHealthy", "expectedPods"] {
+            errors.extend(nonnegative(status, &path, field));
+        }
+        errors
+    }
+    fn unconditional_update(&self) -> bool {
+        false
     }
     fn counts_generation(&self) -> bool {
         true

@@ -37,20 +37,30 @@ impl Rules for PriorityClass {
     }
     fn validate(&self, object: &Value) -> Vec<Error> {
         let (name, value) = (name(object), int(object, "value").unwrap_or(0));
-        let builtin = matches!((name, value), ("system-cluster-critical", 2_000_000_000) | ("system-node-critical", 2_000_001_000));
+        let builtin = match name {
+            "system-cluster-critical" => Some(2_000_000_000),
+            "system-node-critical" => Some(2_000_001_000),
+            _ => None,
+        };
         let mut errors = Errors::new();
-        if name.starts_with("system-") && !builtin {
-            let sentence =
-                "priority class names with 'system-' prefix are reserved for system use only. error: only system classes may use it";
-            errors.push(Error::forbidden(&Path::new("metadata").child("name"), sentence));
-        }
-        if value > VALUE_MAX && !builtin {
+        if name.starts_with("system-") {
+            let why = match builtin {
+                None => Some(format!("{name} is not a known system priority class")),
+                Some(wanted) if wanted != value => Some(format!("value of {name} PriorityClass must be {wanted}")),
+                Some(_) if flag(object, "globalDefault") => Some(format!("globalDefault of {name} PriorityClass must be false")),
+                Some(_) => None,
+            };
+            if let Some(why) = why {
+                let sentence = format!("priority class names with 'system-' prefix are reserved for system use only. error: {why}");
+                errors.push(Error::forbidden(&Path::new("metadata").child("name"), sentence));
+            }
+        } else if value > VALUE_MAX {
             let sentence = format!("maximum allowed value of a user defined priority is {VALUE_MAX}");
             errors.push(Error::forbidden(&Path::new("value"), sentence));
         }
         let policy = text(object, "preemptionPolicy");
         if !matches!(policy, "" | "Never" | "PreemptLowerPriority") {
-            errors.push(Error::not_supported(&Path::new("preemptionPolicy"), policy, &["Never", "PreemptLowerPriority"]));
+            errors.push(Error::not_supported(&Path::new("preemptionPolicy"), policy, &["PreemptLowerPriority", "Never"]));
         }
         errors
     }
@@ -61,6 +71,9 @@ impl Rules for PriorityClass {
         }
         errors.extend(immutable(&Path::new("preemptionPolicy"), at(new, "preemptionPolicy"), at(old, "preemptionPolicy")));
         errors
+    }
+    fn counts_generation(&self) -> bool {
+        true
     }
     fn columns(&self) -> &'static [Column] {
         COLUMNS

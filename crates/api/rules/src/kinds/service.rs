@@ -2,14 +2,15 @@
 
 use std::collections::BTreeSet;
 
-use meta::field::{Error, Path};
+use meta::field::Error;
 use meta::names;
 use serde_json::{Value, json};
 
-use crate::checks::{Errors, labels, one_of, port_number_or_name, protocol, sentences};
 use crate::printing::{self, AGE, NAME, SELECTOR, shown};
 use crate::value::{at, has, int, items_mut, keep, list, remove, set, set_default, set_default_text, sub, text};
 use crate::{Column, Part, Rules};
+
+mod checks;
 
 pub struct Service;
 
@@ -60,6 +61,12 @@ impl Rules for Service {
             set_default(spec, "allocateLoadBalancerNodePorts", true);
         }
         same_first_address(spec);
+        let balances = text(spec, "type") == "LoadBalancer";
+        for ingress in items_mut(object, "status.loadBalancer.ingress").filter(|_| balances) {
+            if !text(ingress, "ip").is_empty() {
+                set_default(ingress, "ipMode", "VIP");
+            }
+        }
     }
     fn prepare_create(&self, object: &mut Value) {
         set(object, "status", json!({"loadBalancer": {}}));
@@ -74,18 +81,17 @@ impl Rules for Service {
         drop_unused(new, old);
     }
     fn validate(&self, object: &Value) -> Vec<Error> {
-        let (path, spec) = (Path::new("spec"), at(object, "spec"));
-        let mut errors = type_rules(spec, &path);
-        errors.extend(ports(spec, &path));
-        errors.extend(labels(at(spec, "selector"), &path.child("selector")));
-        errors.extend(one_of(spec, &path, "sessionAffinity", &["ClientIP", "None"]));
-        errors.extend(one_of(spec, &path, "type", &["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"]));
-        errors.extend(addresses(spec, &path));
-        errors.extend(policies(spec, &path));
-        errors
+        checks::validate(object)
     }
     fn validate_update(&self, new: &Value, old: &Value, part: Part) -> Vec<Error> {
-        if part == Part::Main { address_unchanged(new, old) } else { Vec::new() }
+        match part {
+            Part::Main => checks::update(new, old),
+            Part::Status => checks::status(new),
+            Part::Subresource(_) => Vec::new(),
+        }
+    }
+    fn warnings(&self, object: &Value, _old: Option<&Value>) -> Vec<String> {
+        checks::warnings(object)
     }
     fn selectable_fields(&self, object: &Value) -> Vec<(&'static str, String)> {
         FIELDS.iter().map(|field| (*field, text(object, field).to_owned())).collect()
@@ -192,137 +198,6 @@ fn drop_unused(new: &mut Value, old: &Value) {
     }
 }
 
-fn type_rules(spec: &Value, path: &Path) -> Errors {
-    let mut errors = Errors::new();
-    let kind = text(spec, "type");
-    let headless = text(spec, "clusterIP") == "None";
-    if list(spec, "ports").is_empty() && !headless && kind != "ExternalName" {
-        errors.push(Error::required(&path.child("ports"), ""));
-    }
-    match kind {
-        "LoadBalancer" | "NodePort" if headless => {
-            let sentence = format!("may not be set to 'None' for {kind} services");
-            errors.push(Error::invalid(&path.child("clusterIPs").index(0), "None", sentence));
-        }
-        "ExternalName" => {
-            if has(spec, "clusterIPs") && !list(spec, "clusterIPs").is_empty() {
-                errors.push(Error::forbidden(&path.child("clusterIPs"), "may not be set for ExternalName services"));
-            }
-            match text(spec, "externalName").trim_end_matches('.') {
-                "" => errors.push(Error::required(&path.child("externalName"), "")),
-                name => errors.extend(sentences(&path.child("externalName"), name, names::dns1123_subdomain(name))),
-            }
-        }
-        _ => {}
-    }
-    errors
-}
-
-fn ports(spec: &Value, path: &Path) -> Errors {
-    let mut errors = Errors::new();
-    let all = list(spec, "ports");
-    let (mut taken, mut keys, mut node_ports) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
-    for (index, port) in all.iter().enumerate() {
-        let here = path.child("ports").index(index);
-        let (name, number) = (text(port, "name"), int(port, "port").unwrap_or(0));
-        if name.is_empty() {
-            if all.len() > 1 {
-                errors.push(Error::required(&here.child("name"), ""));
-            }
-        } else {
-            errors.extend(sentences(&here.child("name"), name, names::dns1123_label(name)));
-            if !taken.insert(name) {
-                errors.push(Error::duplicate(&here.child("name"), name));
-            }
-        }
-        errors.extend(sentences(&here.child("port"), number, names::port_number(number)));
-        errors.extend(protocol(port, &here));
-        errors.extend(port_number_or_name(at(port, "targetPort"), &here.child("targetPort")));
-        let app = text(port, "appProtocol");
-        if !app.is_empty() {
-            errors.extend(sentences(&here.child("appProtocol"), app, names::qualified_name(app)));
-        }
-        if !keys.insert((text(port, "protocol"), number)) {
-            errors.push(Error::duplicate(&here, json!({"port": number, "protocol": text(port, "protocol")})));
-        }
-        errors.extend(node_port(spec, port, &mut node_ports, &here.child("nodePort")));
-    }
-    errors
-}
-
-fn node_port<'a>(spec: &Value, port: &'a Value, taken: &mut BTreeSet<(&'a str, i64)>, path: &Path) -> Errors {
-    let number = int(port, "nodePort").unwrap_or(0);
-    if number == 0 {
-        return Errors::new();
-    }
-    if !needs_node_port(spec) {
-        let kind = text(spec, "type");
-        return vec![Error::forbidden(path, format!("may not be used when `type` is '{kind}'"))];
-    }
-    let mut errors = sentences(path, number, names::port_number(number));
-    if !taken.insert((text(port, "protocol"), number)) {
-        errors.push(Error::duplicate(path, number));
-    }
-    errors
-}
-
-fn addresses(spec: &Value, path: &Path) -> Errors {
-    let mut errors = Errors::new();
-    for (index, address) in list(spec, "clusterIPs").iter().filter_map(Value::as_str).enumerate() {
-        let here = path.child("clusterIPs").index(index);
-        if address == "None" && index > 0 {
-            errors.push(Error::invalid(&here, address, "'None' must be the first and only value"));
-        } else if address != "None" {
-            errors.extend(sentences(&here, address, names::ip(address)));
-        }
-    }
-    let (one, first) = (text(spec, "clusterIP"), list(spec, "clusterIPs").first().and_then(Value::as_str));
-    if !one.is_empty() && first.is_some_and(|first| first != one) {
-        let sentence = "first value must match `clusterIP`";
-        errors.push(Error::invalid(&path.child("clusterIPs"), at(spec, "clusterIPs").clone(), sentence));
-    }
-    for (index, address) in list(spec, "externalIPs").iter().filter_map(Value::as_str).enumerate() {
-        errors.extend(sentences(&path.child("externalIPs").index(index), address, names::ip(address)));
-    }
-    if text(spec, "sessionAffinity") == "ClientIP" {
-        let seconds = int(spec, "sessionAffinityConfig.clientIP.timeoutSeconds").unwrap_or(0);
-        if !(1..=86400).contains(&seconds) {
-            let here = path.child("sessionAffinityConfig").child("clientIP").child("timeoutSeconds");
-            errors.push(Error::invalid(&here, seconds, "must be greater than 0 and less than 86400"));
-        }
-    }
-    errors
-}
-
-fn policies(spec: &Value, path: &Path) -> Errors {
-    let mut errors = Errors::new();
-    for field in ["internalTrafficPolicy", "externalTrafficPolicy"] {
-        let found = text(spec, field);
-        if !matches!(found, "" | "Cluster" | "Local") {
-            errors.push(Error::not_supported(&path.child(field), found, &["Cluster", "Local"]));
-        }
-    }
-    let external = text(spec, "externalTrafficPolicy");
-    if !external.is_empty() && !needs_node_port(spec) && list(spec, "externalIPs").is_empty() {
-        let sentence = "may only be set for externally-accessible services";
-        errors.push(Error::invalid(&path.child("externalTrafficPolicy"), external, sentence));
-    }
-    errors
-}
-
-fn address_unchanged(new: &Value, old: &Value) -> Errors {
-    let path = Path::new("spec").child("clusterIPs").index(0);
-    let both_need = needs_address(at(new, "spec")) && needs_address(at(old, "spec"));
-    let (after, before) = (list(new, "spec.clusterIPs"), list(old, "spec.clusterIPs"));
-    match (after.first(), before.first()) {
-        (None, Some(_)) if both_need => vec![Error::invalid(&path, after.to_vec(), "primary clusterIP can not be unset")],
-        (Some(new), Some(old)) if new != old && both_need => {
-            vec![Error::invalid(&path, after.to_vec(), "may not change once set")]
-        }
-        _ => Errors::new(),
-    }
-}
-
 fn external_addresses(object: &Value) -> Value {
     let mut words: Vec<&str> = list(object, "spec.externalIPs").iter().filter_map(Value::as_str).collect();
     match text(object, "spec.type") {
@@ -391,13 +266,35 @@ mod tests {
             ),
             (json!({"type": "ExternalName"}), "spec.externalName: Required value"),
             (
+                json!({"ports": [{"port": 1}, {"port": 1}]}),
+                "spec.ports[0].name: Required value; spec.ports[1].name: Required value; spec.ports[1]: Duplicate value: \
+                 {\"AppProtocol\":null,\"Name\":\"\",\"NodePort\":0,\"Port\":1,\"Protocol\":\"TCP\",\"TargetPort\":0}",
+            ),
+            (
+                json!({"ports": [{"port": 1}], "clusterIP": "10.0.0.1", "clusterIPs": ["10.0.0.1", "10.0.0.2"]}),
+                "spec.clusterIPs: Invalid value: [\"10.0.0.1\",\"10.0.0.2\"]: may specify no more than one IP for each IP family",
+            ),
+            (
+                json!({"ports": [{"port": 1}], "externalIPs": ["127.0.0.1"]}),
+                "spec.externalIPs[0]: Invalid value: \"127.0.0.1\": may not be in the loopback range (127.0.0.0/8, ::1/128)",
+            ),
+            (
+                json!({"ports": [{"port": 1}], "loadBalancerClass": "a/b"}),
+                "spec.loadBalancerClass: Forbidden: may only be used when `type` is 'LoadBalancer'",
+            ),
+            (
+                json!({"ports": [{"port": 1}], "trafficDistribution": "PreferFar"}),
+                "spec.trafficDistribution: Unsupported value: \"PreferFar\": supported values: \"PreferClose\", \"PreferSameNode\", \
+                 \"PreferSameZone\"",
+            ),
+            (
                 json!({"ports": [{"port": 1}], "clusterIP": "x"}),
                 "spec.clusterIPs[0]: Invalid value: \"x\": must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)",
             ),
         ];
         for (spec, expected) in cases {
             let found: Vec<String> = Service.validate(&service(spec.clone())).iter().map(ToString::to_string).collect();
-            assert_eq!(found, [expected], "{spec}");
+            assert_eq!(found.join("; "), expected, "{spec}");
         }
     }
 

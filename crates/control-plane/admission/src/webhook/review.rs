@@ -87,17 +87,18 @@ pub struct Question {
     pub body: Vec<u8>,
 }
 
-/// `versions` are those that the webhook understands, the dearest first.
-pub fn ask(attributes: &Attributes, invocation: &Invocation, objects: &Objects, versions: &[String]) -> Result<Question, String> {
-    let known = versions.iter().find_map(|version| match version.as_str() {
-        "v1" => Some("admission.k8s.io/v1"),
-        "v1beta1" => Some("admission.k8s.io/v1beta1"),
-        _ => None,
-    });
-    let version = known.ok_or("webhook does not accept known AdmissionReview versions (v1, v1beta1)")?;
-    let uid = meta::names::uid();
-    let request = Request {
-        uid: &uid,
+/// The request as CEL expressions see it: without the objects, and without what does not apply.
+pub fn request(attributes: &Attributes, invocation: &Invocation) -> Value {
+    let mut value = serde_json::to_value(of(attributes, invocation, "", &Objects::default())).unwrap_or_default();
+    if let Some(members) = value.as_object_mut() {
+        members.retain(|name, member| !matches!(name.as_str(), "uid" | "object" | "oldObject") && !member.is_null());
+    }
+    value
+}
+
+fn of<'a>(attributes: &'a Attributes, invocation: &'a Invocation, uid: &'a str, objects: &'a Objects) -> Request<'a> {
+    Request {
+        uid,
         kind: (&invocation.gvk).into(),
         resource: (&invocation.gvr).into(),
         sub_resource: &attributes.subresource,
@@ -112,7 +113,19 @@ pub fn ask(attributes: &Attributes, invocation: &Invocation, objects: &Objects, 
         old_object: objects.old.as_ref(),
         dry_run: attributes.dry_run,
         options: Some(&attributes.options).filter(|options| !options.is_null()),
-    };
+    }
+}
+
+/// `versions` are those that the webhook understands, the dearest first.
+pub fn ask(attributes: &Attributes, invocation: &Invocation, objects: &Objects, versions: &[String]) -> Result<Question, String> {
+    let known = versions.iter().find_map(|version| match version.as_str() {
+        "v1" => Some("admission.k8s.io/v1"),
+        "v1beta1" => Some("admission.k8s.io/v1beta1"),
+        _ => None,
+    });
+    let version = known.ok_or("webhook does not accept known AdmissionReview versions (v1, v1beta1)")?;
+    let uid = meta::names::uid();
+    let request = of(attributes, invocation, &uid, objects);
     let body = serde_json::to_vec(&Review { kind: KIND, api_version: version, request }).map_err(|error| error.to_string())?;
     Ok(Question { uid, version, body })
 }

@@ -20,6 +20,7 @@ use super::read;
 use crate::Inner;
 use crate::cache::{Caches, Change, Delivery, Event, Next, Since, Subscription, TooOld, feed, frame};
 use crate::context::Context;
+use crate::metrics::Watched;
 use crate::negotiate::{Format, Media, View};
 use crate::object::Object;
 use crate::registry::Target;
@@ -30,6 +31,8 @@ use crate::views::{self, Include};
 
 /// A watch without `timeoutSeconds` ends after this time and up to as much again (upstream's min-request-timeout).
 const TIMEOUT_MIN_SECONDS: u64 = 1_800;
+/// Open watches at most: each costs a few KiB, whoever asks.
+const WATCHES_MAX: i64 = 200_000;
 /// Longer wishes are cut.
 const TIMEOUT_MAX_SECONDS: u64 = 30 * 24 * 3_600;
 /// Frames that are ready at the same time are sent in one piece up to about this size.
@@ -42,6 +45,9 @@ pub async fn watch(server: &Arc<Inner>, context: &Context, target: Target<'_>) -
     format.pretty = false;
     if format.media == Media::Yaml {
         return Err(Status::not_acceptable(&["application/json;stream=watch", "application/vnd.kubernetes.protobuf;stream=watch"]));
+    }
+    if server.metrics.watches() >= WATCHES_MAX {
+        return Err(Status::too_many_requests("too many watches are open on this server, please try again later", 5));
     }
     let include = Include::parse(&context.query)?;
     let selection = Arc::new(read::selection(context, target)?);
@@ -70,6 +76,7 @@ pub async fn watch(server: &Arc<Inner>, context: &Context, target: Target<'_>) -
         ends,
         bookmark,
         timer: Box::pin(sleep_until(bookmark.map_or(ends, |bookmark| bookmark.min(ends)))),
+        counted: server.metrics.watched(context, target.kind),
     };
     match subscribe(server, target.kind, since, announce, selection) {
         Ok(mut subscription) => {
@@ -242,16 +249,17 @@ struct WatchBody {
     bookmark: Option<Instant>,
     /// Goes off at the earlier of the two.
     timer: Pin<Box<Sleep>>,
+    counted: Watched,
 }
 
 impl WatchBody {
     /// The next frame; what waits already goes out together, so that a busy watch costs fewer writes than events.
     fn step(&mut self, poller: &mut Poller<'_>) -> Poll<Option<Bytes>> {
         let first = match self.next(poller) {
-            Poll::Ready(Some(first)) if first.len() < TOGETHER_BYTES => first,
+            Poll::Ready(Some(first)) => first,
             other => return other,
         };
-        let mut together = Vec::new();
+        let (mut together, mut events) = (Vec::new(), 1);
         while first.len() + together.len() < TOGETHER_BYTES
             && let Some(frame) = self.ready()
         {
@@ -260,8 +268,11 @@ impl WatchBody {
                 together.extend_from_slice(&first);
             }
             together.extend_from_slice(&frame);
+            events += 1;
         }
-        Poll::Ready(Some(if together.is_empty() { first } else { together.into() }))
+        let piece = if together.is_empty() { first } else { together.into() };
+        self.counted.sent(events, piece.len());
+        Poll::Ready(Some(piece))
     }
 
     /// An object or event that can be sent at once.

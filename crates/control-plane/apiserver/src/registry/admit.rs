@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, OnceLock, Weak};
 
 use admission::{Attributes, Lookup};
+use cel::library::authorizer::{Authorizer, Decision, Question};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use meta::{GroupResource, GroupVersionKind, GroupVersionResource, Status};
@@ -101,6 +102,14 @@ impl Lookup for Reader {
         std::future::ready(versions::restore(&self.custom, object, from)).boxed()
     }
 
+    fn merge<'a>(&'a self, object: Value, applied: Value, gvk: &'a GroupVersionKind) -> BoxFuture<'a, Result<Value, Status>> {
+        std::future::ready(versions::merge(&self.custom, object, applied, gvk)).boxed()
+    }
+
+    fn authorizer(&self, user: &auth::UserInfo) -> Arc<dyn Authorizer> {
+        Arc::new(Rights { server: self.server.get().cloned().unwrap_or_default(), caches: self.caches.clone(), user: user.clone() })
+    }
+
     fn resolve_host<'a>(&'a self, host: &'a str) -> BoxFuture<'a, Vec<IpAddr>> {
         let server = self.server.get().and_then(Weak::upgrade);
         match server.and_then(|server| server.resolver.clone()) {
@@ -112,6 +121,39 @@ impl Lookup for Reader {
     fn allows<'a>(&'a self, user: &'a auth::UserInfo, asked: auth::authorize::Attributes<'a>) -> BoxFuture<'a, bool> {
         let server = self.server.get().and_then(Weak::upgrade);
         std::future::ready(server.is_some_and(|server| server.access.allows(&self.caches, user, &asked))).boxed()
+    }
+}
+
+/// Answers `authorizer` in expressions.
+struct Rights {
+    server: Weak<crate::Inner>,
+    caches: Arc<Caches>,
+    user: auth::UserInfo,
+}
+
+impl Authorizer for Rights {
+    fn decide(&self, asked: &Question) -> Decision {
+        let Some(server) = self.server.upgrade() else { return Decision::default() };
+        let account = asked.service_account.as_ref().map(|(namespace, name)| {
+            let groups = ["system:serviceaccounts".to_owned(), format!("system:serviceaccounts:{namespace}")];
+            let groups: Vec<&str> = groups.iter().map(String::as_str).collect();
+            auth::UserInfo::authenticated(&format!("system:serviceaccount:{namespace}:{name}"), &groups)
+        });
+        let attributes = auth::authorize::Attributes {
+            is_resource: asked.path.is_none(),
+            verb: &asked.verb,
+            group: &asked.group,
+            version: "*",
+            resource: &asked.resource,
+            subresource: &asked.subresource,
+            namespace: &asked.namespace,
+            name: &asked.name,
+            path: asked.path.as_deref().unwrap_or_default(),
+            field_selector: asked.field_selector.as_deref().unwrap_or_default(),
+            label_selector: asked.label_selector.as_deref().unwrap_or_default(),
+        };
+        let allowed = server.access.allows(&self.caches, account.as_ref().unwrap_or(&self.user), &attributes);
+        Decision { allowed, ..Decision::default() }
     }
 }
 

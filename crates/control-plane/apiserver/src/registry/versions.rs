@@ -3,12 +3,14 @@
 use std::sync::Arc;
 
 use meta::{GroupVersionKind, GroupVersionResource, Status};
+use schema::apply::Manager;
 use schema::decode::{self, Mode};
 use schema::model::{Ref, Schema, Type};
 use serde_json::Value;
 
 use super::catalog::{self, Kind};
 use crate::custom::Kinds;
+use crate::object::metadata_mut;
 use crate::{codec, convert};
 
 fn all(custom: &Kinds) -> impl Iterator<Item = Arc<Kind>> {
@@ -63,6 +65,29 @@ pub fn restore(custom: &Kinds, object: Value, from: &GroupVersionKind) -> Result
     }
     codec::default(&kind, &mut object);
     Ok(object)
+}
+
+/// Server-side apply without owners: what `applied` says is set, lists of known keys are merged by them.
+pub fn merge(custom: &Kinds, object: Value, applied: Value, gvk: &GroupVersionKind) -> Result<Value, Status> {
+    let Some(kind) = by_kind(custom, gvk) else {
+        return Err(Status::internal(format!("no schema found for {}, Kind={}", gvk.group_version(), gvk.kind)));
+    };
+    let mut live = object;
+    let owners = metadata_mut(&mut live).remove("managedFields");
+    let version = gvk.group_version().to_string();
+    let now = meta::time::now();
+    let manager = Manager { name: "admission", subresource: "", api_version: &version, time: &now, reset: &[] };
+    let mut applied = applied;
+    for field in ["name", "namespace"] {
+        let own = live["metadata"][field].clone();
+        metadata_mut(&mut applied).insert(field.into(), own);
+    }
+    let mut merged = schema::apply::apply(Some(&live), &applied, &manager, true, &kind.schema).map_err(|error| error.status())?;
+    metadata_mut(&mut merged).remove("managedFields");
+    if let Some(owners) = owners {
+        metadata_mut(&mut merged).insert("managedFields".into(), owners);
+    }
+    Ok(merged)
 }
 
 fn typed(object: Value, found: Ref<Type>, gvk: &GroupVersionKind) -> Result<Value, Status> {

@@ -1,6 +1,7 @@
 //! The writes of the garbage collector; each is guarded by the object's uid.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use client::{ApiResource, DeleteParams, Error, Patch, Propagation};
 use http::Method;
@@ -14,12 +15,20 @@ use super::observe::World;
 use super::plan::Plan;
 use crate::act;
 
+/// Until the cache shows that a circle is broken.
+const CIRCLE_PAUSE: Duration = Duration::from_millis(50);
+
 impl Controller {
     pub(super) async fn act(self: &Arc<Self>, world: &World, plan: Plan) -> Result<Outcome, Error> {
         let node = &world.node;
         match plan {
             Plan::Nothing => {}
             Plan::Delete(propagation) => self.delete(node, propagation).await?,
+            Plan::BreakCircle => {
+                self.unblock_owners(node).await?;
+                // The event of that write brings it back, to be deleted as any other.
+                return Ok(Outcome::RequeueAfter(CIRCLE_PAUSE));
+            }
             Plan::Forget(uids) => self.forget_owners(node, uids).await?,
             Plan::WaitFor(uids) => uids.into_iter().for_each(|uid| self.queue.add(uid)),
             Plan::RemoveFinalizer(name) => self.remove_finalizer(node, name).await?,
@@ -72,6 +81,16 @@ impl Controller {
         .await
     }
 
+    async fn unblock_owners(&self, node: &Node) -> Result<(), Error> {
+        self.edit(&node.resource, node, |live| {
+            let mut owners = live["metadata"]["ownerReferences"].as_array()?.clone();
+            let blocks = owners.iter().any(|owner| owner["blockOwnerDeletion"] == true);
+            owners.iter_mut().for_each(|owner| owner["blockOwnerDeletion"] = json!(false));
+            blocks.then(|| json!({ "ownerReferences": owners }))
+        })
+        .await
+    }
+
     async fn remove_finalizer(&self, node: &Node, name: &str) -> Result<(), Error> {
         debug_assert!([FOREGROUND, ORPHAN].contains(&name));
         self.edit(&node.resource, node, |live| {
@@ -118,7 +137,13 @@ mod tests {
         let object = |owners: &Value| json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"namespace": "a", "name": "x", "ownerReferences": owners}});
         let path = "/api/v1/namespaces/a/configmaps";
         let live: Value = api.client().request_json(Method::POST, path, Some(object(&owners_now).to_string().into())).await.unwrap();
-        let controller = Controller { client: api.client(), graph: Mutex::default(), kinds: Mutex::default(), queue: Queue::new() };
+        let controller = Controller {
+            client: api.client(),
+            graph: Mutex::default(),
+            kinds: Mutex::default(),
+            queue: Queue::new(),
+            recorder: reconcile::EventRecorder::discard(),
+        };
         let mut seen = object(&owners_seen);
         seen["metadata"]["uid"] = live["metadata"]["uid"].clone();
         let node = Node { resource: Arc::new(ApiResource::of::<ConfigMap>()), object: Arc::new(serde_json::from_value(seen).unwrap()) };

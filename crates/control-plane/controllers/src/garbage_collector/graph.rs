@@ -29,6 +29,15 @@ impl Node {
     pub fn has_finalizer(&self, name: &str) -> bool {
         self.object.metadata.finalizers.iter().any(|finalizer| finalizer == name)
     }
+    /// Whether this is what `owner`, a reference of an object in `namespace`, speaks of: a uid alone can be anything's.
+    pub fn is_meant_by(&self, owner: &OwnerReference, namespace: &str) -> bool {
+        let group = owner.api_version.split_once('/').map_or("", |(group, _)| group);
+        let meta = &self.object.metadata;
+        self.resource.kind == owner.kind
+            && self.resource.group == group
+            && meta.name == owner.name
+            && (!self.resource.namespaced || meta.namespace == namespace)
+    }
     /// Its deletion waits for its dependents'.
     pub fn waits_for_dependents(&self) -> bool {
         self.is_leaving() && self.has_finalizer(FOREGROUND)
@@ -120,9 +129,12 @@ impl Graph {
         self.nodes.iter().filter(|(_, node)| self.is_suspect(node)).map(|(uid, _)| uid.clone()).collect()
     }
 
-    /// Has an owner that is unknown or leaving in the foreground, or is itself in a deletion that we complete.
+    /// Has an owner that is unknown, not what the reference says, or leaving in the foreground, or is itself in a deletion that we complete.
     fn is_suspect(&self, node: &Node) -> bool {
-        let unsafe_owner = |owner: &OwnerReference| self.nodes.get(&owner.uid).is_none_or(Node::waits_for_dependents);
+        let namespace = &node.object.metadata.namespace;
+        let unsafe_owner = |owner: &OwnerReference| {
+            self.nodes.get(&owner.uid).is_none_or(|found| found.waits_for_dependents() || !found.is_meant_by(owner, namespace))
+        };
         node.waits_for_dependents() || node.orphans_dependents() || (!node.is_leaving() && node.owners().iter().any(unsafe_owner))
     }
 

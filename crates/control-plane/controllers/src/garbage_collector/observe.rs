@@ -4,8 +4,9 @@ use std::sync::PoisonError;
 
 use client::{ApiResource, Error};
 use http::Method;
+use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
-use reconcile::PartialObject;
+use reconcile::{EventKind, PartialObject};
 
 use super::Controller;
 use super::graph::Node;
@@ -46,7 +47,14 @@ impl Controller {
     async fn owner(&self, node: &Node, owner: &OwnerReference) -> Result<Option<Owner>, Error> {
         {
             let graph = self.graph();
+            let namespace = &node.object.metadata.namespace;
             match graph.get(&owner.uid) {
+                // Not found where the reference says: the server's answer counts, and the user is told why.
+                Some(found) if !found.is_meant_by(owner, namespace) => {
+                    if found.resource.namespaced && node.resource.namespaced && found.object.metadata.namespace != *namespace {
+                        self.tell_foreign_owner(node, owner);
+                    }
+                }
                 Some(found) if found.waits_for_dependents() => return Ok(Some(Owner::Waiting)),
                 Some(_) => return Ok(Some(Owner::Solid)),
                 None if graph.is_known_absent(&owner.uid) => return Ok(Some(Owner::Absent)),
@@ -68,6 +76,23 @@ impl Controller {
             self.graph().note_absent(&owner.uid);
         }
         Ok(Some(if there { Owner::Solid } else { Owner::Absent }))
+    }
+
+    /// An owner has to be in the namespace of what it owns.
+    fn tell_foreign_owner(&self, node: &Node, owner: &OwnerReference) {
+        let meta = &node.object.metadata;
+        let about = ObjectReference {
+            api_version: Some(node.resource.api_version()),
+            kind: Some(node.resource.kind.to_string()),
+            namespace: Some(meta.namespace.clone()),
+            name: Some(meta.name.clone()),
+            uid: Some(meta.uid.clone()),
+            ..ObjectReference::default()
+        };
+        let named =
+            format!("[{}/{}, namespace: {}, name: {}, uid: {}]", owner.api_version, owner.kind, meta.namespace, owner.name, owner.uid);
+        let message = format!("ownerRef {named} does not exist in namespace {:?}", meta.namespace);
+        self.recorder.event(&about, EventKind::Warning, "OwnerRefInvalidNamespace", message);
     }
 
     async fn is_there(&self, resource: &ApiResource, namespace: &str, owner: &OwnerReference) -> Result<bool, Error> {

@@ -131,6 +131,15 @@ const PLAIN: &[(&str, &[Words])] = &[
     ("system:node-bootstrapper", &[rule("create get list watch", "certificates.k8s.io", SIGNING_REQUESTS)]),
     ("system:node-problem-detector", &[rule("get", "core", "nodes"), rule("patch", "core", "nodes/status"), EVENTS]),
     ("system:node-proxier", PROXY),
+    // The proxy and DNS of a node run in its agent, with its identity.
+    (
+        "sternpost:node-network",
+        &[
+            rule("get list watch", "core", "services namespaces nodes"),
+            rule("get list watch", "discovery.k8s.io", "endpointslices"),
+            rule("get list watch", "networking.k8s.io", "networkpolicies"),
+        ],
+    ),
     ("system:persistent-volume-provisioner", PROVISIONER),
     ("system:volume-scheduler", VOLUME_SCHEDULER),
     (
@@ -300,6 +309,7 @@ pub fn bindings() -> Vec<Value> {
     // Joining, as kubeadm sets it up: a bootstrap token asks for a node's first certificate, a node renews its own.
     let (joining, nodes) = (group("system:bootstrappers:kubeadm:default-node-token"), group("system:nodes"));
     let requests = "system:certificates.k8s.io:certificatesigningrequests";
+    bindings.push(binding("sternpost:node-network", "ClusterRole", "sternpost:node-network", vec![nodes.clone()]));
     bindings.push(binding("sternpost:kubelet-bootstrap", "ClusterRole", "system:node-bootstrapper", vec![joining.clone()]));
     bindings.push(binding("sternpost:node-autoapprove-bootstrap", "ClusterRole", &format!("{requests}:nodeclient"), vec![joining]));
     bindings.push(binding("sternpost:node-autoapprove-renewal", "ClusterRole", &format!("{requests}:selfnodeclient"), vec![nodes]));

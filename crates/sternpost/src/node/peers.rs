@@ -1,0 +1,91 @@
+//! Keeps the routes to other nodes' pods equal to the Node objects.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use anyhow::Context;
+use k8s_openapi::api::core::v1::Node;
+use reconcile::Cache;
+use tokio::task::JoinSet;
+
+use super::Surroundings;
+
+/// Changes that come together are programmed together.
+const GATHER: Duration = Duration::from_millis(20);
+const RETRY: Duration = Duration::from_secs(2);
+
+/// What makes a node reachable: its address and its pods' ranges.
+type Peers = BTreeMap<String, (IpAddr, Vec<cni::Cidr>)>;
+
+pub fn start(around: &Surroundings, tasks: &mut JoinSet<()>) -> anyhow::Result<()> {
+    let pods = around.config.pods()?;
+    let cluster = vec![(pods.address, pods.prefix)];
+    let nodes: Cache<Node> = around.caches.of();
+    let (name, prefix, drain) = (around.config.node_name.clone(), around.config.link_prefix.clone(), around.drain.clone());
+    let work = async move {
+        let mut changes = nodes.subscribe();
+        nodes.synced().await;
+        let (mut programmed, mut routes): (Peers, Option<cni::Peers>) = Default::default();
+        loop {
+            let wanted = peers(&nodes);
+            if wanted != programmed || routes.is_none() {
+                match program(routes.take(), &name, &prefix, &cluster, wanted.clone()).await {
+                    Ok(Some(open)) => (routes, programmed) = (Some(open), wanted),
+                    // This node has no range yet: its own change wakes us.
+                    Ok(None) => programmed = wanted,
+                    Err(error) => {
+                        tracing::warn!(error = format!("{error:#}"), "routes to other nodes; will retry");
+                        tokio::time::sleep(RETRY).await;
+                        continue;
+                    }
+                }
+            }
+            changes.next().await;
+            tokio::time::sleep(GATHER).await;
+            while changes.try_next().is_some() {}
+        }
+    };
+    tasks.spawn(async move {
+        drain.run(work).await;
+    });
+    Ok(())
+}
+
+async fn program(
+    routes: Option<cni::Peers>,
+    name: &str,
+    prefix: &str,
+    cluster: &[cni::Cidr],
+    mut peers: Peers,
+) -> anyhow::Result<Option<cni::Peers>> {
+    let Some((address, ranges)) = peers.remove(name) else { return Ok(None) };
+    let Some(own) = ranges.into_iter().find(|range| range.0.is_ipv4() == address.is_ipv4()) else { return Ok(None) };
+    let peers: Vec<cni::Peer> = peers
+        .into_values()
+        .flat_map(|(address, ranges)| ranges.into_iter().map(move |pod_cidr| cni::Peer { address, pod_cidr }))
+        .filter(|peer| peer.pod_cidr.0.is_ipv4() == peer.address.is_ipv4())
+        .collect();
+    let (prefix, cluster) = (prefix.to_owned(), cluster.to_vec());
+    let work = move || {
+        let mut routes = routes.map_or_else(|| cni::Peers::open(&prefix, address, own, cluster), Ok)?;
+        routes.sync(&peers)?;
+        Ok::<_, cni::Error>(Some(routes))
+    };
+    tokio::task::spawn_blocking(work).await?.context("program")
+}
+
+fn peers(nodes: &Cache<Node>) -> Peers {
+    let of = |node: &Node| {
+        let address = internal_address(node)?;
+        let ranges = node.spec.as_ref()?.pod_cidrs.iter().flatten().filter_map(|text| cni::parse_cidr(text)).collect();
+        Some((node.metadata.name.clone()?, (address, ranges)))
+    };
+    nodes.list().iter().filter_map(|node| of(node)).collect()
+}
+
+/// Where the node is reached.
+pub fn internal_address(node: &Node) -> Option<IpAddr> {
+    let addresses = node.status.as_ref()?.addresses.as_deref()?;
+    addresses.iter().find(|address| address.type_ == "InternalIP")?.address.parse().ok()
+}

@@ -1,0 +1,249 @@
+//! Further nodes on this machine: each an agent in a network namespace of its own, plugged into a bridge, so that there are real links
+//! between nodes that can be cut.
+//!
+//! A node's folder is `<run>/nodes/<name>`: its configuration, and `netns`, where its namespace is mounted. What outlives the machine's
+//! uptime is in `<data>/nodes/<name>`. The agents are processes of their own: they and their pods outlive this daemon.
+
+use std::fs::{self, File, OpenOptions};
+use std::net::IpAddr;
+use std::os::fd::AsFd;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command as Process, Stdio};
+use std::sync::Arc;
+
+use anyhow::Context;
+use auth::pki::NodeKeys;
+use clap::Subcommand;
+use k8s_openapi::api::core::v1::Node;
+
+use crate::config::{Cidr, Config};
+use crate::daemon;
+use crate::progress::Progress;
+use crate::up::{Parts, wait_for_node};
+
+/// What can be done to a further node.
+#[derive(Subcommand)]
+pub enum Command {
+    /// The further nodes of this machine.
+    List,
+    /// As if the machine lost its power: the node's processes and its pods' are killed.
+    Stop { name: String },
+    /// Start it again.
+    Start { name: String },
+    /// Pull its network cable.
+    Cut { name: String },
+    /// Plug it in again.
+    Heal { name: String },
+}
+
+/// One node on this machine.
+pub struct Local {
+    pub name: String,
+    folder: PathBuf,
+    config: Config,
+    server: String,
+}
+
+/// Brings the nodes two to `count` up, and waits until they are ready.
+pub async fn start_all(parts: &Arc<Parts>, count: u8, progress: &mut Progress) -> anyhow::Result<()> {
+    let nodes = parts.caches.of::<Node>();
+    let mut started = Vec::new();
+    for number in 2..=count {
+        let local = Local::make(parts, number).with_context(|| format!("node {number}"))?;
+        tokio::task::block_in_place(|| local.start()).with_context(|| format!("start node {}", local.name))?;
+        started.push(local.name);
+    }
+    for name in &started {
+        wait_for_node(&nodes, name).await?;
+    }
+    if let [first, .., last] = started.as_slice() {
+        progress.step("nodes", &format!("{first} to {last} on this machine"));
+    } else if let [only] = started.as_slice() {
+        progress.step("nodes", &format!("{only} on this machine"));
+    }
+    Ok(())
+}
+
+pub fn run(config: &Config, command: Command) -> anyhow::Result<i32> {
+    let find = |name: &str| {
+        let all = all(config)?;
+        let names: Vec<String> = all.iter().map(|local| local.name.clone()).collect();
+        let found = all.into_iter().find(|local| local.name == name);
+        found.with_context(|| format!("no further node {name:?} on this machine; there are: {}", names.join(", ")))
+    };
+    match command {
+        Command::List => {
+            for local in all(config)? {
+                let state = daemon::running(&local.config).map_or("stopped".to_owned(), |pid| format!("process {pid}"));
+                println!("{}\t{}\t{state}", local.name, local.config.node_ip.map(|ip| ip.to_string()).unwrap_or_default());
+            }
+        }
+        Command::Stop { name } => find(&name)?.kill()?,
+        Command::Start { name } => find(&name)?.start()?,
+        Command::Cut { name } => find(&name)?.link(false)?,
+        Command::Heal { name } => find(&name)?.link(true)?,
+    }
+    Ok(0)
+}
+
+/// Every node that was made on this machine since it started.
+pub fn all(config: &Config) -> anyhow::Result<Vec<Local>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(config.run_dir.join("nodes")).into_iter().flatten().flatten() {
+        let folder = entry.path();
+        // Made halfway: the next start makes it whole.
+        let Ok(server) = fs::read_to_string(folder.join("server")) else { continue };
+        let config = Config::load(Some(&folder.join("config.yaml")))?;
+        found.push(Local { name: config.node_name.clone(), folder, config, server });
+    }
+    found.sort_by_key(|local| local.config.node_ip);
+    Ok(found)
+}
+
+/// Takes the nodes down: their pods, their namespaces, their links. `purge`d, they leave nothing.
+pub fn down(config: &Config, purge: bool) -> anyhow::Result<()> {
+    for local in all(config)? {
+        local.down(purge).with_context(|| format!("node {}", local.name))?;
+        println!("node {} is down", local.name);
+    }
+    let nodes = config.run_dir.join("nodes");
+    for entry in fs::read_dir(&nodes).into_iter().flatten().flatten() {
+        release(&entry.path().join("netns"));
+    }
+    cni::segment::delete_link(&bridge(config))?;
+    if nodes.exists() { fs::remove_dir_all(&nodes).context("remove the nodes' folder") } else { Ok(()) }
+}
+
+fn bridge(config: &Config) -> String {
+    format!("br-{}", config.link_prefix)
+}
+
+impl Local {
+    /// Everything that node `number` needs before it can start; what is there stays.
+    fn make(parts: &Parts, number: u8) -> anyhow::Result<Self> {
+        let host = &parts.config;
+        let name = format!("{}-{number}", host.node_name);
+        let range = Cidr::parse(&host.node_cidr).context("nodeCidr")?;
+        let address = range.nth(u32::from(number))?;
+        let folder = host.run_dir.join("nodes").join(&name);
+        let config = Config {
+            data_dir: host.data_dir.join("nodes").join(&name),
+            run_dir: folder.join("run"),
+            node_name: name.clone(),
+            node_ip: Some(address),
+            cgroup_root: format!("{}-{number}", host.cgroup_root),
+            ..host.clone()
+        };
+        fs::create_dir_all(&config.run_dir)?;
+        fs::create_dir_all(&config.data_dir)?;
+        NodeKeys::issue(&host.pki_dir(), &config.pki_dir(), &name, &[address, IpAddr::from([127, 0, 0, 1])])?;
+        fs::write(folder.join("config.yaml"), written(&config))?;
+        let server = format!("https://{}:{}", parts.node_ip, host.api_port);
+        let netns = folder.join("netns");
+        if !is_namespace(&netns) {
+            make_namespace(&netns).with_context(|| netns.display().to_string())?;
+        }
+        let mut segment = cni::segment::Segment::open(&bridge(host), (range.nth(1)?, range.prefix))?;
+        segment.plug(&link(host, number), File::open(&netns)?.as_fd(), (address, range.prefix))?;
+        fs::write(folder.join("link"), link(host, number))?;
+        fs::write(folder.join("server"), &server)?;
+        Ok(Self { name, folder, config, server })
+    }
+
+    /// Starts the agent in the node's namespace, in a session of its own, and waits until it serves.
+    fn start(&self) -> anyhow::Result<()> {
+        if daemon::running(&self.config).is_some() {
+            return Ok(());
+        }
+        let log = OpenOptions::new().create(true).append(true).open(self.config.log_file())?;
+        let mut process = self.process(&["agent", "--server", &self.server])?;
+        process.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        process.spawn().context("start the agent")?;
+        Ok(())
+    }
+
+    /// This binary with the node's configuration, in the node's network namespace.
+    fn process(&self, arguments: &[&str]) -> anyhow::Result<Process> {
+        let netns = File::open(self.folder.join("netns")).context("the node's network namespace")?;
+        let mut process = Process::new("/proc/self/exe");
+        process.arg0("sternpost").arg("--config").arg(self.folder.join("config.yaml")).args(arguments);
+        // SAFETY: only async-signal-safe calls between fork and exec: setsid and setns on a descriptor that the closure owns.
+        unsafe {
+            process.pre_exec(move || {
+                rustix::process::setsid()?;
+                rustix::thread::move_into_link_name_space(netns.as_fd(), Some(rustix::thread::LinkNameSpaceType::Network))?;
+                Ok(())
+            });
+        }
+        Ok(process)
+    }
+
+    fn kill(&self) -> anyhow::Result<()> {
+        if let Some(pid) = daemon::running(&self.config).and_then(rustix::process::Pid::from_raw) {
+            rustix::process::kill_process(pid, rustix::process::Signal::KILL)?;
+        }
+        Ok(cgroups::Root::detect(&self.config.cgroup_root)?.remove_all()?)
+    }
+
+    fn link(&self, up: bool) -> anyhow::Result<()> {
+        let link = fs::read_to_string(self.folder.join("link"))?;
+        if cni::segment::set_link(&link, up)? { Ok(()) } else { anyhow::bail!("no link {link}") }
+    }
+
+    fn down(&self, purge: bool) -> anyhow::Result<()> {
+        let arguments: &[&str] = if purge { &["down", "--purge"] } else { &["down"] };
+        let status = self.process(arguments)?.stdin(Stdio::null()).stdout(Stdio::null()).status()?;
+        anyhow::ensure!(status.success(), "its own down: {status}");
+        if let Ok(link) = fs::read_to_string(self.folder.join("link")) {
+            cni::segment::delete_link(&link)?;
+        }
+        release(&self.folder.join("netns"));
+        Ok(())
+    }
+}
+
+/// At most 15 bytes, and not beginning as pods' links do.
+fn link(config: &Config, number: u8) -> String {
+    format!("n-{}-{number}", config.link_prefix)
+}
+
+/// What differs from the defaults is all that an agent reads.
+fn written(config: &Config) -> String {
+    let text = serde_json::json!({
+        "dataDir": config.data_dir, "runDir": config.run_dir, "apiPort": config.api_port, "kubeletPort": config.kubelet_port,
+        "dnsPort": config.dns_port, "podCidr": config.pod_cidr, "nodeCidrMaskSize": config.node_cidr_mask_size, "nodeCidr": config.node_cidr,
+        "serviceCidr": config.service_cidr, "clusterDomain": config.cluster_domain, "nodeName": config.node_name, "nodeIp": config.node_ip,
+        "maxPods": config.max_pods, "podPidsLimit": config.pod_pids_limit, "log": config.log, "cgroupRoot": config.cgroup_root,
+        "nftTable": config.nft_table, "linkPrefix": config.link_prefix, "context": config.context,
+    });
+    // JSON is YAML.
+    text.to_string()
+}
+
+/// Whether a network namespace is mounted there.
+fn is_namespace(path: &Path) -> bool {
+    const NSFS_MAGIC: i64 = 0x6e73_6673;
+    rustix::fs::statfs(path).is_ok_and(|fs| i64::from(fs.f_type) == NSFS_MAGIC)
+}
+
+/// A new network namespace, kept by a mount on `path`.
+fn make_namespace(path: &Path) -> anyhow::Result<()> {
+    File::create(path)?;
+    let target = path.to_owned();
+    let made = std::thread::spawn(move || {
+        // SAFETY: only this thread's network namespace changes, and the thread ends here.
+        unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }?;
+        rustix::mount::mount_bind("/proc/thread-self/ns/net", &target)
+    });
+    made.join().map_err(|_| anyhow::anyhow!("the thread that makes the namespace panicked"))??;
+    Ok(())
+}
+
+fn release(netns: &Path) {
+    if is_namespace(netns)
+        && let Err(error) = rustix::mount::unmount(netns, rustix::mount::UnmountFlags::DETACH)
+    {
+        eprintln!("{}: {error}", netns.display());
+    }
+}
