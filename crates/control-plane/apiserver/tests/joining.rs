@@ -145,7 +145,8 @@ async fn a_node_joins_with_a_bootstrap_token_and_touches_its_own_alone() {
     assert!(refusal(kubelet.create(&node("n2")).await).contains("node \"n1\" is not allowed to modify node \"n2\""));
     admin.create(&node("n2")).await.unwrap();
     kubelet.get::<Node>(None, "n1").await.unwrap();
-    assert!(refusal(kubelet.get::<Node>(None, "n2").await).contains("only its own Node object"));
+    let label = Patch::Merge(json!({"metadata": {"labels": {"a": "b"}}}));
+    assert!(refusal(kubelet.patch::<Node>(None, "n2", &label, "").await).contains("node \"n1\" is not allowed to modify node \"n2\""));
     let hidden = kubelet.get::<Secret>(Some("kube-system"), "planted").await;
     assert!(refusal(hidden).contains("no relationship found between node 'n1' and this object"));
     let lease: Lease = serde_json::from_value(json!({"metadata": {"name": "n1", "namespace": "kube-node-lease"}})).unwrap();
