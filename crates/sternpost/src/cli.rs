@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::Config;
-use crate::{agent, daemon, down, image, nodes, status, toolbox, up};
+use crate::{agent, daemon, down, image, nodes, simulate, status, toolbox, up, why};
 
 #[derive(Parser)]
 #[command(name = "sternpost", version, about = "All of Kubernetes in one binary", after_help = "Start with: sternpost up")]
@@ -38,6 +38,10 @@ enum Command {
     Node(nodes::Command),
     /// Say what runs.
     Status,
+    /// Say why a pod has no node, and what would help.
+    Why(why::WhyArgs),
+    /// Nodes without machines: against a running cluster, or one inside this process.
+    Simulate(simulate::SimulateArgs),
     /// Images on this node.
     #[command(subcommand)]
     Image(image::Command),
@@ -140,6 +144,8 @@ pub fn run() -> i32 {
         Command::Agent(args) => agent::run(config, &args),
         Command::Node(command) => nodes::run(&config, command),
         Command::Status => status::run(&config),
+        Command::Why(args) => why::run(&config, &args),
+        Command::Simulate(args) => simulate::run(&config, &args),
         Command::Image(command) => image::run(&config, command),
         Command::Kubeconfig => {
             print!("{}", std::fs::read_to_string(config.kubeconfig()).map_err(|error| anyhow::anyhow!("no cluster here yet: {error}"))?);

@@ -18,10 +18,12 @@ mod node;
 mod nodes;
 mod preflight;
 mod progress;
+mod simulate;
 mod status;
 mod toolbox;
 mod transport;
 mod up;
+mod why;
 
 fn main() {
     if let Some(code) = toolbox::dispatch() {

@@ -200,7 +200,6 @@ fn start_control_plane(parts: &Arc<Parts>, scheduler: scheduler::Config, ranges:
         root_ca: pki.ca.clone(),
         cluster_ranges: vec![ranges],
         signer: signer(pki),
-        token_issuer: token_issuer(pki),
         ..controllers::Config::default()
     };
     let client = parts.client("system:kube-controller-manager", &[]);
@@ -226,11 +225,6 @@ fn keep_private(dir: &std::path::Path) -> anyhow::Result<()> {
 fn signer(pki: &Pki) -> Option<Arc<auth::csr::Signer>> {
     let signer = auth::csr::Signer::new(&pki.ca, &pki.ca_key);
     signer.inspect_err(|error| tracing::error!(%error, "certificates on request")).ok().map(Arc::new)
-}
-
-fn token_issuer(pki: &Pki) -> Option<Arc<auth::tokens::Issuer>> {
-    let issuer = pki.token_issuer(auth::tokens::ISSUER);
-    issuer.inspect_err(|error| tracing::error!(%error, "tokens of service accounts")).ok().map(Arc::new)
 }
 
 /// Forgets the past in the rhythm in which watches may still want it.

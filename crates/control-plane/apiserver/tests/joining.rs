@@ -68,8 +68,7 @@ impl Cluster {
             front_proxy_ca: pki.front_proxy_ca.clone(),
             front_proxies: vec!["front-proxy-client".into()],
         };
-        let config =
-            Config { issuer: Some(issuer.clone()), tls: Some(tls.clone()), client_authorities: Some(authorities), ..Config::default() };
+        let config = Config { issuer: Some(issuer), tls: Some(tls.clone()), client_authorities: Some(authorities), ..Config::default() };
         let server = Server::new(config, Arc::new(store::memory::Memory::new())).unwrap();
         server.bootstrap().await.unwrap();
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -78,12 +77,7 @@ impl Cluster {
         let (serving, config, stop) = (server.clone(), tls.config().unwrap(), drain.clone());
         tokio::spawn(async move { serving.serve(listener, Some(config), stop).await.unwrap() });
         let signer = auth::csr::Signer::new(&pki.ca, &pki.ca_key).unwrap();
-        let settings = controllers::Config {
-            root_ca: pki.ca.clone(),
-            signer: Some(Arc::new(signer)),
-            token_issuer: Some(issuer),
-            ..controllers::Config::default()
-        };
+        let settings = controllers::Config { root_ca: pki.ca.clone(), signer: Some(Arc::new(signer)), ..controllers::Config::default() };
         let manager = UserInfo::authenticated("system:kube-controller-manager", &[]);
         let manager = Client::new(Arc::new(InProcess(server.clone(), manager)));
         tokio::spawn(controllers::run(manager, settings, drain.clone()));

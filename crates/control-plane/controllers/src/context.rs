@@ -28,8 +28,6 @@ pub struct Config {
     pub signer: Option<Arc<auth::csr::Signer>>,
     /// The longest validity of what it signs.
     pub signing_duration: Duration,
-    /// Fills Secrets of type `kubernetes.io/service-account-token`; absent, nobody does.
-    pub token_issuer: Option<Arc<auth::tokens::Issuer>>,
 }
 
 impl Default for Config {
@@ -39,7 +37,6 @@ impl Default for Config {
             cluster_ranges: Vec::new(),
             signer: None,
             signing_duration: Duration::from_secs(365 * 86_400),
-            token_issuer: None,
             node_monitor_grace_period: Duration::from_secs(50),
             node_monitor_period: Duration::from_secs(5),
             terminated_pods_max: 12_500,

@@ -8,11 +8,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet, StatefulSet};
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Pod, ReplicationController};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use reconcile::{Cache, Cached, ObjectKey, Outcome, Queue, key_of};
 
 use crate::context::Context;
+use crate::kinds::Kinds;
 use crate::selector;
 
 mod act;
@@ -29,6 +30,9 @@ pub(crate) struct Controller {
     replica_sets: Cache<ReplicaSet>,
     deployments: Cache<Deployment>,
     stateful_sets: Cache<StatefulSet>,
+    replication_controllers: Cache<ReplicationController>,
+    /// Any other owner is asked for its scale.
+    kinds: Kinds,
 }
 
 pub(crate) async fn run(context: Context) {
@@ -39,6 +43,8 @@ pub(crate) async fn run(context: Context) {
         replica_sets: context.caches.of(),
         deployments: context.caches.of(),
         stateful_sets: context.caches.of(),
+        replication_controllers: context.caches.of(),
+        kinds: Kinds::new(&context.client),
     });
     let queue = Queue::new();
     controller.wake(&queue);
@@ -47,7 +53,8 @@ pub(crate) async fn run(context: Context) {
         controller.pods.synced(),
         controller.replica_sets.synced(),
         controller.deployments.synced(),
-        controller.stateful_sets.synced()
+        controller.stateful_sets.synced(),
+        controller.replication_controllers.synced()
     );
     reconcile::run(NAME, queue, WORKERS, context.drain, move |key| controller.clone().reconcile(key)).await;
 }
@@ -65,6 +72,7 @@ impl Controller {
         self.wake_by_size(queue, &self.replica_sets, |set| set.spec.replicas);
         self.wake_by_size(queue, &self.deployments, |set| set.spec.replicas);
         self.wake_by_size(queue, &self.stateful_sets, |set| set.spec.replicas);
+        self.wake_by_size(queue, &self.replication_controllers, |set| set.spec.as_ref()?.replicas);
     }
 
     fn wake_by_size<K: Cached>(&self, queue: &Queue<ObjectKey>, cache: &Cache<K>, size: fn(&K) -> Option<i32>) {
@@ -79,7 +87,7 @@ impl Controller {
     }
 
     async fn reconcile(self: Arc<Self>, key: ObjectKey) -> Outcome {
-        let Some(world) = self.observe(&key) else { return Outcome::Done };
+        let Some(world) = self.observe(&key).await else { return Outcome::Done };
         let plan = plan::plan(&world);
         self.act(&world, plan).await.into()
     }

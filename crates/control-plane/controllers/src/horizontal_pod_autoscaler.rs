@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use client::{ApiResource, Client, Error};
+use client::{Client, Error};
 use http::Method;
 use jiff::Timestamp;
 use k8s_openapi::api::autoscaling::v1::Scale;
@@ -16,8 +16,9 @@ use k8s_openapi::api::autoscaling::v2::{HorizontalPodAutoscaler, MetricStatus};
 use k8s_openapi::api::core::v1::Pod;
 use reconcile::{Cache, EventKind, EventRecorder, ObjectKey, Outcome, Queue, key_of, reference_to};
 
+use crate::act;
 use crate::context::Context;
-use crate::{act, discovery};
+use crate::kinds::Kinds;
 
 mod behavior;
 mod metrics;
@@ -35,8 +36,7 @@ struct Controller {
     recorder: EventRecorder,
     /// What was recommended and done lately, by uid.
     memory: Mutex<HashMap<String, behavior::Memory>>,
-    /// Where the kinds of targets live; asked for anew when one is missing.
-    kinds: Mutex<HashMap<(String, String), ApiResource>>,
+    kinds: Kinds,
 }
 
 /// Everything that one look at an autoscaler decides from.
@@ -72,7 +72,7 @@ pub(crate) async fn run(context: Context) {
         pods: context.caches.of(),
         recorder: context.recorder("horizontal-pod-autoscaler"),
         memory: Mutex::default(),
-        kinds: Mutex::default(),
+        kinds: Kinds::new(&context.client),
     });
     let queue: Queue<ObjectKey> = Queue::new();
     let wake = queue.clone();
@@ -112,7 +112,7 @@ impl Controller {
     async fn observe(&self, autoscaler: Arc<HorizontalPodAutoscaler>) -> World {
         let uid = autoscaler.metadata.uid.clone().unwrap_or_default();
         let memory = self.memory().get(&uid).cloned().unwrap_or_default();
-        let scale = self.scale(&autoscaler).await.map_err(|error| error.to_string());
+        let scale = self.scale(&autoscaler).await.map(|(_, scale)| scale).map_err(|error| error.to_string());
         let now = Timestamp::now();
         let proposals = match &scale {
             Ok(scale) if plan::asks_metrics(&autoscaler, scale) => self.proposals(&autoscaler, scale, now).await,
@@ -121,22 +121,11 @@ impl Controller {
         World { autoscaler, scale, proposals, memory, now }
     }
 
-    async fn scale_path(&self, autoscaler: &HorizontalPodAutoscaler) -> Result<String, Error> {
+    /// The target's scale and its path.
+    async fn scale(&self, autoscaler: &HorizontalPodAutoscaler) -> Result<(String, Scale), Error> {
         let target = &autoscaler.spec.scale_target_ref;
-        let key = (target.api_version.clone().unwrap_or_default(), target.kind.clone());
-        let known = || self.kinds.lock().unwrap_or_else(PoisonError::into_inner).get(&key).cloned();
-        if known().is_none() {
-            let found = discovery::discover(&self.client).await?.resources.into_iter();
-            let by_kind = found.map(|found| ((found.resource.api_version(), found.resource.kind.to_string()), found.resource));
-            *self.kinds.lock().unwrap_or_else(PoisonError::into_inner) = by_kind.collect();
-        }
-        let unknown = || Error::Request(format!("no matches for kind {:?} in group {:?}", key.1, key.0));
-        Ok(known().ok_or_else(unknown)?.object(autoscaler.metadata.namespace.as_deref(), &target.name, "scale"))
-    }
-
-    async fn scale(&self, autoscaler: &HorizontalPodAutoscaler) -> Result<Scale, Error> {
-        let path = self.scale_path(autoscaler).await?;
-        self.client.request_json(Method::GET, &path, None).await
+        let version = target.api_version.as_deref().unwrap_or("v1");
+        self.kinds.scale(autoscaler.metadata.namespace.as_deref(), version, &target.kind, &target.name).await
     }
 
     async fn act(&self, world: &World, plan: plan::Plan) -> Result<(), Error> {
@@ -150,7 +139,7 @@ impl Controller {
             let mut next = scale.clone();
             next.spec.get_or_insert_default().replicas = Some(resize.to);
             let body = serde_json::to_vec(&next).map_err(|error| Error::Request(error.to_string()))?;
-            let path = self.scale_path(autoscaler).await?;
+            let (path, _) = self.scale(autoscaler).await?;
             match self.client.request_json::<Scale>(Method::PUT, &path, Some(body.into())).await {
                 Ok(_) => {
                     let message = format!("New size: {}; reason: {}", resize.to, resize.reason);

@@ -16,12 +16,15 @@ mod finalizer;
 mod hash;
 mod history;
 mod intstr;
+mod kinds;
 mod pod_control;
 mod pods;
 mod selector;
 mod service;
 mod slices;
 
+mod admission_policy_status;
+mod bootstrap_token;
 mod certificates;
 mod cluster_role_aggregation;
 mod cron_job;
@@ -43,14 +46,17 @@ mod persistent_volume_claim_protection;
 mod persistent_volume_protection;
 mod pod_gc;
 mod replicaset;
+mod resource_claim;
 mod resource_quota;
 mod root_ca;
 mod service_account;
 mod service_account_token;
+mod service_cidr;
 mod service_load_balancer;
 mod stateful_set;
+mod storage_version_migration;
 mod taint_eviction;
-mod token_cleaner;
+mod trust_bundle;
 mod volume_binder;
 
 use std::pin::Pin;
@@ -105,13 +111,18 @@ fn all() -> Vec<Controller> {
         controller!(certificates::sign),
         controller!(certificates::clean),
         controller!(service_account_token),
-        controller!(token_cleaner),
         controller!(volume_binder),
         controller!(persistent_volume_protection),
         controller!(persistent_volume_claim_protection),
         controller!(ephemeral_volume),
         controller!(service_load_balancer),
         controller!(node_ttl),
+        controller!(admission_policy_status),
+        controller!(bootstrap_token),
+        controller!(resource_claim),
+        controller!(service_cidr),
+        controller!(storage_version_migration),
+        controller!(trust_bundle),
     ]
 }
 
@@ -119,6 +130,11 @@ fn all() -> Vec<Controller> {
 pub async fn run(client: Client, config: Config, drain: Drain) {
     let caches = Caches::new(&client, drain.clone());
     run_on(client, caches, config, drain).await;
+}
+
+/// The same in one of several processes: only the holder of the Lease runs the controllers, on caches of its own, which end with its term.
+pub async fn run_as_leader(client: Client, config: Config, election: reconcile::leader::Config, drain: Drain) {
+    reconcile::leader::run(client.clone(), election, drain, |term| run(client.clone(), config.clone(), term)).await;
 }
 
 /// The same on caches that other components of the process share.

@@ -15,6 +15,7 @@ mod board;
 pub mod class;
 pub mod classes;
 pub mod config;
+pub mod explain;
 pub mod extender;
 pub mod filters;
 pub mod gang;

@@ -19,12 +19,13 @@ mod measure;
 mod pods;
 mod processes;
 mod report;
+mod scheduler;
 mod store;
 
 #[derive(Parser)]
 #[command(name = "cargo xtask race", about = "Measure, with the peer and the machine's floors in the same run")]
 pub struct Options {
-    /// store, codec, boot, pods or api
+    /// store, codec, boot, pods, api or scheduler
     case: String,
     /// Rounds; below five nothing is written to docs/benchmarks.md.
     #[arg(long, default_value_t = 5)]
@@ -53,6 +54,9 @@ pub struct Options {
     /// Replicas of the case pods.
     #[arg(long, default_value_t = 100)]
     replicas: usize,
+    /// A tenth of the objects of the case scheduler.
+    #[arg(long)]
+    quick: bool,
 }
 
 fn main() -> anyhow::Result<()> {

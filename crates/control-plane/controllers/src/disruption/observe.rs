@@ -1,5 +1,6 @@
 //! A budget, its pods, and how many their owners shall have.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -20,24 +21,25 @@ pub(super) struct World {
 }
 
 impl Controller {
-    pub(super) fn observe(&self, key: &ObjectKey) -> Option<World> {
+    pub(super) async fn observe(&self, key: &ObjectKey) -> Option<World> {
         let budget = self.budgets.get_key(key)?;
         let pods: Vec<Arc<Pod>> = self.pods.by_namespace(&key.namespace).into_iter().filter(|pod| covers(&budget, pod)).collect();
-        let sizes = self.sizes(&key.namespace, &pods);
+        let sizes = self.sizes(&key.namespace, &pods).await;
         Some(World { budget, pods, sizes, now: Timestamp::now() })
     }
 
-    fn sizes(&self, namespace: &str, pods: &[Arc<Pod>]) -> Result<Sizes, String> {
+    async fn sizes(&self, namespace: &str, pods: &[Arc<Pod>]) -> Result<Sizes, String> {
         let mut sizes = Sizes::new();
-        for owner in pods.iter().filter_map(|pod| controller_of(&pod.metadata)) {
-            let (uid, size) = self.size(namespace, owner)?;
+        let mut seen = BTreeSet::new();
+        for owner in pods.iter().filter_map(|pod| controller_of(&pod.metadata)).filter(|owner| seen.insert(&owner.uid)) {
+            let (uid, size) = self.size(namespace, owner).await?;
             sizes.insert(uid, size);
         }
         Ok(sizes)
     }
 
     /// A ReplicaSet of a Deployment stands for the Deployment. An owner that is gone wants nothing.
-    fn size(&self, namespace: &str, owner: &OwnerReference) -> Result<(String, i32), String> {
+    async fn size(&self, namespace: &str, owner: &OwnerReference) -> Result<(String, i32), String> {
         let replicas = match owner.kind.as_str() {
             "ReplicaSet" => {
                 let set = self.replica_sets.get(namespace, &owner.name);
@@ -50,7 +52,17 @@ impl Controller {
                 set.and_then(|set| set.spec.replicas)
             }
             "StatefulSet" => self.stateful_sets.get(namespace, &owner.name).and_then(|set| set.spec.replicas),
-            kind => return Err(format!("{kind} {:?} does not implement the scale subresource", owner.name)),
+            "ReplicationController" => {
+                let set = self.replication_controllers.get(namespace, &owner.name);
+                set.and_then(|set| set.spec.as_ref()?.replicas)
+            }
+            kind => match self.kinds.scale(Some(namespace), &owner.api_version, kind, &owner.name).await {
+                Ok((_, scale)) => scale.spec.and_then(|spec| spec.replicas),
+                Err(error) if error.is_not_found() => {
+                    return Err(format!("{} does not implement the scale subresource", kind.to_lowercase()));
+                }
+                Err(error) => return Err(error.to_string()),
+            },
         };
         Ok((owner.uid.clone(), replicas.unwrap_or(0)))
     }

@@ -267,11 +267,8 @@ impl Controller {
     }
 
     async fn plural_of(&self, object: &CrossVersionObjectReference) -> Result<String, String> {
-        let found = crate::discovery::discover(&self.client).await.map_err(|error| error.to_string())?;
         let version = object.api_version.as_deref().unwrap_or("v1");
-        let known = found.resources.into_iter().map(|found| found.resource);
-        let resource = known.into_iter().find(|resource| resource.kind == object.kind && resource.api_version() == version);
-        let resource = resource.ok_or_else(|| format!("no matches for kind {:?} in version {version:?}", object.kind))?;
+        let resource = self.kinds.find(version, &object.kind).await.map_err(|error| error.to_string())?;
         Ok(if resource.group.is_empty() { resource.plural.to_string() } else { format!("{}.{}", resource.plural, resource.group) })
     }
 

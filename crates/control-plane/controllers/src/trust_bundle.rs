@@ -1,0 +1,92 @@
+//! The ClusterTrustBundle of the authority that signs the API server's certificate (KEP-3257), where that resource is served.
+
+use std::sync::Arc;
+
+use client::{Client, Error};
+use k8s_openapi::api::certificates::v1::{ClusterTrustBundle, ClusterTrustBundleSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use reconcile::{Cache, ObjectKey, Outcome, Queue, Scope};
+use sha2::{Digest, Sha256};
+
+use crate::context::Context;
+use crate::{act, discovery};
+
+pub(crate) const NAME: &str = "kube-apiserver-serving-clustertrustbundle-publisher-controller";
+const SIGNER: &str = "kubernetes.io/kube-apiserver-serving";
+
+pub(crate) async fn run(context: Context) {
+    if context.config.root_ca.is_empty() || !is_served(&context.reader).await {
+        return;
+    }
+    let scope = Scope::fields(format!("spec.signerName={SIGNER}"));
+    let bundles = Cache::<ClusterTrustBundle>::start(&context.reader, scope, context.drain.clone());
+    let queue: Queue<ObjectKey> = Queue::new();
+    let (wake, key) = (queue.clone(), ObjectKey::new("", SIGNER));
+    let again = key.clone();
+    bundles.on_change(move |_, _| wake.add(again.clone()));
+    bundles.synced().await;
+    queue.add(key);
+    let shared = Arc::new((context.client.clone(), bundles, context.config.clone()));
+    reconcile::run(NAME, queue, 1, context.drain, move |_| {
+        let shared = shared.clone();
+        async move {
+            let (client, bundles, config) = &*shared;
+            act(client, plan(&config.root_ca, &bundles.list())).await.map(|()| Outcome::Done)
+        }
+    })
+    .await;
+}
+
+async fn is_served(client: &Client) -> bool {
+    let found = discovery::discover(client).await;
+    let is_it = |found: &discovery::Discovered| found.resource.plural == "clustertrustbundles" && found.resource.version == "v1";
+    found.is_ok_and(|found| found.resources.iter().any(is_it))
+}
+
+#[derive(Default)]
+struct Plan {
+    create: Option<ClusterTrustBundle>,
+    delete: Vec<String>,
+}
+
+/// The name holds a hash of the content: a bundle is never changed, only replaced by another.
+fn plan(root_ca: &str, known: &[Arc<ClusterTrustBundle>]) -> Plan {
+    let hash: String = Sha256::digest(root_ca.as_bytes()).iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+    let name = format!("{}:{hash}", SIGNER.replace('/', ":"));
+    let names: Vec<String> = known.iter().filter_map(|bundle| bundle.metadata.name.clone()).collect();
+    let ours = format!("{}:", SIGNER.replace('/', ":"));
+    let metadata = ObjectMeta { name: Some(name.clone()), ..ObjectMeta::default() };
+    let spec = ClusterTrustBundleSpec { signer_name: Some(SIGNER.into()), trust_bundle: root_ca.to_owned() };
+    Plan {
+        create: (!names.contains(&name)).then_some(ClusterTrustBundle { metadata, spec }),
+        delete: names.into_iter().filter(|known| *known != name && known.starts_with(&ours)).collect(),
+    }
+}
+
+async fn act(client: &Client, plan: Plan) -> Result<(), Error> {
+    if let Some(bundle) = &plan.create {
+        match client.create(bundle).await {
+            Err(error) if error.is_already_exists() => {}
+            other => drop(other?),
+        }
+    }
+    for name in &plan.delete {
+        act::ignore_not_found(client.delete::<ClusterTrustBundle>(None, name, &Default::default()).await.map(drop))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_new_authority_replaces_the_bundle_of_the_old_one() {
+        let first = plan("old", &[]).create.unwrap();
+        assert!(first.metadata.name.as_ref().unwrap().starts_with("kubernetes.io:kube-apiserver-serving:"));
+        let known = [Arc::new(first.clone())];
+        assert!(plan("old", &known).create.is_none() && plan("old", &known).delete.is_empty());
+        let next = plan("new", &known);
+        assert_eq!((next.create.is_some(), next.delete), (true, vec![first.metadata.name.unwrap()]));
+    }
+}
