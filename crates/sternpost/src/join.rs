@@ -41,12 +41,17 @@ pub async fn join(invitation: &Invitation<'_>, config: &Config, address: IpAddr)
         ..client::kubeconfig::Access::default()
     };
     let client = Client::new(Arc::new(Https::new(&access)?)).named("sternpost-join");
-    let name = format!("system:node:{}", config.node_name);
-    let (pair, request) = auth::csr::make(&name, &["system:nodes"], &[])?;
-    let certificate = sign(&client, &config.node_name, request, KUBELET_CLIENT, "client auth").await?;
-    let keys = NodeKeys { ca, client: Pair { certificate, ..pair }, server: Pair::self_signed(&config.node_name, &[address])? };
+    let keys = NodeKeys { ca, client: own(&client, config).await?, server: Pair::self_signed(&config.node_name, &[address])? };
     keys.write(&config.pki_dir())?;
     Ok(keys)
+}
+
+/// Asks for the node's client certificate: with a token the first, with the former one the next.
+pub async fn own(client: &Client, config: &Config) -> anyhow::Result<Pair> {
+    let name = format!("system:node:{}", config.node_name);
+    let (pair, request) = auth::csr::make(&name, &["system:nodes"], &[])?;
+    let certificate = sign(client, &config.node_name, request, KUBELET_CLIENT, "client auth").await?;
+    Ok(Pair { certificate, ..pair })
 }
 
 /// Asks for the kubelet's serving certificate, in the node's own name; the Node must have its addresses by now.
@@ -93,10 +98,14 @@ async fn trusted_ca(invitation: &Invitation<'_>) -> anyhow::Result<String> {
     let shown = client::presented_chain(invitation.server).await.with_context(|| format!("reach {}", invitation.server))?;
     for certificate in &shown {
         if ca_hash(certificate).as_deref() == Some(invitation.ca_hash) {
-            return Ok(auth::pki::pem("CERTIFICATE", certificate));
+            return Ok(auth::pki::pem_of(certificate));
         }
     }
-    bail!("{} does not show the certificate authority {}: it is another cluster, or someone between us and it", invitation.server, invitation.ca_hash)
+    bail!(
+        "{} does not show the certificate authority {}: it is another cluster, or someone between us and it",
+        invitation.server,
+        invitation.ca_hash
+    )
 }
 
 /// `sha256:…` of the public key (SubjectPublicKeyInfo) of a certificate (DER).

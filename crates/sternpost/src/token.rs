@@ -77,7 +77,7 @@ async fn create(config: &Config, client: &Client, ttl: &str) -> anyhow::Result<(
 }
 
 async fn list(client: &Client) -> anyhow::Result<()> {
-    let secrets = client.list_in::<Secret>(Some(NAMESPACE), &ListParams::default()).await?.items;
+    let secrets = client.list::<Secret>(&ListParams { namespace: Some(NAMESPACE.to_owned()), ..ListParams::default() }).await?.items;
     println!("ID\tEXPIRES\tDESCRIPTION");
     for secret in secrets.iter().filter(|secret| secret.type_.as_deref() == Some(KIND)) {
         let empty = BTreeMap::new();
