@@ -125,7 +125,11 @@ async fn version_2(server: &Arc<Inner>, headers: &HeaderMap) -> Result<Response<
 
 async fn index(server: &Arc<Inner>, headers: &HeaderMap) -> Result<Response<Body>, Status> {
     let hashes = server.openapi.hashes().await?;
-    let body = v3::index(&hashes).to_string().into_bytes();
+    let mut index = v3::index(&hashes);
+    for (key, place) in server.aggregator.openapi(server) {
+        index["paths"][key] = serde_json::json!({ "serverRelativeURL": place });
+    }
+    let body = index.to_string().into_bytes();
     Ok(send(headers, JSON, &Document { etag: etag(&v3::hash(&body)), gzip: gzip(&body)? }))
 }
 
@@ -190,7 +194,7 @@ fn of_custom(kind: &catalog::Kind) -> Kind {
         verbs: owned(facts.verbs),
         subresources: subresources.collect(),
         deletion_returns_object: false,
-        form: Form::Custom(kind.custom.as_ref().map(|form| form.openapi.clone()).unwrap_or_default()),
+        form: Form::Custom(kind.custom.as_ref().and_then(|form| serde_json::from_slice(&form.openapi).ok()).unwrap_or_default()),
     }
 }
 
