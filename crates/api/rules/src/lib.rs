@@ -17,6 +17,7 @@ pub mod quota;
 pub mod resources;
 pub mod template;
 pub mod value;
+pub mod webhook;
 
 use meta::field;
 use serde_json::Value;
@@ -115,6 +116,7 @@ pub const GENERIC_COLUMNS: &[Column] = &[
 pub fn all() -> &'static [&'static dyn Rules] {
     use kinds::*;
     &[
+        &custom_resource_definition::CustomResourceDefinition,
         &pod::Pod,
         &deployment::Deployment,
         &replica_set::ReplicaSet,
@@ -154,17 +156,24 @@ pub fn all() -> &'static [&'static dyn Rules] {
         &service_cidr::SERVICE_CIDR,
         &ip_address::IP_ADDRESS,
         &runtime_class::RUNTIME_CLASS,
-        &listed::CERTIFICATE_SIGNING_REQUEST,
+        &certificate_signing_request::CERTIFICATE_SIGNING_REQUEST,
+        &cluster_trust_bundle::CLUSTER_TRUST_BUNDLE,
+        &pod_certificate_request::POD_CERTIFICATE_REQUEST,
         &csi_driver::CSI_DRIVER,
         &csi_node::CSI_NODE,
         &csi_storage_capacity::CSI_STORAGE_CAPACITY,
         &volume_attachment::VOLUME_ATTACHMENT,
         &volume_attributes_class::VOLUME_ATTRIBUTES_CLASS,
-        &listed::VALIDATING_WEBHOOKS,
-        &listed::MUTATING_WEBHOOKS,
-        &listed::FLOW_SCHEMA,
-        &listed::PRIORITY_LEVEL,
-        &listed::API_SERVICE,
+        &validating_webhook_configuration::VALIDATING_WEBHOOK_CONFIGURATION,
+        &mutating_webhook_configuration::MUTATING_WEBHOOK_CONFIGURATION,
+        &validating_admission_policy::VALIDATING_ADMISSION_POLICY,
+        &validating_admission_policy::VALIDATING_ADMISSION_POLICY_BINDING,
+        &mutating_admission_policy::MUTATING_ADMISSION_POLICY,
+        &mutating_admission_policy::MUTATING_ADMISSION_POLICY_BINDING,
+        &flow_schema::FLOW_SCHEMA,
+        &priority_level::PRIORITY_LEVEL,
+        &api_service::API_SERVICE,
+        &storage_version_migration::STORAGE_VERSION_MIGRATION,
     ]
 }
 

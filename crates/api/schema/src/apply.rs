@@ -65,7 +65,7 @@ pub enum Error {
     /// 400.
     #[error("{0}")]
     BadRequest(String),
-    /// The configuration does not fit the schema, or the live object's managedFields are broken: upstream answers 500.
+    /// The live object's managedFields are broken: 500.
     #[error("{0}")]
     Failed(String),
 }
@@ -176,7 +176,8 @@ fn check_configuration(applied: &Value, manager: &Manager<'_>, node: Node<'_>) -
     validate::validate(applied, node).map_err(|why| {
         let metadata = |name: &str| applied.pointer(&format!("/metadata/{name}")).and_then(Value::as_str).unwrap_or_default();
         let group_version = if version.contains('/') { version.to_owned() } else { format!("/{version}") };
-        Error::Failed(format!(
+        // Upstream answers 500 here, which blames the server for what the client wrote.
+        Error::BadRequest(format!(
             "failed to create typed patch object ({}/{}; {group_version}, Kind={}): {why}",
             metadata("namespace"),
             metadata("name"),

@@ -12,6 +12,7 @@ use crate::model::Type;
 use crate::table;
 
 mod read;
+mod tree;
 mod wire;
 mod write;
 
@@ -68,6 +69,14 @@ pub fn encode_message(value: &Value, found: &Type) -> Vec<u8> {
     let mut out = wire::Writer::default();
     write::object(&mut out, value, found);
     out.finish()
+}
+
+/// [`encode_message`] from the object's JSON, without a copy of its texts; `None` where it is none. Stored objects are sent so.
+pub fn encode_message_json(json: &[u8], found: &Type) -> Option<Vec<u8>> {
+    let tree: tree::Borrowed<'_> = serde_json::from_slice(json).ok()?;
+    let mut out = wire::Writer::with_capacity(json.len());
+    write::object(&mut out, &tree, found);
+    Some(out.finish())
 }
 
 /// Wraps a message as a body.

@@ -122,6 +122,8 @@ fn every_fixture_is_written_in_as_many_bytes_as_go_writes() {
     let fixtures = known();
     let write = |(name, found, value, files): &Fixture| {
         let ours = protobuf::encode(value, found);
+        let message = protobuf::encode_message_json(value.to_string().as_bytes(), found).unwrap();
+        assert_eq!(message, protobuf::encode_message(value, found), "{name}: from bytes");
         let theirs = files.get("pb")?;
         match protobuf::decode(&ours, Some(found)) {
             Ok(object) if object.value != *value => difference(name, &object.value, value),

@@ -96,6 +96,13 @@ pub fn validate(crd: &Value, old: Option<&Value>) -> Vec<Error> {
     errors
 }
 
+/// Complaints about a written status.
+pub fn validate_status(crd: &Value) -> Vec<Error> {
+    let mut errors = Vec::new();
+    stored(crd, &mut errors);
+    errors
+}
+
 /// Groups of the Kubernetes community are protected (KEP-1111).
 fn approved(crd: &Value, group: &str, errors: &mut Vec<Error>) {
     const ANNOTATION: &str = "api-approved.kubernetes.io";

@@ -9,6 +9,7 @@
 
 pub mod check;
 pub mod definition;
+pub mod embedded;
 pub mod expressions;
 mod formats;
 pub mod jsonpath;

@@ -50,8 +50,7 @@ fn go_words(error: &io::Error) -> String {
         io::ErrorKind::HostUnreachable => "connect: no route to host".into(),
         io::ErrorKind::NetworkUnreachable => "connect: network is unreachable".into(),
         io::ErrorKind::ConnectionReset => "read: connection reset by peer".into(),
-        io::ErrorKind::UnexpectedEof => "EOF".into(),
-        _ => error.to_string(),
+        _ => admission::webhook::tls::go_words(error),
     }
 }
 
@@ -77,13 +76,23 @@ impl Backend {
     }
 
     /// Sends the request to `target` (path and query) and gives the answer back; an answer of 101 connects both sides.
-    pub async fn forward(&self, mut request: Request<Body>, target: &str) -> Result<Response<Body>, Error> {
+    pub async fn forward(&self, request: Request<Body>, target: &str) -> Result<Response<Body>, Error> {
+        self.forward_named(ServerName::IpAddress(self.address.into()), request, target).await
+    }
+
+    /// The same to a server whose certificate must be for `name`.
+    pub async fn forward_named(
+        &self,
+        name: ServerName<'static>,
+        mut request: Request<Body>,
+        target: &str,
+    ) -> Result<Response<Body>, Error> {
         let upgrade = is_upgrade(request.headers());
         let client = upgrade.then(|| hyper::upgrade::on(&mut request));
         let (parts, body) = request.into_parts();
         let mut outgoing = Request::builder().method(parts.method).uri(target).body(if upgrade { reply::empty() } else { body })?;
         *outgoing.headers_mut() = end_to_end(parts.headers, upgrade);
-        let mut response = self.send(outgoing).await?;
+        let mut response = self.send(name, outgoing).await?;
         if response.status() != StatusCode::SWITCHING_PROTOCOLS {
             let (mut parts, body) = response.into_parts();
             parts.headers = end_to_end(parts.headers, false);
@@ -99,7 +108,7 @@ impl Backend {
         Ok(Response::from_parts(parts, reply::empty()))
     }
 
-    async fn send(&self, request: Request<Body>) -> Result<Response<hyper::body::Incoming>, Error> {
+    async fn send(&self, name: ServerName<'static>, request: Request<Body>) -> Result<Response<hyper::body::Incoming>, Error> {
         let address = self.socket();
         let stream = within(CONNECT_TIMEOUT, "i/o timeout", TcpStream::connect(address)).await;
         let stream = stream.map_err(|source| Error::Connect { address, source })?;
@@ -107,7 +116,7 @@ impl Backend {
         let Some(config) = &self.tls else {
             return exchange(stream, request).await;
         };
-        let handshake = TlsConnector::from(config.clone()).connect(ServerName::IpAddress(self.address.into()), stream);
+        let handshake = TlsConnector::from(config.clone()).connect(name, stream);
         let stream = within(HANDSHAKE_TIMEOUT, "net/http: TLS handshake timeout", handshake).await;
         exchange(stream.map_err(|source| Error::Tls { source })?, request).await
     }

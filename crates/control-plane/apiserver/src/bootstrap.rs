@@ -107,7 +107,7 @@ async fn kubernetes_service(server: &Inner) -> Result<(), Status> {
 }
 
 /// Creates the object, or lets `repair` bring the existing one up to date.
-async fn ensure(
+pub async fn ensure(
     server: &Inner,
     group: &str,
     plural: &str,
@@ -138,7 +138,7 @@ async fn ensure(
 }
 
 /// The server itself as the one who asks.
-fn context(kind: &Kind) -> Context {
+pub fn context(kind: &Kind) -> Context {
     let info =
         RequestInfo { is_resource: true, resource: kind.facts.plural.into(), group: kind.facts.group.into(), ..RequestInfo::default() };
     Context::new(info, Query::default(), HeaderMap::new(), UserInfo::authenticated("system:apiserver", &["system:masters"]))

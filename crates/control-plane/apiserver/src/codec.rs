@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use crate::context::{Context, WriteOptions};
 use crate::negotiate::Media;
+use crate::object::Object;
 use crate::registry::catalog::Kind;
 
 /// Reads a body as a tree, with no look at its type. `expected` is the kind that the endpoint takes.
@@ -125,13 +126,17 @@ fn unrecognized(expected: &str, error: &dyn std::fmt::Display) -> Status {
     Status::bad_request(format!("the object provided is unrecognized (must be of type {expected}): {error}"))
 }
 
-/// A list's body out of its items, which are encoded one by one; `None` where they have no protobuf form.
-pub fn list_to_protobuf(api_version: &str, kind: &str, metadata: &Value, items: impl Iterator<Item = Value>) -> Option<Vec<u8>> {
-    let mut messages: Vec<Vec<u8>> = Vec::new();
-    for item in items {
-        messages.push(protobuf::encode_message(&item, type_of(&item)?));
-    }
-    Some(protobuf::list(api_version, kind, metadata, messages.iter().map(Vec::as_slice)))
+/// The served object as a message of type `found`: the kind's own, or one that has but its metadata.
+pub fn object_message(kind: &Kind, object: &Object, found: &Type) -> Vec<u8> {
+    // Stored bytes are sent without a tree of values in between, unless they have to be converted or nest beyond serde_json's bound.
+    let direct = || protobuf::encode_message_json(&object.json(), found).filter(|_| !kind.converts());
+    direct().unwrap_or_else(|| protobuf::encode_message(&crate::views::served(kind, object), found))
+}
+
+/// The served object as a protobuf body; `None` for custom resources.
+pub fn object_body(kind: &Kind, object: &Object) -> Option<Vec<u8>> {
+    let message = object_message(kind, object, kind.table_type()?);
+    Some(protobuf::envelope(&kind.api_version(), kind.facts.kind, &message))
 }
 
 /// One frame of a protobuf watch stream; `None` where the object has no protobuf form.

@@ -12,7 +12,7 @@ use crate::context::Context;
 use crate::negotiate::{self, Offer};
 use crate::reply::{self, Body};
 
-pub use groups::{Entry, Group, Sub, all};
+pub use groups::{Entry, Group, Sub, all, own};
 
 /// `/api` and `/apis`.
 pub fn root(server: &Inner, context: &Context) -> Result<Response<Body>, Status> {

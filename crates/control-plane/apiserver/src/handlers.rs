@@ -35,6 +35,9 @@ pub async fn resource(server: &Arc<Inner>, context: &Context, request: http::Req
     let Some(kind) = server.kind(&info.group, &info.version, &info.resource) else {
         return Ok(crate::pipeline::page_not_found());
     };
+    if let Some(warning) = kind.custom.as_ref().and_then(|form| form.deprecation.as_ref()) {
+        context.warn(warning.as_str());
+    }
     let namespace = if kind.facts.namespaced { info.namespace.as_str() } else { "" };
     let target = Target { kind: &kind, namespace, name: &info.name };
     if !info.subresource.is_empty() {
@@ -119,8 +122,15 @@ pub fn format(context: &Context, kind: &Kind) -> Result<Format, Status> {
 
 /// One object as the answer.
 pub fn respond(context: &Context, kind: &Kind, code: StatusCode, object: &Object, format: Format) -> Result<Response<Body>, Status> {
-    if format.view == negotiate::View::Object && !kind.converts() {
-        return Ok(reply::object(code, object, format));
+    if format.view == negotiate::View::Object {
+        if format.media == negotiate::Media::Protobuf
+            && let Some(body) = crate::codec::object_body(kind, object)
+        {
+            return Ok(reply::bytes(code, format.media.content_type(), body));
+        }
+        if !kind.converts() {
+            return Ok(reply::object(code, object, format));
+        }
     }
     let include = Include::parse(&context.query)?;
     Ok(reply::value(code, &views::one(kind, object, format, include), format))

@@ -10,6 +10,7 @@
 //! with 410), the bounded audit queue (full: counted, dropped). An idle server writes nothing.
 
 mod access;
+mod aggregation;
 mod audit;
 mod backend;
 mod bootstrap;
@@ -87,6 +88,8 @@ pub struct Config {
     pub admission: admission::Options,
     /// Finds the addresses of hosts that webhooks are configured with; absent: only addresses, `localhost` and Services are found.
     pub resolver: Option<Resolver>,
+    /// How the API server shows itself to aggregated servers.
+    pub front_proxy: Option<Arc<dyn rustls::client::ResolvesClientCert>>,
     /// Which built-in resources are served (`--runtime-config`).
     pub served: schema::resources::Served,
 }
@@ -101,6 +104,7 @@ impl Default for Config {
             kubelet_client: None,
             admission: admission::Options::default(),
             resolver: None,
+            front_proxy: None,
             audit_file: None,
             audit_policy: None,
             audit_bytes_max: 100 << 20,
@@ -144,6 +148,7 @@ pub(crate) struct Inner {
     pub port: u16,
     pub kubelet_client: Option<Arc<rustls::ClientConfig>>,
     pub resolver: Option<Resolver>,
+    pub aggregator: aggregation::Aggregator,
     pub openapi: Arc<openapi::Documents>,
     pub served: schema::resources::Served,
     bootstrapped: AtomicBool,
@@ -167,6 +172,7 @@ impl Server {
         let store = sealed.clone().map_or(store, |sealed| sealed as Arc<dyn store::Store>);
         let registry = Registry::new(store.clone(), Allocators::new(config.services), &config.admission)?;
         let reader = registry.reader.clone();
+        let registry_custom = registry.custom.clone();
         let drain = stdx::drain();
         let (caches, stop) = (registry.caches.clone(), drain.clone());
         tokio::spawn(async move { stop.run(cache::feed::run(store, caches)).await });
@@ -181,13 +187,16 @@ impl Server {
             advertise: config.advertise,
             port: config.port,
             kubelet_client: config.kubelet_client,
-            openapi: Arc::new(openapi::Documents::new(config.served.clone())),
+            openapi: Arc::new(openapi::Documents::new(config.served.clone(), registry_custom)),
             served: config.served,
             resolver: config.resolver,
+            aggregator: aggregation::Aggregator::new(config.front_proxy),
             bootstrapped: AtomicBool::new(false),
         });
         // Once only: the reader was made above.
         let _ = reader.server.set(Arc::downgrade(&inner));
+        let (following, stop) = (inner.clone(), inner.drain.clone());
+        tokio::spawn(async move { stop.run(custom::run(following)).await });
         Ok(Self(inner))
     }
 
@@ -202,6 +211,7 @@ impl Server {
         bootstrap::run(&self.0).await?;
         self.0.bootstrapped.store(true, Ordering::Relaxed);
         tokio::spawn(expiry::run(self.0.clone()));
+        tokio::spawn(aggregation::run(self.0.clone()));
         if let Some(sealed) = self.0.sealed.clone() {
             tokio::spawn(async move {
                 match sealed.renew().await {

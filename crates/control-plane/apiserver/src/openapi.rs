@@ -13,14 +13,16 @@ use descriptions::Descriptions;
 use http::header::{ACCEPT, ACCEPT_ENCODING, CACHE_CONTROL, CONTENT_ENCODING, ETAG, EXPIRES, IF_NONE_MATCH, LOCATION, VARY};
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
 use meta::Status;
-use schema::openapi::{Kind, v2, v3};
+use schema::openapi::{Form, Kind, Sub, v2, v3};
 use schema::resources::Served;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use crate::Inner;
 use crate::context::Context;
+use crate::custom::Kinds;
 use crate::negotiate::JSON;
+use crate::registry::catalog;
 use crate::reply::{self, Body};
 
 /// How long a document is kept after its last use: the requests of one client come together.
@@ -29,13 +31,18 @@ const KEPT: Duration = Duration::from_secs(60);
 /// What is known of the documents of what is served.
 pub struct Documents {
     served: Served,
+    custom: Arc<Kinds>,
     state: Mutex<State>,
 }
 
 #[derive(Default)]
 struct State {
-    /// Of each version 3 document by its key in the index; made at the first need of one.
-    hashes: Option<Arc<BTreeMap<String, String>>>,
+    /// Of each version 3 document by its key in the index; made at the first need of one, and again when CRDs change.
+    hashes: Option<(u64, Arc<BTreeMap<String, String>>)>,
+    /// Those of documents without custom kinds.
+    built_in: BTreeMap<String, String>,
+    /// What `kept` shows.
+    generation: u64,
     kept: BTreeMap<Name, Kept>,
 }
 
@@ -118,7 +125,11 @@ async fn version_2(server: &Arc<Inner>, headers: &HeaderMap) -> Result<Response<
 
 async fn index(server: &Arc<Inner>, headers: &HeaderMap) -> Result<Response<Body>, Status> {
     let hashes = server.openapi.hashes().await?;
-    let body = v3::index(&hashes).to_string().into_bytes();
+    let mut index = v3::index(&hashes);
+    for (key, place) in server.aggregator.openapi(server) {
+        index["paths"][key] = serde_json::json!({ "serverRelativeURL": place });
+    }
+    let body = index.to_string().into_bytes();
     Ok(send(headers, JSON, &Document { etag: etag(&v3::hash(&body)), gzip: gzip(&body)? }))
 }
 
@@ -158,17 +169,47 @@ fn choose<'a>(headers: &HeaderMap, others: &[&'a str]) -> Option<&'a str> {
     })
 }
 
-fn kinds(served: &Served) -> Vec<Kind> {
-    served.resources().filter_map(Kind::built_in).collect()
+fn kinds(served: &Served, custom: &[Arc<catalog::Kind>]) -> Vec<Kind> {
+    served.resources().filter_map(Kind::built_in).chain(custom.iter().map(|kind| of_custom(kind))).collect()
+}
+
+fn of_custom(kind: &catalog::Kind) -> Kind {
+    let owned = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
+    let facts = kind.facts;
+    let subresources = facts.subresources.iter().map(|sub| Sub {
+        name: sub.name.into(),
+        group: sub.group.into(),
+        version: sub.version.into(),
+        kind: sub.kind.into(),
+        verbs: owned(sub.verbs),
+        params: owned(sub.params),
+    });
+    Kind {
+        group: facts.group.into(),
+        version: facts.version.into(),
+        kind: facts.kind.into(),
+        list_kind: facts.list_kind.into(),
+        plural: facts.plural.into(),
+        namespaced: facts.namespaced,
+        verbs: owned(facts.verbs),
+        subresources: subresources.collect(),
+        deletion_returns_object: false,
+        form: Form::Custom(kind.custom.as_ref().and_then(|form| serde_json::from_slice(&form.openapi).ok()).unwrap_or_default()),
+    }
 }
 
 impl Documents {
-    pub fn new(served: Served) -> Self {
-        Self { served, state: Mutex::default() }
+    pub fn new(served: Served, custom: Arc<Kinds>) -> Self {
+        Self { served, custom, state: Mutex::default() }
     }
 
     async fn get(self: &Arc<Self>, name: Name) -> Result<Document, Status> {
         let mut state = self.state.lock().await;
+        let (generation, custom) = (self.custom.generation(), self.custom.all());
+        if state.generation != generation {
+            state.kept.clear();
+            state.generation = generation;
+        }
         if let Some(kept) = state.kept.get_mut(&name) {
             kept.used = Instant::now();
             return Ok(kept.document.clone());
@@ -176,7 +217,7 @@ impl Documents {
         // Milliseconds of CPU: not on the threads that serve others.
         let (wanted, served) = (name.clone(), self.served.clone());
         let rendered = tokio::task::spawn_blocking(move || {
-            let body = wanted.render(&kinds(&served), &Descriptions::load());
+            let body = wanted.render(&kinds(&served, &custom), &Descriptions::load());
             let document = Document { etag: etag(&v3::hash(&body)), gzip: gzip(&body)? };
             drop(body);
             give_back();
@@ -192,18 +233,29 @@ impl Documents {
 
     async fn hashes(&self) -> Result<Arc<BTreeMap<String, String>>, Status> {
         let mut state = self.state.lock().await;
-        if let Some(hashes) = &state.hashes {
+        let (generation, custom) = (self.custom.generation(), self.custom.all());
+        if let Some((_, hashes)) = state.hashes.as_ref().filter(|(made, _)| *made == generation) {
             return Ok(hashes.clone());
         }
-        let served = self.served.clone();
+        let (served, built_in) = (self.served.clone(), std::mem::take(&mut state.built_in));
         let made = tokio::task::spawn_blocking(move || {
-            let hashes = hashes(&served);
+            let built_in = if built_in.is_empty() { hashes(&served, &[], |_| true) } else { built_in };
+            let mut all = built_in.clone();
+            if !custom.is_empty() {
+                let is_custom = |key: &str| {
+                    let group = key.strip_prefix("apis/").map(|rest| rest.split('/').next().unwrap_or_default());
+                    key == "apis" || custom.iter().any(|kind| group == Some(kind.facts.group))
+                };
+                all.extend(hashes(&served, &custom, is_custom));
+            }
             give_back();
-            hashes
+            (built_in, all)
         });
-        let hashes = Arc::new(made.await.map_err(Status::internal)?);
-        state.hashes = Some(hashes.clone());
-        Ok(hashes)
+        let (built_in, all) = made.await.map_err(Status::internal)?;
+        let all = Arc::new(all);
+        state.built_in = built_in;
+        state.hashes = Some((generation, all.clone()));
+        Ok(all)
     }
 }
 
@@ -225,11 +277,13 @@ fn give_back() {
     unsafe { libc::malloc_trim(0) };
 }
 
-fn hashes(served: &Served) -> BTreeMap<String, String> {
-    let (kinds, texts) = (kinds(served), Descriptions::load());
+/// Of the documents that are `wanted`.
+fn hashes(served: &Served, custom: &[Arc<catalog::Kind>], wanted: impl Fn(&str) -> bool) -> BTreeMap<String, String> {
+    let (kinds, texts) = (kinds(served, custom), Descriptions::load());
     let versions = kinds.iter().map(|kind| v3::key(&kind.group, &kind.version));
     let keys: BTreeSet<String> = versions.chain(v3::others(&kinds)).collect();
-    keys.into_iter().map(|key| (key.clone(), v3::hash(&Name::V3(key).render(&kinds, &texts)))).collect()
+    let keys = keys.into_iter().filter(|key| wanted(key));
+    keys.map(|key| (key.clone(), v3::hash(&Name::V3(key).render(&kinds, &texts)))).collect()
 }
 
 fn etag(hash: &str) -> String {

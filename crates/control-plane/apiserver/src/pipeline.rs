@@ -15,7 +15,7 @@ use crate::negotiate::{self, Format, Offer};
 use crate::reply::{self, Body};
 use crate::request::{Query, RequestInfo};
 use crate::serve::Peer;
-use crate::{Inner, audit, discovery, handlers, health, openapi};
+use crate::{Inner, aggregation, audit, discovery, handlers, health, openapi};
 
 static AUDIT_ID: HeaderName = HeaderName::from_static("audit-id");
 
@@ -74,6 +74,14 @@ async fn admitted(server: &Arc<Inner>, context: &mut Context, request: Request<B
     let _counted = server.metrics.inflight(context);
     context.reason = server.access.authorize(&server.registry.caches, context)?;
     let request = audit::keep_body(context, request).await?;
+    // What is built in is never somebody else's; the table of others need not be asked for it.
+    let request = match aggregation::is_foreign(context) {
+        true => match Box::pin(aggregation::respond(server, context, request)).await {
+            Ok(response) => return Ok(response),
+            Err(request) => request,
+        },
+        false => request,
+    };
     let path = context.info.path.as_str();
     if context.info.is_resource {
         return handlers::resource(server, context, request).await;

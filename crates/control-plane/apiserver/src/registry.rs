@@ -102,7 +102,8 @@ impl Registry {
 
     pub async fn find(&self, target: Target<'_>) -> Result<Option<Arc<Object>>, Status> {
         let entry = self.store.get(&target.key()).await.map_err(storage_error)?;
-        Ok(entry.and_then(|entry| Object::new(entry.key, entry.value, entry.mod_revision)).map(Arc::new))
+        let object = entry.and_then(|entry| Object::new(entry.key, entry.value, entry.mod_revision)).map(Arc::new);
+        object.map(|object| target.kind.present(object)).transpose()
     }
 
     /// Creates. `object` is decoded and in the stored version.
@@ -157,17 +158,18 @@ impl Registry {
         let (object, _) = admission.parts();
         let reserved = self.services.reserve(kind, object, None).map_err(|errors| kind.invalid(target.name, &errors))?;
         own(target, object, None, Part::Main, options, owners);
-        let (key, bytes) = (Bytes::from(target.key()), object::encode(object));
+        let (key, bytes) = (Bytes::from(target.key()), kind.encode(object)?);
+        let shown = if kind.is_custom() { object::encode(object) } else { bytes.clone() };
         if options.dry_run {
             return match self.find(target).await? {
                 Some(existing) => Err(already_exists(target, &existing)),
-                None => stored(key, bytes, 0),
+                None => stored(key, shown, 0),
             };
         }
-        match self.store.put(&key, bytes.clone(), Expect::Absent).await {
+        match self.store.put(&key, bytes, Expect::Absent).await {
             Ok(revision) => {
                 reserved.keep();
-                stored(key, bytes, revision)
+                stored(key, shown, revision)
             }
             Err(store::Error::Conflict { current }) => {
                 let existing = current.and_then(|entry| Object::new(entry.key, entry.value, entry.mod_revision));
@@ -192,29 +194,27 @@ impl Registry {
         let key = Bytes::from(target.key());
         loop {
             let entry = self.store.get(&key).await.map_err(storage_error)?.ok_or_else(|| target.not_found())?;
-            let old = object::decode(&entry.value, entry.mod_revision);
+            let old = target.kind.decode(&entry.value, entry.mod_revision)?;
             let new = make(&old)?;
             let unconditional = lifecycle::check_preconditions(target, &new, &old)?;
             let mut admission = Admission::new(context, target, Operation::Update, Some(new), Some(old), options.dry_run);
             let reserved = self.updated(context, target, part, options, owners, &mut admission).await?;
             let (new, old) = admission.parts();
-            let bytes = object::encode(new);
-            if bytes == entry.value {
-                return stored(key, entry.value, entry.mod_revision);
-            }
-            if options.dry_run {
-                return stored(key, bytes, entry.mod_revision);
+            let bytes = target.kind.encode(new)?;
+            let shown = if target.kind.is_custom() { object::encode(new) } else { bytes.clone() };
+            if bytes == entry.value || options.dry_run {
+                return stored(key, shown, entry.mod_revision);
             }
             let expect = Expect::Revision(entry.mod_revision);
             let outcome = match deletion::completes(new) {
                 true => self.store.delete(&key, expect).await.map(|(revision, _)| revision),
-                false => self.store.put(&key, bytes.clone(), expect).await,
+                false => self.store.put(&key, bytes, expect).await,
             };
             match outcome {
                 Ok(revision) => {
                     reserved.keep();
                     self.services.release_unused(target.kind, old, (!deletion::completes(new)).then_some(&*new));
-                    return stored(key, bytes, revision);
+                    return stored(key, shown, revision);
                 }
                 Err(store::Error::Conflict { .. } | store::Error::NotFound) if unconditional => {}
                 Err(store::Error::Conflict { .. } | store::Error::NotFound) => return Err(target.stale()),

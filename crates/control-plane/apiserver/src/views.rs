@@ -69,16 +69,16 @@ pub fn many(kind: &Kind, objects: &[std::sync::Arc<Object>], format: Format, inc
 
 /// A list as a protobuf body, object by object: no tree of the whole list is made. `None` for what has no protobuf form.
 pub fn many_protobuf(kind: &Kind, objects: &[std::sync::Arc<Object>], format: Format, metadata: &Value) -> Option<Vec<u8>> {
-    let values = objects.iter().map(|object| served(kind, object));
-    match format.view {
-        View::Table(_) => None,
+    let (api_version, list_kind, found) = match format.view {
+        View::Table(_) => return None,
         View::PartialMetadata(version) => {
-            let api_version = format!("meta.k8s.io/{version}");
-            let items = values.map(|value| partial(value, version));
-            crate::codec::list_to_protobuf(&api_version, "PartialObjectMetadataList", metadata, items)
+            let found = schema::table::by_gvk("meta.k8s.io", version, "PartialObjectMetadata")?;
+            (format!("meta.k8s.io/{version}"), "PartialObjectMetadataList", found)
         }
-        View::Object => crate::codec::list_to_protobuf(&kind.api_version(), kind.facts.list_kind, metadata, values),
-    }
+        View::Object => (kind.api_version(), kind.facts.list_kind, kind.table_type()?),
+    };
+    let messages: Vec<Vec<u8>> = objects.iter().map(|object| crate::codec::object_message(kind, object, found)).collect();
+    Some(schema::protobuf::list(&api_version, list_kind, metadata, messages.iter().map(Vec::as_slice)))
 }
 
 fn without_type(mut value: Value) -> Value {

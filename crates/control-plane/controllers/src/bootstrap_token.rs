@@ -25,7 +25,9 @@ const SIGNATURE: &str = "jws-kubeconfig-";
 const BLOCK: usize = 64;
 
 struct Controller {
-    client: Client,
+    /// Two controllers upstream, each with a role of its own.
+    signer: Client,
+    cleaner: Client,
     secrets: Cache<Secret>,
     maps: Cache<ConfigMap>,
 }
@@ -34,9 +36,10 @@ pub(crate) async fn run(context: Context) {
     let tokens = Scope { namespace: Some(TOKENS.into()), ..Scope::fields(format!("type={TYPE}")) };
     let info = Scope { namespace: Some(PUBLIC.into()), ..Scope::fields(format!("metadata.name={CLUSTER_INFO}")) };
     let controller = Arc::new(Controller {
-        client: context.client.clone(),
-        secrets: Cache::start(&context.client, tokens, context.drain.clone()),
-        maps: Cache::start(&context.client, info, context.drain.clone()),
+        signer: context.reader.as_account("kube-system", "bootstrap-signer"),
+        cleaner: context.reader.as_account("kube-system", "token-cleaner"),
+        secrets: Cache::start(&context.reader, tokens, context.drain.clone()),
+        maps: Cache::start(&context.reader, info, context.drain.clone()),
     });
     // One key: there is one ConfigMap, and few tokens.
     let queue: Queue<ObjectKey> = Queue::new();
@@ -66,10 +69,10 @@ impl Controller {
         for secret in &plan.expired {
             let name = secret.metadata.name.as_deref().unwrap_or_default();
             let params = DeleteParams::of_uid(secret.metadata.uid.as_deref().unwrap_or_default());
-            act::ignore_not_found(self.client.delete::<Secret>(Some(TOKENS), name, &params).await.map(drop))?;
+            act::ignore_not_found(self.cleaner.delete::<Secret>(Some(TOKENS), name, &params).await.map(drop))?;
         }
         if let Some(map) = &plan.signed {
-            act::ignore_not_found(self.client.replace(map).await.map(drop))?;
+            act::ignore_not_found(self.signer.replace(map).await.map(drop))?;
         }
         Ok(plan.look_again.map_or(Outcome::Done, Outcome::RequeueAfter))
     }

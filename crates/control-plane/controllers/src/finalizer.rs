@@ -1,8 +1,7 @@
 //! A finalizer that holds an object while it is in use.
 
-use client::{Client, Error, Object, Patch};
+use client::{Client, Error, Object};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use serde_json::json;
 
 use crate::act;
 
@@ -22,14 +21,13 @@ pub(crate) fn decide(meta: &ObjectMeta, name: &str, in_use: bool) -> Option<Chan
     }
 }
 
-/// Writes the whole list, guarded by the revision it was read at.
-pub(crate) async fn write<K: Object>(client: &Client, meta: &ObjectMeta, name: &str, change: Change) -> Result<(), Error> {
-    let mut finalizers = meta.finalizers.clone().unwrap_or_default();
+/// Writes `object` with the finalizer or without it; one that changed meanwhile is a conflict.
+pub(crate) async fn write<K: Object>(client: &Client, object: &K, name: &str, change: Change) -> Result<(), Error> {
+    let mut next = object.clone();
+    let finalizers = next.metadata_mut().finalizers.get_or_insert_default();
     match change {
         Change::Add => finalizers.push(name.to_owned()),
         Change::Remove => finalizers.retain(|known| known != name),
     }
-    let patch = json!({"metadata": {"uid": meta.uid, "resourceVersion": meta.resource_version, "finalizers": finalizers}});
-    let object = meta.name.as_deref().unwrap_or_default();
-    act::ignore_not_found(client.patch::<K>(meta.namespace.as_deref(), object, &Patch::Merge(patch), "").await.map(drop))
+    act::ignore_not_found(client.replace(&next).await.map(drop))
 }

@@ -31,7 +31,7 @@ pub(crate) async fn run(context: Context) {
         async move {
             let Some(claim) = claim else { return Outcome::Done };
             match plan(&claim, &users) {
-                Some(change) => finalizer::write::<PersistentVolumeClaim>(&client, &claim.metadata, FINALIZER, change).await.into(),
+                Some(change) => finalizer::write(&client, &*claim, FINALIZER, change).await.into(),
                 None => Outcome::Done,
             }
         }

@@ -22,7 +22,7 @@ pub(crate) async fn run(context: Context) {
         async move {
             let Some(volume) = volume else { return Outcome::Done };
             match plan(&volume) {
-                Some(change) => finalizer::write::<PersistentVolume>(&client, &volume.metadata, FINALIZER, change).await.into(),
+                Some(change) => finalizer::write(&client, &*volume, FINALIZER, change).await.into(),
                 None => Outcome::Done,
             }
         }

@@ -14,7 +14,7 @@ use reconcile::{Cache, EventKind, EventRecorder, ObjectKey, Outcome, Queue, key_
 use serde_json::json;
 
 use crate::context::Context;
-use crate::{act, pods};
+use crate::{act, finalizer, pods};
 
 pub(crate) const NAME: &str = "resourceclaim-controller";
 const POD_CLAIM: &str = "resource.kubernetes.io/pod-claim-name";
@@ -168,8 +168,7 @@ impl Controller {
             let freed = next.status.as_ref().is_none_or(|status| status.allocation.is_none());
             let written = self.client.replace_status(&next).await?;
             if freed && written.metadata.finalizers.iter().flatten().any(|name| name == FINALIZER) {
-                crate::finalizer::write::<ResourceClaim>(&self.client, &written.metadata, FINALIZER, crate::finalizer::Change::Remove)
-                    .await?;
+                finalizer::write(&self.client, &written, FINALIZER, finalizer::Change::Remove).await?;
             }
             return Ok(());
         }

@@ -2,15 +2,13 @@
 //!
 //! The token is asked of the API server as any other, bound to the Secret: when that is deleted, the token is worth nothing.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use client::{Client, DeleteParams, Error, Patch};
+use client::{Client, DeleteParams, Error};
 use k8s_openapi::ByteString;
 use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
 use k8s_openapi::api::core::v1::{Secret, ServiceAccount};
 use reconcile::{Cache, ObjectKey, Outcome, Queue, Scope, key_of};
-use serde_json::json;
 
 use crate::act;
 use crate::context::{Config, Context};
@@ -32,9 +30,10 @@ struct Controller {
 pub(crate) async fn run(context: Context) {
     let scope = Scope::fields(format!("type={TYPE}"));
     let controller = Arc::new(Controller {
-        client: context.client.clone(),
+        // Upstream's has no account of its own either: it is what makes accounts usable.
+        client: context.reader.clone(),
         config: context.config.clone(),
-        secrets: Cache::start(&context.client, scope, context.drain.clone()),
+        secrets: Cache::start(&context.reader, scope, context.drain.clone()),
         accounts: context.caches.of(),
     });
     let queue: Queue<ObjectKey> = Queue::new();
@@ -116,18 +115,17 @@ impl Controller {
 
     async fn fill(&self, secret: &Secret, account: &str, found: Option<&ServiceAccount>, with_token: bool) -> Result<(), Error> {
         let key = key_of(&secret.metadata);
-        let mut data = BTreeMap::from([
-            ("namespace".to_owned(), ByteString(key.namespace.clone().into_bytes())),
-            ("ca.crt".to_owned(), ByteString(self.config.root_ca.clone().into_bytes())),
-        ]);
+        let mut next = secret.clone();
+        let data = next.data.get_or_insert_default();
+        data.insert("namespace".into(), ByteString(key.namespace.clone().into_bytes()));
+        data.insert("ca.crt".into(), ByteString(self.config.root_ca.clone().into_bytes()));
         if with_token {
             let token = self.token(&key, account, secret.metadata.uid.clone()).await?;
             data.insert("token".into(), ByteString(token.into_bytes()));
         }
-        let annotations = json!({ACCOUNT_UID: found.and_then(|found| found.metadata.uid.clone())});
-        let meta = json!({"uid": secret.metadata.uid, "resourceVersion": secret.metadata.resource_version, "annotations": annotations});
-        let patch = Patch::Merge(json!({"metadata": meta, "data": data}));
-        self.client.patch::<Secret>(key.namespace(), &key.name, &patch, "").await.map(drop)
+        let uid = found.and_then(|found| found.metadata.uid.clone()).unwrap_or_default();
+        next.metadata.annotations.get_or_insert_default().insert(ACCOUNT_UID.into(), uid);
+        self.client.replace(&next).await.map(drop)
     }
 
     async fn token(&self, secret: &ObjectKey, account: &str, uid: Option<String>) -> Result<String, Error> {
@@ -144,6 +142,8 @@ impl Controller {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]

@@ -104,7 +104,7 @@ async fn act(client: &Client, range: &ServiceCIDR, plan: Plan) -> Result<(), Err
         return act::write_status(client, &next).await;
     }
     match plan.finalizer {
-        Some(change) => finalizer::write::<ServiceCIDR>(client, &range.metadata, FINALIZER, change).await,
+        Some(change) => finalizer::write(client, range, FINALIZER, change).await,
         None => Ok(()),
     }
 }

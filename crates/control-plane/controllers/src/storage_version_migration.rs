@@ -3,13 +3,12 @@
 
 use std::sync::Arc;
 
-use client::{ApiResource, Client, Error, ListParams};
-use http::Method;
+use client::{ApiResource, Client, Error, ListParams, Patch};
 use jiff::Timestamp;
 use k8s_openapi::api::storagemigration::v1::StorageVersionMigration;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use reconcile::{Cache, ObjectKey, Outcome, Queue, key_of};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::context::Context;
 use crate::{act, discovery};
@@ -78,13 +77,12 @@ async fn rewrite_all(client: &Client, resource: &ApiResource) -> Result<String, 
     }
 }
 
-/// A conflict means that somebody else wrote it meanwhile, which serves as well.
-async fn rewrite(client: &Client, resource: &ApiResource, mut object: Value) -> Result<(), Error> {
-    object["apiVersion"] = resource.api_version().into();
-    object["kind"] = resource.kind.to_string().into();
-    let path = resource.object(object["metadata"]["namespace"].as_str(), object["metadata"]["name"].as_str().unwrap_or_default(), "");
-    let body = serde_json::to_vec(&object).map_err(|error| Error::Request(error.to_string()))?;
-    match client.request_json::<Value>(Method::PUT, &path, Some(body.into())).await {
+/// A patch that changes nothing. A conflict means that somebody else wrote the object meanwhile, which serves as well.
+async fn rewrite(client: &Client, resource: &ApiResource, object: Value) -> Result<(), Error> {
+    let meta = &object["metadata"];
+    let patch = Patch::Merge(json!({"metadata": {"uid": meta["uid"], "resourceVersion": meta["resourceVersion"]}}));
+    let name = meta["name"].as_str().unwrap_or_default();
+    match client.patch_of::<Value>(resource, meta["namespace"].as_str(), name, &patch, "").await {
         Err(error) if error.is_conflict() || error.is_not_found() => Ok(()),
         other => other.map(drop),
     }

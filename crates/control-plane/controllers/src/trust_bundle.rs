@@ -15,11 +15,11 @@ pub(crate) const NAME: &str = "kube-apiserver-serving-clustertrustbundle-publish
 const SIGNER: &str = "kubernetes.io/kube-apiserver-serving";
 
 pub(crate) async fn run(context: Context) {
-    if context.config.root_ca.is_empty() || !is_served(&context.client).await {
+    if context.config.root_ca.is_empty() || !is_served(&context.reader).await {
         return;
     }
     let scope = Scope::fields(format!("spec.signerName={SIGNER}"));
-    let bundles = Cache::<ClusterTrustBundle>::start(&context.client, scope, context.drain.clone());
+    let bundles = Cache::<ClusterTrustBundle>::start(&context.reader, scope, context.drain.clone());
     let queue: Queue<ObjectKey> = Queue::new();
     let (wake, key) = (queue.clone(), ObjectKey::new("", SIGNER));
     let again = key.clone();

@@ -17,6 +17,8 @@ pub mod names {
     /// The first two octets of the ranges below.
     pub const POD_NETWORK: &str = "10.222.";
     pub const SERVICE_NETWORK: &str = "10.223.";
+    pub const NODE_NETWORK: &str = "10.221.";
+    pub const NODE_CIDR: &str = "10.221.0.0/24";
     pub const POD_CIDR: &str = "10.222.0.0/16";
     pub const SERVICE_CIDR: &str = "10.223.0.0/16";
     pub const API_PORT: u16 = 26443;
@@ -94,7 +96,13 @@ impl Cluster {
     /// Starts in the background and returns what it said; the node is Ready then.
     #[track_caller]
     pub fn up(&self) -> String {
-        let started = self.sternpost(&["up", "--no-kubeconfig", "--detach"]);
+        self.up_with(&[])
+    }
+
+    /// The same with further flags.
+    #[track_caller]
+    pub fn up_with(&self, flags: &[&str]) -> String {
+        let started = self.sternpost(&[&["up", "--no-kubeconfig", "--detach"], flags].concat());
         if !started.succeeded() {
             let log = fs::read_to_string(self.log_file()).unwrap_or_default();
             let from = log.len().saturating_sub(6_000);
@@ -222,7 +230,7 @@ fn lock_machine() -> File {
 fn configuration(dir: &Path, node: &str) -> String {
     let (data, run) = (dir.join("data"), dir.join("run"));
     format!(
-        "dataDir: {}\nrunDir: {}\nnodeName: {node}\napiPort: {}\nkubeletPort: {}\ndnsPort: {}\npodCidr: {}\nserviceCidr: {}\n\
+        "dataDir: {}\nrunDir: {}\nnodeName: {node}\napiPort: {}\nkubeletPort: {}\ndnsPort: {}\npodCidr: {}\nnodeCidr: {}\nserviceCidr: {}\n\
          cgroupRoot: {}\nnftTable: {}\nlinkPrefix: {}\ncontext: stest\n",
         data.display(),
         run.display(),
@@ -230,6 +238,7 @@ fn configuration(dir: &Path, node: &str) -> String {
         names::KUBELET_PORT,
         names::DNS_PORT,
         names::POD_CIDR,
+        names::NODE_CIDR,
         names::SERVICE_CIDR,
         names::CGROUP_ROOT,
         names::NFT_TABLE,

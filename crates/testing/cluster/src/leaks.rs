@@ -29,8 +29,7 @@ fn processes(dir: &Path, binary: &Path, found: &mut Vec<String>) {
     for process in process::all() {
         let executable = process.executable().unwrap_or_default();
         let ours = executable.starts_with(dir) || executable.starts_with(binary);
-        let contained =
-            process.cgroups().iter().any(|(_, path)| path.trim_start_matches('/').split('/').next() == Some(names::CGROUP_ROOT));
+        let contained = process.cgroups().iter().any(|(_, path)| path.trim_start_matches('/').split('/').next().is_some_and(is_our_group));
         if ours || contained {
             found.push(format!("process {} {}", process.id, process.command_line()));
         }
@@ -55,11 +54,21 @@ fn cgroups(found: &mut Vec<String>) {
     for line in fs::read_to_string("/proc/self/mountinfo").unwrap_or_default().lines() {
         let Some((left, right)) = line.split_once(" - ") else { continue };
         let Some(mount) = left.split(' ').nth(4) else { continue };
-        let group = Path::new(mount).join(names::CGROUP_ROOT);
-        if right.starts_with("cgroup") && group.exists() {
-            found.push(format!("cgroup {}", group.display()));
+        if !right.starts_with("cgroup") {
+            continue;
+        }
+        for group in fs::read_dir(mount).into_iter().flatten().flatten() {
+            if group.file_name().to_str().is_some_and(is_our_group) {
+                found.push(format!("cgroup {}", group.path().display()));
+            }
         }
     }
+}
+
+/// Ours, or that of a further node, which has its number after it.
+fn is_our_group(name: &str) -> bool {
+    let rest = name.strip_prefix(names::CGROUP_ROOT);
+    rest.is_some_and(|rest| rest.is_empty() || rest.strip_prefix('-').is_some_and(|number| number.parse::<u8>().is_ok()))
 }
 
 /// Links by our prefix, and routes into our ranges by whatever link.
@@ -70,12 +79,15 @@ fn links(found: &mut Vec<String>) {
     };
     for line in text(&["-o", "link"]).lines() {
         let name = line.split_whitespace().nth(1).unwrap_or_default();
-        if name.starts_with(names::LINK_PREFIX) {
+        // Pods' links; the tunnel to other nodes, the bridge between those on this machine, and their links.
+        let ours =
+            ["", "vx-", "br-", "n-"].iter().any(|kind| name.strip_prefix(kind).is_some_and(|rest| rest.starts_with(names::LINK_PREFIX)));
+        if ours {
             found.push(format!("link {name}"));
         }
     }
     let routes = text(&["route", "show", "table", "all"]) + &text(&["rule"]);
-    let ours = [names::POD_NETWORK, names::SERVICE_NETWORK];
+    let ours = [names::POD_NETWORK, names::SERVICE_NETWORK, names::NODE_NETWORK];
     found.extend(routes.lines().filter(|line| ours.iter().any(|network| line.contains(network))).map(|line| format!("route {line}")));
 }
 

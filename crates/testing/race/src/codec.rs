@@ -88,6 +88,7 @@ fn operations<'a>(
         ("CBOR → tree of values", Box::new(move || drop(black_box(cbor::decode(binary))))),
         ("object → JSON", Box::new(move || drop(black_box(serde_json::to_vec(value))))),
         ("object → protobuf", Box::new(move || drop(black_box(protobuf::encode(value, pod))))),
+        ("JSON → protobuf, without a tree of values", Box::new(move || drop(black_box(protobuf::encode_message_json(json, pod))))),
         ("object → CBOR", Box::new(move || drop(black_box(cbor::encode(value))))),
         (
             "strategic merge patch",

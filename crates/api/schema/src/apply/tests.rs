@@ -206,7 +206,7 @@ fn a_configuration_that_does_not_fit_the_schema_is_refused_in_upstreams_words() 
     for (configuration, message) in cases {
         let error = refused(None, &configuration, by("me"));
         assert_eq!(error.to_string(), format!("{prefix}{message}"));
-        assert_eq!(error.status().code, 500);
+        assert_eq!(error.status().code, 400);
     }
 }
 

@@ -1,7 +1,6 @@
 //! JSON to protobuf.
 
-use serde_json::Value;
-
+use super::tree::Json;
 use super::wire::Writer;
 use crate::decode::base64_bytes;
 use crate::model::{Field, Schema, Type};
@@ -40,7 +39,7 @@ pub fn schema_props() -> Option<&'static Type> {
 }
 
 /// Writes an object's fields. Messages of embedded structs are written once each.
-pub fn object(out: &mut Writer, value: &Value, found: &Type) {
+pub fn object<J: Json>(out: &mut Writer, value: &J, found: &Type) {
     embedded(out, value, found, (0, 0));
     let mut groups: Vec<u32> = Vec::new();
     for field in found.fields.iter().filter(|field| field.pb_inline != 0) {
@@ -60,38 +59,38 @@ pub fn object(out: &mut Writer, value: &Value, found: &Type) {
 }
 
 /// Writes the fields that stand in the message `(outer, inner)`.
-fn embedded(out: &mut Writer, value: &Value, found: &Type, message: (u32, u32)) {
+fn embedded<J: Json>(out: &mut Writer, value: &J, found: &Type, message: (u32, u32)) {
     for field in found.fields.iter().filter(|field| field.pb != 0 && (field.pb_inline, field.pb_inline_inner) == message) {
         match value.get(&*field.json) {
-            None | Some(Value::Null) => {}
-            Some(value) => one_field(out, value, field),
+            Some(value) if !value.is_null() => one_field(out, value, field),
+            _ => {}
         }
     }
 }
 
-fn one_field(out: &mut Writer, value: &Value, field: &Field) {
+fn one_field<J: Json>(out: &mut Writer, value: &J, field: &Field) {
     any_field(out, field.pb, value, &field.schema, &field.go);
 }
 
 /// Writes a field that may be repeated.
-fn any_field(out: &mut Writer, number: u32, value: &Value, schema: &Schema, go: &str) {
+fn any_field<J: Json>(out: &mut Writer, number: u32, value: &J, schema: &Schema, go: &str) {
     if let Some(special) = special(go, schema) {
         out.nested(number, |inner| special_message(inner, value, &special));
         return;
     }
-    match (schema, value) {
-        (Schema::List(list), Value::Array(items)) => {
+    match schema {
+        Schema::List(list) if value.items().is_some() => {
             let go = go.strip_prefix("[]").unwrap_or_default();
-            items.iter().for_each(|item| any_field(out, number, item, &list.items, go));
+            value.items().into_iter().flatten().for_each(|item| any_field(out, number, item, &list.items, go));
         }
-        (Schema::Map(map), Value::Object(entries)) => {
+        Schema::Map(map) if value.is_object() => {
             let go = map_value(go);
-            for (key, value) in entries {
+            value.members(&mut |key, value| {
                 out.nested(number, |entry| {
                     entry.bytes(1, key.as_bytes());
                     any_field(entry, 2, value, &map.values, go);
                 });
-            }
+            });
         }
         _ => single(out, number, value, schema),
     }
@@ -102,28 +101,31 @@ pub fn map_value(go: &str) -> &str {
     go.strip_prefix("map[").and_then(|rest| rest.split_once(']')).map_or("", |(_, value)| value)
 }
 
-fn single(out: &mut Writer, number: u32, value: &Value, schema: &Schema) {
-    match (schema, value) {
-        (Schema::String | Schema::Duration, Value::String(text)) => out.bytes(number, text.as_bytes()),
-        (Schema::Bool, Value::Bool(truth)) => out.varint(number, u64::from(*truth)),
+fn single<J: Json>(out: &mut Writer, number: u32, value: &J, schema: &Schema) {
+    let (text, integer) = (value.as_text(), value.as_number());
+    match schema {
+        Schema::String | Schema::Duration => text.into_iter().for_each(|text| out.bytes(number, text.as_bytes())),
+        Schema::Bool => value.as_bool().into_iter().for_each(|truth| out.varint(number, u64::from(truth))),
         // Negative numbers are written as 64 bits, as Go does.
-        (Schema::Int32 | Schema::Int64, Value::Number(integer)) => out.varint(number, integer.as_i64().unwrap_or_default() as u64),
-        (Schema::Float64, Value::Number(float)) => out.fixed64(number, float.as_f64().unwrap_or_default().to_bits()),
-        (Schema::Bytes, Value::String(text)) => out.bytes(number, &base64_bytes(text).unwrap_or_default()),
-        (Schema::Quantity, Value::String(text)) => out.nested(number, |inner| inner.bytes(1, text.as_bytes())),
-        (Schema::IntOrString, value) => out.nested(number, |inner| int_or_string(inner, value)),
-        (Schema::Time | Schema::MicroTime, Value::String(text)) => out.nested(number, |inner| time(inner, text)),
-        (Schema::Object(found), Value::Object(_)) => out.nested(number, |inner| object(inner, value, found)),
+        Schema::Int32 | Schema::Int64 => {
+            integer.into_iter().for_each(|integer| out.varint(number, integer.as_i64().unwrap_or_default() as u64));
+        }
+        Schema::Float64 => integer.into_iter().for_each(|float| out.fixed64(number, float.as_f64().unwrap_or_default().to_bits())),
+        Schema::Bytes => text.into_iter().for_each(|text| out.bytes(number, &base64_bytes(text).unwrap_or_default())),
+        Schema::Quantity => text.into_iter().for_each(|text| out.nested(number, |inner| inner.bytes(1, text.as_bytes()))),
+        Schema::IntOrString => out.nested(number, |inner| int_or_string(inner, value)),
+        Schema::Time | Schema::MicroTime if text.is_some() => out.nested(number, |inner| time(inner, text.unwrap_or_default())),
+        Schema::Object(found) if value.is_object() => out.nested(number, |inner| object(inner, value, found)),
         // A null item or map value is the type's zero: an empty message. Anything else that does not fit was refused when it was stored.
-        (Schema::Object(_) | Schema::Time | Schema::MicroTime, Value::Null) => out.nested(number, |_| {}),
+        Schema::Object(_) | Schema::Time | Schema::MicroTime if value.is_null() => out.nested(number, |_| {}),
         _ => {}
     }
 }
 
-fn int_or_string(out: &mut Writer, value: &Value) {
-    let (kind, integer, text) = match value {
-        Value::String(text) => (1, 0, text.as_str()),
-        _ => (0, value.as_i64().unwrap_or_default(), ""),
+fn int_or_string<J: Json>(out: &mut Writer, value: &J) {
+    let (kind, integer, text) = match value.as_text() {
+        Some(text) => (1, 0, text),
+        None => (0, value.as_number().and_then(serde_json::Number::as_i64).unwrap_or_default(), ""),
     };
     out.varint(1, kind);
     out.varint(2, integer as u64);
@@ -139,35 +141,35 @@ fn time(out: &mut Writer, text: &str) {
     out.varint(2, nanoseconds.rem_euclid(1_000_000_000) as u64);
 }
 
-fn special_message(out: &mut Writer, value: &Value, special: &Special) {
+fn special_message<J: Json>(out: &mut Writer, value: &J, special: &Special) {
     match special {
-        Special::Raw => out.bytes(1, value.to_string().as_bytes()),
+        Special::Raw => out.bytes(1, &serde_json::to_vec(value).unwrap_or_default()),
         Special::Strings => strings(out, 1, value),
-        Special::SchemaOrArray => match value {
-            Value::Array(items) => items.iter().for_each(|item| props(out, 2, item)),
-            _ => props(out, 1, value),
+        Special::SchemaOrArray => match value.items() {
+            Some(items) => items.iter().for_each(|item| props(out, 2, item)),
+            None => props(out, 1, value),
         },
-        Special::SchemaOrBool => match value {
-            Value::Bool(allows) => out.varint(1, u64::from(*allows)),
-            _ => {
+        Special::SchemaOrBool => match value.as_bool() {
+            Some(allows) => out.varint(1, u64::from(allows)),
+            None => {
                 out.varint(1, 1);
                 props(out, 2, value);
             }
         },
-        Special::SchemaOrStrings => match value {
-            Value::Array(_) => strings(out, 2, value),
-            _ => props(out, 1, value),
+        Special::SchemaOrStrings => match value.items() {
+            Some(_) => strings(out, 2, value),
+            None => props(out, 1, value),
         },
     }
 }
 
-fn strings(out: &mut Writer, number: u32, value: &Value) {
-    for text in value.as_array().into_iter().flatten().filter_map(Value::as_str) {
+fn strings<J: Json>(out: &mut Writer, number: u32, value: &J) {
+    for text in value.items().into_iter().flatten().filter_map(J::as_text) {
         out.bytes(number, text.as_bytes());
     }
 }
 
-fn props(out: &mut Writer, number: u32, value: &Value) {
+fn props<J: Json>(out: &mut Writer, number: u32, value: &J) {
     if let Some(found) = schema_props() {
         out.nested(number, |inner| object(inner, value, found));
     }

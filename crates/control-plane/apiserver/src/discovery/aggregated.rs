@@ -85,7 +85,7 @@ fn group(group: &Group) -> Value {
         .iter()
         .map(|version| {
             let resources: Vec<Value> = version.resources.iter().map(resource).collect();
-            json!({"version": version.version, "resources": resources, "freshness": "Current"})
+            json!({"version": version.version, "resources": resources, "freshness": if version.stale { "Stale" } else { "Current" }})
         })
         .collect();
     let mut metadata = json!({"creationTimestamp": null});

@@ -19,6 +19,8 @@ pub struct Version {
     pub version: String,
     /// In order of their names.
     pub resources: Vec<Entry>,
+    /// Another server has it and does not answer: what is told is old.
+    pub stale: bool,
 }
 
 /// What discovery says of one resource.
@@ -47,6 +49,13 @@ pub struct Sub {
 
 /// Every served group in the order of `/apis`, the core group first; those of CRDs come after the built-in ones, by name.
 pub fn all(server: &Inner) -> Vec<Group> {
+    let mut groups = own(server);
+    server.aggregator.extend(server, &mut groups);
+    groups
+}
+
+/// Those that this server has itself.
+pub fn own(server: &Inner) -> Vec<Group> {
     let mut by_order: BTreeMap<(usize, &str), Group> = BTreeMap::new();
     let custom = server.registry.custom.all();
     for facts in server.served.resources().chain(custom.iter().map(|kind| kind.facts)) {
@@ -64,7 +73,7 @@ impl Group {
     /// The version of this name, made where it is absent.
     pub fn version(&mut self, name: &str) -> &mut Version {
         let at = self.versions.iter().position(|version| version.version == name).unwrap_or_else(|| {
-            self.versions.push(Version { version: name.to_owned(), resources: Vec::new() });
+            self.versions.push(Version { version: name.to_owned(), resources: Vec::new(), stale: false });
             self.versions.len() - 1
         });
         &mut self.versions[at]

@@ -105,7 +105,8 @@ pub async fn list(server: &Arc<Inner>, context: &Context, target: Target<'_>) ->
     number(context, "timeoutSeconds")?;
     let at = at(context, target, limit)?;
     let plain = format.view == View::Object && format.media == Media::Json && !format.pretty && !target.kind.converts();
-    let (page, whole) = page(server, target.kind, &selection, &at, limit, plain).await?;
+    let (mut page, whole) = page(server, target.kind, &selection, &at, limit, plain && !target.kind.is_custom()).await?;
+    page.objects = target.kind.present_all(std::mem::take(&mut page.objects))?;
     let mut metadata = list_meta(target.kind, &page);
     if let Some(shard) = &selection.shard {
         metadata["shardInfo"] = json!({"selector": shard.to_string()});

@@ -16,6 +16,7 @@ use crate::negotiate::{self, Format};
 use crate::object::{meta, metadata_mut};
 use crate::patching::{Patch, PatchType};
 use crate::registry::admit::Lens;
+use crate::registry::catalog::Kind;
 use crate::registry::{Owners, Target};
 use crate::reply::{self, Body};
 
@@ -23,6 +24,47 @@ const API_VERSION: &str = "autoscaling/v1";
 
 /// Admission judges the Scale, not the object that it scales.
 pub const LENS: Lens = Lens { of, into: |object, scale| object["spec"]["replicas"] = scale["spec"]["replicas"].clone() };
+
+/// What stands at a path of names.
+fn follow<'v>(object: &'v Value, path: &[String]) -> &'v Value {
+    path.iter().fold(object, |value, name| &value[name.as_str()])
+}
+
+/// The Scale of an object of this kind.
+fn scale_of(kind: &Kind, object: &Value) -> Result<Value, Status> {
+    let Some(scale) = kind.custom.as_ref().and_then(|form| form.scale.as_ref()) else { return Ok(of(object)) };
+    let dotted = |path: &[String]| format!(".{}", path.join("."));
+    let count = |path: &[String], required: bool| match follow(object, path) {
+        Value::Null if required => {
+            Err(Status::internal(format!("the spec replicas field {:?} does not exist in {:?}", dotted(path), meta(object, "name"))))
+        }
+        value => Ok(value.as_i64().unwrap_or(0)),
+    };
+    let mut found = of(&json!({"metadata": object["metadata"], "spec": {}, "status": {}}));
+    found["spec"]["replicas"] = count(&scale.spec, true)?.into();
+    found["status"]["replicas"] = count(&scale.status, false)?.into();
+    if let Some(selector) = scale.selector.as_ref().and_then(|path| follow(object, path).as_str()).filter(|text| !text.is_empty()) {
+        found["status"]["selector"] = selector.into();
+    }
+    Ok(found)
+}
+
+/// Writes the wanted replicas where the kind has them.
+fn set_replicas(kind: &Kind, object: &mut Value, replicas: i64) {
+    match kind.custom.as_ref().and_then(|form| form.scale.as_ref()) {
+        None => object["spec"]["replicas"] = replicas.into(),
+        Some(scale) => {
+            let mut place = object;
+            for name in &scale.spec {
+                if !place.is_object() && !place.is_null() {
+                    return;
+                }
+                place = &mut place[name.as_str()];
+            }
+            *place = replicas.into();
+        }
+    }
+}
 
 /// The Scale of an object.
 fn of(object: &Value) -> Value {
@@ -56,11 +98,11 @@ fn scale_type() -> Result<&'static schema::model::Type, Status> {
 
 pub async fn get(server: &Arc<Inner>, context: &Context, target: Target<'_>) -> Result<Response<Body>, Status> {
     let format = super::format(context, target.kind)?;
-    Ok(respond(&server.registry.get(target).await?.value(), format))
+    Ok(respond(&scale_of(target.kind, &server.registry.get(target).await?.value())?, format))
 }
 
-fn respond(object: &Value, format: Format) -> Response<Body> {
-    reply::value(StatusCode::OK, &of(object), format)
+fn respond(scale: &Value, format: Format) -> Response<Body> {
+    reply::value(StatusCode::OK, scale, format)
 }
 
 pub async fn update(server: &Arc<Inner>, context: &Context, target: Target<'_>, request: Request<Body>) -> Result<Response<Body>, Status> {
@@ -85,7 +127,7 @@ pub async fn patch(server: &Arc<Inner>, context: &Context, target: Target<'_>, r
     let patch = Patch::parse(kind, bytes)?;
     let schema = scale_type()?;
     write(server, context, target, |object| {
-        let current = of(object);
+        let current = scale_of(target.kind, object)?;
         let mut scale = patch.apply_as(schema, current.clone())?;
         if meta(&scale, "resourceVersion") == meta(&current, "resourceVersion") {
             metadata_mut(&mut scale).remove("resourceVersion");
@@ -111,7 +153,7 @@ async fn write(
             return Err(Status::invalid("autoscaling", "Scale", target.name, &[error]));
         }
         let mut new = old.clone();
-        new["spec"]["replicas"] = replicas.into();
+        set_replicas(target.kind, &mut new, replicas);
         for name in ["uid", "resourceVersion"] {
             let given = meta(&scale, name).to_owned();
             metadata_mut(&mut new).insert(name.into(), given.into());
@@ -119,5 +161,5 @@ async fn write(
         Ok(new)
     };
     let object = server.registry.update(context, target, Part::Subresource("scale"), &options, Owners::Update, set).await?;
-    Ok(respond(&object.value(), format))
+    Ok(respond(&scale_of(target.kind, &object.value())?, format))
 }

@@ -165,6 +165,13 @@ impl Encoder {
     fn delivered(&mut self, change: Change, delivery: &Delivery) -> Bytes {
         let event = &delivery.event;
         match (self.format.media, self.format.view) {
+            (Media::Json, View::Object) if self.kind.is_custom() => {
+                let shown = event.shown(change);
+                match self.kind.present(shown.clone()) {
+                    Ok(presented) if Arc::ptr_eq(&presented, &shown) => delivery.json(change),
+                    _ => self.event(change, &shown),
+                }
+            }
             _ if self.kind.converts() => self.event(change, &event.shown(change)),
             (Media::Json, View::Object) => delivery.json(change),
             (Media::Protobuf, View::Object) => delivery.protobuf(change, || self.event(change, &event.shown(change))),
@@ -172,9 +179,19 @@ impl Encoder {
         }
     }
 
-    fn event(&mut self, change: Change, object: &Object) -> Bytes {
+    fn event(&mut self, change: Change, object: &Arc<Object>) -> Bytes {
+        let presented = match self.kind.present(object.clone()) {
+            Ok(presented) => presented,
+            Err(status) => return self.error(&status),
+        };
+        let object = &*presented;
         if self.is_plain() {
             return frame(change, object);
+        }
+        if (self.format.media, self.format.view) == (Media::Protobuf, View::Object)
+            && let Some(body) = crate::codec::object_body(&self.kind, object)
+        {
+            return schema::protobuf::watch_frame(change.word(), &body).into();
         }
         let value = match self.format.view {
             View::Table(version) => {

@@ -142,6 +142,7 @@ async fn apply(
     // Unknown and repeated fields are reported; the configuration itself stays as it was written.
     codec::check(context, kind, parsed.clone(), options)?;
     let mut applied = parsed.value;
+    of_kind(target, &mut applied)?;
     place(target, &mut applied)?;
     let now = meta::time::now();
     let manager = registry::manager(kind, &options.manager, part, &api_version, &now);
@@ -175,6 +176,23 @@ async fn apply(
             Ok(object) => return respond(context, kind, StatusCode::CREATED, &object, format),
         }
     }
+}
+
+/// The configuration is of the path's kind, or says none.
+fn of_kind(target: Target<'_>, applied: &mut Value) -> Result<(), Status> {
+    let kind = target.kind.facts.kind;
+    let Some(members) = applied.as_object_mut() else { return Ok(()) };
+    match members.get("kind") {
+        None | Some(Value::Null) => drop(members.insert("kind".into(), kind.into())),
+        Some(given) if given == kind => {}
+        Some(given) => {
+            let given = given.as_str().map_or_else(|| given.to_string(), str::to_owned);
+            let (version, object) = (target.kind.api_version(), format!("{}/{}", target.namespace, target.name));
+            let why = format!("no corresponding type for {version}, Kind={given}");
+            return Err(Status::bad_request(format!("failed to create typed patch object ({object}; {version}, Kind={given}): {why}")));
+        }
+    }
+    Ok(())
 }
 
 /// The options in a deletion's body; `null` where there is none.
@@ -220,8 +238,9 @@ pub async fn delete_collection(
     read::reach(server, server.registry.store.revision()).await?;
     let caches = &server.registry.caches;
     let cache = caches.of(target.kind.storage.prefix.as_bytes());
-    let page = cache.list(&selection.prefix, b"", 0, &selection, caches.observed());
+    let mut page = cache.list(&selection.prefix, b"", 0, &selection, caches.observed());
     let kind = target.kind;
+    page.objects = kind.present_all(std::mem::take(&mut page.objects))?;
     let deletions: Vec<_> =
         page.objects.iter().map(|object| delete_one(server.clone(), context, kind, object.clone(), options.clone())).collect();
     let mut running = futures_util::stream::iter(deletions).buffer_unordered(COLLECTION_WORKERS);

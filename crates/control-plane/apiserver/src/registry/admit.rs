@@ -50,7 +50,7 @@ impl Lookup for Reader {
                 return Ok(None);
             };
             let entry = self.store.get(&kind.key(namespace, name)).await.map_err(storage_error)?;
-            Ok(entry.map(|entry| Arc::new(object::decode(&entry.value, entry.mod_revision))))
+            entry.map(|entry| kind.decode(&entry.value, entry.mod_revision).map(Arc::new)).transpose()
         }
         .boxed()
     }
@@ -62,7 +62,7 @@ impl Lookup for Reader {
             };
             let selection = Selection::all(kind.prefix(namespace), kind.storage.rules.clone());
             let page = self.caches.of(kind.storage.prefix.as_bytes()).list(&selection.prefix, b"", 0, &selection, 0);
-            Ok(page.objects.iter().map(|object| Arc::new(object.value())).collect())
+            Ok(kind.present_all(page.objects)?.iter().map(|object| Arc::new(object.value())).collect())
         }
         .boxed()
     }
@@ -181,7 +181,7 @@ impl Admission {
         old: Option<Value>,
         dry_run: bool,
     ) -> Self {
-        let lens = (context.info.subresource == "scale").then_some(crate::handlers::SCALE);
+        let lens = (context.info.subresource == "scale" && !target.kind.is_custom()).then_some(crate::handlers::SCALE);
         Self { attributes: attributes(context, target, operation, object, old, dry_run), lens }
     }
 

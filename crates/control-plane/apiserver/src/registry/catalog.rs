@@ -12,7 +12,7 @@ use schema::model::{Ref, Type};
 use schema::resources::{Resource, Subresource};
 use serde_json::{Value, json};
 
-use crate::object::meta;
+use crate::object::{self, Object, meta};
 
 /// One resource in one version.
 pub struct Kind {
@@ -21,6 +21,8 @@ pub struct Kind {
     pub rules: RulesRef,
     /// Where objects are stored, in which form.
     pub storage: Storage,
+    /// What a custom kind has beside.
+    pub custom: Option<Arc<crate::custom::Form>>,
 }
 
 pub struct Storage {
@@ -67,6 +69,35 @@ impl Kind {
     /// Served in another version than stored.
     pub fn converts(&self) -> bool {
         (self.storage.group, self.storage.version) != (self.facts.group, self.facts.version)
+    }
+    /// A stored object as this kind shows it.
+    pub fn present(&self, object: Arc<Object>) -> Result<Arc<Object>, Status> {
+        match &self.custom {
+            Some(form) => form.present(&object),
+            None => Ok(object),
+        }
+    }
+    /// Stored objects as this kind shows them.
+    pub fn present_all(&self, objects: Vec<Arc<Object>>) -> Result<Vec<Arc<Object>>, Status> {
+        match &self.custom {
+            Some(form) => form.present_all(objects),
+            None => Ok(objects),
+        }
+    }
+    /// The tree of a stored object as this kind shows it.
+    pub fn decode(&self, bytes: &[u8], revision: u64) -> Result<Value, Status> {
+        let value = object::decode(bytes, revision);
+        match &self.custom {
+            Some(form) => Ok(form.read(vec![value])?.pop().unwrap_or_default()),
+            None => Ok(value),
+        }
+    }
+    /// The bytes to store of an object of this kind.
+    pub fn encode(&self, value: &Value) -> Result<bytes::Bytes, Status> {
+        match &self.custom {
+            Some(form) => form.write(value),
+            None => Ok(object::encode(value)),
+        }
     }
     /// Made of a CRD: no protobuf, no strategic merge patch.
     pub fn is_custom(&self) -> bool {
@@ -150,7 +181,7 @@ fn join(facts: &'static Resource) -> Option<Kind> {
         version: facts.storage_version,
         rules: rules_of(facts, facts.storage_group(), facts.storage_version),
     };
-    Some(Kind { facts, schema: Ref::Static(schema), rules: rules_of(facts, facts.group, facts.version), storage })
+    Some(Kind { facts, schema: Ref::Static(schema), rules: rules_of(facts, facts.group, facts.version), storage, custom: None })
 }
 
 /// The rules of a kind in a version; where that version has none, another one's of the same group: versions differ little.

@@ -108,6 +108,7 @@ impl Registry {
         loop {
             let entry = self.store.get(&key).await.map_err(storage_error)?.ok_or_else(|| target.not_found())?;
             let old = object::decode(&entry.value, entry.mod_revision);
+            let shown = |object: Arc<Object>| target.kind.present(object);
             check(target, &old, options)?;
             if let Some(refused) = namespace_in_deletion(target, &old) {
                 return Err(refused);
@@ -120,12 +121,12 @@ impl Registry {
             let Some(marked) = marked else {
                 let last = stored(key.clone(), entry.value.clone(), entry.mod_revision)?;
                 if options.dry_run {
-                    return Ok(Deleted::Gone(last));
+                    return Ok(Deleted::Gone(shown(last)?));
                 }
                 match self.store.delete(&key, expect).await {
                     Ok((revision, _)) => {
                         self.services.release_unused(target.kind, &old, None);
-                        return Ok(Deleted::Gone(Arc::new(last.at(revision))));
+                        return Ok(Deleted::Gone(shown(Arc::new(last.at(revision)))?));
                     }
                     Err(store::Error::Conflict { .. } | store::Error::NotFound) => continue,
                     Err(error) => return Err(storage_error(error)),
@@ -133,12 +134,38 @@ impl Registry {
             };
             let bytes = object::encode(&marked);
             if bytes == entry.value || options.dry_run {
-                return Ok(Deleted::Pending(stored(key, bytes, entry.mod_revision)?));
+                return Ok(Deleted::Pending(shown(stored(key, bytes, entry.mod_revision)?)?));
             }
             match self.store.put(&key, bytes.clone(), expect).await {
-                Ok(revision) => return Ok(Deleted::Pending(stored(key, bytes, revision)?)),
+                Ok(revision) => return Ok(Deleted::Pending(shown(stored(key, bytes, revision)?)?)),
                 Err(store::Error::Conflict { .. }) => {}
                 Err(error) => return Err(storage_error(error)),
+            }
+        }
+    }
+}
+
+impl Registry {
+    /// Takes a finalizer of the server's own from an object; the last one to go takes the object with it.
+    pub async fn release(&self, target: Target<'_>, finalizer: &str) -> Result<(), Status> {
+        let key = Bytes::from(target.key());
+        loop {
+            let Some(entry) = self.store.get(&key).await.map_err(storage_error)? else { return Ok(()) };
+            let mut object = object::decode(&entry.value, entry.mod_revision);
+            let left: Vec<String> = lifecycle::finalizers(&object).filter(|name| *name != finalizer).map(str::to_owned).collect();
+            let metadata = metadata_mut(&mut object);
+            match left.is_empty() {
+                true => metadata.remove("finalizers"),
+                false => metadata.insert("finalizers".into(), json!(left)),
+            };
+            let expect = Expect::Revision(entry.mod_revision);
+            let outcome = match completes(&object) {
+                true => self.store.delete(&key, expect).await.map(drop),
+                false => self.store.put(&key, object::encode(&object), expect).await.map(drop),
+            };
+            match outcome {
+                Err(store::Error::Conflict { .. } | store::Error::NotFound) => {}
+                other => return other.map_err(storage_error),
             }
         }
     }

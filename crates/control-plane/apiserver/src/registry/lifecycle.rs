@@ -74,12 +74,17 @@ pub fn complete_status(kind: &Kind, object: &mut Value) {
 pub fn validate_create(kind: &Kind, object: &Value) -> Result<(), Status> {
     let rules = &kind.storage.rules;
     let mut errors = rules::metadata::validate(object, kind.facts.namespaced, |name| check_name(kind, name));
-    if !kind.is_custom() {
+    if has_standard_finalizers(kind) {
         errors.extend(rules::metadata::standard_finalizers(object));
     }
     errors.extend(rules.validate(object));
     errors.extend(rules.validate_create(object));
     if errors.is_empty() { Ok(()) } else { Err(kind.invalid(meta(object, "name"), &errors)) }
+}
+
+/// Upstream's extension servers take any qualified name.
+fn has_standard_finalizers(kind: &Kind) -> bool {
+    !kind.is_custom() && !matches!(kind.facts.group, "apiextensions.k8s.io" | "apiregistration.k8s.io")
 }
 
 /// The kind's own rule, which is stricter for most; else what a path segment allows.
@@ -193,7 +198,7 @@ fn same_intent(a: &Value, b: &Value) -> bool {
 pub fn validate_update(target: Target<'_>, new: &Value, old: &Value, part: Part) -> Result<(), Status> {
     let mut errors = rules::metadata::validate_update(new, old);
     let custom = target.kind.is_custom();
-    if !custom {
+    if has_standard_finalizers(target.kind) {
         errors.extend(rules::metadata::standard_finalizers(new));
     }
     // A write of the status does not judge the spec again: what was stored once stays writable. A custom resource's schema covers both.

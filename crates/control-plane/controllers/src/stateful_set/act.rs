@@ -2,11 +2,10 @@
 
 use std::sync::Arc;
 
-use client::{Error, Patch};
+use client::Error;
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{ObjectReference, PersistentVolumeClaim, Pod};
 use reconcile::{EventKind, ObjectKey, Outcome, key_of, reference_to};
-use serde_json::json;
 
 use super::observe::World;
 use super::plan::Plan;
@@ -128,12 +127,9 @@ impl Controller {
             for claim in identity::claims(set, ordinal) {
                 let Some(claim) = self.claims.get_key(&key_of(&claim.metadata)) else { continue };
                 if let Some(owners) = claims::owners(set, &claim, Some(pod), condemned) {
-                    let meta = &claim.metadata;
-                    let patch = json!({"metadata": {"uid": meta.uid, "resourceVersion": meta.resource_version, "ownerReferences": owners}});
-                    let name = meta.name.as_deref().unwrap_or_default();
-                    let patched =
-                        self.client.patch::<PersistentVolumeClaim>(meta.namespace.as_deref(), name, &Patch::Merge(patch), "").await;
-                    act::ignore_not_found(patched.map(drop))?;
+                    let mut next = PersistentVolumeClaim::clone(&claim);
+                    next.metadata.owner_references = Some(owners);
+                    act::ignore_not_found(self.client.replace(&next).await.map(drop))?;
                 }
             }
         }

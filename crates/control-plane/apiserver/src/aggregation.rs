@@ -1,0 +1,153 @@
+//! Aggregated API servers: group-versions that somebody else serves, told by APIServices.
+//!
+//! `services` keeps the remote APIServices at hand, made again when their objects change; `available` asks each of them whether it answers,
+//! writes the condition and remembers its discovery; `proxy` hands requests on with the user's identity in headers; `local` keeps an
+//! APIService for every group-version that is served here. One task: [`run`].
+//!
+//! Source: kube-aggregator; upstream's `pkg/controlplane/apiserver/aggregator.go`.
+
+mod available;
+mod local;
+mod proxy;
+mod services;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use rustls::client::ResolvesClientCert;
+
+use crate::Inner;
+use crate::context::Context;
+use crate::discovery::{Entry, Group};
+use crate::registry::catalog;
+
+pub use proxy::respond;
+use services::{Remote, Table};
+
+/// What a remote server said of itself when it was last asked.
+#[derive(Clone, Debug, Default)]
+struct Known {
+    resources: Vec<Entry>,
+    /// The place and hash of its OpenAPI document: `/openapi/v3/apis/g/v?hash=…`.
+    openapi: Option<String>,
+    /// It did not answer the last time.
+    stale: bool,
+}
+
+/// A remote server by group and version.
+type Place = (String, String);
+
+pub struct Aggregator {
+    /// How this server shows itself to aggregated ones.
+    identity: Option<Arc<dyn ResolvesClientCert>>,
+    table: ArcSwap<Table>,
+    known: RwLock<HashMap<Place, Known>>,
+    building: Mutex<()>,
+}
+
+/// How often changes are looked for, and how often every server is asked without one (as upstream).
+const LOOK: Duration = Duration::from_millis(500);
+const RESYNC_LOOKS: u32 = 60;
+
+impl Aggregator {
+    pub fn new(identity: Option<Arc<dyn ResolvesClientCert>>) -> Self {
+        Self { identity, table: ArcSwap::default(), known: RwLock::default(), building: Mutex::default() }
+    }
+
+    /// The remote APIServices as the cache has them.
+    fn table(&self, server: &Inner) -> Arc<Table> {
+        let Some(kind) = catalog::stored(services::GROUP, services::PLURAL) else { return Arc::default() };
+        let revision = server.registry.caches.of(kind.storage.prefix.as_bytes()).revision();
+        let table = self.table.load_full();
+        if table.revision == Some(revision) {
+            return table;
+        }
+        let _one = self.building.lock().unwrap_or_else(PoisonError::into_inner);
+        let fresh = Arc::new(Table::read(server, revision, self.identity.as_ref()));
+        self.table.store(fresh.clone());
+        fresh
+    }
+
+    fn remote(&self, server: &Inner, group: &str, version: &str) -> Option<Arc<Remote>> {
+        self.table(server).by_place.get(&(group.to_owned(), version.to_owned())).cloned()
+    }
+
+    /// Adds the groups and versions of remote servers to what discovery says.
+    pub fn extend(&self, server: &Inner, groups: &mut Vec<Group>) {
+        let table = self.table(server);
+        if table.by_place.is_empty() {
+            return;
+        }
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        for remote in &table.in_order {
+            let group = match groups.iter_mut().position(|group| group.name == remote.group) {
+                Some(at) => &mut groups[at],
+                None => {
+                    groups.push(Group { name: remote.group.clone(), versions: Vec::new() });
+                    let last = groups.len() - 1;
+                    &mut groups[last]
+                }
+            };
+            let said = known.get(&remote.place());
+            let version = group.version(&remote.version);
+            version.resources = said.map(|said| said.resources.clone()).unwrap_or_default();
+            version.stale = said.is_none_or(|said| said.stale) || !remote.available;
+        }
+        groups.iter_mut().for_each(Group::sort);
+    }
+
+    /// The documents of remote servers for the index of `/openapi/v3`: key and place.
+    pub fn openapi(&self, server: &Inner) -> Vec<(String, String)> {
+        let table = self.table(server);
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        let of = |remote: &Arc<Remote>| {
+            Some((format!("apis/{}/{}", remote.group, remote.version), known.get(&remote.place())?.openapi.clone()?))
+        };
+        table.in_order.iter().filter_map(of).collect()
+    }
+
+    fn remember(&self, place: Place, known: Option<Known>) {
+        let mut all = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        match known {
+            Some(known) => drop(all.insert(place, known)),
+            // What it said before is still the best that is known.
+            None => all.entry(place).or_default().stale = true,
+        }
+    }
+
+    fn forget_others(&self, table: &Table) {
+        self.known.write().unwrap_or_else(PoisonError::into_inner).retain(|place, _| table.by_place.contains_key(place));
+    }
+}
+
+/// Whether the request may be about something that another server serves.
+pub fn is_foreign(context: &Context) -> bool {
+    let info = &context.info;
+    match info.is_resource {
+        true => !info.group.is_empty() && catalog::find(&info.group, &info.version, &info.resource).is_none(),
+        false => info.path.starts_with("/apis/") || info.path.starts_with("/openapi/v3/apis/"),
+    }
+}
+
+/// Keeps APIServices and what is known of them, until the server stops.
+pub async fn run(server: Arc<Inner>) {
+    let mut seen = None;
+    let mut looks = 0;
+    while server.drain.run(tokio::time::sleep(LOOK)).await.is_some() {
+        looks += 1;
+        let now = services::revisions(&server);
+        let table = server.aggregator.table(&server);
+        if seen == Some(now) && (looks < RESYNC_LOOKS || table.by_place.is_empty()) {
+            continue;
+        }
+        looks = 0;
+        seen = Some(now);
+        local::keep(&server).await;
+        let table = server.aggregator.table(&server);
+        server.aggregator.forget_others(&table);
+        // One that hangs must not delay the word about the others.
+        futures_util::future::join_all(table.in_order.iter().map(|remote| available::check(&server, remote))).await;
+    }
+}
