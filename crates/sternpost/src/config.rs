@@ -37,6 +37,10 @@ pub struct Config {
     pub pod_pids_limit: u64,
     /// Built-in APIs switched on or off, such as `api/beta=true,apps/v1=false`.
     pub runtime_config: String,
+    /// Admission plugins beside those that run by default, those of them that do not run, and an AdmissionConfiguration.
+    pub enable_admission_plugins: Vec<String>,
+    pub disable_admission_plugins: Vec<String>,
+    pub admission_control_config_file: Option<PathBuf>,
     /// A `tracing` directive list.
     pub log: String,
     /// The cgroup and nftables name, and the start of interface names: what is ours on this host.
@@ -78,6 +82,9 @@ impl Default for Config {
             max_pods: 1_100,
             pod_pids_limit: 8_192,
             runtime_config: String::new(),
+            enable_admission_plugins: Vec::new(),
+            disable_admission_plugins: Vec::new(),
+            admission_control_config_file: None,
             log: "info".into(),
             cgroup_root: "sternpost".into(),
             nft_table: "sternpost".into(),

@@ -236,8 +236,24 @@ pub fn api_config(config: &Config, certificates: &Certificates, node_ip: IpAddr)
         advertise,
         port: config.api_port,
         served: schema::resources::Served::parse(&config.runtime_config).context("runtimeConfig")?,
+        admission: admission_options(config)?,
         ..apiserver::Config::default()
     })
+}
+
+/// Which admission plugins run. Pods below the baseline standard are warned about where nobody says anything else.
+fn admission_options(config: &Config) -> anyhow::Result<admission::Options> {
+    let mut options = admission::Options {
+        enable: config.enable_admission_plugins.clone(),
+        disable: config.disable_admission_plugins.clone(),
+        ..admission::Options::default()
+    };
+    let warn = serde_json::json!({"defaults": {"warn": "baseline"}, "exemptions": {"namespaces": ["kube-system"]}});
+    options.configurations.insert("PodSecurity".into(), warn);
+    if let Some(path) = &config.admission_control_config_file {
+        options.read(path)?;
+    }
+    Ok(options)
 }
 
 fn read(path: &Path) -> anyhow::Result<String> {

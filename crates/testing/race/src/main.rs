@@ -12,6 +12,7 @@ mod boot;
 mod case;
 mod cluster;
 mod codec;
+mod controllers;
 mod etcd;
 mod floor;
 mod machine;
