@@ -26,6 +26,11 @@ pub fn all() -> &'static [Case] {
             run: |options, dir| Box::pin(crate::boot::race(options, dir)),
         },
         Case { name: "pods", title: "Pods on one node", run: |options, dir| Box::pin(crate::pods::race(options, dir)) },
+        Case {
+            name: "controllers",
+            title: "Controllers: pods, endpoints, garbage",
+            run: |options, dir| Box::pin(crate::controllers::race(options, dir)),
+        },
         Case { name: "api", title: "API requests over HTTPS", run: |options, dir| Box::pin(crate::api::race(options, dir)) },
         Case { name: "scheduler", title: "Scheduler", run: |options, dir| Box::pin(crate::scheduler::race(options, dir)) },
     ]

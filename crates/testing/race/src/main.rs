@@ -13,6 +13,7 @@ mod case;
 mod cel;
 mod cluster;
 mod codec;
+mod controllers;
 mod etcd;
 mod floor;
 mod machine;
