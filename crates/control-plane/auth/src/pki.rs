@@ -3,6 +3,8 @@
 //! [`Pki::open`] makes what is missing and renews what expires soon or no longer names the right hosts; everything else stays as it
 //! is, so that a restart changes no identity. Keys are P-256. The layout follows kubeadm's `/etc/kubernetes/pki`.
 
+mod unverified;
+
 use std::fs;
 use std::io::{self, Write};
 use std::net::IpAddr;
@@ -18,6 +20,8 @@ use rcgen::{
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
+
+pub use unverified::unverified_client_config;
 
 /// Validity of the CA and of leaves, in days, and how long before its end a leaf is renewed.
 const CA_DAYS: i64 = 3_650;
