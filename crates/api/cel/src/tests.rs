@@ -132,6 +132,7 @@ fn the_libraries_answer_as_upstream() {
         ("format.dns1123Label().validate('Bad').hasValue()", "true"),
         ("format.named('dns1123Label').value().validate('good')", "null"),
         ("!format.named('nope').hasValue()", "true"),
+        ("format.dns1123Label().validate('a') == null", "false"),
         ("jsonpatch.escapeKey('a/b~c')", "\"a~1b~0c\""),
     ];
     for (source, wanted) in cases {

@@ -194,7 +194,7 @@ fn of_custom(kind: &catalog::Kind) -> Kind {
         verbs: owned(facts.verbs),
         subresources: subresources.collect(),
         deletion_returns_object: false,
-        form: Form::Custom(kind.custom.as_ref().map(|form| form.openapi.clone()).unwrap_or_default()),
+        form: Form::Custom(kind.custom.as_ref().and_then(|form| serde_json::from_slice(&form.openapi).ok()).unwrap_or_default()),
     }
 }
 

@@ -324,3 +324,62 @@ async fn openapi_speaks_of_custom_kinds_while_they_are_served() {
     assert_eq!(schema["properties"]["spec"]["properties"]["replicas"]["default"], 1);
     assert_eq!(index["paths"]["apis/apps/v1"], before["paths"]["apis/apps/v1"]);
 }
+
+/// `v1` holds `spec.cronSpec`, `v2` holds the same as a list `spec.fields`.
+fn converted(object: &Value, to: &str) -> Value {
+    let mut object = object.clone();
+    object["apiVersion"] = to.into();
+    if to.ends_with("/v2") {
+        let fields: Vec<&str> = object["spec"]["cronSpec"].as_str().unwrap_or_default().split(' ').collect();
+        object["spec"] = json!({"fields": fields});
+    } else {
+        let fields: Vec<&str> = object["spec"]["fields"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+        object["spec"] = json!({"cronSpec": fields.join(" ")});
+    }
+    object
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_webhook_converts_between_versions() {
+    use harness::https::{Https, Reply};
+    let hook = Https::start(&["hook.default.svc"], |seen| {
+        let request = &seen.body["request"];
+        let to = request["desiredAPIVersion"].as_str().unwrap_or_default();
+        let objects: Vec<Value> = request["objects"].as_array().into_iter().flatten().map(|object| converted(object, to)).collect();
+        let response = match seen.path.starts_with("/broken") {
+            true => json!({"uid": request["uid"], "result": {"status": "Failed", "message": "cannot"}}),
+            false => json!({"uid": request["uid"], "convertedObjects": objects, "result": {"status": "Success"}}),
+        };
+        Reply::Json(json!({"kind": "ConversionReview", "apiVersion": "apiextensions.k8s.io/v1", "response": response}))
+    })
+    .await;
+    let api = Api::new().await;
+    let mut both = crd();
+    let version = |name: &str, storage: bool, property: (&str, Value)| {
+        json!({"name": name, "served": true, "storage": storage, "schema": {"openAPIV3Schema": {"type": "object", "properties": {
+            "spec": {"type": "object", "properties": {property.0: property.1}}}}}})
+    };
+    both["spec"]["versions"] = json!([
+        version("v1", true, ("cronSpec", json!({"type": "string"}))),
+        version("v2", false, ("fields", json!({"type": "array", "items": {"type": "string"}}))),
+    ]);
+    let client = |path: &str| json!({"url": format!("https://localhost:{}{path}", hook.port), "caBundle": hook.bundle()});
+    both["spec"]["conversion"] = json!({"strategy": "Webhook",
+        "webhook": {"conversionReviewVersions": ["v1"], "clientConfig": client("/convert")}});
+    serve(&api, both).await;
+    let second = TABS.replace("/v1/", "/v2/");
+    let mut object = tab("one", json!({"fields": ["1", "2"]}));
+    object["apiVersion"] = "stable.example.com/v2".into();
+    let made = api.post(&second, object).await;
+    assert_eq!((made.code, &made.json()["spec"]), (201, &json!({"fields": ["1", "2"]})), "{}", made.json());
+    assert_eq!(api.get(&format!("{TABS}/one")).await.json()["spec"], json!({"cronSpec": "1 2"}));
+    api.merge(&format!("{TABS}/one"), json!({"spec": {"cronSpec": "3 4"}})).await;
+    let read = api.get(&second).await.json();
+    assert_eq!(read["items"][0]["spec"], json!({"fields": ["3", "4"]}));
+    let mut watch = api.watch(&format!("{second}?watch=1")).await;
+    assert_eq!(watch.next().await.unwrap()["object"]["spec"], json!({"fields": ["3", "4"]}));
+    let path = format!("{CRDS}/crontabs.stable.example.com");
+    api.merge(&path, json!({"spec": {"conversion": {"webhook": {"clientConfig": client("/broken")}}}})).await;
+    let failed = until(&api, &format!("{second}/one"), |answer| answer.code == 500).await;
+    assert_eq!(failed.message(), "conversion webhook for stable.example.com/v1, Kind=CronTab failed: cannot");
+}

@@ -29,8 +29,8 @@ pub struct Form {
     pub schema: Ref<Type>,
     pub strategy: Arc<Strategy>,
     pub scale: Option<Scale>,
-    /// The schema as the CRD has it.
-    pub openapi: Value,
+    /// The schema as the CRD has it, as text: a tree of it takes many times the room and is needed for documents only.
+    pub openapi: Box<[u8]>,
     /// The sentence that users of a deprecated version are told.
     pub deprecation: Option<String>,
 }

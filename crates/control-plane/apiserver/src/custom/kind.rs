@@ -51,7 +51,7 @@ fn of_version(crd: &Value, version: &Value, since: u64, strategy: Arc<Strategy>)
         schema: found.clone(),
         strategy,
         scale: Scale::read(version),
-        openapi: schema,
+        openapi: schema.to_string().into_bytes().into(),
         deprecation: deprecation(facts, version),
     };
     Kind { facts, schema: found, rules, storage, custom: Some(Arc::new(form)) }

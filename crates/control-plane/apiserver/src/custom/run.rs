@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use meta::Status;
 use serde_json::{Value, json};
+use sha2::Digest;
 use structural::definition;
 
 use super::kind;
@@ -28,8 +29,8 @@ pub const FINALIZER: &str = "customresourcecleanup.apiextensions.k8s.io";
 
 /// What was made of a CRD, to be kept while it does not change.
 struct Made {
-    /// What decides about the kinds.
-    source: Value,
+    /// Of what decides about the kinds.
+    digest: [u8; 32],
     kinds: Vec<Arc<Kind>>,
 }
 
@@ -220,6 +221,15 @@ fn set(crd: &mut Value, kind: &str, status: &str, reason: &str, message: &str) {
     crd["status"]["conditions"] = conditions.into();
 }
 
+fn digest(crd: &Value) -> [u8; 32] {
+    let deleted = crd["metadata"]["deletionTimestamp"].is_string();
+    let mut hash = sha2::Sha256::new();
+    hash.update(crd["spec"].to_string());
+    hash.update(crd["status"]["acceptedNames"].to_string());
+    hash.update([u8::from(deleted)]);
+    hash.finalize().into()
+}
+
 /// Replaces what is served by what the established CRDs say. Kinds of CRDs that did not change stay the same.
 fn serve(server: &Inner, planned: &[(Value, Value, u64)], made: &mut HashMap<String, Made>) {
     let mut changed = false;
@@ -231,8 +241,8 @@ fn serve(server: &Inner, planned: &[(Value, Value, u64)], made: &mut HashMap<Str
         }
         let uid = meta(crd, "uid");
         seen.push(uid);
-        let source = json!([crd["spec"], crd["status"]["acceptedNames"], crd["metadata"]["deletionTimestamp"].is_string()]);
-        if made.get(uid).is_some_and(|made| made.source == source) {
+        let digest = digest(crd);
+        if made.get(uid).is_some_and(|made| made.digest == digest) {
             continue;
         }
         let kinds = kind::of_crd(crd, since);
@@ -242,7 +252,7 @@ fn serve(server: &Inner, planned: &[(Value, Value, u64)], made: &mut HashMap<Str
                 form.strategy.resolve_with(&lookup);
             }
         }
-        made.insert(uid.to_owned(), Made { source, kinds });
+        made.insert(uid.to_owned(), Made { digest, kinds });
         changed = true;
     }
     let before = made.len();
