@@ -23,6 +23,8 @@ pub struct Certificates {
     pub kubelet: Arc<tls::Server>,
     /// What the API server shows to kubelets.
     pub kubelet_client: Arc<tls::Client>,
+    /// What the API server shows to aggregated API servers.
+    pub front_proxy: Arc<tls::Client>,
     names: Names,
     lifetimes: Lifetimes,
 }
@@ -42,6 +44,7 @@ impl Certificates {
             api_server: tls::Server::with_front_proxy(&with_authority(&pki.api_server, &pki.ca), &pki.ca, Some(&pki.front_proxy_ca))?,
             kubelet: tls::Server::new(&pki.kubelet_server, &pki.ca)?,
             kubelet_client: tls::Client::new(&pki.kubelet_client)?,
+            front_proxy: tls::Client::new(&pki.front_proxy_client)?,
             pki,
             names,
             lifetimes,
@@ -71,6 +74,7 @@ impl Certificates {
         self.api_server.rotate(&with_authority(&pki.api_server, &pki.ca))?;
         self.kubelet.rotate(&pki.kubelet_server)?;
         self.kubelet_client.rotate(&pki.kubelet_client)?;
+        self.front_proxy.rotate(&pki.front_proxy_client)?;
         kubeconfig::write_admin(config, &pki)?;
         Ok(pki)
     }
