@@ -56,6 +56,10 @@ pub struct Config {
     /// The trail's file is renamed at this size, and so many old ones are kept.
     pub audit_log_max_mib: u64,
     pub audit_log_backups: usize,
+    /// How long certificates are valid; they are renewed when a sixth of that is left.
+    pub certificate_lifetime_seconds: u64,
+    /// Static bearer tokens: lines of token,user,uid,"group1,group2".
+    pub token_auth_file: Option<PathBuf>,
     /// `EncryptionConfiguration`; absent: Secrets are sealed with a key of this cluster's own.
     pub encryption_config: Option<PathBuf>,
 }
@@ -91,6 +95,8 @@ impl Default for Config {
             audit_log_max_mib: 100,
             audit_log_backups: 3,
             encryption_config: None,
+            certificate_lifetime_seconds: 365 * 86_400,
+            token_auth_file: None,
         }
     }
 }

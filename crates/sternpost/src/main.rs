@@ -4,6 +4,7 @@
 //! one pod (`runtime`'s shim), the daemon that is the cluster ([`up`]), and the commands that talk to it ([`cli`]).
 
 mod agent;
+mod certificates;
 mod cli;
 mod config;
 mod control;
@@ -11,6 +12,7 @@ mod daemon;
 mod dns_service;
 mod down;
 mod image;
+mod join;
 mod kubeconfig;
 mod memory;
 mod node;
@@ -19,6 +21,7 @@ mod preflight;
 mod progress;
 mod simulate;
 mod status;
+mod token;
 mod toolbox;
 mod transport;
 mod up;
