@@ -19,6 +19,7 @@ mod codec;
 mod context;
 mod convert;
 mod custom;
+mod deadline;
 mod discovery;
 mod expiry;
 mod flow;

@@ -14,6 +14,7 @@ use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
 use stdx::Drain;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 
 use crate::Server;
@@ -23,6 +24,8 @@ const HTTP2_STREAMS_MAX: u32 = 1_000;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(30);
+/// Open connections at most; further ones wait in the kernel's queue until one ends.
+const CONNECTIONS_MAX: usize = 32_768;
 /// How long connections may finish after the drain began.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -40,11 +43,17 @@ impl Server {
     pub async fn serve(&self, listener: TcpListener, tls: Option<Arc<rustls::ServerConfig>>, drain: Drain) -> std::io::Result<()> {
         let graceful = GracefulShutdown::new();
         let acceptor = tls.map(TlsAcceptor::from);
-        while let Some(accepted) = drain.run(listener.accept()).await {
+        let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        while let Some(Ok(place)) = drain.run(places.clone().acquire_owned()).await
+            && let Some(accepted) = drain.run(listener.accept()).await
+        {
             match accepted {
                 Ok((stream, peer)) => {
-                    let watcher = graceful.watcher();
-                    tokio::spawn(connection(self.clone(), (stream, Peer(peer.ip())), acceptor.clone(), watcher));
+                    let served = connection(self.clone(), (stream, Peer(peer.ip())), acceptor.clone(), graceful.watcher());
+                    tokio::spawn(async move {
+                        served.await;
+                        drop(place);
+                    });
                 }
                 Err(error) => {
                     // Out of file descriptors, or the peer is gone already: the listener itself stays good.
@@ -93,14 +102,15 @@ where
 {
     let service = service_fn(move |request: http::Request<Incoming>| {
         let (server, speaker) = (server.clone(), speaker.clone());
-        async move {
+        // In a box, so that a watch that goes on for hours does not keep the room which its beginning needed.
+        Box::pin(async move {
             let mut request = request.map(|body| body.map_err(std::io::Error::other).boxed());
             request.extensions_mut().insert(peer);
             if let Some(speaker) = speaker {
                 request.extensions_mut().insert(ClientCertificate(speaker));
             }
             Ok::<_, Infallible>(server.handle(request, None).await)
-        }
+        })
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);

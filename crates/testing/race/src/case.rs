@@ -19,6 +19,7 @@ pub fn all() -> &'static [Case] {
     &[
         Case { name: "store", title: "Store: durable puts", run: |options, dir| Box::pin(crate::store::race(options, dir)) },
         Case { name: "codec", title: "One Pod through every encoding", run: |options, dir| Box::pin(crate::codec::race(options, dir)) },
+        Case { name: "cel", title: "CEL rules", run: |options, dir| Box::pin(crate::cel::race(options, dir)) },
         Case {
             name: "boot",
             title: "Start, and what an idle cluster costs",
