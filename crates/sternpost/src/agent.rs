@@ -57,7 +57,7 @@ async fn serve(config: Config, args: &AgentArgs, progress: &mut Progress) -> any
     // Other nodes' pods are none of this node's business, and the API would not show them.
     let own = Scope::fields(format!("spec.nodeName={}", config.node_name));
     caches.set(Cache::<Pod>::start(&client, own, drain.clone()));
-    let tls = kubelet::config::Tls { certificate_pem: keys.server.certificate, key_pem: keys.server.key, client_ca_pem: keys.ca };
+    let tls = keys.server.server_config(&keys.ca)?;
     let around = node::Surroundings { config, address, client, caches, tls, drain: drain.clone() };
     let mut tasks = JoinSet::new();
     let parts = node::start(&around, &mut tasks).await?;

@@ -110,6 +110,15 @@ struct Settings {
     /// Built-in APIs to switch on or off, such as api/all=true or resource.k8s.io/v1beta1=true [default: what is stable]
     #[arg(long, global = true, value_name = "API=BOOL,…")]
     runtime_config: Option<String>,
+    /// Admission plugins to run besides the usual ones
+    #[arg(long, global = true, value_name = "PLUGIN,…", value_delimiter = ',')]
+    enable_admission_plugins: Vec<String>,
+    /// Admission plugins not to run
+    #[arg(long, global = true, value_name = "PLUGIN,…", value_delimiter = ',')]
+    disable_admission_plugins: Vec<String>,
+    /// An AdmissionConfiguration with the plugins' settings
+    #[arg(long, global = true, value_name = "FILE")]
+    admission_control_config_file: Option<PathBuf>,
     /// What is logged, such as info or info,kubelet=debug
     #[arg(long, global = true, value_name = "FILTER")]
     log: Option<String>,
@@ -125,6 +134,9 @@ impl Settings {
         config.node_name = self.node_name.unwrap_or(config.node_name);
         config.scheduler_config = self.scheduler_config.or(config.scheduler_config);
         config.runtime_config = self.runtime_config.unwrap_or(config.runtime_config);
+        config.enable_admission_plugins.extend(self.enable_admission_plugins);
+        config.disable_admission_plugins.extend(self.disable_admission_plugins);
+        config.admission_control_config_file = self.admission_control_config_file.or(config.admission_control_config_file);
         config.log = self.log.unwrap_or(config.log);
         if config.node_name.is_empty() {
             config.node_name = crate::config::host_name();

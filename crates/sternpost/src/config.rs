@@ -37,6 +37,10 @@ pub struct Config {
     pub pod_pids_limit: u64,
     /// Built-in APIs switched on or off, such as `api/beta=true,apps/v1=false`.
     pub runtime_config: String,
+    /// Admission plugins beside those that run by default, those of them that do not run, and an AdmissionConfiguration.
+    pub enable_admission_plugins: Vec<String>,
+    pub disable_admission_plugins: Vec<String>,
+    pub admission_control_config_file: Option<PathBuf>,
     /// A `tracing` directive list.
     pub log: String,
     /// The cgroup and nftables name, and the start of interface names: what is ours on this host.
@@ -52,6 +56,10 @@ pub struct Config {
     /// The trail's file is renamed at this size, and so many old ones are kept.
     pub audit_log_max_mib: u64,
     pub audit_log_backups: usize,
+    /// How long certificates are valid; they are renewed when a sixth of that is left.
+    pub certificate_lifetime_seconds: u64,
+    /// Static bearer tokens: lines of token,user,uid,"group1,group2".
+    pub token_auth_file: Option<PathBuf>,
     /// `EncryptionConfiguration`; absent: Secrets are sealed with a key of this cluster's own.
     pub encryption_config: Option<PathBuf>,
 }
@@ -74,6 +82,9 @@ impl Default for Config {
             max_pods: 1_100,
             pod_pids_limit: 8_192,
             runtime_config: String::new(),
+            enable_admission_plugins: Vec::new(),
+            disable_admission_plugins: Vec::new(),
+            admission_control_config_file: None,
             log: "info".into(),
             cgroup_root: "sternpost".into(),
             nft_table: "sternpost".into(),
@@ -84,6 +95,8 @@ impl Default for Config {
             audit_log_max_mib: 100,
             audit_log_backups: 3,
             encryption_config: None,
+            certificate_lifetime_seconds: 365 * 86_400,
+            token_auth_file: None,
         }
     }
 }

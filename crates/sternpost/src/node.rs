@@ -5,12 +5,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context;
-use auth::pki::Pki;
 use cri::{ImageService, RuntimeService, v1};
 use k8s_openapi::api::core::v1::Node;
 use serde_json::json;
 use tokio::task::JoinSet;
 
+use crate::certificates::Certificates;
 use crate::config::{Cidr, Config};
 use crate::toolbox;
 use crate::up::Parts;
@@ -84,7 +84,7 @@ pub struct Surroundings {
     pub client: client::Client,
     /// Services, slices, namespaces and nodes; of pods only this node's where the process holds no other component.
     pub caches: reconcile::Caches,
-    pub tls: kubelet::config::Tls,
+    pub tls: Arc<rustls::ServerConfig>,
     pub drain: stdx::Drain,
 }
 
@@ -209,12 +209,24 @@ pub fn remove_network(config: &Config) -> anyhow::Result<()> {
 }
 
 /// What the API server is told of tokens and of the way to kubelets.
-pub fn api_config(config: &Config, pki: &Pki, node_ip: IpAddr) -> anyhow::Result<apiserver::Config> {
-    let issuer = auth::tokens::Issuer::new(&pki.service_account_key, auth::tokens::ISSUER).context("service account tokens")?;
+pub fn api_config(config: &Config, certificates: &Certificates, node_ip: IpAddr) -> anyhow::Result<apiserver::Config> {
+    let pki = &certificates.pki;
+    let issuer = pki.token_issuer(auth::tokens::ISSUER).context("service account tokens")?;
+    let mut authenticator = auth::authenticate::Authenticator::default();
+    if let Some(path) = &config.token_auth_file {
+        authenticator.add_token_file(&read(path)?).map_err(anyhow::Error::msg).with_context(|| path.display().to_string())?;
+    }
     let IpAddr::V4(advertise) = node_ip else { anyhow::bail!("the node's address {node_ip} is not IPv4") };
     Ok(apiserver::Config {
-        issuer: Some(issuer),
-        kubelet_client: Some(pki.kubelet_client.client_config(&pki.ca)?),
+        issuer: Some(Arc::new(issuer)),
+        authenticator,
+        tls: Some(certificates.api_server.clone()),
+        client_authorities: Some(apiserver::ClientAuthorities {
+            client_ca: pki.ca.clone(),
+            front_proxy_ca: pki.front_proxy_ca.clone(),
+            front_proxies: vec!["front-proxy-client".into()],
+        }),
+        kubelet_client: Some(certificates.kubelet_client.config(&pki.ca)?),
         audit_file: Some(config.data_dir.join("audit.log")),
         audit_policy: config.audit_policy.as_deref().map(read).transpose()?,
         audit_bytes_max: config.audit_log_max_mib << 20,
@@ -224,8 +236,24 @@ pub fn api_config(config: &Config, pki: &Pki, node_ip: IpAddr) -> anyhow::Result
         advertise,
         port: config.api_port,
         served: schema::resources::Served::parse(&config.runtime_config).context("runtimeConfig")?,
+        admission: admission_options(config)?,
         ..apiserver::Config::default()
     })
+}
+
+/// Which admission plugins run. Pods below the baseline standard are warned about where nobody says anything else.
+fn admission_options(config: &Config) -> anyhow::Result<admission::Options> {
+    let mut options = admission::Options {
+        enable: config.enable_admission_plugins.clone(),
+        disable: config.disable_admission_plugins.clone(),
+        ..admission::Options::default()
+    };
+    let warn = serde_json::json!({"defaults": {"warn": "baseline"}, "exemptions": {"namespaces": ["kube-system"]}});
+    options.configurations.insert("PodSecurity".into(), warn);
+    if let Some(path) = &config.admission_control_config_file {
+        options.read(path)?;
+    }
+    Ok(options)
 }
 
 fn read(path: &Path) -> anyhow::Result<String> {

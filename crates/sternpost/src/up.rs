@@ -7,13 +7,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use auth::UserInfo;
-use auth::pki::{Names, Pki};
+use auth::pki::Pki;
 use k8s_openapi::api::core::v1::Node;
 use reconcile::{Caches, EventRecorder};
 use stdx::Drain;
 use store::Store;
 use tokio::task::JoinSet;
 
+use crate::certificates::Certificates;
 use crate::cli::UpArgs;
 use crate::config::{Config, outward_address};
 use crate::daemon::{self, PidFile};
@@ -79,7 +80,7 @@ fn start_logs(config: &Config, args: &UpArgs) -> anyhow::Result<()> {
 /// What every part of the cluster is built from.
 pub struct Parts {
     pub config: Config,
-    pub pki: Pki,
+    pub certificates: Certificates,
     pub node_ip: IpAddr,
     pub server: apiserver::Server,
     /// Shared by everything in this process that reads the API.
@@ -100,26 +101,29 @@ async fn cluster(config: Config, args: &UpArgs, progress: &mut Progress) -> anyh
     let scheduler = config.scheduler()?;
     let ranges = config.cluster_range()?;
     let node_ip = config.node_ip.or_else(outward_address).context("this host has no address")?;
-    let pki = open_pki(&config, node_ip)?;
-    kubeconfig::write_admin(&config, &pki)?;
+    keep_private(&config.data_dir)?;
+    let certificates = Certificates::open(&config, node_ip)?;
+    kubeconfig::write_admin(&config, &certificates.pki)?;
     let (store, objects) = open_store(&config).await?;
     progress.step("store", &format!("{objects} objects"));
 
     let drain = stdx::drain();
     let mut tasks = JoinSet::new();
-    let server = start_api(&config, &pki, node_ip, store.clone(), &drain, &mut tasks).await?;
+    let server = start_api(&config, &certificates, node_ip, store.clone(), &drain, &mut tasks).await?;
     progress.step("API server", &format!("https://{node_ip}:{}", config.api_port));
 
     let system = transport::client(&server, UserInfo::authenticated("system:apiserver", &["system:masters"]));
     let caches = Caches::new(&system, drain.clone());
-    let parts = Arc::new(Parts { config, pki, node_ip, server, caches, drain: drain.clone() });
+    let parts = Arc::new(Parts { config, certificates, node_ip, server, caches, drain: drain.clone() });
     start_control_plane(&parts, scheduler, ranges, &mut tasks);
     progress.step("controllers", "and scheduler");
-    let node = node::start(&surroundings(&parts), &mut tasks).await?;
+    let node = node::start(&surroundings(&parts, parts.certificates.kubelet.config()?), &mut tasks).await?;
     tasks.spawn(dns_service::keep(parts.clone()));
     progress.step("node", "runtime, kubelet, network, Services, DNS");
     tasks.spawn(control::serve(parts.config.clone(), drain.clone(), node));
     tasks.spawn(compact(store.clone(), drain.clone()));
+    let rotating = parts.clone();
+    tasks.spawn(async move { rotating.certificates.rotate(&rotating.config, &rotating.drain).await });
 
     tokio::select! {
         ready = wait_until_ready(&parts) => ready?,
@@ -149,30 +153,15 @@ async fn cluster(config: Config, args: &UpArgs, progress: &mut Progress) -> anyh
 }
 
 /// The node in this process: its requests go the short way, and everything else shares its caches.
-fn surroundings(parts: &Parts) -> node::Surroundings {
+fn surroundings(parts: &Parts, tls: Arc<rustls::ServerConfig>) -> node::Surroundings {
     node::Surroundings {
         config: parts.config.clone(),
         address: parts.node_ip,
         client: parts.client(&format!("system:node:{}", parts.config.node_name), &["system:nodes"]),
         caches: parts.caches.clone(),
-        tls: kubelet::config::Tls {
-            certificate_pem: parts.pki.kubelet_server.certificate.clone(),
-            key_pem: parts.pki.kubelet_server.key.clone(),
-            client_ca_pem: parts.pki.ca.clone(),
-        },
+        tls,
         drain: parts.drain.clone(),
     }
-}
-
-fn open_pki(config: &Config, node_ip: IpAddr) -> anyhow::Result<Pki> {
-    let names = Names {
-        api_hosts: vec![config.node_name.clone()],
-        api_addresses: vec![node_ip, config.api_service_ip()?],
-        cluster_domain: config.cluster_domain.clone(),
-        node_name: config.node_name.clone(),
-        node_addresses: vec![node_ip, Ipv4Addr::LOCALHOST.into()],
-    };
-    Pki::open(&config.pki_dir(), &names).context("keys and certificates")
 }
 
 async fn open_store(config: &Config) -> anyhow::Result<(Arc<dyn Store>, usize)> {
@@ -185,17 +174,17 @@ async fn open_store(config: &Config) -> anyhow::Result<(Arc<dyn Store>, usize)> 
 
 async fn start_api(
     config: &Config,
-    pki: &Pki,
+    certificates: &Certificates,
     node_ip: IpAddr,
     store: Arc<dyn Store>,
     drain: &Drain,
     tasks: &mut JoinSet<()>,
 ) -> anyhow::Result<apiserver::Server> {
-    let server = apiserver::Server::new(node::api_config(config, pki, node_ip)?, store)?;
+    let server = apiserver::Server::new(node::api_config(config, certificates, node_ip)?, store)?;
     server.bootstrap().await?;
     let address = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), config.api_port);
     let listener = tokio::net::TcpListener::bind(address).await.with_context(|| format!("listen on {address}"))?;
-    let tls = pki.api_server.server_config(&pki.ca)?;
+    let tls = certificates.api_server.config()?;
     let (serving, drain) = (server.clone(), drain.clone());
     tasks.spawn(async move {
         if let Err(error) = serving.serve(listener, Some(tls), drain).await {
@@ -206,13 +195,36 @@ async fn start_api(
 }
 
 fn start_control_plane(parts: &Arc<Parts>, scheduler: scheduler::Config, ranges: controllers::ClusterRange, tasks: &mut JoinSet<()>) {
-    let settings = controllers::Config { root_ca: parts.pki.ca.clone(), cluster_ranges: vec![ranges], ..controllers::Config::default() };
-    let client = parts.client("system:kube-controller-manager", &["system:masters"]);
+    let pki = &parts.certificates.pki;
+    let settings = controllers::Config {
+        root_ca: pki.ca.clone(),
+        cluster_ranges: vec![ranges],
+        signer: signer(pki),
+        ..controllers::Config::default()
+    };
+    let client = parts.client("system:kube-controller-manager", &[]);
     tasks.spawn(controllers::run_on(client, parts.caches.clone(), settings, parts.drain.clone()));
 
     let client = parts.client("system:kube-scheduler", &[]).named("kube-scheduler");
     let recorder = EventRecorder::start(&client, "default-scheduler", None, parts.drain.clone());
     tasks.spawn(scheduler::run(scheduler, client, parts.caches.clone(), recorder, parts.drain.clone()));
+}
+
+/// Nobody but root looks into the data folder: objects, keys, images, pods' volumes.
+fn keep_private(dir: &std::path::Path) -> anyhow::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
+    let mode = std::fs::metadata(dir).with_context(|| dir.display().to_string())?.permissions().mode();
+    if mode & 0o077 != 0 {
+        std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o700)).with_context(|| dir.display().to_string())?;
+    }
+    Ok(())
+}
+
+/// Without its key nothing is signed; everything else works.
+fn signer(pki: &Pki) -> Option<Arc<auth::csr::Signer>> {
+    let signer = auth::csr::Signer::new(&pki.ca, &pki.ca_key);
+    signer.inspect_err(|error| tracing::error!(%error, "certificates on request")).ok().map(Arc::new)
 }
 
 /// Forgets the past in the rhythm in which watches may still want it.
@@ -258,7 +270,7 @@ fn greet(parts: &Parts, args: &UpArgs, progress: &mut Progress) -> anyhow::Resul
     let mut kubectl = format!("kubectl --kubeconfig {}", config.kubeconfig().display());
     if !args.no_kubeconfig {
         let invoker = Invoker::current();
-        match kubeconfig::merge(config, &parts.pki, &invoker) {
+        match kubeconfig::merge(config, &parts.certificates.pki, &invoker) {
             Ok(path) => {
                 progress.line(&format!("\nkubectl context {:?} is current in {}", config.context, path.display()));
                 kubectl = "kubectl".into();

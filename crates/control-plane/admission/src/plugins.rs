@@ -9,6 +9,7 @@ pub mod default_toleration_seconds;
 pub mod deny_service_external_ips;
 pub mod event_rate_limit;
 pub mod extended_resource_toleration;
+pub mod image_policy_webhook;
 pub mod limit_pod_hard_anti_affinity_topology;
 pub mod limit_ranger;
 pub mod mutating_admission_policy;
@@ -45,6 +46,7 @@ pub fn all(options: &Options) -> Result<Vec<Box<dyn Plugin>>, ConfigError> {
         Box::new(node_restriction::NodeRestriction),
         Box::new(taint_nodes_by_condition::TaintNodesByCondition),
         Box::new(always_pull_images::AlwaysPullImages),
+        Box::new(image_policy_webhook::ImagePolicyWebhook::new(options)?),
         Box::new(pod_security::PodSecurity::new(options)?),
         Box::new(pod_node_selector::PodNodeSelector::new(options)),
         Box::new(priority::Priority),

@@ -32,7 +32,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     );
     std::fs::write(directory.join("kubeconfig"), kubeconfig)?;
     let config = apiserver::Config {
-        issuer: Some(auth::tokens::Issuer::new(&pki.service_account_key, auth::tokens::ISSUER)?),
+        issuer: Some(Arc::new(auth::tokens::Issuer::new(&pki.service_account_key, auth::tokens::ISSUER)?)),
         port,
         served,
         audit_file: std::env::var_os("AUDIT").map(|_| directory.join("audit.log")),

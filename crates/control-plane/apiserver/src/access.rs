@@ -1,25 +1,25 @@
 //! Who asks and whether they may: credentials from the request, objects from the cache.
 //!
-//! Here: authentication, impersonation, and the question itself. [`authorizer`] has the answers (masters, Node, RBAC), [`follow`] keeps what
+//! Here: impersonation, and the question itself. [`authenticate`] finds out who asks; [`authorizer`] has the answers (masters, Node, RBAC), [`follow`] keeps what
 //! they know up to date, [`grants`] refuses who would give away more than they have.
 
+mod authenticate;
 pub mod authorizer;
+mod bootstrap_token;
 mod follow;
 mod grants;
 
+use std::sync::Arc;
+
 use auth::UserInfo;
-use auth::authenticate::{Authenticator, bearer, websocket_token};
+use auth::authenticate::Authenticator;
 use auth::authorize::{Attributes, forbidden};
-use auth::tokens::{Claims, Issuer, Reference};
-use http::{HeaderMap, Request};
+use auth::tokens::Issuer;
+use http::HeaderMap;
 use meta::Status;
 
 use crate::cache::Caches;
 use crate::context::Context;
-use crate::object::meta;
-use crate::registry::{Registry, Target, catalog};
-use crate::reply::Body;
-use crate::serve::ClientCertificate;
 use authorizer::Authorizer;
 
 const MASTERS: &str = "system:masters";
@@ -27,50 +27,15 @@ const MASTERS: &str = "system:masters";
 pub struct Access {
     pub authenticator: Authenticator,
     /// Absent: no service account tokens.
-    pub issuer: Option<Issuer>,
+    pub issuer: Option<Arc<Issuer>>,
     pub authorizer: Authorizer,
+    /// Common names of front proxies whose headers are believed; empty: all whom the front proxy's CA vouches for.
+    pub front_proxies: Vec<String>,
 }
 
 impl Access {
-    pub fn new(authenticator: Authenticator, issuer: Option<Issuer>, caches: &Caches) -> Self {
-        Self { authenticator, issuer, authorizer: Authorizer::new(caches) }
-    }
-
-    /// Client certificate, then bearer token, then anonymous.
-    pub async fn authenticate(&self, registry: &Registry, request: &Request<Body>) -> Result<UserInfo, Status> {
-        if let Some(certificate) = request.extensions().get::<ClientCertificate>() {
-            return Ok(certificate.0.clone());
-        }
-        let headers = request.headers();
-        let Some(token) = bearer(headers).map(str::to_owned).or_else(|| websocket_token(headers)) else {
-            return Ok(UserInfo::anonymous());
-        };
-        if let Some(user) = self.authenticator.token_user(&token) {
-            return Ok(user);
-        }
-        let audiences = self.issuer.as_ref().map(|issuer| issuer.audiences().to_vec()).unwrap_or_default();
-        match Box::pin(self.verify(registry, &token, &audiences)).await {
-            Ok(claims) => Ok(claims.user()),
-            Err(why) => {
-                tracing::debug!(why, "authentication");
-                Err(Status::unauthorized())
-            }
-        }
-    }
-
-    /// A service account token whose objects all still exist.
-    pub async fn verify(&self, registry: &Registry, token: &str, audiences: &[String]) -> Result<Claims, String> {
-        let issuer = self.issuer.as_ref().ok_or("no token is accepted here")?;
-        let claims = issuer.verify(token, audiences).map_err(|error| error.to_string())?;
-        let bound = &claims.kubernetes;
-        let namespace = bound.namespace.as_str();
-        check(registry, "serviceaccounts", namespace, Some(&bound.serviceaccount)).await?;
-        check(registry, "pods", namespace, bound.pod.as_ref()).await?;
-        check(registry, "secrets", namespace, bound.secret.as_ref()).await?;
-        if bound.pod.is_none() {
-            check(registry, "nodes", "", bound.node.as_ref()).await?;
-        }
-        Ok(claims)
+    pub fn new(authenticator: Authenticator, issuer: Option<Arc<Issuer>>, front_proxies: Vec<String>, caches: &Caches) -> Self {
+        Self { authenticator, issuer, authorizer: Authorizer::new(caches), front_proxies }
     }
 
     /// The reason why it is allowed, for the audit trail.
@@ -170,18 +135,4 @@ fn impersonated(headers: &HeaderMap) -> Result<Option<UserInfo>, Status> {
         (true, false) => Ok(None),
         (false, _) => Ok(Some(user)),
     }
-}
-
-async fn check(registry: &Registry, plural: &str, namespace: &str, wanted: Option<&Reference>) -> Result<(), String> {
-    let (Some(wanted), Some(kind)) = (wanted, catalog::stored("", plural)) else {
-        return Ok(());
-    };
-    let target = Target { kind, namespace, name: &wanted.name };
-    let found =
-        registry.find(target).await.map_err(|status| status.message)?.ok_or_else(|| format!("{plural} {:?} is gone", wanted.name))?;
-    let value = found.value();
-    if meta(&value, "uid") != wanted.uid {
-        return Err(format!("{plural} {:?} is another one now", wanted.name));
-    }
-    Ok(())
 }

@@ -41,12 +41,33 @@ pub async fn run(server: &Inner) -> Result<(), Error> {
     let (classes, roles) = tokio::join!(try_join_all(classes), try_join_all(roles));
     classes.map_err(fail("priority classes"))?;
     roles.map_err(fail("roles"))?;
+    if let Some(authorities) = &server.client_authorities {
+        let map = extension_authentication(authorities);
+        let ensured = ensure(server, "", "configmaps", map, |old, wanted| old["data"] = wanted["data"].clone()).await;
+        ensured.map_err(fail("the authentication of extension API servers"))?;
+    }
     kubernetes_service(server).await.map_err(fail("the kubernetes Service"))?;
     // From here on the roles count.
     match caches.reach(server.registry.store.revision(), LOAD_PATIENCE).await {
         true => Ok(()),
         false => Err(fail("reading back")(Status::internal("the watch cache did not follow"))),
     }
+}
+
+/// How extension API servers know our clients and us as their front proxy. Source: `controlplane/controller/clusterauthenticationtrust`.
+fn extension_authentication(authorities: &crate::ClientAuthorities) -> Value {
+    json!({
+        "metadata": {"name": "extension-apiserver-authentication", "namespace": "kube-system"},
+        "data": {
+            "client-ca-file": authorities.client_ca,
+            "requestheader-client-ca-file": authorities.front_proxy_ca,
+            "requestheader-allowed-names": json!(authorities.front_proxies).to_string(),
+            "requestheader-username-headers": r#"["X-Remote-User"]"#,
+            "requestheader-uid-headers": r#"["X-Remote-Uid"]"#,
+            "requestheader-group-headers": r#"["X-Remote-Group"]"#,
+            "requestheader-extra-headers-prefix": r#"["X-Remote-Extra-"]"#,
+        },
+    })
 }
 
 /// Addresses and ports that stored Services have are taken.

@@ -1,5 +1,6 @@
 //! From a request about an object to its answer: one function per verb, for all kinds.
 
+pub mod certificate;
 mod component_status;
 mod connect;
 mod pod;

@@ -19,6 +19,7 @@ mod codec;
 mod context;
 mod convert;
 mod custom;
+mod deadline;
 mod discovery;
 mod expiry;
 mod flow;
@@ -63,7 +64,11 @@ pub struct Config {
     /// Static tokens; client certificates are checked by TLS.
     pub authenticator: Authenticator,
     /// Makes and checks service account tokens.
-    pub issuer: Option<auth::tokens::Issuer>,
+    pub issuer: Option<Arc<auth::tokens::Issuer>>,
+    /// The TLS of the sockets, which tells users' certificates from front proxies'; absent: the TLS given to [`Server::serve`] knows users only.
+    pub tls: Option<Arc<auth::tls::Server>>,
+    /// What extension API servers are told of our clients; absent: nothing is published.
+    pub client_authorities: Option<ClientAuthorities>,
     /// The audit trail; none where absent.
     pub audit_file: Option<PathBuf>,
     /// What the trail tells, as YAML of `audit.k8s.io/v1`; absent: Metadata of everything.
@@ -94,11 +99,21 @@ pub struct Config {
     pub served: schema::resources::Served,
 }
 
+/// The authorities of client certificates (PEM), and the common names of front proxies.
+#[derive(Clone, Debug, Default)]
+pub struct ClientAuthorities {
+    pub client_ca: String,
+    pub front_proxy_ca: String,
+    pub front_proxies: Vec<String>,
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {
             authenticator: Authenticator::default(),
             issuer: None,
+            tls: None,
+            client_authorities: None,
             advertise: std::net::Ipv4Addr::LOCALHOST,
             port: 6443,
             kubelet_client: None,
@@ -137,6 +152,8 @@ pub enum Error {
 pub struct Server(Arc<Inner>);
 
 pub(crate) struct Inner {
+    tls: Option<Arc<auth::tls::Server>>,
+    client_authorities: Option<ClientAuthorities>,
     pub access: access::Access,
     pub registry: Registry,
     pub flow: flow::Flow,
@@ -177,7 +194,14 @@ impl Server {
         let (caches, stop) = (registry.caches.clone(), drain.clone());
         tokio::spawn(async move { stop.run(cache::feed::run(store, caches)).await });
         let inner = Arc::new(Inner {
-            access: access::Access::new(config.authenticator, config.issuer, &registry.caches),
+            access: access::Access::new(
+                config.authenticator,
+                config.issuer,
+                config.client_authorities.as_ref().map(|authorities| authorities.front_proxies.clone()).unwrap_or_default(),
+                &registry.caches,
+            ),
+            tls: config.tls,
+            client_authorities: config.client_authorities,
             registry,
             flow: flow::Flow::new(config.reads_inflight_max, config.writes_inflight_max),
             audit,

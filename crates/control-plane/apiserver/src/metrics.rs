@@ -150,8 +150,7 @@ impl Metrics {
     /// A request that is answered at once counts while it runs.
     pub fn inflight(&self, context: &Context) -> Option<Counted> {
         let info = &context.info;
-        let long = info.verb == "watch" || LONG_RUNNING.contains(&info.subresource.as_str());
-        if long || !info.is_resource {
+        if info.is_long_running() || !info.is_resource {
             return None;
         }
         let writes = matches!(info.verb.as_str(), "create" | "update" | "patch" | "delete" | "deletecollection");
@@ -216,9 +215,6 @@ impl Metrics {
         telemetry::exposition()
     }
 }
-
-/// Subresources whose requests last as long as the client likes.
-const LONG_RUNNING: [&str; 5] = ["log", "exec", "attach", "portforward", "proxy"];
 
 /// Group and plural of what is stored below a prefix.
 fn resource_of(prefix: &[u8]) -> Option<(String, String)> {

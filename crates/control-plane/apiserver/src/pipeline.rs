@@ -15,7 +15,7 @@ use crate::negotiate::{self, Format, Offer};
 use crate::reply::{self, Body};
 use crate::request::{Query, RequestInfo};
 use crate::serve::Peer;
-use crate::{Inner, aggregation, audit, discovery, handlers, health, openapi};
+use crate::{Inner, aggregation, audit, deadline, discovery, handlers, health, openapi};
 
 static AUDIT_ID: HeaderName = HeaderName::from_static("audit-id");
 
@@ -54,7 +54,7 @@ async fn stages(server: &Arc<Inner>, request: Request<Body>, identity: Option<Us
     audit::received(server, &mut context);
     let outcome = match refused {
         Some(status) => Err(status),
-        None => admitted(server, &mut context, request).await,
+        None => in_time(server, &mut context, request).await,
     };
     let mut response = outcome.unwrap_or_else(|status| failure(&context, &status));
     for warning in context.take_warnings() {
@@ -65,6 +65,14 @@ async fn stages(server: &Arc<Inner>, request: Request<Body>, identity: Option<Us
     let size = http_body::Body::size_hint(response.body()).exact();
     server.metrics.observe(server, &context, response.status().as_u16(), started.elapsed(), size);
     audit::answered(server, &context, response).await
+}
+
+/// Until its deadline. A write that was under way then may still happen, as upstream.
+async fn in_time(server: &Arc<Inner>, context: &mut Context, request: Request<Body>) -> Result<Response<Body>, Status> {
+    match deadline::of(context)? {
+        None => admitted(server, context, request).await,
+        Some(limit) => tokio::time::timeout(limit, admitted(server, context, request)).await.unwrap_or_else(|_| Err(deadline::exceeded())),
+    }
 }
 
 /// Who may go on, and where to.

@@ -26,6 +26,8 @@ pub struct RequestInfo {
     pub rest: String,
 }
 
+/// Subresources whose requests last as long as the client likes.
+const LONG_RUNNING: [&str; 5] = ["log", "exec", "attach", "portforward", "proxy"];
 /// Subresources of namespaces that do not look like a resource inside the namespace.
 const NAMESPACE_SUBRESOURCES: [&str; 2] = ["status", "finalize"];
 
@@ -60,6 +62,11 @@ impl RequestInfo {
         info.take_object(rest, &path);
         info.refine_verb(query);
         info
+    }
+
+    /// Watches and streams: no deadline, no place among the requests in flight.
+    pub fn is_long_running(&self) -> bool {
+        self.verb == "watch" || LONG_RUNNING.contains(&self.subresource.as_str())
     }
 
     fn take_object(&mut self, rest: &[&str], path: &str) {

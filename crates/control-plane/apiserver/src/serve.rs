@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use auth::UserInfo;
+use auth::tls::Peer as Speaker;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -14,6 +14,7 @@ use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
 use stdx::Drain;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 
 use crate::Server;
@@ -23,12 +24,14 @@ const HTTP2_STREAMS_MAX: u32 = 1_000;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(30);
+/// Open connections at most; further ones wait in the kernel's queue until one ends.
+const CONNECTIONS_MAX: usize = 32_768;
 /// How long connections may finish after the drain began.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The identity of a verified client certificate; put into the request's extensions.
+/// Who a verified client certificate speaks for; put into the request's extensions.
 #[derive(Clone)]
-pub struct ClientCertificate(pub UserInfo);
+pub struct ClientCertificate(pub auth::tls::Peer);
 
 /// Where a request came from; put into its extensions.
 #[derive(Clone, Copy)]
@@ -40,11 +43,17 @@ impl Server {
     pub async fn serve(&self, listener: TcpListener, tls: Option<Arc<rustls::ServerConfig>>, drain: Drain) -> std::io::Result<()> {
         let graceful = GracefulShutdown::new();
         let acceptor = tls.map(TlsAcceptor::from);
-        while let Some(accepted) = drain.run(listener.accept()).await {
+        let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        while let Some(Ok(place)) = drain.run(places.clone().acquire_owned()).await
+            && let Some(accepted) = drain.run(listener.accept()).await
+        {
             match accepted {
                 Ok((stream, peer)) => {
-                    let watcher = graceful.watcher();
-                    tokio::spawn(connection(self.clone(), (stream, Peer(peer.ip())), acceptor.clone(), watcher));
+                    let served = connection(self.clone(), (stream, Peer(peer.ip())), acceptor.clone(), graceful.watcher());
+                    tokio::spawn(async move {
+                        served.await;
+                        drop(place);
+                    });
                 }
                 Err(error) => {
                     // Out of file descriptors, or the peer is gone already: the listener itself stays good.
@@ -75,28 +84,33 @@ async fn connection(
     match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
         Ok(Ok(stream)) => {
             let chain = stream.get_ref().1.peer_certificates();
-            let user = chain.and_then(|chain| chain.first()).and_then(|leaf| auth::authenticate::certificate_user(leaf));
-            http(server, (stream, peer), user, watcher).await;
+            let speaker = chain.and_then(|chain| match &server.0.tls {
+                Some(tls) => tls.peer(chain),
+                // TLS of the caller's own, with one authority: it has verified the chain.
+                None => chain.first().and_then(|leaf| auth::authenticate::certificate_user(leaf)).map(Speaker::User),
+            });
+            http(server, (stream, peer), speaker, watcher).await;
         }
         Ok(Err(error)) => tracing::debug!(%error, "TLS handshake"),
         Err(_) => tracing::debug!("TLS handshake timed out"),
     }
 }
 
-async fn http<S>(server: Server, (stream, peer): (S, Peer), user: Option<UserInfo>, watcher: hyper_util::server::graceful::Watcher)
+async fn http<S>(server: Server, (stream, peer): (S, Peer), speaker: Option<Speaker>, watcher: hyper_util::server::graceful::Watcher)
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
 {
     let service = service_fn(move |request: http::Request<Incoming>| {
-        let (server, user) = (server.clone(), user.clone());
-        async move {
+        let (server, speaker) = (server.clone(), speaker.clone());
+        // In a box, so that a watch that goes on for hours does not keep the room which its beginning needed.
+        Box::pin(async move {
             let mut request = request.map(|body| body.map_err(std::io::Error::other).boxed());
             request.extensions_mut().insert(peer);
-            if let Some(user) = user {
-                request.extensions_mut().insert(ClientCertificate(user));
+            if let Some(speaker) = speaker {
+                request.extensions_mut().insert(ClientCertificate(speaker));
             }
             Ok::<_, Infallible>(server.handle(request, None).await)
-        }
+        })
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);

@@ -74,7 +74,7 @@ async fn a_token_works_as_long_as_its_service_account() {
     };
     let pki = auth::pki::Pki::open(directory.path(), &names).unwrap();
     let issuer = Issuer::new(&pki.service_account_key, auth::tokens::ISSUER).unwrap();
-    let config = apiserver::Config { issuer: Some(issuer), ..apiserver::Config::default() };
+    let config = apiserver::Config { issuer: Some(std::sync::Arc::new(issuer)), ..apiserver::Config::default() };
     let api = Api { server: apiserver::Server::new(config, store.clone()).unwrap(), store };
     api.server.bootstrap().await.unwrap();
     let accounts = "/api/v1/namespaces/default/serviceaccounts";

@@ -135,7 +135,8 @@ async fn the_group_is_in_every_form_of_discovery() {
     let accept = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
     let request = http::Request::builder().uri("/apis").header("accept", accept).body(body("")).unwrap();
     let document = api.send(request, harness::admin()).await.json();
-    let group = document["items"].as_array().unwrap().iter().find(|group| group["metadata"]["name"] == "wardle.example.com").expect("group");
+    let group =
+        document["items"].as_array().unwrap().iter().find(|group| group["metadata"]["name"] == "wardle.example.com").expect("group");
     assert_eq!(group["versions"][0]["resources"][0]["resource"], "flunders");
     assert_eq!(group["versions"][0]["freshness"], "Current");
     let index = api.get("/openapi/v3").await.json();

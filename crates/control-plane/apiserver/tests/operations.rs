@@ -53,7 +53,7 @@ async fn populated() -> (Api, tempfile::TempDir) {
     let pki = auth::pki::Pki::open(folder.path(), &names).unwrap();
     let issuer = auth::tokens::Issuer::new(&pki.service_account_key, auth::tokens::ISSUER).unwrap();
     let served = resources::Served::parse("api/all=true").unwrap();
-    let api = Api::with(apiserver::Config { issuer: Some(issuer), served, ..apiserver::Config::default() }).await;
+    let api = Api::with(apiserver::Config { issuer: Some(Arc::new(issuer)), served, ..apiserver::Config::default() }).await;
     api.post("/api/v1/namespaces/default/serviceaccounts", json!({"metadata": {"name": "default"}})).await;
     for facts in resources::all().iter().filter(|facts| ["create", "get"].iter().all(|verb| facts.verbs.contains(verb))) {
         let object = samples::sample(facts.group, facts.version, facts.kind, "sample");

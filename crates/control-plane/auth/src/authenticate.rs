@@ -30,6 +30,25 @@ impl Authenticator {
         self.tokens.insert(Sha256::digest(token.as_bytes()).into(), user);
     }
 
+    /// Adds a static token file's lines: `token,user,uid,"group1,group2"`. The error names the line.
+    pub fn add_token_file(&mut self, text: &str) -> Result<(), String> {
+        for (at, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+            let (fields, groups) = match line.split_once('"') {
+                Some((fields, groups)) => (fields.trim_end_matches(','), groups.trim_end().trim_end_matches('"')),
+                None => (line, ""),
+            };
+            let fields: Vec<&str> = fields.split(',').map(str::trim).collect();
+            let (&[token, name, uid], more) = fields.split_first_chunk::<3>().ok_or(format!("line {}: expected token,user,uid", at + 1))?;
+            if token.is_empty() || name.is_empty() {
+                return Err(format!("line {}: empty token or user", at + 1));
+            }
+            let groups: Vec<&str> =
+                more.iter().copied().chain(groups.split(',')).map(str::trim).filter(|group| !group.is_empty()).collect();
+            self.add_token(token, UserInfo { uid: uid.into(), ..UserInfo::authenticated(name, &groups) });
+        }
+        Ok(())
+    }
+
     pub fn token_user(&self, token: &str) -> Option<UserInfo> {
         let hash: [u8; 32] = Sha256::digest(token.as_bytes()).into();
         self.tokens.get(&hash).cloned()
@@ -57,4 +76,23 @@ pub fn websocket_token(headers: &http::HeaderMap) -> Option<String> {
     let bytes = base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(token).ok()?;
     let token = String::from_utf8(bytes).ok().filter(|token| !token.is_empty())?;
     (offered.len() > 1).then_some(token)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_file_names_users_and_groups() {
+        let mut tokens = Authenticator::default();
+        tokens.add_token_file("t1,jane,7,\"ops,devs\"\n\nt2,joe,\nt3,kim,9,one\n").unwrap();
+        let jane = tokens.token_user("t1").unwrap();
+        assert_eq!(
+            (jane.username.as_str(), jane.uid.as_str(), &jane.groups[..2]),
+            ("jane", "7", &["ops".to_owned(), "devs".to_owned()][..])
+        );
+        assert_eq!(tokens.token_user("t3").unwrap().groups[0], "one");
+        assert!(tokens.token_user("t4").is_none());
+        assert_eq!(tokens.add_token_file("ok,a,1\nbad").unwrap_err(), "line 2: expected token,user,uid");
+    }
 }

@@ -1,7 +1,11 @@
 //! The cluster's own keys and certificates, in one folder that only root can read.
 //!
 //! [`Pki::open`] makes what is missing and renews what expires soon or no longer names the right hosts; everything else stays as it
-//! is, so that a restart changes no identity. Keys are P-256. The layout follows kubeadm's `/etc/kubernetes/pki`.
+//! is, so that a restart changes no identity. Keys are P-256. The layout follows kubeadm's `/etc/kubernetes/pki`: one CA for the API server, kubelets
+//! and users, and one for the front proxy, whose word about its users is believed. Opening again while the cluster runs is how certificates are
+//! rotated: what was renewed is handed to [`crate::tls`].
+
+mod unverified;
 
 use std::fs;
 use std::io::{self, Write};
@@ -10,19 +14,34 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use jiff::ToSpan;
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
     PublicKeyData, SanType,
 };
+use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
-/// Validity of the CA and of leaves, in days, and how long before its end a leaf is renewed.
-const CA_DAYS: i64 = 3_650;
-const LEAF_DAYS: i64 = 365;
-const RENEW_DAYS: i64 = 60;
+pub use unverified::unverified_client_config;
+
+const DAY: i64 = 86_400;
+/// Certificates begin in the past by so much: other machines' clocks differ.
+const CLOCK_SKEW: i64 = 300;
+
+/// How long certificates are valid, in seconds.
+#[derive(Clone, Copy, Debug)]
+pub struct Lifetimes {
+    pub ca: i64,
+    pub leaf: i64,
+    /// How long before its end a leaf is renewed.
+    pub renew_before: i64,
+}
+
+impl Default for Lifetimes {
+    fn default() -> Self {
+        Self { ca: 3_650 * DAY, leaf: 365 * DAY, renew_before: 60 * DAY }
+    }
+}
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -34,8 +53,10 @@ pub enum Error {
     Make { name: &'static str, source: rcgen::Error },
     #[error("TLS configuration")]
     Tls(#[source] rustls::Error),
-    #[error("client certificate verifier")]
+    #[error("certificate verifier")]
     Verifier(#[source] rustls::server::VerifierBuilderError),
+    #[error("{0}: not a certificate or key that can be read")]
+    Pem(&'static str),
 }
 
 /// A certificate with its key, both PEM.
@@ -62,6 +83,11 @@ pub struct Names {
 pub struct Pki {
     /// The CA's certificate, PEM.
     pub ca: String,
+    /// Signs certificates that are asked for through the API.
+    pub ca_key: String,
+    /// The front proxy's own CA, and what the API server shows to aggregated API servers as their front proxy.
+    pub front_proxy_ca: String,
+    pub front_proxy_client: Pair,
     pub api_server: Pair,
     /// What the API server shows to kubelets.
     pub kubelet_client: Pair,
@@ -72,6 +98,8 @@ pub struct Pki {
     /// Signs service account tokens: a P-256 key, PKCS#8 PEM, and its public half.
     pub service_account_key: String,
     pub service_account_public: String,
+    /// Public keys of before (`sa-*.pub`), whose tokens are still believed.
+    pub service_account_trusted: Vec<String>,
 }
 
 /// What a leaf certificate says.
@@ -86,18 +114,27 @@ struct Leaf {
 impl Pki {
     /// Reads the folder, making and renewing what has to be.
     pub fn open(dir: &Path, names: &Names) -> Result<Self, Error> {
+        Self::open_with(dir, names, &Lifetimes::default())
+    }
+
+    pub fn open_with(dir: &Path, names: &Names, lifetimes: &Lifetimes) -> Result<Self, Error> {
         make_dir(dir)?;
-        let (ca, issuer) = authority(dir)?;
-        let leaf = |leaf: Leaf| leaf.open(dir, &issuer);
+        let (ca, issuer) = authority(dir, "ca", "kubernetes", lifetimes)?;
+        let (front_proxy_ca, front_issuer) = authority(dir, "front-proxy-ca", "front-proxy-ca", lifetimes)?;
+        let leaf = |leaf: Leaf| leaf.open(dir, &issuer, lifetimes);
         let service_account = key(dir, "sa")?;
         write(&dir.join("sa.pub"), &service_account.public_key_pem())?;
         Ok(Self {
             ca,
+            ca_key: issuer.key().serialize_pem(),
+            front_proxy_ca,
+            front_proxy_client: client("front-proxy-client", "front-proxy-client", None).open(dir, &front_issuer, lifetimes)?,
             api_server: leaf(api_server(names))?,
-            kubelet_client: leaf(client("apiserver-kubelet-client", "kube-apiserver-kubelet-client", "system:masters"))?,
+            kubelet_client: leaf(client("apiserver-kubelet-client", "kube-apiserver-kubelet-client", None))?,
             kubelet_server: leaf(kubelet_server(names))?,
-            admin: leaf(client("admin", "kubernetes-admin", "system:masters"))?,
+            admin: leaf(client("admin", "kubernetes-admin", Some("system:masters")))?,
             service_account_public: service_account.public_key_pem(),
+            service_account_trusted: trusted(dir)?,
             service_account_key: service_account.serialize_pem(),
         })
     }
@@ -118,7 +155,8 @@ impl NodeKeys {
     /// Makes, renews or reads in `node_dir` the keys of another node, signed by the authority in `dir`.
     pub fn issue(dir: &Path, node_dir: &Path, name: &str, addresses: &[IpAddr]) -> Result<Self, Error> {
         make_dir(node_dir)?;
-        let (ca, issuer) = authority(dir)?;
+        let lifetimes = Lifetimes::default();
+        let (ca, issuer) = authority(dir, "ca", "kubernetes", &lifetimes)?;
         write(&node_dir.join("ca.crt"), &ca)?;
         let names = Names {
             api_hosts: Vec::new(),
@@ -127,8 +165,8 @@ impl NodeKeys {
             node_name: name.to_owned(),
             node_addresses: addresses.to_vec(),
         };
-        let client = client("kubelet-client", &format!("system:node:{name}"), "system:nodes").open(node_dir, &issuer)?;
-        Ok(Self { ca, client, server: kubelet_server(&names).open(node_dir, &issuer)? })
+        let client = client("kubelet-client", &format!("system:node:{name}"), Some("system:nodes")).open(node_dir, &issuer, &lifetimes)?;
+        Ok(Self { ca, client, server: kubelet_server(&names).open(node_dir, &issuer, &lifetimes)? })
     }
 
     /// Reads what [`NodeKeys::issue`] made; `None` where nothing was made yet.
@@ -141,41 +179,32 @@ impl NodeKeys {
     }
 }
 
-impl Pair {
-    /// Serves with this certificate over HTTP/2 and HTTP/1.1; clients may show a certificate of `client_ca` (PEM).
-    pub fn server_config(&self, client_ca: &str) -> Result<Arc<rustls::ServerConfig>, Error> {
-        let damaged = || Error::Damaged { path: PathBuf::from("serving certificate") };
-        let mut roots = rustls::RootCertStore::empty();
-        for certificate in CertificateDer::pem_slice_iter(client_ca.as_bytes()) {
-            roots.add(certificate.map_err(|_| damaged())?).map_err(Error::Tls)?;
-        }
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let verifier = rustls::server::WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone());
-        let verifier = verifier.allow_unauthenticated().build().map_err(Error::Verifier)?;
-        let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(self.certificate.as_bytes()).collect();
-        let key = PrivateKeyDer::from_pem_slice(self.key.as_bytes()).map_err(|_| damaged())?;
-        let builder = rustls::ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().map_err(Error::Tls)?;
-        let with_verifier = builder.with_client_cert_verifier(verifier);
-        let mut config = with_verifier.with_single_cert(chain.map_err(|_| damaged())?, key).map_err(Error::Tls)?;
-        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-        Ok(Arc::new(config))
+impl Pki {
+    /// Signs and verifies service account tokens with this cluster's keys.
+    pub fn token_issuer(&self, issuer: &str) -> Result<crate::tokens::Issuer, crate::tokens::Error> {
+        let mut found = crate::tokens::Issuer::new(&self.service_account_key, issuer)?;
+        self.service_account_trusted.iter().try_for_each(|key| found.trust(key))?;
+        Ok(found)
+    }
+
+    /// When the first of the leaves is to be renewed, in seconds since the epoch.
+    pub fn renew_at(&self, lifetimes: &Lifetimes) -> i64 {
+        let leaves = [&self.api_server, &self.kubelet_client, &self.kubelet_server, &self.admin, &self.front_proxy_client];
+        let ends = leaves.iter().filter_map(|leaf| crate::csr::validity(&leaf.certificate)).map(|(_, end)| end);
+        ends.min().unwrap_or(i64::MAX).saturating_sub(lifetimes.renew_before)
     }
 }
 
 impl Pair {
+    /// Serves with this certificate over HTTP/2 and HTTP/1.1; clients may show a certificate of `client_ca` (PEM). For what is rotated:
+    /// [`crate::tls::Server`].
+    pub fn server_config(&self, client_ca: &str) -> Result<Arc<rustls::ServerConfig>, Error> {
+        crate::tls::Server::new(self, client_ca)?.config()
+    }
+
     /// Shows this certificate to servers that `server_ca` (PEM) vouches for. No ALPN: HTTP/1.1, as upgrades need it.
     pub fn client_config(&self, server_ca: &str) -> Result<Arc<rustls::ClientConfig>, Error> {
-        let damaged = || Error::Damaged { path: PathBuf::from("client certificate") };
-        let mut roots = rustls::RootCertStore::empty();
-        for certificate in CertificateDer::pem_slice_iter(server_ca.as_bytes()) {
-            roots.add(certificate.map_err(|_| damaged())?).map_err(Error::Tls)?;
-        }
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(self.certificate.as_bytes()).collect();
-        let key = PrivateKeyDer::from_pem_slice(self.key.as_bytes()).map_err(|_| damaged())?;
-        let builder = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().map_err(Error::Tls)?;
-        let config = builder.with_root_certificates(roots).with_client_auth_cert(chain.map_err(|_| damaged())?, key).map_err(Error::Tls)?;
-        Ok(Arc::new(config))
+        crate::tls::Client::new(self)?.config(server_ca)
     }
 }
 
@@ -200,19 +229,19 @@ fn kubelet_server(names: &Names) -> Leaf {
     }
 }
 
-fn client(name: &'static str, common_name: &str, organization: &'static str) -> Leaf {
-    Leaf { name, common_name: common_name.into(), organization: Some(organization), hosts: Vec::new(), addresses: Vec::new() }
+fn client(name: &'static str, common_name: &str, organization: Option<&'static str>) -> Leaf {
+    Leaf { name, common_name: common_name.into(), organization, hosts: Vec::new(), addresses: Vec::new() }
 }
 
 impl Leaf {
-    fn open(&self, dir: &Path, issuer: &Issuer<'_, KeyPair>) -> Result<Pair, Error> {
+    fn open(&self, dir: &Path, issuer: &Issuer<'_, KeyPair>, lifetimes: &Lifetimes) -> Result<Pair, Error> {
         let path = dir.join(format!("{}.crt", self.name));
         let key = key(dir, self.name)?;
-        let stored = read(&path)?.filter(|pem| self.is_good(pem, &key, issuer));
+        let stored = read(&path)?.filter(|pem| self.is_good(pem, &key, issuer, lifetimes));
         let certificate = match stored {
             Some(pem) => pem,
             None => {
-                let made = self.params().and_then(|params| params.signed_by(&key, issuer));
+                let made = self.params(lifetimes).and_then(|params| params.signed_by(&key, issuer));
                 let pem = made.map_err(|source| Error::Make { name: self.name, source })?.pem();
                 write(&path, &pem)?;
                 pem
@@ -221,7 +250,7 @@ impl Leaf {
         Ok(Pair { certificate, key: key.serialize_pem() })
     }
 
-    fn params(&self) -> Result<CertificateParams, rcgen::Error> {
+    fn params(&self, lifetimes: &Lifetimes) -> Result<CertificateParams, rcgen::Error> {
         let mut params = CertificateParams::new(self.hosts.clone())?;
         params.subject_alt_names.extend(self.addresses.iter().map(|address| SanType::IpAddress(*address)));
         params.distinguished_name = subject(&self.common_name, self.organization);
@@ -229,15 +258,15 @@ impl Leaf {
         let server = !self.hosts.is_empty();
         params.extended_key_usages = vec![if server { ExtendedKeyUsagePurpose::ServerAuth } else { ExtendedKeyUsagePurpose::ClientAuth }];
         params.use_authority_key_identifier_extension = true;
-        (params.not_before, params.not_after) = (day(-1), day(LEAF_DAYS));
+        (params.not_before, params.not_after) = (from_now(-CLOCK_SKEW), from_now(lifetimes.leaf));
         Ok(params)
     }
 
     /// Still valid for a while, made for this key by this CA, naming at least the wanted hosts.
-    fn is_good(&self, pem: &str, key: &KeyPair, issuer: &Issuer<'_, KeyPair>) -> bool {
+    fn is_good(&self, pem: &str, key: &KeyPair, issuer: &Issuer<'_, KeyPair>, lifetimes: &Lifetimes) -> bool {
         let Ok(der) = CertificateDer::from_pem_slice(pem.as_bytes()) else { return false };
         let Ok((_, certificate)) = X509Certificate::from_der(&der) else { return false };
-        let soon = jiff::Timestamp::now().as_second() + RENEW_DAYS * 86_400;
+        let soon = jiff::Timestamp::now().as_second() + lifetimes.renew_before;
         let (mut hosts, mut addresses) = (Vec::new(), Vec::new());
         let names = certificate.subject_alternative_name().ok().flatten();
         for name in names.iter().flat_map(|extension| &extension.value.general_names) {
@@ -249,7 +278,12 @@ impl Leaf {
         }
         let by_our_ca = x509_parser::x509::SubjectPublicKeyInfo::from_der(&issuer.key().subject_public_key_info())
             .is_ok_and(|(_, ca_key)| certificate.verify_signature(Some(&ca_key)).is_ok());
+        let subject = certificate.subject();
+        let organizations: Vec<&str> = subject.iter_organization().filter_map(|attribute| attribute.as_str().ok()).collect();
+        let named = subject.iter_common_name().filter_map(|attribute| attribute.as_str().ok()).eq([self.common_name.as_str()]);
         certificate.validity().not_after.timestamp() > soon
+            && named
+            && organizations == self.organization.as_slice()
             && certificate.public_key().raw == key.subject_public_key_info()
             && by_our_ca
             && self.hosts.iter().all(|host| hosts.contains(host))
@@ -262,19 +296,24 @@ fn address(bytes: &[u8]) -> Option<IpAddr> {
     v4.or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from)).ok()
 }
 
-fn authority(dir: &Path) -> Result<(String, Issuer<'static, KeyPair>), Error> {
-    let path = dir.join("ca.crt");
-    let key = key(dir, "ca")?;
-    let make = |source| Error::Make { name: "ca", source };
+fn authority(
+    dir: &Path,
+    name: &'static str,
+    common_name: &str,
+    lifetimes: &Lifetimes,
+) -> Result<(String, Issuer<'static, KeyPair>), Error> {
+    let path = dir.join(format!("{name}.crt"));
+    let key = key(dir, name)?;
+    let make = |source| Error::Make { name, source };
     if let Some(pem) = read(&path)? {
         let issuer = Issuer::from_ca_cert_pem(&pem, key).map_err(|_| Error::Damaged { path })?;
         return Ok((pem, issuer));
     }
     let mut params = CertificateParams::new(Vec::new()).map_err(make)?;
-    params.distinguished_name = subject("kubernetes", None);
+    params.distinguished_name = subject(common_name, None);
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    (params.not_before, params.not_after) = (day(-1), day(CA_DAYS));
+    (params.not_before, params.not_after) = (from_now(-CLOCK_SKEW), from_now(lifetimes.ca));
     let pem = params.self_signed(&key).map_err(make)?.pem();
     write(&path, &pem)?;
     Ok((pem, Issuer::new(params, key)))
@@ -289,11 +328,9 @@ fn subject(common_name: &str, organization: Option<&str>) -> DistinguishedName {
     subject
 }
 
-/// Midnight so many days from today.
-fn day(from_today: i64) -> time::OffsetDateTime {
-    let today = jiff::Timestamp::now().to_zoned(jiff::tz::TimeZone::UTC).date();
-    let date = today.saturating_add(from_today.days());
-    rcgen::date_time_ymd(date.year().into(), date.month().unsigned_abs(), date.day().unsigned_abs())
+fn from_now(seconds: i64) -> time::OffsetDateTime {
+    let at = jiff::Timestamp::now().as_second() + seconds;
+    time::OffsetDateTime::from_unix_timestamp(at).unwrap_or(time::OffsetDateTime::UNIX_EPOCH)
 }
 
 /// The key `<name>.key`, made when absent.
@@ -305,6 +342,21 @@ fn key(dir: &Path, name: &'static str) -> Result<KeyPair, Error> {
     let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).map_err(|source| Error::Make { name, source })?;
     write(&path, &key.serialize_pem())?;
     Ok(key)
+}
+
+/// The files `sa-*.pub`, in the order of their names.
+fn trusted(dir: &Path) -> Result<Vec<String>, Error> {
+    let failed = |source| Error::File { path: dir.to_owned(), source };
+    let mut paths = Vec::new();
+    for entry in fs::read_dir(dir).map_err(failed)? {
+        let path = entry.map_err(failed)?.path();
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        if name.starts_with("sa-") && name.ends_with(".pub") {
+            paths.push(path);
+        }
+    }
+    paths.sort();
+    paths.iter().map(|path| read(path).map(Option::unwrap_or_default)).collect()
 }
 
 fn make_dir(dir: &Path) -> Result<(), Error> {
@@ -370,6 +422,25 @@ mod tests {
         let again = Pki::open(dir.path(), &moved).unwrap();
         assert_ne!(first.api_server.certificate, again.api_server.certificate);
         assert_eq!((first.api_server.key, first.admin.certificate), (again.api_server.key, again.admin.certificate));
+    }
+
+    #[test]
+    fn what_ends_soon_is_renewed_and_the_authority_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let short = Lifetimes { leaf: 60, renew_before: 20, ..Lifetimes::default() };
+        let first = Pki::open_with(dir.path(), &names(), &short).unwrap();
+        let same = Pki::open_with(dir.path(), &names(), &short).unwrap();
+        let later = Pki::open_with(dir.path(), &names(), &Lifetimes { renew_before: 61, ..short }).unwrap();
+        assert_eq!((&first.ca, &first.front_proxy_ca), (&later.ca, &later.front_proxy_ca));
+        for (a, b, c) in [
+            (&first.api_server, &same.api_server, &later.api_server),
+            (&first.admin, &same.admin, &later.admin),
+            (&first.front_proxy_client, &same.front_proxy_client, &later.front_proxy_client),
+        ] {
+            assert_eq!(a.certificate, b.certificate);
+            assert_ne!(a.certificate, c.certificate);
+            assert_eq!(a.key, c.key);
+        }
     }
 
     #[test]

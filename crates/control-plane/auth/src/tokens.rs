@@ -48,6 +48,11 @@ pub struct Claims {
 }
 
 impl Claims {
+    /// Of a Secret's token, which has no end.
+    pub fn is_legacy(&self) -> bool {
+        self.iss == LEGACY_ISSUER
+    }
+
     /// `system:serviceaccount:<namespace>:<name>` with its groups and, as extra, what the token is bound to.
     pub fn user(&self) -> UserInfo {
         let bound = &self.kubernetes;
@@ -60,7 +65,9 @@ impl Claims {
                 user.extra.insert(format!("authentication.kubernetes.io/{key}"), vec![value.to_owned()]);
             }
         };
-        extra("credential-id", &format!("JTI={}", self.jti));
+        if !self.jti.is_empty() {
+            extra("credential-id", &format!("JTI={}", self.jti));
+        }
         if let Some(pod) = &bound.pod {
             extra("pod-name", &pod.name);
             extra("pod-uid", &pod.uid);
@@ -70,6 +77,54 @@ impl Claims {
             extra("node-uid", &node.uid);
         }
         user
+    }
+}
+
+/// For the audience, and about whom it says it is.
+fn checked(claims: Claims, audiences: &[String]) -> Result<Claims, Error> {
+    if !claims.aud.iter().any(|given| audiences.contains(given)) {
+        return Err(Error::Audience { given: claims.aud, wanted: audiences.to_vec() });
+    }
+    if claims.sub != username(&claims.kubernetes.namespace, &claims.kubernetes.serviceaccount.name) {
+        return Err(Error::Subject);
+    }
+    Ok(claims)
+}
+
+const LEGACY_ISSUER: &str = "kubernetes/serviceaccount";
+
+/// The claims of a token that a Secret holds.
+#[derive(Serialize, Deserialize)]
+struct Legacy {
+    iss: String,
+    #[serde(rename = "kubernetes.io/serviceaccount/namespace")]
+    namespace: String,
+    #[serde(rename = "kubernetes.io/serviceaccount/secret.name")]
+    secret: String,
+    #[serde(rename = "kubernetes.io/serviceaccount/service-account.name")]
+    account: String,
+    #[serde(rename = "kubernetes.io/serviceaccount/service-account.uid")]
+    uid: String,
+    sub: String,
+}
+
+impl Legacy {
+    fn claims(self, audiences: &[String]) -> Claims {
+        Claims {
+            aud: audiences.to_vec(),
+            exp: i64::MAX,
+            iat: 0,
+            iss: self.iss,
+            jti: String::new(),
+            kubernetes: Bound {
+                namespace: self.namespace,
+                secret: Some(Reference { name: self.secret, uid: String::new() }),
+                serviceaccount: Reference { name: self.account, uid: self.uid },
+                ..Bound::default()
+            },
+            nbf: 0,
+            sub: self.sub,
+        }
     }
 }
 
@@ -97,18 +152,39 @@ pub enum Error {
     Audience { given: Vec<String>, wanted: Vec<String> },
     #[error("service account token has no valid subject")]
     Subject,
+    #[error("no key of this issuer signed the token")]
+    UnknownKey,
 }
 
-/// Signs and verifies.
+/// Signs with one key and believes it and those before it, so that a key is exchanged while tokens of the old one live.
 pub struct Issuer {
     signing: EncodingKey,
-    verifying: DecodingKey,
-    key_id: String,
-    /// The public point: x and y, 32 bytes each.
-    point: [u8; 64],
+    /// The signing key's public half first.
+    keys: Vec<Public>,
     issuer: String,
     /// Audiences of the API server itself.
     audiences: Vec<String>,
+}
+
+impl std::fmt::Debug for Issuer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Issuer({})", self.issuer)
+    }
+}
+
+struct Public {
+    id: String,
+    key: DecodingKey,
+    /// x and y, 32 bytes each.
+    point: [u8; 64],
+}
+
+impl Public {
+    /// `raw` is the uncompressed point with its leading 4.
+    fn new(raw: &[u8]) -> Result<Self, Error> {
+        let point: [u8; 64] = raw.get(1..65).and_then(|point| point.try_into().ok()).ok_or(Error::Form("no uncompressed point"))?;
+        Ok(Self { id: base64_url(&Sha256::digest(raw)), key: DecodingKey::from_ec_der(raw), point })
+    }
 }
 
 impl Issuer {
@@ -116,17 +192,21 @@ impl Issuer {
     pub fn new(key: &str, issuer: &str) -> Result<Self, Error> {
         let signing = EncodingKey::from_ec_pem(key.as_bytes()).map_err(Error::Key)?;
         let pair = rcgen::KeyPair::from_pem(key).map_err(|_| Error::Form("not a P-256 key in PKCS#8"))?;
-        let raw = pair.public_key_raw();
-        let point: [u8; 64] = raw.get(1..65).and_then(|point| point.try_into().ok()).ok_or(Error::Form("no uncompressed point"))?;
-        let verifying = DecodingKey::from_ec_der(raw);
-        Ok(Self {
-            signing,
-            verifying,
-            key_id: base64_url(&Sha256::digest(raw)),
-            point,
-            issuer: issuer.into(),
-            audiences: vec![issuer.into()],
-        })
+        let keys = vec![Public::new(pair.public_key_raw())?];
+        Ok(Self { signing, keys, issuer: issuer.into(), audiences: vec![issuer.into()] })
+    }
+
+    /// Tokens of this key (a P-256 public key as PEM) are believed too.
+    pub fn trust(&mut self, public: &str) -> Result<(), Error> {
+        use rustls::pki_types::pem::PemObject;
+        let der = rustls::pki_types::SubjectPublicKeyInfoDer::from_pem_slice(public.as_bytes())
+            .map_err(|_| Error::Form("no public key in PEM"))?;
+        let raw = der.len().checked_sub(65).and_then(|start| der.get(start..)).ok_or(Error::Form("not a P-256 key"))?;
+        let key = Public::new(raw)?;
+        if self.keys.iter().all(|known| known.id != key.id) {
+            self.keys.push(key);
+        }
+        Ok(())
     }
 
     pub fn audiences(&self) -> &[String] {
@@ -138,7 +218,7 @@ impl Issuer {
 
     /// A token from now (`now`, seconds since the epoch) for `seconds`. An empty `audiences` means the API server.
     pub fn issue(&self, bound: Bound, audiences: &[String], seconds: i64, now: i64) -> Result<String, Error> {
-        let claims = Claims {
+        self.sign(&Claims {
             aud: if audiences.is_empty() { self.audiences.clone() } else { audiences.to_vec() },
             exp: now + seconds,
             iat: now,
@@ -147,11 +227,26 @@ impl Issuer {
             sub: username(&bound.namespace, &bound.serviceaccount.name),
             nbf: now,
             kubernetes: bound,
-        };
+        })
+    }
+
+    /// The token of a Secret of type `kubernetes.io/service-account-token`: without an end, it counts as long as the Secret holds it.
+    pub fn issue_legacy(&self, namespace: &str, account: &Reference, secret: &str) -> Result<String, Error> {
+        self.sign(&Legacy {
+            iss: LEGACY_ISSUER.into(),
+            namespace: namespace.into(),
+            secret: secret.into(),
+            account: account.name.clone(),
+            uid: account.uid.clone(),
+            sub: username(namespace, &account.name),
+        })
+    }
+
+    fn sign(&self, claims: &impl Serialize) -> Result<String, Error> {
         let mut header = Header::new(Algorithm::ES256);
         header.typ = None;
-        header.kid = Some(self.key_id.clone());
-        jsonwebtoken::encode(&header, &claims, &self.signing).map_err(Error::Sign)
+        header.kid = self.keys.first().map(|key| key.id.clone());
+        jsonwebtoken::encode(&header, claims, &self.signing).map_err(Error::Sign)
     }
 
     /// Is this JWT one of ours, by its (unverified) issuer?
@@ -162,27 +257,46 @@ impl Issuer {
 
     /// Signature, times, issuer and audience. Whether the objects still exist is the caller's question.
     pub fn verify(&self, token: &str, audiences: &[String]) -> Result<Claims, Error> {
+        let kid = jsonwebtoken::decode_header(token).map_err(Error::Invalid)?.kid;
+        let wanted = |key: &&Public| kid.as_ref().is_none_or(|kid| *kid == key.id);
+        let mut failed = Error::UnknownKey;
+        for key in self.keys.iter().filter(wanted) {
+            match self.decode(token, key) {
+                Ok(claims) => return checked(claims, audiences),
+                Err(error) => failed = error,
+            }
+        }
+        Err(failed)
+    }
+
+    fn decode(&self, token: &str, key: &Public) -> Result<Claims, Error> {
         let mut validation = Validation::new(Algorithm::ES256);
-        validation.set_issuer(&[&self.issuer]);
         validation.validate_aud = false;
         validation.validate_nbf = true;
         validation.leeway = 10;
-        let claims = jsonwebtoken::decode::<Claims>(token, &self.verifying, &validation).map_err(Error::Invalid)?.claims;
-        if !claims.aud.iter().any(|given| audiences.contains(given)) {
-            return Err(Error::Audience { given: claims.aud, wanted: audiences.to_vec() });
+        if self.issued_legacy(token) {
+            validation.set_issuer(&[LEGACY_ISSUER]);
+            validation.required_spec_claims.clear();
+            validation.validate_exp = false;
+            let legacy = jsonwebtoken::decode::<Legacy>(token, &key.key, &validation).map_err(Error::Invalid)?.claims;
+            return Ok(legacy.claims(&self.audiences));
         }
-        if claims.sub != username(&claims.kubernetes.namespace, &claims.kubernetes.serviceaccount.name) {
-            return Err(Error::Subject);
-        }
-        Ok(claims)
+        validation.set_issuer(&[&self.issuer]);
+        Ok(jsonwebtoken::decode::<Claims>(token, &key.key, &validation).map_err(Error::Invalid)?.claims)
+    }
+
+    fn issued_legacy(&self, token: &str) -> bool {
+        let claims: Option<Value> = jsonwebtoken::dangerous::insecure_decode_claims(token).ok();
+        claims.is_some_and(|claims| claims["iss"] == LEGACY_ISSUER)
     }
 
     /// `/openid/v1/jwks`.
     pub fn key_set(&self) -> Value {
-        let (x, y) = self.point.split_at(32);
-        let key =
-            json!({"use": "sig", "kty": "EC", "kid": self.key_id, "crv": "P-256", "alg": "ES256", "x": base64_url(x), "y": base64_url(y)});
-        json!({"keys": [key]})
+        let one = |key: &Public| {
+            let (x, y) = key.point.split_at(32);
+            json!({"use": "sig", "kty": "EC", "kid": key.id, "crv": "P-256", "alg": "ES256", "x": base64_url(x), "y": base64_url(y)})
+        };
+        json!({"keys": self.keys.iter().map(one).collect::<Vec<_>>()})
     }
 
     /// `/.well-known/openid-configuration`.
@@ -230,10 +344,37 @@ mod tests {
     }
 
     #[test]
+    fn a_new_key_leaves_the_tokens_of_the_old_one_alone() {
+        let pair = rcgen::KeyPair::generate().unwrap();
+        let old = Issuer::new(&pair.serialize_pem(), ISSUER).unwrap();
+        let token = old.issue(bound(), &[], 600, now()).unwrap();
+        let mut new = issuer();
+        assert!(new.verify(&token, new.audiences()).is_err());
+        new.trust(&pair.public_key_pem()).unwrap();
+        assert!(new.verify(&token, new.audiences()).is_ok());
+        assert_eq!(new.key_set()["keys"].as_array().unwrap().len(), 2);
+        assert!(old.verify(&new.issue(bound(), &[], 600, now()).unwrap(), old.audiences()).is_err());
+    }
+
+    #[test]
+    fn a_secrets_token_has_no_end() {
+        let issuer = issuer();
+        let account = Reference { name: "builder".into(), uid: "u".into() };
+        let token = issuer.issue_legacy("default", &account, "builder-token").unwrap();
+        let claims = issuer.verify(&token, issuer.audiences()).unwrap();
+        assert!(claims.is_legacy());
+        assert_eq!(
+            (claims.user().username.as_str(), claims.kubernetes.secret.unwrap().name.as_str()),
+            ("system:serviceaccount:default:builder", "builder-token")
+        );
+        assert!(issuer.verify(&token, &["vault".into()]).is_err());
+    }
+
+    #[test]
     fn tokens_of_others_old_ones_and_those_for_others_are_refused() {
         let ours = issuer();
         let good = |issuer: &Issuer, audiences: &[String], at: i64| issuer.issue(bound(), audiences, 600, at).unwrap();
-        assert!(matches!(ours.verify(&good(&issuer(), &[], now()), ours.audiences()), Err(Error::Invalid(_))));
+        assert!(matches!(ours.verify(&good(&issuer(), &[], now()), ours.audiences()), Err(Error::UnknownKey)));
         assert!(matches!(ours.verify(&good(&ours, &[], now() - 7200), ours.audiences()), Err(Error::Invalid(_))));
         assert!(matches!(ours.verify(&good(&ours, &["vault".into()], now()), ours.audiences()), Err(Error::Audience { .. })));
         assert!(matches!(ours.verify("a.b.c", ours.audiences()), Err(Error::Invalid(_))));

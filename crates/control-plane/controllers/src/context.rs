@@ -24,6 +24,10 @@ pub struct Config {
     pub terminated_pods_max: usize,
     /// Services of type LoadBalancer get the nodes' addresses where nobody else gives them any.
     pub node_load_balancer: bool,
+    /// Signs certificates that were asked for and approved; absent, nobody does.
+    pub signer: Option<Arc<auth::csr::Signer>>,
+    /// The longest validity of what it signs.
+    pub signing_duration: Duration,
 }
 
 impl Default for Config {
@@ -31,6 +35,8 @@ impl Default for Config {
         Self {
             root_ca: String::new(),
             cluster_ranges: Vec::new(),
+            signer: None,
+            signing_duration: Duration::from_secs(365 * 86_400),
             node_monitor_grace_period: Duration::from_secs(50),
             node_monitor_period: Duration::from_secs(5),
             terminated_pods_max: 12_500,

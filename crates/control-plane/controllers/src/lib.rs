@@ -25,6 +25,7 @@ mod slices;
 
 mod admission_policy_status;
 mod bootstrap_token;
+mod certificates;
 mod cluster_role_aggregation;
 mod cron_job;
 mod daemon_set;
@@ -76,8 +77,8 @@ struct Controller {
 }
 
 macro_rules! controller {
-    ($module:ident) => {
-        Controller { name: $module::NAME, run: |context| Box::pin($module::run(context)) }
+    ($($module:ident)::+) => {
+        Controller { name: $($module)::+::NAME, run: |context| Box::pin($($module)::+::run(context)) }
     };
 }
 
@@ -106,6 +107,10 @@ fn all() -> Vec<Controller> {
         controller!(root_ca),
         controller!(node_ipam),
         controller!(cluster_role_aggregation),
+        controller!(certificates::approve),
+        controller!(certificates::sign),
+        controller!(certificates::clean),
+        controller!(service_account_token),
         controller!(volume_binder),
         controller!(persistent_volume_protection),
         controller!(persistent_volume_claim_protection),
@@ -115,7 +120,6 @@ fn all() -> Vec<Controller> {
         controller!(admission_policy_status),
         controller!(bootstrap_token),
         controller!(resource_claim),
-        controller!(service_account_token),
         controller!(service_cidr),
         controller!(storage_version_migration),
         controller!(trust_bundle),

@@ -2,7 +2,7 @@
 //!
 //! Silence is measured by our own clock from when we last saw the node's Lease or status change. Looked at every few seconds and
 //! when a Node changes. When every node is silent or not ready, more likely the network between us is down than all of them: then
-//! nothing is evicted (upstream: full disruption).
+//! nothing is evicted (upstream: full disruption). Otherwise the nodes of a zone are emptied one after the other; [`zones`] says how fast.
 //!
 //! Evictions themselves are `taint_eviction`'s.
 
@@ -20,6 +20,7 @@ use crate::pods;
 mod act;
 mod observe;
 mod plan;
+mod zones;
 
 pub(crate) const NAME: &str = "node-lifecycle-controller";
 const WORKERS: usize = 8;
@@ -33,6 +34,7 @@ pub(crate) struct Controller {
     leases: Cache<Lease>,
     /// Per node: its last sign of life, and when we saw it.
     seen: Mutex<HashMap<String, (observe::Sign, Instant)>>,
+    zones: Mutex<zones::Zones>,
     recorder: reconcile::EventRecorder,
 }
 
@@ -45,6 +47,7 @@ pub(crate) async fn run(context: Context) {
         pods: context.caches.of(),
         leases: Cache::start(&context.reader, lease_scope, context.drain.clone()),
         seen: Mutex::default(),
+        zones: Mutex::default(),
         recorder: context.recorder(NAME),
     });
     pods::index(&controller.pods);

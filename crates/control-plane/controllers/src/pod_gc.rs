@@ -1,4 +1,5 @@
-//! Pod garbage: pods of nodes that are gone, pods that were to be deleted before they had a node, and ended pods above a number.
+//! Pod garbage: pods of nodes that are gone, pods that wait to end on nodes that are out of service, pods that were to be deleted before
+//! they had a node, and ended pods above a number.
 //!
 //! Looked for every twenty seconds, as upstream. A node counts as gone once it was missing for two looks, and the server says so too.
 
@@ -7,7 +8,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use client::{DeleteParams, Error, Patch};
-use k8s_openapi::api::core::v1::{Node, Pod};
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Node, Pod, PodCondition};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use reconcile::{Cache, key_of};
 use serde_json::json;
 use tracing::{debug, info};
@@ -16,6 +19,7 @@ use crate::context::Context;
 use crate::{act, pods};
 
 pub(crate) const NAME: &str = "pod-garbage-collector-controller";
+const OUT_OF_SERVICE: &str = "node.kubernetes.io/out-of-service";
 const PERIOD: Duration = Duration::from_secs(20);
 
 pub(crate) async fn run(context: Context) {
@@ -26,6 +30,12 @@ pub(crate) async fn run(context: Context) {
         let world = World {
             pods: all.list(),
             nodes: nodes.list().iter().filter_map(|node| node.metadata.name.clone()).collect(),
+            out_of_service: nodes
+                .list()
+                .iter()
+                .filter(|node| is_out_of_service(node))
+                .filter_map(|node| node.metadata.name.clone())
+                .collect(),
             missing_before: std::mem::take(&mut missing_before),
             terminated_max: context.config.terminated_pods_max,
         };
@@ -40,9 +50,19 @@ pub(crate) async fn run(context: Context) {
     }
 }
 
+/// Somebody has said that the node is down and that nothing runs there any more (KEP-2268).
+fn is_out_of_service(node: &Node) -> bool {
+    let taints = node.spec.as_ref().and_then(|spec| spec.taints.as_ref());
+    let conditions = node.status.as_ref().and_then(|status| status.conditions.as_ref());
+    let is_ready = conditions.into_iter().flatten().any(|condition| condition.type_ == "Ready" && condition.status == "True");
+    !is_ready && taints.into_iter().flatten().any(|taint| taint.key == OUT_OF_SERVICE)
+}
+
 struct World {
     pods: Vec<Arc<Pod>>,
     nodes: HashSet<String>,
+    /// Of these nodes those that will not end their pods.
+    out_of_service: HashSet<String>,
     /// Names of nodes that were already missing at the last look.
     missing_before: HashSet<String>,
     terminated_max: usize,
@@ -69,6 +89,9 @@ fn plan(world: &World) -> Plan {
                     plan.orphans.push(pod.clone());
                 }
             }
+            Some(node) if pod.metadata.deletion_timestamp.is_some() && world.out_of_service.contains(node) => {
+                plan.surplus.push(pod.clone())
+            }
             None if pod.metadata.deletion_timestamp.is_some() => plan.surplus.push(pod.clone()),
             _ if pods::is_terminal(pod) => ended.push(pod),
             _ => {}
@@ -89,23 +112,45 @@ async fn carry_out(client: &client::Client, plan: Plan) -> Result<(), Error> {
             other => drop(other?),
         }
     }
-    let orphans = plan.orphans.iter().filter(|pod| pods::node_name(pod).is_some_and(|node| gone.contains(node)));
-    let doomed: Vec<Arc<Pod>> = orphans.chain(&plan.surplus).cloned().collect();
+    let lost = |pod: &Arc<Pod>| pods::node_name(pod).is_some_and(|node| gone.contains(node));
+    let orphans = plan.orphans.into_iter().filter(lost).map(|pod| (pod, true));
+    let doomed: Vec<(Arc<Pod>, bool)> = orphans.chain(plan.surplus.into_iter().map(|pod| (pod, false))).collect();
     if !doomed.is_empty() {
         info!(count = doomed.len(), "deleting pods that nobody will end");
     }
-    act::each(doomed, |pod| remove(client.clone(), pod)).await
+    act::each(doomed, |(pod, lost)| remove(client.clone(), pod, lost)).await
 }
 
-async fn remove(client: client::Client, pod: Arc<Pod>) -> Result<(), Error> {
+/// `lost`: with its node; whoever judges the pod's failure is told that it was not its own.
+async fn remove(client: client::Client, pod: Arc<Pod>, lost: bool) -> Result<(), Error> {
     let key = key_of(&pod.metadata);
     if !pods::is_terminal(&pod) {
         // Whoever waits for the pod's end sees how it ended.
-        let patch = Patch::Merge(json!({"metadata": {"uid": pod.metadata.uid}, "status": {"phase": "Failed"}}));
+        let mut meta = json!({"uid": pod.metadata.uid});
+        let mut status = json!({"phase": "Failed"});
+        if lost {
+            meta["resourceVersion"] = json!(pod.metadata.resource_version);
+            status["conditions"] = json!(with_disruption(&pod));
+        }
+        let patch = Patch::Merge(json!({"metadata": meta, "status": status}));
         act::ignore_not_found(client.patch::<Pod>(key.namespace(), &key.name, &patch, "status").await.map(drop))?;
     }
     let params = DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::of_uid(pod.metadata.uid.as_deref().unwrap_or_default()) };
     act::ignore_not_found(client.delete::<Pod>(key.namespace(), &key.name, &params).await.map(drop))
+}
+
+fn with_disruption(pod: &Pod) -> Vec<PodCondition> {
+    let mut conditions = pod.status.as_ref().and_then(|status| status.conditions.clone()).unwrap_or_default();
+    conditions.retain(|condition| condition.type_ != "DisruptionTarget");
+    conditions.push(PodCondition {
+        type_: "DisruptionTarget".into(),
+        status: "True".into(),
+        reason: Some("DeletionByPodGC".into()),
+        message: Some("PodGC: node no longer exists".into()),
+        last_transition_time: Some(Time(Timestamp::now())),
+        ..PodCondition::default()
+    });
+    conditions
 }
 
 #[cfg(test)]
@@ -130,11 +175,18 @@ mod tests {
             pod("5", "", "Pending", false),
             pod("6", "here", "Succeeded", false),
             pod("7", "here", "Failed", false),
+            pod("8", "down", "Running", true),
+            pod("9", "down", "Running", false),
         ];
-        let world =
-            World { pods, nodes: HashSet::from(["here".into()]), missing_before: HashSet::from(["gone".into()]), terminated_max: 1 };
+        let world = World {
+            pods,
+            nodes: HashSet::from(["here".into(), "down".into()]),
+            out_of_service: HashSet::from(["down".into()]),
+            missing_before: HashSet::from(["gone".into()]),
+            terminated_max: 1,
+        };
         let plan = plan(&world);
         let names = |pods: &[Arc<Pod>]| pods.iter().filter_map(|pod| pod.metadata.name.clone()).collect::<String>();
-        assert_eq!((names(&plan.orphans).as_str(), names(&plan.surplus).as_str(), plan.missing.len()), ("2", "46", 2));
+        assert_eq!((names(&plan.orphans).as_str(), names(&plan.surplus).as_str(), plan.missing.len()), ("2", "486", 2));
     }
 }

@@ -12,7 +12,7 @@ use crate::pods;
 
 /// Changes of pods are gathered for so long before a Service's endpoints are written: a thousand pods that start within a second
 /// are tens of writes, not a thousand.
-const GATHER: Duration = Duration::from_millis(25);
+const GATHER: Duration = Duration::from_millis(10);
 
 /// A port that clients of the Service reach on each endpoint.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -291,3 +291,77 @@ async fn a_stateful_set_rolls_its_numbered_pods_and_a_daemon_set_follows_the_nod
     let ready = || api.get("/apis/apps/v1/daemonsets", "a", "agent").unwrap()["status"]["numberReady"] == 2;
     until("both counted", ready).await;
 }
+
+/// Everything that a user may ask for, possible or not.
+fn wishes() -> Vec<(&'static str, Value)> {
+    let template = |app: &str| json!({"metadata": {"labels": {"app": app}}, "spec": {"containers": [{"name": "c", "image": "x"}]}});
+    let selector = |app: &str| json!({"matchLabels": {"app": app}});
+    let meta = |name: &str| json!({"namespace": "a", "name": name});
+    let claim = json!({"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}, "storageClassName": "none"});
+    vec![
+        (
+            "/api/v1/namespaces/a/replicationcontrollers",
+            json!({"metadata": meta("rc"), "spec": {"replicas": 3, "selector": {"app": "rc"}, "template": template("rc")}}),
+        ),
+        (
+            "/apis/apps/v1/namespaces/a/replicasets",
+            json!({"metadata": meta("one"), "spec": {"replicas": 2, "selector": selector("same"), "template": template("same")}}),
+        ),
+        // Wants the same pods as the one before.
+        (
+            "/apis/apps/v1/namespaces/a/replicasets",
+            json!({"metadata": meta("two"), "spec": {"replicas": 2, "selector": selector("same"), "template": template("same")}}),
+        ),
+        (
+            "/apis/apps/v1/namespaces/a/deployments",
+            json!({"metadata": meta("negative"), "spec": {"replicas": -3, "selector": selector("n"), "template": template("n")}}),
+        ),
+        (
+            "/apis/apps/v1/namespaces/a/statefulsets",
+            json!({"metadata": meta("db"), "spec": {"replicas": 2, "serviceName": "db", "selector": selector("db"), "template": template("db")}}),
+        ),
+        (
+            "/apis/batch/v1/namespaces/a/cronjobs",
+            json!({"metadata": meta("never"), "spec": {"schedule": "0 0 30 2 *", "jobTemplate": {"spec": {"template": template("cron")}}}}),
+        ),
+        (
+            "/apis/batch/v1/namespaces/a/cronjobs",
+            json!({"metadata": meta("nonsense"), "spec": {"schedule": "soon", "jobTemplate": {"spec": {"template": template("cron")}}}}),
+        ),
+        ("/api/v1/namespaces/a/persistentvolumeclaims", json!({"metadata": meta("unmet"), "spec": claim})),
+        (
+            "/apis/policy/v1/namespaces/a/poddisruptionbudgets",
+            json!({"metadata": meta("pdb"), "spec": {"minAvailable": "50%", "selector": selector("rc")}}),
+        ),
+        (
+            "/apis/autoscaling/v2/namespaces/a/horizontalpodautoscalers",
+            json!({"metadata": meta("hpa"), "spec": {"scaleTargetRef": {"apiVersion": "x/v1", "kind": "Nothing", "name": "x"}, "maxReplicas": 3}}),
+        ),
+        (
+            "/api/v1/namespaces/a/services",
+            json!({"metadata": meta("rc"), "spec": {"type": "LoadBalancer", "selector": {"app": "rc"}, "ports": [{"port": 80}]}}),
+        ),
+    ]
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whatever_is_asked_for_the_controllers_come_to_rest() {
+    let cluster = cluster();
+    for (path, object) in wishes() {
+        let body = bytes::Bytes::from(object.to_string());
+        cluster.client.request_json::<Value>(http::Method::POST, path, Some(body)).await.unwrap();
+    }
+    let api = cluster.api.clone();
+    let pods = || api.all(PODS).iter().filter(|pod| pod["status"]["phase"] == "Running").count();
+    until("nine pods", || pods() == 9).await;
+    until("the budget", || api.get("/apis/policy/v1/poddisruptionbudgets", "a", "pdb").unwrap()["status"]["disruptionsAllowed"] == 1).await;
+    // Somebody else's hand in what is ours.
+    api.edit("/api/v1/replicationcontrollers", "a", "rc", |rc| rc["status"] = json!({"replicas": 77}));
+    until("put right", || api.get("/api/v1/replicationcontrollers", "a", "rc").unwrap()["status"]["replicas"] == 3).await;
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    let writes = cluster.api.writes().len();
+    tokio::time::sleep(Duration::from_millis(900)).await;
+    let after: Vec<String> = cluster.api.writes()[writes..].iter().filter(|write| !write.contains("/events")).cloned().collect();
+    assert_eq!(after, [] as [String; 0]);
+    assert_eq!(created(&api), 9, "two sets that want the same pods do not take them from each other");
+}

@@ -26,6 +26,10 @@ pub fn install(config: &Config) -> Result<(), Error> {
         batch.add_rule(MASQUERADE_CHAIN, &masquerade(config, pods));
         batch.add_rule(SOURCE_CHAIN, &drop_forged(&config.link_prefix, pods));
     }
+    let tunnel = crate::peers::link_name(&config.link_prefix);
+    for prefix in [config.link_prefix.as_str(), &tunnel] {
+        batch.add_rule(SOURCE_CHAIN, &drop_to_loopback(prefix));
+    }
     for hidden in &config.hidden_cidrs {
         batch.add_rule(MASQUERADE_CHAIN, &masquerade(config, *hidden));
     }
@@ -49,6 +53,19 @@ fn masquerade(config: &Config, pods: Cidr) -> Vec<Expression> {
         rule.extend(Expression::in_network(R, network, true));
     }
     rule.push(Expression::Masquerade);
+    rule
+}
+
+/// A packet from a pod to the node's loopback addresses: on links with `route_localnet` nothing else would stop it (CVE-2020-8558).
+fn drop_to_loopback(link_prefix: &str) -> Vec<Expression> {
+    let mut rule = vec![
+        Expression::Meta { key: Meta::IncomingName, to: R },
+        Expression::Equal { register: R, value: link_prefix.as_bytes().to_vec() },
+    ];
+    rule.extend(Expression::is_family(Family::Ipv4, R));
+    rule.push(Expression::destination(Family::Ipv4, R));
+    rule.extend(Expression::in_network(R, ([127, 0, 0, 0].into(), 8), false));
+    rule.extend([Expression::Counter, Expression::Verdict(Verdict::Drop)]);
     rule
 }
 

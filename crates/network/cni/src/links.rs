@@ -95,14 +95,21 @@ impl<'a> Requests<'a> {
     pub fn up(&mut self, index: u32) {
         self.add("set link up", SETLINK, 0, |body| body.raw(&link_header(index, IFF_UP)));
     }
-    /// Forwarding of IPv4 on this link, and no IPv6 link-local address: nothing speaks to it and each would cost timers and packets.
+    /// Forwarding of IPv4 on this link; and what the node sends from 127.0.0.1 may go over it (host ports on the loopback address): the
+    /// firewall drops what comes back the other way round.
     pub fn make_router_end(&mut self, index: u32) {
         const INET_CONF: u16 = 1;
         const DEVCONF_FORWARDING: u16 = 1;
+        const DEVCONF_ROUTE_LOCALNET: u16 = 26;
         self.add("set link options", SETLINK, 0, |body| {
             body.raw(&link_header(index, 0));
             body.nested(IFLA_AF_SPEC, |families| {
-                families.nested(u16::from(AF_INET), |inet| inet.nested(INET_CONF, |conf| conf.u32_ne(DEVCONF_FORWARDING, 1)));
+                families.nested(u16::from(AF_INET), |inet| {
+                    inet.nested(INET_CONF, |conf| {
+                        conf.u32_ne(DEVCONF_FORWARDING, 1);
+                        conf.u32_ne(DEVCONF_ROUTE_LOCALNET, 1);
+                    });
+                });
             });
         });
     }

@@ -160,7 +160,7 @@ impl Peers {
 }
 
 /// Not with the prefix first: what begins with it is a pod's link, whose packets must have that pod's source.
-fn link_name(prefix: &str) -> String {
+pub(crate) fn link_name(prefix: &str) -> String {
     format!("vx-{prefix}")
 }
 

@@ -28,7 +28,8 @@ pub struct Config {
     pub log_interval: Duration,
     /// 0 picks a free port.
     pub port: u16,
-    pub tls: Option<Tls>,
+    /// The server's TLS, which asks for client certificates; absent, nothing is served.
+    pub tls: Option<std::sync::Arc<rustls::ServerConfig>>,
     /// Users and groups that may use the server with their client certificate (CN or O).
     pub server_users: Vec<String>,
     /// Replaces what the machine has: `cpu`, `memory`, `ephemeral-storage`, or adds extended resources.
@@ -47,21 +48,6 @@ pub struct Config {
     pub status_interval: Duration,
     /// Sandboxes and containers that are made at the same time; 0 is twice the processors.
     pub starts_max: usize,
-}
-
-/// PEM material of the server.
-#[derive(Clone)]
-pub struct Tls {
-    pub certificate_pem: String,
-    pub key_pem: String,
-    /// Who signs the client certificates that are let in.
-    pub client_ca_pem: String,
-}
-
-impl std::fmt::Debug for Tls {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Tls")
-    }
 }
 
 impl Config {

@@ -27,6 +27,7 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
 pub mod act;
+pub mod certificate;
 pub mod config;
 pub mod crispec;
 pub mod dns;
@@ -42,11 +43,10 @@ pub mod probe;
 pub mod pull;
 pub mod server;
 pub mod status;
-mod tls;
 pub mod worker;
 pub mod world;
 
-pub use config::{Config, Tls};
+pub use config::Config;
 
 use node::Machine;
 use probe::Probes;
@@ -61,8 +61,6 @@ pub enum Error {
     Directory { path: String, source: std::io::Error },
     #[error("serve on port {port}: {source}")]
     Listen { port: u16, source: std::io::Error },
-    #[error("TLS of the kubelet's server: {0}")]
-    Tls(String),
 }
 
 /// Runs the node until `drain`; pods keep running afterwards.
@@ -77,7 +75,7 @@ pub async fn run(
         std::fs::create_dir_all(directory).map_err(|source| Error::Directory { path: directory.display().to_string(), source })?;
     }
     let listening = match &config.tls {
-        Some(tls) => Some((tls::server_config(tls)?, listen(config.port).await?)),
+        Some(tls) => Some((tls.clone(), listen(config.port).await?)),
         None => None,
     };
     let machine = Machine::look(&config.data_directory);

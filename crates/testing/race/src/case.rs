@@ -19,12 +19,18 @@ pub fn all() -> &'static [Case] {
     &[
         Case { name: "store", title: "Store: durable puts", run: |options, dir| Box::pin(crate::store::race(options, dir)) },
         Case { name: "codec", title: "One Pod through every encoding", run: |options, dir| Box::pin(crate::codec::race(options, dir)) },
+        Case { name: "cel", title: "CEL rules", run: |options, dir| Box::pin(crate::cel::race(options, dir)) },
         Case {
             name: "boot",
             title: "Start, and what an idle cluster costs",
             run: |options, dir| Box::pin(crate::boot::race(options, dir)),
         },
         Case { name: "pods", title: "Pods on one node", run: |options, dir| Box::pin(crate::pods::race(options, dir)) },
+        Case {
+            name: "controllers",
+            title: "Controllers: pods, endpoints, garbage",
+            run: |options, dir| Box::pin(crate::controllers::race(options, dir)),
+        },
         Case { name: "api", title: "API requests over HTTPS", run: |options, dir| Box::pin(crate::api::race(options, dir)) },
         Case { name: "scheduler", title: "Scheduler", run: |options, dir| Box::pin(crate::scheduler::race(options, dir)) },
     ]

@@ -10,8 +10,10 @@ use clap::Parser;
 mod api;
 mod boot;
 mod case;
+mod cel;
 mod cluster;
 mod codec;
+mod controllers;
 mod etcd;
 mod floor;
 mod machine;
@@ -25,7 +27,7 @@ mod store;
 #[derive(Parser)]
 #[command(name = "cargo xtask race", about = "Measure, with the peer and the machine's floors in the same run")]
 pub struct Options {
-    /// store, codec, boot, pods, api or scheduler
+    /// store, codec, cel, boot, pods, api or scheduler
     case: String,
     /// Rounds; below five nothing is written to docs/benchmarks.md.
     #[arg(long, default_value_t = 5)]

@@ -114,7 +114,7 @@ impl Case {
 async fn run(case: &Case, dir: &Path) -> anyhow::Result<f64> {
     std::fs::create_dir_all(dir)?;
     let store = Arc::new(store::log::Log::open(dir, store::log::Options::default())?);
-    let cluster = Embedded::start(store.clone(), Parts { controllers: false, scheduler: None }).await?;
+    let cluster = Embedded::start(store.clone(), Parts { controllers: None, scheduler: None, taints: false }).await?;
     let admin = cluster.admin();
     objects::surroundings(&admin).await?;
     make(case.nodes, |number| {

@@ -13,13 +13,15 @@ use store::Store;
 
 /// What runs beside the API server.
 pub struct Parts {
-    pub controllers: bool,
+    pub controllers: Option<controllers::Config>,
     pub scheduler: Option<scheduler::Config>,
+    /// New nodes are tainted until a controller finds them ready, even where none is started here.
+    pub taints: bool,
 }
 
 impl Default for Parts {
     fn default() -> Self {
-        Self { controllers: true, scheduler: Some(scheduler::Config::default()) }
+        Self { controllers: Some(controllers::Config::default()), scheduler: Some(scheduler::Config::default()), taints: false }
     }
 }
 
@@ -33,7 +35,7 @@ pub struct Embedded {
 impl Embedded {
     pub async fn start(store: Arc<dyn Store>, parts: Parts) -> anyhow::Result<Self> {
         let mut admission = admission::Options::default();
-        if !parts.controllers {
+        if parts.controllers.is_none() && !parts.taints {
             // Nobody would take the taint of new nodes away.
             admission.disable.push("TaintNodesByCondition".into());
         }
@@ -43,9 +45,8 @@ impl Embedded {
         let drain = stdx::drain();
         let caches = Caches::new(&client(&server, "system:apiserver", &["system:masters"]), drain.clone());
         let embedded = Self { server, caches, drain };
-        if parts.controllers {
+        if let Some(settings) = parts.controllers {
             let client = embedded.client("system:kube-controller-manager", &["system:masters"]);
-            let settings = controllers::Config { root_ca: "simulated".into(), ..controllers::Config::default() };
             tokio::spawn(controllers::run_on(client, embedded.caches.clone(), settings, embedded.drain.clone()));
         }
         if let Some(config) = parts.scheduler {
@@ -59,6 +60,11 @@ impl Embedded {
     /// A client with an identity of its own.
     pub fn client(&self, username: &str, groups: &[&str]) -> Client {
         client(&self.server, username, groups)
+    }
+
+    /// What such a client speaks over.
+    pub fn transport(&self, username: &str, groups: &[&str]) -> Arc<dyn Transport> {
+        Arc::new(InProcess { server: self.server.clone(), user: UserInfo::authenticated(username, groups) })
     }
 
     pub fn admin(&self) -> Client {

@@ -19,11 +19,11 @@ impl Plugin for LimitRanger {
         "LimitRanger"
     }
     fn handles(&self, operation: Operation) -> bool {
-        operation == Operation::Create
+        matches!(operation, Operation::Create | Operation::Update)
     }
     fn mutate<'a>(&'a self, attributes: &'a mut Attributes, lookup: &'a dyn Lookup) -> Verdict<'a> {
         Box::pin(async move {
-            if attributes.is("", "pods") {
+            if attributes.is("", "pods") && attributes.operation == Operation::Create {
                 let ranges = lookup.list(&core("limitranges"), &attributes.namespace).await?;
                 if let Some(pod) = attributes.object.as_mut() {
                     ranges.iter().for_each(|range| fill_in(pod, range));
@@ -38,7 +38,9 @@ impl Plugin for LimitRanger {
 }
 
 async fn judge(attributes: &Attributes, lookup: &dyn Lookup) -> Result<(), Status> {
-    let is_pod = attributes.is("", "pods");
+    // Of pods only a resize changes what they ask for.
+    let part = if attributes.operation == Operation::Create { "" } else { "resize" };
+    let is_pod = attributes.is_part("", "pods", part);
     if !is_pod && !attributes.is("", "persistentvolumeclaims") {
         return Ok(());
     }

@@ -121,7 +121,7 @@ async fn mutate(
             }
         };
         let Some(changed) = changed else { continue };
-        let restored = lookup.restore(changed, &invocation.gvk).await?;
+        let restored = call::restored(attributes, changed, &invocation.gvk, lookup).await?;
         attributes.object = Some(restored);
         inputs.set_object(call::objects(attributes, &invocation.gvk, lookup).await?.new);
     }

@@ -101,7 +101,8 @@ async fn change(
         schema::merge::Error::Malformed(why) => undecodable(why),
         other => Failure::Fatal(Status::internal(other)),
     })?;
-    let restored = lookup.restore(patched, gvk).await.map_err(|status| Failure::Fatal(Status::internal(status.message)))?;
+    let restored =
+        call::restored(attributes, patched, gvk, lookup).await.map_err(|status| Failure::Fatal(Status::internal(status.message)))?;
     let changed = attributes.object.as_ref().is_none_or(|object| !rules::value::same(object, &restored));
     attributes.object = Some(restored);
     let note = json!({"configuration": hook.configuration, "webhook": hook.name, "patch": document, "patchType": "JSONPatch"});

@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 use std::time::Instant;
 
 use bytes::Bytes;
-use meta::gvk::GroupVersionKind;
+use meta::gvk::{GroupVersion, GroupVersionKind};
 use meta::status::Status;
 use rules::value::text;
 use serde_json::Value;
@@ -68,6 +68,18 @@ async fn versioned(object: &Option<Value>, gvk: &GroupVersionKind, lookup: &dyn 
     let version = gvk.group_version().to_string();
     let same = text(object, "apiVersion") == version && text(object, "kind") == gvk.kind;
     Ok(Some(if same { object.clone() } else { lookup.convert(object.clone(), gvk).await? }))
+}
+
+/// What a webhook or policy made of the object in the version `gvk`, in the version in which the write is worked on.
+pub async fn restored(attributes: &Attributes, object: Value, gvk: &GroupVersionKind, lookup: &dyn Lookup) -> Result<Value, Status> {
+    let restored = lookup.restore(object, gvk).await?;
+    let version = attributes.object.as_ref().map(|object| text(object, "apiVersion")).unwrap_or_default();
+    match GroupVersion::parse(version) {
+        Some(own) if version != text(&restored, "apiVersion") => {
+            lookup.convert(restored, &GroupVersionKind::new(&own.group, &own.version, &gvk.kind)).await
+        }
+        _ => Ok(restored),
+    }
 }
 
 /// Asks; an answer that comes back allows the write.

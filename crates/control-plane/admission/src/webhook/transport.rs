@@ -89,10 +89,19 @@ impl Destination {
         if url.is_empty() {
             return Err("webhook configuration must have either service or URL".into());
         }
+        let bundle = match trust {
+            Trust::Bundle(bundle) => Some(bundle),
+            _ => None,
+        };
+        Self::of_url(url, bundle)
+    }
+
+    /// A URL with the certificates (PEM) that are trusted there.
+    pub fn of_url(url: &str, bundle: Option<Vec<u8>>) -> Result<Self, String> {
         let uri: Uri = url.parse().map_err(|error| format!("Unparsable URL: {error}"))?;
         let host = uri.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
         let place = Place::Host { host, port: uri.port_u16().unwrap_or(443) };
-        Ok(Self { place, path: uri.path().to_owned(), trust })
+        Ok(Self { place, path: uri.path().to_owned(), trust: bundle.map_or(Trust::System, Trust::Bundle) })
     }
 
     /// As the `Host` header and the URL in errors say it.

@@ -36,7 +36,7 @@ pub async fn create(server: &Arc<Inner>, context: &Context, target: Target<'_>, 
     let media = negotiate::body_media(&context.headers, true)?;
     let mut review = codec::object(context, target.kind, &read_body(request).await?, media, &options)?;
     let status = match target.kind.facts.plural {
-        "tokenreviews" => token(server, target, &review).await?,
+        "tokenreviews" => token(server, &review).await?,
         "selfsubjectreviews" => json!({"userInfo": context.user}),
         "selfsubjectrulesreviews" => rules(server, context, &review),
         _ => access(server, context, target, &review)?,
@@ -45,24 +45,15 @@ pub async fn create(server: &Arc<Inner>, context: &Context, target: Target<'_>, 
     Ok(created(&review, format))
 }
 
-async fn token(server: &Inner, target: Target<'_>, review: &Value) -> Result<Value, Status> {
+async fn token(server: &Inner, review: &Value) -> Result<Value, Status> {
     let token = review["spec"]["token"].as_str().unwrap_or_default();
     if token.is_empty() {
         return Err(Status::bad_request("token is required for TokenReview in authentication"));
     }
-    let own = server.access.issuer.as_ref().map(|issuer| issuer.audiences().to_vec()).unwrap_or_default();
     let wanted: Vec<String> =
         review["spec"]["audiences"].as_array().into_iter().flatten().filter_map(|audience| audience.as_str().map(str::to_owned)).collect();
-    let audiences = if wanted.is_empty() { own } else { wanted };
-    let _ = target;
-    if let Some(user) = server.access.authenticator.token_user(token) {
-        return Ok(json!({"authenticated": true, "user": user, "audiences": audiences}));
-    }
-    Ok(match server.access.verify(&server.registry, token, &audiences).await {
-        Ok(claims) => {
-            let shared: Vec<&String> = claims.aud.iter().filter(|audience| audiences.contains(audience)).collect();
-            json!({"authenticated": true, "user": claims.user(), "audiences": shared})
-        }
+    Ok(match server.access.token(&server.registry, token, &wanted).await {
+        Ok(known) => json!({"authenticated": true, "user": known.user, "audiences": known.audiences}),
         Err(why) => json!({"user": {}, "error": format!("[invalid bearer token, {why}]")}),
     })
 }

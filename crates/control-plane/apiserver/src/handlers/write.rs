@@ -8,7 +8,7 @@ use meta::Status;
 use rules::Part;
 use serde_json::Value;
 
-use super::{read, read_body, respond};
+use super::{certificate, read, read_body, respond};
 use crate::Inner;
 use crate::context::{Context, WriteOptions};
 use crate::negotiate::{self, Media};
@@ -27,7 +27,8 @@ pub async fn create(server: &Arc<Inner>, context: &Context, target: Target<'_>, 
     let format = super::format(context, target.kind)?;
     let options = context.write_options()?;
     let media = negotiate::body_media(&context.headers, !target.kind.is_custom())?;
-    let object = codec::object(context, target.kind, &read_body(request).await?, media, &options)?;
+    let mut object = codec::object(context, target.kind, &read_body(request).await?, media, &options)?;
+    certificate::stamp(context, target.kind, &mut object)?;
     server.access.check_grant(&server.registry.caches, context, target.kind, &object, None)?;
     let object = server.registry.create(context, target, object, &options, Owners::Update).await?;
     respond(context, target.kind, StatusCode::CREATED, &object, format)
@@ -167,7 +168,8 @@ async fn apply(
             Err(status) => return Err(status),
             Ok(object) => return respond(context, kind, StatusCode::OK, &object, format),
         }
-        let fresh = merge(None)?;
+        let mut fresh = merge(None)?;
+        certificate::stamp(context, kind, &mut fresh)?;
         server.access.check_grant(&server.registry.caches, context, kind, &fresh, None)?;
         match server.registry.create(context, target, fresh, options, Owners::Applied).await {
             // Somebody created it in between: apply to that.

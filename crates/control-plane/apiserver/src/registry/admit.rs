@@ -95,7 +95,7 @@ impl Lookup for Reader {
     }
 
     fn convert<'a>(&'a self, object: Value, to: &'a GroupVersionKind) -> BoxFuture<'a, Result<Value, Status>> {
-        std::future::ready(Ok(versions::convert(&self.custom, object, to))).boxed()
+        std::future::ready(versions::convert(&self.custom, object, to)).boxed()
     }
 
     fn restore<'a>(&'a self, object: Value, from: &'a GroupVersionKind) -> BoxFuture<'a, Result<Value, Status>> {

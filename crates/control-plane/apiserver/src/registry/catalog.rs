@@ -92,6 +92,13 @@ impl Kind {
             None => Ok(value),
         }
     }
+    /// A custom resource in any version, in this one.
+    pub fn read_value(&self, value: Value) -> Result<Value, Status> {
+        match &self.custom {
+            Some(form) => Ok(form.read(vec![value])?.pop().unwrap_or_default()),
+            None => Ok(value),
+        }
+    }
     /// The bytes to store of an object of this kind.
     pub fn encode(&self, value: &Value) -> Result<bytes::Bytes, Status> {
         match &self.custom {

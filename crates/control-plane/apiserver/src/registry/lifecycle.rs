@@ -132,6 +132,7 @@ pub fn begin_update(kind: &Kind, new: &mut Value, old: &Value, part: Part) {
         Part::Subresource(name) => keep_all_but_subresource(new, old, name),
         Part::Main => {}
     }
+    crate::handlers::certificate::keep(kind, new, old, part);
 }
 
 /// The fields that a subresource writes; everything else stays.

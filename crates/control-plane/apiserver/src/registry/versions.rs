@@ -45,11 +45,13 @@ pub fn resource_of(custom: &Kinds, gvk: &GroupVersionKind) -> Option<(GroupVersi
     Some((GroupVersionResource::new(facts.group, facts.version, facts.plural), facts.namespaced))
 }
 
-/// A stored object in another version; one that is not stored (a Scale, a Binding) has one version only.
-pub fn convert(custom: &Kinds, object: Value, to: &GroupVersionKind) -> Value {
+/// A stored object in another version; one that is not stored (a Scale, a Binding) has one version only. Custom resources are worked on
+/// in the version that was asked for and may need their conversion webhook.
+pub fn convert(custom: &Kinds, object: Value, to: &GroupVersionKind) -> Result<Value, Status> {
     match by_kind(custom, to) {
-        Some(kind) if kind.converts() => convert::from_storage(&kind, object),
-        _ => object,
+        Some(kind) if kind.is_custom() => kind.read_value(object),
+        Some(kind) if kind.converts() => Ok(convert::from_storage(&kind, object)),
+        _ => Ok(object),
     }
 }
 

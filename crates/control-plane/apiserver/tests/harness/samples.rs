@@ -23,6 +23,16 @@ pub fn sample(group: &str, version: &str, kind: &str, name: &str) -> Value {
         object["spec"]["group"] = format!("{name}.example.com").into();
     }
     object["metadata"]["name"] = named.into();
+    // Their names repeat what they are about.
+    match kind {
+        "APIService" => object["spec"]["group"] = format!("{name}.example.com").into(),
+        "CustomResourceDefinition" => {
+            let capital = format!("{}{}", name[..1].to_uppercase(), &name[1..]);
+            object["spec"]["names"] =
+                json!({"plural": format!("{name}s"), "singular": name, "kind": capital, "listKind": format!("{capital}List")});
+        }
+        _ => {}
+    }
     object
 }
 
@@ -131,10 +141,9 @@ fn extension(kind: &str) -> Value {
             "mutations": [{"patchType": "ApplyConfiguration", "applyConfiguration": {"expression": "Object{}"}}]}}),
         "MutatingAdmissionPolicyBinding" => json!({"spec": {"policyName": "p"}}),
         "CustomResourceDefinition" => json!({"spec": {"group": "test.example.com", "scope": "Namespaced",
-            "names": {"plural": "samples", "singular": "sample", "kind": "Sample", "listKind": "SampleList"},
             "versions": [{"name": "v1", "served": true, "storage": true, "schema": {"openAPIV3Schema": {"type": "object"}}}]}}),
         "APIService" => {
-            json!({"spec": {"group": "sample.example.com", "version": "v1", "groupPriorityMinimum": 1000, "versionPriority": 15,
+            json!({"spec": {"version": "v1", "groupPriorityMinimum": 1000, "versionPriority": 15,
             "insecureSkipTLSVerify": true, "service": {"namespace": "default", "name": "s"}}})
         }
         other => panic!("no sample of {other}"),

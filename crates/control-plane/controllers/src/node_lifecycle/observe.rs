@@ -26,6 +26,8 @@ pub(super) struct World {
     pub grace: Duration,
     /// No node of the cluster is ready.
     pub full_disruption: bool,
+    /// It may be emptied now: its zone's turn has come.
+    pub may_empty: bool,
     pub pods: Vec<Arc<Pod>>,
     pub now: Timestamp,
 }
@@ -39,14 +41,21 @@ impl Controller {
         let silent_for = self.silence(name, &node);
         let grace = self.config.node_monitor_grace_period;
         let troubled = silent_for > grace || !plan::is_ready(&node);
+        let full_disruption = troubled && !self.is_another_ready(name);
+        let may_empty = troubled && !full_disruption && !plan::is_emptied(&node) && self.take_turn(&node);
         Some(World {
             silent_for,
             grace,
-            full_disruption: troubled && !self.is_another_ready(name),
+            full_disruption,
+            may_empty,
             pods: self.pods.by_index(pods::BY_NODE, name),
             node,
             now: Timestamp::now(),
         })
+    }
+
+    fn take_turn(&self, node: &Node) -> bool {
+        self.zones.lock().unwrap_or_else(PoisonError::into_inner).take_turn(node, &self.nodes.list(), Instant::now())
     }
 
     /// Only asked about a node in trouble: a healthy cluster never looks at all of its nodes.

@@ -96,6 +96,11 @@ fn current_taints(node: &Node) -> &[Taint] {
     node.spec.as_ref().and_then(|spec| spec.taints.as_deref()).unwrap_or_default()
 }
 
+/// Its pods are being evicted because of its health.
+pub(super) fn is_emptied(node: &Node) -> bool {
+    current_taints(node).iter().any(|taint| [NOT_READY, UNREACHABLE].contains(&taint.key.as_str()) && taint.effect == NO_EXECUTE)
+}
+
 /// Everybody else's taints as they are, ours as they should be; one that stays keeps the time it was added.
 fn taints(world: &World, node: &Node) -> Vec<Taint> {
     let current = current_taints(&world.node);
@@ -113,7 +118,8 @@ fn taints(world: &World, node: &Node) -> Vec<Taint> {
     };
     if let Some(key) = trouble {
         add(key, NO_SCHEDULE);
-        if !world.full_disruption {
+        // One that is being emptied already goes on, whatever its trouble is called now.
+        if !world.full_disruption && (world.may_empty || is_emptied(&world.node)) {
             add(key, NO_EXECUTE);
         }
     }
@@ -162,6 +168,7 @@ mod tests {
             silent_for: Duration::from_secs(silent),
             grace: Duration::from_secs(50),
             full_disruption,
+            may_empty: true,
             pods: vec![Arc::new(serde_json::from_value(pod).unwrap())],
             now: "2026-01-01T00:00:00Z".parse().unwrap(),
         }
@@ -186,6 +193,12 @@ mod tests {
             let plan = plan(&world(ready, silent, full, spec));
             assert_eq!((words(&plan).as_str(), plan.unready.len()), (expected, unready), "{ready} {silent}");
         }
+    }
+
+    #[test]
+    fn a_node_whose_turn_has_not_come_is_kept_free_but_not_emptied() {
+        let world = World { may_empty: false, ..world("False", 0, false, json!({})) };
+        assert_eq!(words(&plan(&world)), "not-ready:NoSchedule disk-pressure:NoSchedule");
     }
 
     #[test]

@@ -254,12 +254,9 @@ fn node_port_addresses(config: &Config, layout: Layout) -> Vec<Vec<E>> {
         steps
     };
     if config.nodeport_addresses.is_empty() {
-        // A packet to 127.0.0.1 must not leave the loopback interface, so an endpoint could never answer it.
-        let loopback = match layout.family {
-            Family::V4 => ([127, 0, 0, 0].into(), 8),
-            Family::V6 => ([0u16, 0, 0, 0, 0, 0, 0, 1].into(), 128),
-        };
-        return vec![restrict(loopback, true)];
+        // A packet to ::1 cannot leave the loopback interface; one to 127.0.0.1 may, where the pods' links allow it.
+        let loopback = ([0u16, 0, 0, 0, 0, 0, 0, 1].into(), 128);
+        return vec![if layout.family == Family::V6 { restrict(loopback, true) } else { Vec::new() }];
     }
     let networks = config.nodeport_addresses.iter().filter(|network| Family::of(network.0) == layout.family);
     networks.map(|network| restrict(*network, false)).collect()
@@ -281,6 +278,16 @@ fn install_postrouting(batch: &mut Batch) {
         hairpin.push(E::Masquerade);
         batch.add_rule(POSTROUTING_CHAIN, &hairpin);
     }
+    // From 127.0.0.1 to a pod: the pod could only answer to itself.
+    let v4 = Layout::of(Family::V4);
+    let mut from_loopback = has_bit(E::Ct { key: Ct::Status, to: register }, CT_STATUS_DNAT).to_vec();
+    from_loopback.extend(v4.is_family());
+    from_loopback.push(v4.load_source());
+    from_loopback.extend(E::in_network(v4.source(), ([127, 0, 0, 0].into(), 8), false));
+    from_loopback.push(v4.load_destination());
+    from_loopback.extend(E::in_network(v4.destination(), ([127, 0, 0, 0].into(), 8), true));
+    from_loopback.push(E::Masquerade);
+    batch.add_rule(POSTROUTING_CHAIN, &from_loopback);
 }
 
 /// The chain that balances over so many endpoints.

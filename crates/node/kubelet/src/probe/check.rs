@@ -116,7 +116,7 @@ pub async fn http_get(get: &HTTPGetAction, container: &Container, pod_ip: &str) 
     let request = http_request(get, &url).map_err(failed)?;
     let (status, body) = if url.starts_with("https:") {
         let name = ServerName::try_from(host.to_owned()).map_err(|error| failed(error.to_string()))?;
-        let connector = tokio_rustls::TlsConnector::from(unverified_tls().map_err(failed)?);
+        let connector = tokio_rustls::TlsConnector::from(auth::pki::unverified_client_config().map_err(|error| failed(error.to_string()))?);
         let stream = connector.connect(name, stream).await.map_err(|error| failed(error.to_string()))?;
         exchange(stream, request).await
     } else {
@@ -163,53 +163,6 @@ where
             Some(result) => result,
             None => Err(ended.err().map_or("EOF".into(), |error| error.to_string())),
         },
-    }
-}
-
-/// Probes do not verify certificates, as upstream.
-fn unverified_tls() -> Result<Arc<rustls::ClientConfig>, String> {
-    static CONFIG: std::sync::OnceLock<Result<Arc<rustls::ClientConfig>, String>> = std::sync::OnceLock::new();
-    let make = || {
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let builder = rustls::ClientConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions();
-        let builder = builder.map_err(|error| error.to_string())?;
-        Ok(Arc::new(builder.dangerous().with_custom_certificate_verifier(Arc::new(AnyCertificate(provider))).with_no_client_auth()))
-    };
-    CONFIG.get_or_init(make).clone()
-}
-
-#[derive(Debug)]
-struct AnyCertificate(Arc<rustls::crypto::CryptoProvider>);
-
-impl rustls::client::danger::ServerCertVerifier for AnyCertificate {
-    fn verify_server_cert(
-        &self,
-        _: &rustls::pki_types::CertificateDer<'_>,
-        _: &[rustls::pki_types::CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: rustls::pki_types::UnixTime,
-    ) -> Result<rustls::client::danger::ServerCertVerified, rustls::Error> {
-        Ok(rustls::client::danger::ServerCertVerified::assertion())
-    }
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &rustls::pki_types::CertificateDer<'_>,
-        signature: &rustls::DigitallySignedStruct,
-    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls12_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
-    }
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &rustls::pki_types::CertificateDer<'_>,
-        signature: &rustls::DigitallySignedStruct,
-    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls13_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
-    }
-    fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod connect;
+mod custom_resources;
 mod images;
 mod kubectl;
 mod network;

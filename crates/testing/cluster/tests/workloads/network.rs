@@ -217,11 +217,30 @@ fn a_host_port_leads_to_the_pod_and_only_one_pod_gets_it() {
     ns.wait("condition=Ready", &["pod/one"]);
     let address = format!("{}:26080", ns.cluster.node_address());
     wait_for("the host port answers", 20, || http::get(&address, "/hostname").and_then(|name| ensure(name == "one\n", name)));
+    // The conformance tests ask for this one, too.
+    assert_eq!(http::get("127.0.0.1:26080", "/hostname").as_deref(), Ok("one\n"));
     ns.apply(&pod("two"));
     ns.wait_for_event("two", "FailedScheduling", "1 node(s) didn't have free ports for the requested pod ports");
     ns.kubectl(&["delete", "pod", "one"]).ok();
     ns.wait("condition=Ready", &["pod/two"]);
     wait_for("it leads to the second", 20, || http::get(&address, "/hostname").and_then(|name| ensure(name == "two\n", name)));
+}
+
+#[test]
+fn the_same_host_port_on_other_addresses_is_another_port() {
+    let ns = Namespace::new("hostip");
+    for (name, address) in [("loopback", "127.0.0.1".to_owned()), ("node", ns.cluster.node_address())] {
+        ns.apply(&format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec:\n  containers:\n  - {{name: main, image: sternpost.io/toolbox, ports: [{{containerPort: 8080, hostPort: 26083, hostIP: {address}}}]}}\n"
+        ));
+    }
+    ns.wait("condition=Ready", &["pod/loopback", "pod/node"]);
+    for (name, address) in [("loopback", "127.0.0.1".to_owned()), ("node", ns.cluster.node_address())] {
+        let wanted = format!("{name}\n");
+        wait_for("its own pod answers", 20, || {
+            http::get(&format!("{address}:26083"), "/hostname").and_then(|name| ensure(name == wanted, name))
+        });
+    }
 }
 
 #[test]

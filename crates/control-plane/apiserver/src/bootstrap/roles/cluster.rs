@@ -313,5 +313,8 @@ pub fn bindings() -> Vec<Value> {
     bindings.push(binding("sternpost:kubelet-bootstrap", "ClusterRole", "system:node-bootstrapper", vec![joining.clone()]));
     bindings.push(binding("sternpost:node-autoapprove-bootstrap", "ClusterRole", &format!("{requests}:nodeclient"), vec![joining]));
     bindings.push(binding("sternpost:node-autoapprove-renewal", "ClusterRole", &format!("{requests}:selfnodeclient"), vec![nodes]));
+    // What the API server shows to kubelets: no more than their own API.
+    let kubelets = vec![user("kube-apiserver-kubelet-client")];
+    bindings.push(binding("sternpost:apiserver-kubelet-client", "ClusterRole", "system:kubelet-api-admin", kubelets));
     bindings
 }

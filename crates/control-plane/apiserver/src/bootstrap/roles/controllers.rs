@@ -35,7 +35,8 @@ const ALL: &[(&str, &[Words])] = &[
         &[
             rule("delete get list watch", CERTIFICATES, "certificatesigningrequests"),
             rule("update", CERTIFICATES, "certificatesigningrequests/approval certificatesigningrequests/status"),
-            rule("approve", CERTIFICATES, "signers").named("kubernetes.io/kube-apiserver-client-kubelet"),
+            // Serving too, beside upstream's: only names and addresses that the Node has.
+            rule("approve", CERTIFICATES, "signers").named("kubernetes.io/kube-apiserver-client-kubelet kubernetes.io/kubelet-serving"),
             rule("sign", CERTIFICATES, "signers").named(
                 "kubernetes.io/kube-apiserver-client kubernetes.io/kube-apiserver-client-kubelet kubernetes.io/kubelet-serving \
                  kubernetes.io/legacy-unknown",

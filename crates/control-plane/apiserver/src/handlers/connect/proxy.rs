@@ -80,7 +80,7 @@ impl<'a> Place<'a> {
 
     fn at(&self, address: IpAddr, port: u16) -> Result<Backend, Status> {
         let tls = match self.https {
-            true => Some(backend::unverified().ok_or_else(|| Status::internal("TLS to backends is not available"))?),
+            true => Some(auth::pki::unverified_client_config().map_err(Status::internal)?),
             false => None,
         };
         Ok(Backend { address, port, tls })

@@ -1,0 +1,126 @@
+//! Who asks: front-proxy headers, client certificate, bearer token, in upstream's order; nobody is `system:anonymous`.
+
+use auth::UserInfo;
+use auth::authenticate::{bearer, websocket_token};
+use auth::tls::Peer;
+use auth::tokens::{Claims, Reference};
+use http::{HeaderMap, Request};
+use meta::Status;
+
+use super::{Access, bootstrap_token};
+use crate::object::meta;
+use crate::registry::{Registry, Target, catalog};
+use crate::reply::Body;
+use crate::serve::ClientCertificate;
+
+/// A token's owner and, of the audiences that were asked for, those that it is for.
+pub struct Known {
+    pub user: UserInfo,
+    pub audiences: Vec<String>,
+}
+
+impl Access {
+    pub async fn authenticate(&self, registry: &Registry, request: &Request<Body>) -> Result<UserInfo, Status> {
+        let headers = request.headers();
+        let peer = request.extensions().get::<ClientCertificate>();
+        match peer.map(|certificate| &certificate.0) {
+            Some(Peer::User(user)) => return Ok(user.clone()),
+            Some(Peer::FrontProxy(name)) if self.front_proxies.is_empty() || self.front_proxies.contains(name) => {
+                if let Some(user) = fronted(headers) {
+                    return Ok(user);
+                }
+            }
+            _ => {}
+        }
+        let Some(token) = bearer(headers).map(str::to_owned).or_else(|| websocket_token(headers)) else {
+            // A certificate that stands for nobody is a failed attempt, not an absent one.
+            return if peer.is_some() { Err(Status::unauthorized()) } else { Ok(UserInfo::anonymous()) };
+        };
+        // Boxed: most requests carry no token, and need not carry this future.
+        match Box::pin(self.token(registry, &token, &[])).await {
+            Ok(known) => Ok(known.user),
+            Err(why) => {
+                tracing::debug!(why, "authentication");
+                Err(Status::unauthorized())
+            }
+        }
+    }
+
+    /// Whose token it is. Without `audiences` the API server's own are meant.
+    pub async fn token(&self, registry: &Registry, token: &str, audiences: &[String]) -> Result<Known, String> {
+        let own = self.issuer.as_ref().map(|issuer| issuer.audiences().to_vec()).unwrap_or_default();
+        let wanted = if audiences.is_empty() { &own } else { audiences };
+        // Tokens that know no audience are for the API server.
+        let for_us = || wanted.iter().filter(|audience| own.contains(audience)).cloned().collect::<Vec<_>>();
+        let ours = audiences.is_empty() || !for_us().is_empty();
+        if let Some(user) = self.authenticator.token_user(token).filter(|_| ours) {
+            return Ok(Known { user, audiences: for_us() });
+        }
+        if let Some(id) = bootstrap_token::id(token).filter(|_| ours) {
+            return Ok(Known { user: bootstrap_token::user(registry, id, token).await?, audiences: for_us() });
+        }
+        let claims = self.verify(registry, token, wanted).await?;
+        let audiences = claims.aud.iter().filter(|audience| wanted.contains(audience)).cloned().collect();
+        Ok(Known { user: claims.user(), audiences })
+    }
+
+    /// A service account token whose objects all still exist.
+    async fn verify(&self, registry: &Registry, token: &str, audiences: &[String]) -> Result<Claims, String> {
+        let issuer = self.issuer.as_ref().ok_or("no token is accepted here")?;
+        let claims = issuer.verify(token, audiences).map_err(|error| error.to_string())?;
+        let bound = &claims.kubernetes;
+        let namespace = bound.namespace.as_str();
+        check(registry, "serviceaccounts", namespace, Some(&bound.serviceaccount)).await?;
+        check(registry, "pods", namespace, bound.pod.as_ref()).await?;
+        let secret = check(registry, "secrets", namespace, bound.secret.as_ref()).await?;
+        if claims.is_legacy() {
+            legacy(secret, token)?;
+        }
+        if bound.pod.is_none() {
+            check(registry, "nodes", "", bound.node.as_ref()).await?;
+        }
+        Ok(claims)
+    }
+}
+
+/// A token without an end counts as long as the Secret holds it.
+fn legacy(secret: Option<serde_json::Value>, token: &str) -> Result<(), String> {
+    use base64::Engine;
+    let held = secret.map(|secret| secret["data"]["token"].as_str().unwrap_or_default().to_owned()).unwrap_or_default();
+    let held = base64::engine::general_purpose::STANDARD.decode(held).unwrap_or_default();
+    if held == token.as_bytes() { Ok(()) } else { Err("Token has been invalidated".into()) }
+}
+
+/// Whom the front proxy speaks for.
+fn fronted(headers: &HeaderMap) -> Option<UserInfo> {
+    let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned();
+    let username = Some(text("x-remote-user")).filter(|name| !name.is_empty())?;
+    let groups = headers.get_all("x-remote-group").iter().filter_map(|value| value.to_str().ok().map(str::to_owned)).collect();
+    let mut user = UserInfo { username, uid: text("x-remote-uid"), groups, ..UserInfo::default() };
+    for (name, value) in headers {
+        if let (Some(key), Ok(value)) = (name.as_str().strip_prefix("x-remote-extra-"), value.to_str()) {
+            user.extra.entry(crate::request::percent_decode(key, false)).or_default().push(value.to_owned());
+        }
+    }
+    Some(super::complete(user))
+}
+
+/// The object, if it is still the one that is meant; `None` where none is meant.
+async fn check(
+    registry: &Registry,
+    plural: &str,
+    namespace: &str,
+    wanted: Option<&Reference>,
+) -> Result<Option<serde_json::Value>, String> {
+    let (Some(wanted), Some(kind)) = (wanted, catalog::stored("", plural)) else {
+        return Ok(None);
+    };
+    let target = Target { kind, namespace, name: &wanted.name };
+    let found =
+        registry.find(target).await.map_err(|status| status.message)?.ok_or_else(|| format!("{plural} {:?} is gone", wanted.name))?;
+    let value = found.value();
+    if !wanted.uid.is_empty() && meta(&value, "uid") != wanted.uid {
+        return Err(format!("{plural} {:?} is another one now", wanted.name));
+    }
+    Ok(Some(value))
+}

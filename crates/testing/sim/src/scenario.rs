@@ -1,0 +1,194 @@
+//! Two Deployments that are created, scaled, rolled and robbed of pods, while requests get lost and the components are restarted at any moment. Then
+//! the sky clears, and the cluster must come to the state that the objects ask for: the same for each seed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use client::{Client, DeleteParams, ListParams, Patch};
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::{Node, Pod};
+use reconcile::{Caches, EventRecorder};
+use serde_json::{Value, json};
+use stdx::Drain;
+
+use crate::chaos::{Chaotic, Sky, Weather};
+use crate::{Embedded, Parts, Random};
+
+const NODES: usize = 5;
+const NODE_CPU: i64 = 8;
+/// How long the storm lasts, and how long the cluster may take after it.
+const STORM: Duration = Duration::from_millis(2500);
+const CALM_MAX: Duration = Duration::from_secs(60);
+
+/// What differs from run to run.
+#[derive(Clone)]
+pub struct Plan {
+    pub seed: u64,
+    pub scheduler: scheduler::Config,
+}
+
+/// The end of a run, without names and times.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Outcome {
+    /// Running and ready pods by app and image.
+    pub pods: BTreeMap<(String, String), usize>,
+    /// What must never be.
+    pub faults: BTreeSet<String>,
+}
+
+/// What every run must come to.
+pub fn expected() -> Outcome {
+    let pods = [("a", "a:1", 12), ("b", "b:2", 10)];
+    let pods = pods.into_iter().map(|(app, image, count)| ((app.to_owned(), image.to_owned()), count)).collect();
+    Outcome { pods, faults: BTreeSet::new() }
+}
+
+/// Runs it to the end, or until the cluster had its time.
+pub async fn run(plan: &Plan) -> anyhow::Result<Outcome> {
+    let store = Arc::new(store::memory::Memory::new());
+    let parts = Parts { controllers: None, scheduler: None, taints: true };
+    let cluster = Embedded::start(store, parts).await?;
+    let sky = Sky::new(plan.seed, Weather::stormy());
+    let mut random = Random::new(plan.seed ^ 0xC1A0);
+    let components = Components { cluster: &cluster, sky: &sky, plan };
+    let mut running = [components.controllers(), components.scheduler(), components.hollow()];
+    let restarts = async {
+        loop {
+            tokio::time::sleep(random.up_to(STORM / 5)).await;
+            let which = random.below(3) as usize;
+            running[which].stop();
+            running[which] = [Components::controllers, Components::scheduler, Components::hollow][which](&components);
+        }
+    };
+    let admin = cluster.admin();
+    tokio::select! {
+        () = restarts => {}
+        done = script(&admin, plan.seed) => done?,
+    }
+    sky.clear_up();
+    let end = tokio::time::Instant::now() + CALM_MAX;
+    let mut outcome = look(&admin).await?;
+    while outcome != expected() && outcome.faults.is_empty() && tokio::time::Instant::now() < end {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        outcome = look(&admin).await?;
+    }
+    running.iter().for_each(Drain::stop);
+    Ok(outcome)
+}
+
+struct Components<'a> {
+    cluster: &'a Embedded,
+    sky: &'a Sky,
+    plan: &'a Plan,
+}
+
+impl Components<'_> {
+    fn client(&self, name: &str) -> Client {
+        let inner = self.cluster.transport(name, &["system:masters"]);
+        Client::new(Arc::new(Chaotic { inner, sky: self.sky.clone() })).named(name)
+    }
+
+    fn controllers(&self) -> Drain {
+        let drain = stdx::drain();
+        let client = self.client("system:kube-controller-manager");
+        let caches = Caches::new(&client, drain.clone());
+        tokio::spawn(controllers::run_on(client, caches, controllers::Config::default(), drain.clone()));
+        drain
+    }
+
+    fn scheduler(&self) -> Drain {
+        let drain = stdx::drain();
+        let client = self.client("system:kube-scheduler");
+        let recorder = EventRecorder::start(&client, "default-scheduler", None, drain.clone());
+        let caches = Caches::new(&client, drain.clone());
+        tokio::spawn(scheduler::run(self.plan.scheduler.clone(), client, caches, recorder, drain.clone()));
+        drain
+    }
+
+    fn hollow(&self) -> Drain {
+        let drain = stdx::drain();
+        let config =
+            hollow::Config { nodes: NODES, cpu: NODE_CPU.to_string(), heartbeat: Duration::from_secs(5), ..hollow::Config::default() };
+        tokio::spawn(hollow::run(config, self.client("system:hollow"), drain.clone()));
+        drain
+    }
+}
+
+/// What the users do; their own requests arrive.
+async fn script(admin: &Client, seed: u64) -> anyhow::Result<()> {
+    let mut random = Random::new(seed ^ 0x5C21);
+    let pause = STORM / 5;
+    let (created, mut left) = (deployment("a", 20)?, vec![0, 1, 2, 3]);
+    admin.create(&created).await?;
+    admin.create(&deployment("b", 10)?).await?;
+    while !left.is_empty() {
+        tokio::time::sleep(random.up_to(pause)).await;
+        match left.swap_remove(random.below(left.len() as u64) as usize) {
+            0 => patch(admin, "a", json!({ "spec": { "replicas": 12 } })).await?,
+            1 => {
+                patch(admin, "b", json!({ "spec": { "template": { "spec": { "containers": [{ "name": "c", "image": "b:2" }] } } } }))
+                    .await?
+            }
+            _ => rob(admin, &mut random).await?,
+        }
+    }
+    tokio::time::sleep(pause).await;
+    Ok(())
+}
+
+fn deployment(name: &str, replicas: usize) -> anyhow::Result<Deployment> {
+    let container = json!({ "name": "c", "image": format!("{name}:1"), "resources": { "requests": { "cpu": "1500m" } } });
+    Ok(serde_json::from_value(json!({
+        "metadata": { "name": name, "namespace": "default" },
+        "spec": {
+            "replicas": replicas, "selector": { "matchLabels": { "app": name } },
+            "template": {
+                "metadata": { "labels": { "app": name } },
+                "spec": { "containers": [container], "terminationGracePeriodSeconds": 1, "automountServiceAccountToken": false },
+            },
+        },
+    }))?)
+}
+
+async fn patch(admin: &Client, name: &str, patch: Value) -> anyhow::Result<()> {
+    Ok(admin.patch::<Deployment>(Some("default"), name, &Patch::Strategic(patch), "").await.map(drop)?)
+}
+
+/// Three pods go.
+async fn rob(admin: &Client, random: &mut Random) -> anyhow::Result<()> {
+    let pods = admin.list::<Pod>(&ListParams::in_namespace("default")).await?.items;
+    for _ in 0..3.min(pods.len()) {
+        let name = random.of(&pods).metadata.name.clone().unwrap_or_default();
+        match admin.delete::<Pod>(Some("default"), &name, &DeleteParams::default()).await {
+            Err(error) if !error.is_not_found() => return Err(error.into()),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+async fn look(admin: &Client) -> anyhow::Result<Outcome> {
+    let mut outcome = Outcome::default();
+    let nodes = admin.list::<Node>(&ListParams::default()).await?.items;
+    let names: BTreeSet<String> = nodes.into_iter().filter_map(|node| node.metadata.name).collect();
+    let mut used: BTreeMap<String, i64> = BTreeMap::new();
+    for pod in admin.list::<Pod>(&ListParams::in_namespace("default")).await?.items {
+        let (spec, status) = (pod.spec.unwrap_or_default(), pod.status.unwrap_or_default());
+        let app = pod.metadata.labels.unwrap_or_default().remove("app").unwrap_or_default();
+        let image = spec.containers.first().and_then(|container| container.image.clone()).unwrap_or_default();
+        if let Some(node) = spec.node_name.filter(|node| !node.is_empty()) {
+            if !names.contains(&node) {
+                outcome.faults.insert(format!("a pod is on {node}, which does not exist"));
+            }
+            *used.entry(node).or_default() += 1500;
+        }
+        let ready = status.conditions.into_iter().flatten().any(|condition| condition.type_ == "Ready" && condition.status == "True");
+        let key = if ready { (app, image) } else { (app, format!("{image}, not ready")) };
+        *outcome.pods.entry(key).or_default() += 1;
+    }
+    for (node, used) in used.into_iter().filter(|(_, used)| *used > 1000 * NODE_CPU) {
+        outcome.faults.insert(format!("{node} has {NODE_CPU} CPU and gives {used}m"));
+    }
+    Ok(outcome)
+}
