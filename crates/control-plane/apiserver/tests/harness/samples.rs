@@ -19,9 +19,6 @@ pub fn sample(group: &str, version: &str, kind: &str, name: &str) -> Value {
         let list = format!("{kind}List");
         object["spec"]["names"] = json!({"plural": format!("{name}s"), "singular": name, "kind": kind, "listKind": list});
     }
-    if group == "apiregistration.k8s.io" {
-        object["spec"]["group"] = format!("{name}.example.com").into();
-    }
     object["metadata"]["name"] = named.into();
     // Their names repeat what they are about.
     match kind {
