@@ -237,6 +237,7 @@ pub fn api_config(config: &Config, certificates: &Certificates, node_ip: IpAddr)
         port: config.api_port,
         served: schema::resources::Served::parse(&config.runtime_config).context("runtimeConfig")?,
         admission: admission_options(config)?,
+        front_proxy: Some(certificates.front_proxy.clone()),
         ..apiserver::Config::default()
     })
 }

@@ -103,11 +103,19 @@ pub fn validate_status(crd: &Value) -> Vec<Error> {
     errors
 }
 
+/// The annotation that says where a protected group's API was approved.
+pub const APPROVED: &str = "api-approved.kubernetes.io";
+
+/// A group of the Kubernetes community.
+pub fn is_protected(group: &str) -> bool {
+    let of = |domain: &str| group == domain || group.strip_suffix(domain).is_some_and(|rest| rest.ends_with('.'));
+    of("k8s.io") || of("kubernetes.io")
+}
+
 /// Groups of the Kubernetes community are protected (KEP-1111).
 fn approved(crd: &Value, group: &str, errors: &mut Vec<Error>) {
-    const ANNOTATION: &str = "api-approved.kubernetes.io";
-    let protected = group == "k8s.io" || group == "kubernetes.io" || group.ends_with(".k8s.io") || group.ends_with(".kubernetes.io");
-    if !protected {
+    const ANNOTATION: &str = APPROVED;
+    if !is_protected(group) {
         return;
     }
     let path = Path::new("metadata").child("annotations").key(ANNOTATION);

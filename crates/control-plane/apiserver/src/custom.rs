@@ -19,7 +19,7 @@ use arc_swap::ArcSwap;
 use crate::registry::catalog::Kind;
 
 pub use form::Form;
-pub use run::run;
+pub use run::{begin_deletion, run};
 
 /// The custom kinds that are served now. Readers take a snapshot; a change of a CRD replaces it whole.
 #[derive(Default)]

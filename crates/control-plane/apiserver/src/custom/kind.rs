@@ -31,12 +31,13 @@ pub fn of_crd(crd: &Value, since: u64) -> Vec<Arc<Kind>> {
 
 fn of_version(crd: &Value, version: &Value, since: u64, strategy: Arc<Strategy>) -> Kind {
     let facts = facts(crd, version);
+    let versions = crd["spec"]["versions"].as_array().map(Vec::as_slice).unwrap_or_default();
     let schema = version.pointer("/schema/openAPIV3Schema").cloned().unwrap_or_default();
     let node = Node::read(&schema);
     let preserve = crd["spec"]["preserveUnknownFields"] == true;
     let name = format!("{}.{}.{}", reversed(facts.group), facts.version, facts.kind);
     let found = model::root(&node, &name, preserve);
-    let rules = RulesRef::Owned(Arc::new(CustomRules::new(facts, version, node.clone(), expressions::compile(&node))));
+    let rules = RulesRef::Owned(Arc::new(CustomRules::new(facts, version, versions, node.clone(), expressions::compile(&node))));
     let storage = Storage {
         prefix: format!("/registry/{}/{}/", facts.group, facts.plural),
         group: facts.group,

@@ -26,7 +26,8 @@ const NAME: &str = "Name must be unique within a namespace. Is required when cre
 const AGE: &str = "CreationTimestamp is a timestamp representing the server time when this object was created. It is not guaranteed to be set in happens-before order across separate operations. Clients may not set this value. It is represented in RFC3339 form and is in UTC.";
 
 impl CustomRules {
-    pub fn new(facts: &'static Resource, version: &Value, node: Node, expressions: Option<expressions::Rules>) -> Self {
+    /// `versions` are all of the CRD: the cache asks for the fields of any of them once.
+    pub fn new(facts: &'static Resource, version: &Value, versions: &[Value], node: Node, expressions: Option<expressions::Rules>) -> Self {
         let mut columns = vec![names::column("Name", "string", "name", NAME, 0)];
         let mut cells = Vec::new();
         let given: Vec<&Value> = version["additionalPrinterColumns"].as_array().into_iter().flatten().collect();
@@ -44,14 +45,14 @@ impl CustomRules {
             columns.push(names::column("Age", "date", "", AGE, 0));
             cells.push((JsonPath::parse(".metadata.creationTimestamp").ok(), "date".into()));
         }
-        let paths = version["selectableFields"].as_array().into_iter().flatten().filter_map(|field| field["jsonPath"].as_str());
-        let selectable: Vec<(&'static str, Vec<String>)> = paths
-            .filter_map(|path| {
-                let steps = jsonpath::plain(path)?.into_iter().map(str::to_owned).collect();
-                Some((names::text(path.trim_start_matches('.')), steps))
-            })
-            .collect();
-        let selectable_names = selectable.iter().map(|(name, _)| *name).collect();
+        let mut selectable: Vec<(&'static str, Vec<String>)> = Vec::new();
+        for path in versions.iter().flat_map(selectable_paths) {
+            let name = names::text(path.trim_start_matches('.'));
+            if let Some(steps) = jsonpath::plain(path).filter(|_| !selectable.iter().any(|(known, _)| *known == name)) {
+                selectable.push((name, steps.into_iter().map(str::to_owned).collect()));
+            }
+        }
+        let selectable_names = selectable_paths(version).map(|path| names::text(path.trim_start_matches('.'))).collect();
         Self { facts, node, expressions, columns, cells, selectable, selectable_names }
     }
 
@@ -78,6 +79,10 @@ impl CustomRules {
         }
         errors
     }
+}
+
+fn selectable_paths(version: &Value) -> impl Iterator<Item = &str> {
+    version["selectableFields"].as_array().into_iter().flatten().filter_map(|field| field["jsonPath"].as_str())
 }
 
 impl Rules for CustomRules {

@@ -102,7 +102,7 @@ async fn step(server: &Inner, made: &mut HashMap<String, Made>) -> Result<bool, 
     }
     serve(server, &planned, made);
     for (before, after, _) in &planned {
-        if before["status"] != after["status"] || before["metadata"]["finalizers"] != after["metadata"]["finalizers"] {
+        if before["status"] != after["status"] {
             write(server, after).await?;
         }
     }
@@ -148,16 +148,36 @@ fn plan(crd: &Value, all: &[(Value, u64)]) -> Value {
         set(&mut wanted, "Established", "False", "NotAccepted", "not all names are accepted");
     }
     if crd["metadata"]["deletionTimestamp"].is_string() {
-        if definition::condition(crd, "Terminating") != Some("True") {
-            let what = "CustomResource deletion is in progress";
-            set(&mut wanted, "Terminating", "True", "InstanceDeletionInProgress", what);
-        }
-    } else if !finalizers(crd).any(|finalizer| finalizer == FINALIZER) {
-        let mut list: Vec<Value> = crd["metadata"]["finalizers"].as_array().cloned().unwrap_or_default();
-        list.push(FINALIZER.into());
-        metadata_mut(&mut wanted).insert("finalizers".into(), list.into());
+        let what = "CustomResource deletion is in progress";
+        set(&mut wanted, "Terminating", "True", "InstanceDeletionInProgress", what);
     }
+    approve(&mut wanted);
     wanted
+}
+
+/// Groups of the Kubernetes community say where they were approved (KEP-1111).
+fn approve(crd: &mut Value) {
+    const KIND: &str = "KubernetesAPIApprovalPolicyConformant";
+    let group = crd["spec"]["group"].as_str().unwrap_or_default();
+    if !definition::is_protected(group) {
+        return;
+    }
+    let given = crd["metadata"]["annotations"][definition::APPROVED].as_str().unwrap_or_default().to_owned();
+    match given.starts_with("unapproved") {
+        true => set(crd, KIND, "False", "UnapprovedAnnotation", &format!("not approved: {given:?}")),
+        false => set(crd, KIND, "True", "ApprovedAnnotation", &format!("approved in {given}")),
+    }
+}
+
+/// What the deletion of a CRD begins with: its objects hold it.
+pub fn begin_deletion(crd: &mut Value) {
+    let mut list: Vec<Value> = crd["metadata"]["finalizers"].as_array().cloned().unwrap_or_default();
+    if !list.iter().any(|finalizer| finalizer == FINALIZER) {
+        list.push(FINALIZER.into());
+    }
+    metadata_mut(crd).insert("finalizers".into(), list.into());
+    let what = "CustomResourceDefinition marked for deletion; CustomResource deletion will begin soon";
+    set(crd, "Terminating", "True", "InstanceDeletionPending", what);
 }
 
 /// Why the names cannot be had: an older CRD of the group, or a built-in kind, has them.
@@ -262,7 +282,7 @@ fn serve(server: &Inner, planned: &[(Value, Value, u64)], made: &mut HashMap<Str
     }
 }
 
-/// Writes status and finalizers over the newest state.
+/// Writes the status over the newest state.
 async fn write(server: &Inner, wanted: &Value) -> Result<(), Status> {
     let Some(kind) = catalog::stored(GROUP, PLURAL) else { return Ok(()) };
     let target = Target { kind, namespace: "", name: meta(wanted, "name") };
@@ -273,10 +293,6 @@ async fn write(server: &Inner, wanted: &Value) -> Result<(), Status> {
         }
         crd["status"]["acceptedNames"] = wanted["status"]["acceptedNames"].clone();
         crd["status"]["conditions"] = wanted["status"]["conditions"].clone();
-        let finalizers = wanted["metadata"]["finalizers"].clone();
-        if finalizers.is_array() {
-            metadata_mut(crd).insert("finalizers".into(), finalizers);
-        }
         Ok(())
     });
     match outcome.await {

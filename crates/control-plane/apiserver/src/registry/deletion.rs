@@ -197,7 +197,10 @@ fn namespace_in_deletion(target: Target<'_>, old: &Value) -> Option<Status> {
 /// The object as it has to stay; `None` where nothing holds it.
 fn mark(target: Target<'_>, old: &Value, options: &Options) -> Option<Value> {
     let mut object = old.clone();
-    let finalizers = finalizers_for(old, options.propagation);
+    if object["kind"] == "CustomResourceDefinition" && !target.kind.is_custom() && meta(old, "deletionTimestamp").is_empty() {
+        crate::custom::begin_deletion(&mut object);
+    }
+    let finalizers = finalizers_for(&object, options.propagation);
     let grace = grace_seconds(target, old, options);
     let held = !finalizers.is_empty() || is_held_namespace(old);
     if grace == 0 && !held {

@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod connect;
+mod controllers;
 mod custom_resources;
 mod images;
 mod kubectl;
