@@ -1,12 +1,16 @@
 //! A node whose control plane is elsewhere: the node's half of the daemon over an HTTPS client.
 
 use std::os::fd::FromRawFd;
-use std::sync::Arc;
-use std::time::Instant;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use auth::pki::NodeKeys;
-use client::{Client, Https};
+use arc_swap::ArcSwap;
+use auth::pki::{NodeKeys, Pair};
+use auth::tls;
+use bytes::Bytes;
+use client::{Body, Client, Https, Transport};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use reconcile::{Cache, Caches, Scope};
 use tokio::task::JoinSet;
@@ -14,9 +18,14 @@ use tokio::task::JoinSet;
 use crate::cli::AgentArgs;
 use crate::config::{Config, outward_address};
 use crate::daemon::{self, PidFile};
+use crate::join::{self, Invitation};
 use crate::progress::Progress;
 use crate::up::{GRACE, Signals, wait_for_node};
 use crate::{control, memory, node, preflight};
+
+/// How often certificates are looked at by the wall clock, and how soon a failure is tried again.
+const LOOK_EVERY: Duration = Duration::from_secs(60);
+const RETRY: Duration = Duration::from_secs(5);
 
 /// Runs the node until SIGINT or SIGTERM; its pods go on afterwards.
 pub fn run(config: Config, args: &AgentArgs) -> anyhow::Result<i32> {
@@ -50,14 +59,23 @@ async fn serve(config: Config, args: &AgentArgs, progress: &mut Progress) -> any
     let mut signals = Signals::listen()?;
     progress.line(&format!("sternpost {} on {} (data in {})", env!("CARGO_PKG_VERSION"), config.node_name, config.data_dir.display()));
     let address = config.node_ip.or_else(outward_address).context("this host has no address")?;
-    let keys = NodeKeys::read(&config.pki_dir())?.with_context(|| format!("no keys for this node in {}", config.pki_dir().display()))?;
-    let client = client(&args.server, &keys)?;
+    let (keys, joined) = match (NodeKeys::read(&config.pki_dir())?, &args.token, &args.ca_hash) {
+        (Some(keys), ..) => (keys, false),
+        (None, Some(token), Some(ca_hash)) => {
+            let keys = join::join(&Invitation { server: &args.server, token, ca_hash }, &config, address).await.context("join")?;
+            progress.step("joined", &args.server);
+            (keys, true)
+        }
+        _ => anyhow::bail!("no keys for this node in {}: join with --token and --ca-hash", config.pki_dir().display()),
+    };
+    let certificates = Certificates::new(&args.server, keys)?;
+    let client = Client::new(certificates.clone());
     let drain = stdx::drain();
     let caches = Caches::new(&client, drain.clone());
     // Other nodes' pods are none of this node's business, and the API would not show them.
     let own = Scope::fields(format!("spec.nodeName={}", config.node_name));
     caches.set(Cache::<Pod>::start(&client, own, drain.clone()));
-    let tls = keys.server.server_config(&keys.ca)?;
+    let tls = certificates.serving.config()?;
     let around = node::Surroundings { config, address, client, caches, tls, drain: drain.clone() };
     let mut tasks = JoinSet::new();
     let parts = node::start(&around, &mut tasks).await?;
@@ -69,6 +87,7 @@ async fn serve(config: Config, args: &AgentArgs, progress: &mut Progress) -> any
         () = signals.next() => false,
     };
     if ready {
+        tasks.spawn(certificates.clone().keep(around.clone(), joined));
         progress.step("Ready", &around.config.node_name);
         progress.done();
         memory::give_back();
@@ -82,12 +101,93 @@ async fn serve(config: Config, args: &AgentArgs, progress: &mut Progress) -> any
     Ok(())
 }
 
-fn client(server: &str, keys: &NodeKeys) -> anyhow::Result<Client> {
+/// The node's certificates while it runs, and the way to the API with the present one.
+struct Certificates {
+    server: String,
+    ca: String,
+    /// Watches under way stay on the connection of a former certificate.
+    api: ArcSwap<Https>,
+    client: Mutex<Pair>,
+    serving: Arc<tls::Server>,
+    shown: Mutex<Pair>,
+}
+
+impl Certificates {
+    fn new(server: &str, keys: NodeKeys) -> anyhow::Result<Arc<Self>> {
+        let NodeKeys { ca, client, server: shown } = keys;
+        Ok(Arc::new(Self {
+            server: server.to_owned(),
+            api: ArcSwap::from_pointee(https(server, &ca, &client)?),
+            serving: tls::Server::new(&shown, &ca)?,
+            ca,
+            client: Mutex::new(client),
+            shown: Mutex::new(shown),
+        }))
+    }
+
+    /// Renews what ends soon until the daemon stops. After a first join the serving certificate is still our own work.
+    async fn keep(self: Arc<Self>, around: node::Surroundings, joined: bool) {
+        let mut serving_is_due = joined;
+        loop {
+            let mut patience = LOOK_EVERY;
+            if let Err(error) = self.renew(&around, serving_is_due).await {
+                tracing::warn!(error = format!("{error:#}"), "renew the node's certificates; will retry");
+                patience = RETRY;
+            } else {
+                serving_is_due = false;
+            }
+            if around.drain.run(tokio::time::sleep(patience)).await.is_none() {
+                return;
+            }
+        }
+    }
+
+    async fn renew(&self, around: &node::Surroundings, serving_is_due: bool) -> anyhow::Result<()> {
+        let (client, shown) = (lock(&self.client).clone(), lock(&self.shown).clone());
+        if serving_is_due || ends_soon(&shown) {
+            let fresh = join::serving(&around.client, &around.config, around.address).await?;
+            self.serving.rotate(&fresh)?;
+            *lock(&self.shown) = fresh;
+            self.write(around)?;
+        }
+        if ends_soon(&client) {
+            let fresh = join::own(&around.client, &around.config).await?;
+            self.api.store(Arc::new(https(&self.server, &self.ca, &fresh)?));
+            *lock(&self.client) = fresh;
+            self.write(around)?;
+        }
+        Ok(())
+    }
+
+    fn write(&self, around: &node::Surroundings) -> anyhow::Result<()> {
+        let keys = NodeKeys { ca: self.ca.clone(), client: lock(&self.client).clone(), server: lock(&self.shown).clone() };
+        Ok(keys.write(&around.config.pki_dir())?)
+    }
+}
+
+impl Transport for Certificates {
+    fn send(&self, request: http::Request<Bytes>) -> Pin<Box<dyn Future<Output = std::io::Result<http::Response<Body>>> + Send + '_>> {
+        let api = self.api.load_full();
+        Box::pin(async move { api.send(request).await })
+    }
+}
+
+/// Less than a third of its time is left.
+fn ends_soon(pair: &Pair) -> bool {
+    let now = jiff::Timestamp::now().as_second();
+    auth::csr::validity(&pair.certificate).is_some_and(|(begin, end)| end - now < (end - begin) / 3)
+}
+
+fn https(server: &str, ca: &str, keys: &Pair) -> anyhow::Result<Https> {
     let access = client::kubeconfig::Access {
         server: server.to_owned(),
-        ca: Some(keys.ca.clone().into_bytes()),
-        identity: Some((keys.client.certificate.clone().into_bytes(), keys.client.key.clone().into_bytes())),
+        ca: Some(ca.as_bytes().to_vec()),
+        identity: Some((keys.certificate.clone().into_bytes(), keys.key.clone().into_bytes())),
         ..client::kubeconfig::Access::default()
     };
-    Ok(Client::new(Arc::new(Https::new(&access)?)))
+    Ok(Https::new(&access)?)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

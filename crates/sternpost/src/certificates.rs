@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use auth::pki::{Lifetimes, Names, Pki};
+use auth::pki::{Lifetimes, Names, Pair, Pki};
 use auth::tls;
 use stdx::Drain;
 
@@ -41,7 +41,7 @@ impl Certificates {
         let lifetimes = lifetimes(config);
         let pki = Pki::open_with(&config.pki_dir(), &names, &lifetimes).context("keys and certificates")?;
         Ok(Self {
-            api_server: tls::Server::with_front_proxy(&pki.api_server, &pki.ca, Some(&pki.front_proxy_ca))?,
+            api_server: tls::Server::with_front_proxy(&with_authority(&pki.api_server, &pki.ca), &pki.ca, Some(&pki.front_proxy_ca))?,
             kubelet: tls::Server::new(&pki.kubelet_server, &pki.ca)?,
             kubelet_client: tls::Client::new(&pki.kubelet_client)?,
             front_proxy: tls::Client::new(&pki.front_proxy_client)?,
@@ -71,13 +71,18 @@ impl Certificates {
 
     fn renew(&self, config: &Config) -> anyhow::Result<Pki> {
         let pki = Pki::open_with(&config.pki_dir(), &self.names, &self.lifetimes)?;
-        self.api_server.rotate(&pki.api_server)?;
+        self.api_server.rotate(&with_authority(&pki.api_server, &pki.ca))?;
         self.kubelet.rotate(&pki.kubelet_server)?;
         self.kubelet_client.rotate(&pki.kubelet_client)?;
         self.front_proxy.rotate(&pki.front_proxy_client)?;
         kubeconfig::write_admin(config, &pki)?;
         Ok(pki)
     }
+}
+
+/// The API server shows the authority as well: a machine that joins knows it by its hash.
+fn with_authority(pair: &Pair, ca: &str) -> Pair {
+    Pair { certificate: format!("{}{ca}", pair.certificate), key: pair.key.clone() }
 }
 
 fn lifetimes(config: &Config) -> Lifetimes {

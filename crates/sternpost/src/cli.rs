@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::Config;
-use crate::{agent, daemon, down, image, nodes, simulate, status, toolbox, up, why};
+use crate::{agent, daemon, down, image, nodes, simulate, status, token, toolbox, up, why};
 
 #[derive(Parser)]
 #[command(name = "sternpost", version, about = "All of Kubernetes in one binary", after_help = "Start with: sternpost up")]
@@ -36,6 +36,9 @@ enum Command {
     /// The further nodes on this machine (`up --nodes`).
     #[command(subcommand)]
     Node(nodes::Command),
+    /// Tokens that machines join with.
+    #[command(subcommand)]
+    Token(token::Command),
     /// Say what runs.
     Status,
     /// Say why a pod has no node, and what would help.
@@ -60,6 +63,12 @@ pub struct AgentArgs {
     /// The API server, such as https://192.0.2.10:6443
     #[arg(long, value_name = "URL")]
     pub server: String,
+    /// From `sternpost token create`; once joined, the node has keys of its own.
+    #[arg(long, value_name = "ID.SECRET", requires = "ca_hash")]
+    pub token: Option<String>,
+    /// What the cluster is known by: the hash of its authority's public key.
+    #[arg(long, value_name = "sha256:HEX")]
+    pub ca_hash: Option<String>,
     /// Return once the node is ready; it goes on in the background.
     #[arg(long, short)]
     pub detach: bool,
@@ -155,6 +164,7 @@ pub fn run() -> i32 {
         Command::Agent(args) if args.detach => daemon::detach(&config),
         Command::Agent(args) => agent::run(config, &args),
         Command::Node(command) => nodes::run(&config, command),
+        Command::Token(command) => token::run(&config, command),
         Command::Status => status::run(&config),
         Command::Why(args) => why::run(&config, &args),
         Command::Simulate(args) => simulate::run(&config, &args),

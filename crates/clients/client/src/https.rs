@@ -156,6 +156,22 @@ pub fn tls_config(access: &Access) -> Result<ClientConfig, Error> {
     Ok(config)
 }
 
+/// The certificates (DER) that a server shows, the leaf first. Nobody vouches for them: whoever asks knows one of them by its hash.
+pub async fn presented_chain(server: &str) -> Result<Vec<Vec<u8>>, Error> {
+    let access = Access { server: server.to_owned(), insecure: true, ..Access::default() };
+    let address = |reason: String| Error::Address { address: server.to_owned(), reason };
+    let uri: Uri = server.parse().map_err(|error: http::uri::InvalidUri| address(error.to_string()))?;
+    let host = uri.host().ok_or_else(|| address("no host".into()))?.trim_matches(['[', ']']).to_owned();
+    let name = ServerName::try_from(host).map_err(|error| address(error.to_string()))?;
+    let tls = Some((TlsConnector::from(Arc::new(tls_config(&access)?)), name));
+    let connector = Connector { tls, resolve: Arc::new(|_| None) };
+    let opened = tokio::time::timeout(CONNECT_TIMEOUT, connector.open(&uri)).await;
+    let stream = opened.map_err(|_| address("timed out".into()))?.map_err(|error| address(error.to_string()))?;
+    let Stream::Tls(stream) = stream else { return Err(address("no https:// before it".into())) };
+    let shown = stream.inner().get_ref().1.peer_certificates().unwrap_or_default();
+    Ok(shown.iter().map(|certificate| certificate.as_ref().to_vec()).collect())
+}
+
 fn roots(pem: &[u8]) -> Result<RootCertStore, Error> {
     let mut store = RootCertStore::empty();
     for certificate in certificates_of("certificate authority", pem)? {

@@ -25,7 +25,7 @@ pub mod watch;
 pub use api::{ApiResource, Object};
 pub use client::Client;
 pub use error::Error;
-pub use https::{Https, tls_config};
+pub use https::{Https, presented_chain, tls_config};
 pub use params::{DeleteParams, List, ListParams, Patch, Propagation, WatchParams};
 pub use watch::{WatchEvent, WatchStream};
 

@@ -169,7 +169,19 @@ impl NodeKeys {
         Ok(Self { ca, client, server: kubelet_server(&names).open(node_dir, &issuer, &lifetimes)? })
     }
 
-    /// Reads what [`NodeKeys::issue`] made; `None` where nothing was made yet.
+    /// Keeps keys that came from certificate requests where [`NodeKeys::read`] finds them.
+    pub fn write(&self, node_dir: &Path) -> Result<(), Error> {
+        make_dir(node_dir)?;
+        write(&node_dir.join("ca.crt"), &self.ca)?;
+        for (name, pair) in [("kubelet-client", &self.client), ("kubelet", &self.server)] {
+            // The key first: a certificate without its key would be taken for whole.
+            write(&node_dir.join(format!("{name}.key")), &pair.key)?;
+            write(&node_dir.join(format!("{name}.crt")), &pair.certificate)?;
+        }
+        Ok(())
+    }
+
+    /// Reads what is kept there; `None` where nothing was made yet.
     pub fn read(node_dir: &Path) -> Result<Option<Self>, Error> {
         let file = |name: &str| read(&node_dir.join(name));
         let pair = |name: &str| Ok::<_, Error>(file(&format!("{name}.crt"))?.zip(file(&format!("{name}.key"))?));
@@ -195,7 +207,32 @@ impl Pki {
     }
 }
 
+/// The first certificate of a PEM text as DER.
+pub fn der(pem: &[u8]) -> Option<Vec<u8>> {
+    CertificateDer::from_pem_slice(pem).ok().map(|certificate| certificate.as_ref().to_vec())
+}
+
+/// A certificate (DER) as PEM.
+pub fn pem_of(certificate: &[u8]) -> String {
+    crate::csr::pem("CERTIFICATE", certificate)
+}
+
+/// The SubjectPublicKeyInfo (DER) of a certificate (DER).
+pub fn public_key(certificate: &[u8]) -> Option<Vec<u8>> {
+    X509Certificate::from_der(certificate).ok().map(|(_, certificate)| certificate.public_key().raw.to_vec())
+}
+
 impl Pair {
+    /// For a server that has no certificate of the cluster's yet.
+    pub fn self_signed(name: &str, addresses: &[IpAddr]) -> Result<Self, Error> {
+        let made = |source| Error::Make { name: "self-signed", source };
+        let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).map_err(made)?;
+        let mut params = CertificateParams::new(vec![name.to_owned()]).map_err(made)?;
+        params.subject_alt_names.extend(addresses.iter().map(|address| SanType::IpAddress(*address)));
+        let certificate = params.self_signed(&key).map_err(made)?.pem();
+        Ok(Self { certificate, key: key.serialize_pem() })
+    }
+
     /// Serves with this certificate over HTTP/2 and HTTP/1.1; clients may show a certificate of `client_ca` (PEM). For what is rotated:
     /// [`crate::tls::Server`].
     pub fn server_config(&self, client_ca: &str) -> Result<Arc<rustls::ServerConfig>, Error> {

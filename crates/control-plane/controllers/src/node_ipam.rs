@@ -72,7 +72,8 @@ impl Controller {
 
     async fn assign(&self, name: &str, cidrs: &[String]) -> Result<(), Error> {
         let patch = Patch::Merge(json!({ "spec": { "podCIDR": cidrs.first(), "podCIDRs": cidrs } }));
-        self.client.patch::<Node>(None, name, &patch, "").await.map(drop)
+        // Known here at once: the next look must not give the node another.
+        self.client.patch::<Node>(None, name, &patch, "").await.map(|node| self.nodes.apply(node))
     }
 
     fn allocate(&self) -> Option<Vec<String>> {

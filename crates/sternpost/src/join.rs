@@ -1,0 +1,116 @@
+//! How a node that has nothing but a token gets its keys: kubelet TLS bootstrapping, as upstream documents it.
+//!
+//! The token proves the node to the cluster, and the hash of the CA in the printed line proves the cluster to the node. Both certificates
+//! come from CertificateSigningRequests: the client's with the token, the server's with the client's once the Node has its addresses.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use auth::csr::{KUBELET_CLIENT, KUBELET_SERVING};
+use auth::pki::{NodeKeys, Pair};
+use client::{Client, Https};
+use k8s_openapi::ByteString;
+use k8s_openapi::api::certificates::v1::{CertificateSigningRequest, CertificateSigningRequestSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use sha2::{Digest, Sha256};
+
+use crate::config::Config;
+
+/// How long the cluster may take to sign.
+const SIGNED_WITHIN: Duration = Duration::from_secs(60);
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+/// What `sternpost token create` prints: who we are, and by what we know the cluster.
+pub struct Invitation<'a> {
+    pub server: &'a str,
+    /// `id.secret`
+    pub token: &'a str,
+    /// `sha256:` and the hash of the CA certificate's public key, as kubeadm's `--discovery-token-ca-cert-hash`.
+    pub ca_hash: &'a str,
+}
+
+/// Asks for the node's client certificate; the serving one is self-signed until [`serving`] has another.
+pub async fn join(invitation: &Invitation<'_>, config: &Config, address: IpAddr) -> anyhow::Result<NodeKeys> {
+    let ca = trusted_ca(invitation).await?;
+    let access = client::kubeconfig::Access {
+        server: invitation.server.to_owned(),
+        ca: Some(ca.clone().into_bytes()),
+        token: Some(invitation.token.to_owned()),
+        ..client::kubeconfig::Access::default()
+    };
+    let client = Client::new(Arc::new(Https::new(&access)?)).named("sternpost-join");
+    let keys = NodeKeys { ca, client: own(&client, config).await?, server: Pair::self_signed(&config.node_name, &[address])? };
+    keys.write(&config.pki_dir())?;
+    Ok(keys)
+}
+
+/// Asks for the node's client certificate: with a token the first, with the former one the next.
+pub async fn own(client: &Client, config: &Config) -> anyhow::Result<Pair> {
+    let name = format!("system:node:{}", config.node_name);
+    let (pair, request) = auth::csr::make(&name, &["system:nodes"], &[])?;
+    let certificate = sign(client, &config.node_name, request, KUBELET_CLIENT, "client auth").await?;
+    Ok(Pair { certificate, ..pair })
+}
+
+/// Asks for the kubelet's serving certificate, in the node's own name; the Node must have its addresses by now.
+pub async fn serving(client: &Client, config: &Config, address: IpAddr) -> anyhow::Result<Pair> {
+    let name = format!("system:node:{}", config.node_name);
+    let (pair, request) = auth::csr::make(&name, &["system:nodes"], &[config.node_name.clone(), address.to_string()])?;
+    let certificate = sign(client, &config.node_name, request, KUBELET_SERVING, "server auth").await?;
+    Ok(Pair { certificate, ..pair })
+}
+
+async fn sign(client: &Client, node: &str, request: String, signer: &str, purpose: &str) -> anyhow::Result<String> {
+    let wanted = CertificateSigningRequest {
+        metadata: ObjectMeta { generate_name: Some(format!("node-{node}-")), ..ObjectMeta::default() },
+        spec: CertificateSigningRequestSpec {
+            request: ByteString(request.into_bytes()),
+            signer_name: signer.to_owned(),
+            usages: Some(vec!["digital signature".to_owned(), purpose.to_owned()]),
+            ..CertificateSigningRequestSpec::default()
+        },
+        status: None,
+    };
+    let made = client.create(&wanted).await.context("ask for a certificate")?;
+    let name = made.metadata.name.unwrap_or_default();
+    let signed = async {
+        loop {
+            let found: CertificateSigningRequest = client.get(None, &name).await?;
+            let status = found.status.unwrap_or_default();
+            if let Some(ByteString(certificate)) = status.certificate {
+                return Ok(String::from_utf8(certificate)?);
+            }
+            let refused = status.conditions.iter().flatten().find(|condition| ["Denied", "Failed"].contains(&condition.type_.as_str()));
+            if let Some(refused) = refused {
+                bail!("certificate request {name}: {}: {}", refused.type_, refused.message.as_deref().unwrap_or_default());
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    };
+    let waited = tokio::time::timeout(SIGNED_WITHIN, signed).await;
+    waited.unwrap_or_else(|_| bail!("certificate request {name} was not signed within {} s; is it approved?", SIGNED_WITHIN.as_secs()))
+}
+
+/// The CA that the server shows, if it is the one that we were told of.
+async fn trusted_ca(invitation: &Invitation<'_>) -> anyhow::Result<String> {
+    let shown = client::presented_chain(invitation.server).await.with_context(|| format!("reach {}", invitation.server))?;
+    for certificate in &shown {
+        if ca_hash(certificate).as_deref() == Some(invitation.ca_hash) {
+            return Ok(auth::pki::pem_of(certificate));
+        }
+    }
+    bail!(
+        "{} does not show the certificate authority {}: it is another cluster, or someone between us and it",
+        invitation.server,
+        invitation.ca_hash
+    )
+}
+
+/// `sha256:…` of the public key (SubjectPublicKeyInfo) of a certificate (DER).
+pub fn ca_hash(certificate: &[u8]) -> Option<String> {
+    let key = auth::pki::public_key(certificate)?;
+    let digits: String = Sha256::digest(key).iter().map(|byte| format!("{byte:02x}")).collect();
+    Some(format!("sha256:{digits}"))
+}
