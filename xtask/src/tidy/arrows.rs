@@ -130,10 +130,10 @@ fn broken(name: &str, imports: &Imports) -> Vec<Fault> {
         if name == "kubelet" && ["runtime", "images", "oci", "cni"].contains(&to) {
             forbid(to, "the kubelet knows the CRI contract only");
         }
-        if name == "rules" && !["schema", "meta", "cel"].contains(&to) {
+        if name == "rules" && !["schema", "meta", "cel", "structural"].contains(&to) {
             forbid(to, "rules know the schema and nothing that runs");
         }
-        if imports.layer == "api" && !["meta", "schema", "rules", "descriptions", "cel", "stdx"].contains(&to) {
+        if imports.layer == "api" && !["meta", "schema", "rules", "descriptions", "cel", "structural", "stdx"].contains(&to) {
             forbid(to, "the words of the API depend on no component");
         }
         if NO_KINDS.contains(&name) && ["client", "reconcile", "apiserver", "schema", "rules"].contains(&to) {

@@ -75,7 +75,7 @@ pub fn any(value: &Value) -> bool {
 pub fn unique<'a>(words: impl IntoIterator<Item = &'a str>, path: &Path) -> Errors {
     let mut seen = std::collections::BTreeSet::new();
     let words = words.into_iter().enumerate();
-    words.filter_map(|(index, word)| (!seen.insert(word)).then(|| Error::duplicate(&path.index(index), word))).collect()
+    words.filter(|(_, word)| !seen.insert(*word)).map(|(index, word)| Error::duplicate(&path.index(index), word)).collect()
 }
 
 /// A number, where there is one, must not be negative.

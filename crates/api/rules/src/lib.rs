@@ -8,6 +8,7 @@
 
 pub mod checks;
 mod cron;
+mod devices;
 pub mod kinds;
 pub mod metadata;
 pub mod plain;
@@ -174,6 +175,11 @@ pub fn all() -> &'static [&'static dyn Rules] {
         &priority_level::PRIORITY_LEVEL,
         &api_service::API_SERVICE,
         &storage_version_migration::STORAGE_VERSION_MIGRATION,
+        &resource_claim::RESOURCE_CLAIM,
+        &resource_claim::RESOURCE_CLAIM_TEMPLATE,
+        &resource_slice::RESOURCE_SLICE,
+        &device_class::DEVICE_CLASS,
+        &device_class::DEVICE_TAINT_RULE,
     ]
 }
 

@@ -7,7 +7,7 @@ mod authenticate;
 pub mod authorizer;
 mod bootstrap_token;
 mod follow;
-mod grants;
+pub mod grants;
 
 use std::sync::Arc;
 

@@ -38,7 +38,12 @@ pub async fn run(server: &Inner) -> Result<(), Error> {
     try_join_all(namespaces).await.map_err(fail("namespaces"))?;
     let classes = priority_classes().map(|class| ensure(server, "scheduling.k8s.io", "priorityclasses", class, |_, _| {}));
     let roles = roles::all().into_iter().map(|(plural, object)| ensure(server, "rbac.authorization.k8s.io", plural, object, roles::repair));
-    let (classes, roles) = tokio::join!(try_join_all(classes), try_join_all(roles));
+    let (levels, schemas) = crate::flow::schema::standard();
+    let levels = levels.into_iter().map(|level| ("prioritylevelconfigurations", level));
+    let flows = levels.chain(schemas.into_iter().map(|schema| ("flowschemas", schema)));
+    let flows = flows.map(|(plural, object)| ensure(server, crate::flow::GROUP, plural, object, crate::flow::schema::repair));
+    let (classes, roles, flows) = tokio::join!(try_join_all(classes), try_join_all(roles), try_join_all(flows));
+    flows.map_err(fail("flows and priority levels"))?;
     classes.map_err(fail("priority classes"))?;
     roles.map_err(fail("roles"))?;
     if let Some(authorities) = &server.client_authorities {

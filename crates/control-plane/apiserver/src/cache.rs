@@ -341,6 +341,11 @@ impl Cache {
         (state.select(after, selection), state.revision.max(observed))
     }
 
+    /// How many objects there are.
+    pub fn len(&self) -> usize {
+        self.read().objects.len()
+    }
+
     /// The newest change.
     pub fn revision(&self) -> u64 {
         self.revision.load(Ordering::Acquire)

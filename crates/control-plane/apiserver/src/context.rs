@@ -19,6 +19,8 @@ pub struct Context {
     pub user: UserInfo,
     /// Why the request is allowed, as the authorizer says.
     pub reason: String,
+    /// Where API Priority and Fairness put the request.
+    pub flowed: Option<crate::flow::Flowed>,
     /// For the audit trail.
     pub audit: Notes,
     warnings: Mutex<Vec<String>>,
@@ -37,6 +39,7 @@ impl Context {
             user,
             reason: String::new(),
             audit: Notes::default(),
+            flowed: None,
             warnings: Mutex::default(),
             annotations: Mutex::default(),
         }

@@ -190,6 +190,7 @@ impl Server {
         let registry = Registry::new(store.clone(), Allocators::new(config.services), &config.admission)?;
         let reader = registry.reader.clone();
         let registry_custom = registry.custom.clone();
+        let flow = flow::Flow::new(config.reads_inflight_max + config.writes_inflight_max, &registry.caches);
         let drain = stdx::drain();
         let (caches, stop) = (registry.caches.clone(), drain.clone());
         tokio::spawn(async move { stop.run(cache::feed::run(store, caches)).await });
@@ -203,7 +204,7 @@ impl Server {
             tls: config.tls,
             client_authorities: config.client_authorities,
             registry,
-            flow: flow::Flow::new(config.reads_inflight_max, config.writes_inflight_max),
+            flow,
             audit,
             sealed,
             metrics: metrics::Metrics::new().map_err(Error::Metrics)?,

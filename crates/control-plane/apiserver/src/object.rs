@@ -152,6 +152,8 @@ pub fn encode(object: &Value) -> Bytes {
         write_member(&mut out, name, value);
     }
     out.push(b'}');
+    // These bytes are kept for as long as the object lives: half an empty buffer should not be.
+    out.shrink_to_fit();
     out.into()
 }
 

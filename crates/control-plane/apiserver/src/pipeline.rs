@@ -17,6 +17,8 @@ use crate::request::{Query, RequestInfo};
 use crate::serve::Peer;
 use crate::{Inner, aggregation, audit, deadline, discovery, handlers, health, openapi};
 
+static FLOW_SCHEMA: HeaderName = HeaderName::from_static("x-kubernetes-pf-flowschema-uid");
+static PRIORITY_LEVEL: HeaderName = HeaderName::from_static("x-kubernetes-pf-prioritylevel-uid");
 static AUDIT_ID: HeaderName = HeaderName::from_static("audit-id");
 
 /// Answers a request. `identity` is set by the in-process transport, which vouches for it.
@@ -62,6 +64,13 @@ async fn stages(server: &Arc<Inner>, request: Request<Body>, identity: Option<Us
             response.headers_mut().append(http::header::WARNING, value);
         }
     }
+    if let Some(flowed) = &context.flowed {
+        for (name, uid) in [(&FLOW_SCHEMA, &flowed.schema), (&PRIORITY_LEVEL, &flowed.level)] {
+            if let Ok(value) = HeaderValue::from_str(uid) {
+                response.headers_mut().insert(name.clone(), value);
+            }
+        }
+    }
     let size = http_body::Body::size_hint(response.body()).exact();
     server.metrics.observe(server, &context, response.status().as_u16(), started.elapsed(), size);
     audit::answered(server, &context, response).await
@@ -78,7 +87,7 @@ async fn in_time(server: &Arc<Inner>, context: &mut Context, request: Request<Bo
 /// Who may go on, and where to.
 async fn admitted(server: &Arc<Inner>, context: &mut Context, request: Request<Body>) -> Result<Response<Body>, Status> {
     server.access.impersonate(&server.registry.caches, context)?;
-    let _place = server.flow.enter(context)?;
+    let _place = server.flow.enter(&server.registry.caches, context).await?;
     let _counted = server.metrics.inflight(context);
     context.reason = server.access.authorize(&server.registry.caches, context)?;
     let request = audit::keep_body(context, request).await?;

@@ -178,6 +178,8 @@ struct Scheduler {
     placed: HashMap<ObjectKey, Placed>,
     /// Nodes by the pods that wait for room there.
     nominated: HashMap<ObjectKey, String>,
+    /// Pods that go for a more important one, by that one, and since when.
+    victims: HashMap<ObjectKey, (Instant, Vec<(ObjectKey, Arc<str>)>)>,
     /// Pods with gates, which are not in the queue.
     gated: std::collections::HashSet<ObjectKey>,
     budgets: Vec<Budget>,
@@ -216,6 +218,7 @@ impl Scheduler {
             gangs: Gangs::default(),
             placed: HashMap::new(),
             nominated: HashMap::new(),
+            victims: HashMap::new(),
             gated: Default::default(),
             budgets: Vec::new(),
             budgets_generation: 0,

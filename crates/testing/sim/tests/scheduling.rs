@@ -169,6 +169,33 @@ async fn an_important_pod_takes_the_place_of_the_least_important_ones_that_no_bu
 }
 
 #[tokio::test]
+async fn a_preemptor_waits_for_its_victims_and_sends_no_others_away() {
+    let cluster = cluster(&[("a", json!({})), ("b", json!({})), ("c", json!({}))]).await;
+    for number in 0..3 {
+        let mut spec = cpu("1900m");
+        spec["terminationGracePeriodSeconds"] = json!(30);
+        cluster.pod(&format!("low-{number}"), spec).await;
+        cluster.node_of(&format!("low-{number}")).await;
+    }
+    let mut spec = cpu("1");
+    spec["priorityClassName"] = "high".into();
+    cluster.pod("important", spec).await;
+    cluster.until("important", |pod| pod.status.as_ref()?.nominated_node_name.clone()).await;
+    // What happens meanwhile wakes it, and finds it waiting.
+    for number in 0..5 {
+        let name = format!("small-{number}");
+        cluster.pod(&name, cpu("50m")).await;
+        cluster.node_of(&name).await;
+        cluster.api.delete::<Pod>(Some(NAMESPACE), &name, &DeleteParams::default()).await.unwrap();
+    }
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let pods = cluster.api.list::<Pod>(&ListParams::in_namespace(NAMESPACE)).await.unwrap().items;
+    let going: Vec<_> = pods.iter().filter(|pod| pod.metadata.deletion_timestamp.is_some()).collect();
+    assert_eq!(going.len(), 1, "one victim is enough");
+    assert_eq!(condition(going[0], "DisruptionTarget").unwrap().1, "PreemptionByScheduler");
+}
+
+#[tokio::test]
 async fn a_pod_that_may_not_preempt_waits() {
     let cluster = cluster(&[("a", json!({}))]).await;
     cluster.pod("running", cpu("2")).await;

@@ -60,7 +60,7 @@ fn validate(object: &Value) -> Errors {
     }
     match int(spec, "maxExpirationSeconds") {
         None => errors.push(Error::required(&path.child("maxExpirationSeconds"), "must be set")),
-        Some(seconds) if seconds < 3600 || seconds > 91 * 86400 => {
+        Some(seconds) if !(3600..=91 * 86400).contains(&seconds) => {
             let sentence = "must be in the range [3600, 7862400]";
             errors.push(Error::invalid(&path.child("maxExpirationSeconds"), seconds, sentence));
         }

@@ -13,12 +13,6 @@ pub fn sample(group: &str, version: &str, kind: &str, name: &str) -> Value {
         ("networking.k8s.io", "IPAddress") => "192.168.7.7".into(),
         _ => name.into(),
     };
-    if group == "apiextensions.k8s.io" {
-        // A definition is named after its kind.
-        let kind = format!("{}{}", name[..1].to_uppercase(), &name[1..]);
-        let list = format!("{kind}List");
-        object["spec"]["names"] = json!({"plural": format!("{name}s"), "singular": name, "kind": kind, "listKind": list});
-    }
     object["metadata"]["name"] = named.into();
     // Their names repeat what they are about.
     match kind {

@@ -40,6 +40,12 @@ impl Controller {
         })
         .await?;
         self.control.delete(job, plan.delete).await?;
+        act::each(plan.dismiss.clone(), |pod| {
+            let (this, key) = (self.clone(), key.clone());
+            async move { this.untrack(&key, &pod).await }
+        })
+        .await?;
+        self.control.delete(job, plan.dismiss).await?;
         match self.control.create(job, plan.create.iter().map(|new| pod(job, new))).await {
             Err(error) if error.is_namespace_terminating() => return Ok(Outcome::Done),
             made => made?,

@@ -29,7 +29,10 @@ pub(super) struct Plan {
     /// Pods whose end is in the status once that is written: their finalizer goes.
     pub untrack: Vec<Arc<Pod>>,
     pub create: Vec<NewPod>,
+    /// Pods of a Job that is over: how they end is counted.
     pub delete: Vec<Arc<Pod>>,
+    /// Pods that are not wanted any more, or not now: they go uncounted, because it is not they who failed.
+    pub dismiss: Vec<Arc<Pod>>,
     /// The time to live is over.
     pub remove_job: bool,
     /// What the user is told: type, reason, message.
@@ -157,8 +160,8 @@ fn steer(world: &World, spec: &JobSpec, status: &mut JobStatus, ends: &Ends, pod
         None => parallelism,
     };
     let wanted = usize::try_from(wanted).unwrap_or(0);
-    plan.delete = surplus(world, spec, active, wanted);
-    if !plan.delete.is_empty() {
+    plan.dismiss = surplus(world, spec, active, wanted);
+    if !plan.dismiss.is_empty() {
         return;
     }
     let held_back = if ends::waits_for_ends(spec) { pods.terminating } else { 0 };

@@ -219,6 +219,7 @@ impl Scheduler {
     }
 
     pub(super) fn forget_nomination(&mut self, key: &ObjectKey) {
+        self.victims.remove(key);
         if let Some(node) = self.nominated.remove(key) {
             self.snapshot.forget_nomination(&node, key);
             let slot = self.snapshot.slot(&node);

@@ -18,6 +18,8 @@ use crate::profile::{Plugin, Profile};
 use crate::snapshot::Slot;
 use crate::volumes::Needs;
 
+/// How long an eviction may take to show before it counts as failed.
+const EVICTION_MAX: Duration = Duration::from_secs(30);
 /// What else a failed attempt says after the reasons, since resource claims can be taken back (upstream says so of every pod).
 const NO_CLAIMS: &str = "no new claims to deallocate";
 
@@ -87,6 +89,7 @@ impl Scheduler {
     /// The pod occupies its node before the API knows.
     pub(super) fn assume(&mut self, key: &ObjectKey, pod: &Pod, class: &Arc<Class>, slot: Slot) {
         let node = self.snapshot.name(slot).to_owned();
+        self.victims.remove(key);
         if let Some(nominated) = self.nominated.remove(key) {
             self.snapshot.forget_nomination(&nominated, key);
         }
@@ -138,8 +141,8 @@ impl Scheduler {
         match outcome {
             Room::Made(candidate) => {
                 let node = self.snapshot.name(candidate.slot).to_owned();
-                self.evict(key, pod, class, &candidate);
                 self.nominate(key, &node, class);
+                self.evict(key, pod, class, &candidate);
                 report.nominate(&node);
             }
             // Its victims are still going: everything stays as it is.
@@ -204,6 +207,13 @@ impl Scheduler {
 
     /// Less important pods on the node that the pod waits for are on their way out.
     fn victims_are_going(&self, key: &ObjectKey, class: &Class) -> bool {
+        // Those that were told to go count as going though the API does not show it yet: else another node's pods would go as well.
+        if let Some((since, victims)) = self.victims.get(key)
+            && since.elapsed() < EVICTION_MAX
+            && victims.iter().any(|(victim, uid)| self.placed.get(victim).is_some_and(|placed| placed.uid == *uid))
+        {
+            return true;
+        }
         let Some(slot) = self.nominated.get(key).and_then(|node| self.snapshot.slot(node)) else { return false };
         let going = |pod: &crate::snapshot::Resident| pod.class.priority < class.priority && pod.class.neighbour.terminating;
         self.snapshot.details[slot].pods.iter().any(going)
@@ -222,6 +232,8 @@ impl Scheduler {
                 self.reports.send(report);
             }
         }
+        let told = candidate.victims.iter().map(|victim| (ObjectKey::clone(&victim.key), victim.uid.clone())).collect();
+        self.victims.insert(key.clone(), (Instant::now(), told));
         for victim in &candidate.victims {
             if let Some(victim) = self.world.pods.get_key(&victim.key).filter(|found| *found.uid() == *victim.uid) {
                 self.reports.evict(&victim, pod, &node, &self.recorder);

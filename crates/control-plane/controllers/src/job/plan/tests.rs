@@ -84,7 +84,7 @@ fn an_indexed_job_fills_free_indexes_and_a_failed_one_waits_before_its_successor
 #[test]
 fn a_suspended_job_stops_its_pods_and_a_finished_one_goes_after_its_time() {
     let suspended = plan(&world(json!({"suspend": true}), json!({"startTime": NOW}), &[pod("a", "Running", true, None)]));
-    assert_eq!((suspended.delete.len(), kinds(&suspended)), (1, vec!["Suspended"]));
+    assert_eq!((suspended.dismiss.len(), suspended.delete.len(), kinds(&suspended)), (1, 0, vec!["Suspended"]));
     let finished = json!({"conditions": [{"type": "Complete", "status": "True", "lastTransitionTime": "2026-01-01T00:59:00Z"}]});
     assert!(plan(&world(json!({"ttlSecondsAfterFinished": 60}), finished.clone(), &[])).remove_job);
     let later = plan(&world(json!({"ttlSecondsAfterFinished": 100}), finished, &[]));
@@ -174,7 +174,7 @@ fn a_success_policy_ends_the_job_early_and_stops_what_still_runs() {
 fn doubles_and_indexes_out_of_range_go_first() {
     let pods = [of_index("a", "Running", 0, 0), of_index("b", "Pending", 0, 0), of_index("c", "Running", 7, 0)];
     let next = plan(&world(json!({"completionMode": "Indexed", "parallelism": 3}), json!({}), &pods));
-    let mut names: Vec<_> = next.delete.iter().filter_map(|pod| pod.metadata.name.as_deref()).collect();
+    let mut names: Vec<_> = next.dismiss.iter().filter_map(|pod| pod.metadata.name.as_deref()).collect();
     names.sort_unstable();
     assert_eq!(names, ["b", "c"]);
 }

@@ -1,0 +1,256 @@
+//! FlowSchemas and PriorityLevelConfigurations as they are asked: which flow a request belongs to.
+//!
+//! Source: `apiserver/pkg/util/flowcontrol/rule.go`, `pkg/apis/flowcontrol/bootstrap` (the objects of [`standard`]).
+
+use auth::UserInfo;
+use auth::authorize::Attributes;
+use serde_json::{Value, json};
+
+/// A FlowSchema.
+#[derive(Clone, Debug)]
+pub struct Schema {
+    pub name: String,
+    pub uid: String,
+    pub level: String,
+    precedence: i64,
+    /// `ByUser`, `ByNamespace` or empty.
+    distinguisher: String,
+    rules: Vec<Value>,
+}
+
+fn strings(list: &Value) -> impl Iterator<Item = &str> {
+    list.as_array().into_iter().flatten().filter_map(Value::as_str)
+}
+
+fn has(list: &Value, wanted: &str) -> bool {
+    strings(list).any(|entry| entry == "*" || entry == wanted)
+}
+
+impl Schema {
+    pub fn parse(object: &Value) -> Self {
+        let (meta, spec) = (&object["metadata"], &object["spec"]);
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        Self {
+            name: text(&meta["name"]),
+            uid: text(&meta["uid"]),
+            level: text(&spec["priorityLevelConfiguration"]["name"]),
+            precedence: spec["matchingPrecedence"].as_i64().unwrap_or(1_000),
+            distinguisher: text(&spec["distinguisherMethod"]["type"]),
+            rules: spec["rules"].as_array().cloned().unwrap_or_default(),
+        }
+    }
+
+    /// By precedence, then by name.
+    pub fn order(&self) -> (i64, &str) {
+        (self.precedence, &self.name)
+    }
+
+    pub fn matches(&self, user: &UserInfo, asked: &Attributes<'_>) -> bool {
+        self.rules.iter().any(|rule| {
+            let subjects = rule["subjects"].as_array().into_iter().flatten();
+            let rules = if asked.is_resource { &rule["resourceRules"] } else { &rule["nonResourceRules"] };
+            subjects.into_iter().any(|subject| is_subject(subject, user))
+                && rules
+                    .as_array()
+                    .into_iter()
+                    .flatten()
+                    .any(|rule| if asked.is_resource { is_resource(rule, asked) } else { is_path(rule, asked) })
+        })
+    }
+
+    /// What tells the flows of this schema apart.
+    pub fn flow<'a>(&self, user: &'a UserInfo, asked: &Attributes<'a>) -> &'a str {
+        match self.distinguisher.as_str() {
+            "ByUser" => &user.username,
+            "ByNamespace" => asked.namespace,
+            _ => "",
+        }
+    }
+}
+
+fn is_subject(subject: &Value, user: &UserInfo) -> bool {
+    let is = |given: &Value, value: &str| given == "*" || given == value;
+    match subject["kind"].as_str() {
+        Some("User") => is(&subject["user"]["name"], &user.username),
+        Some("Group") => subject["group"]["name"] == "*" || user.groups.iter().any(|group| subject["group"]["name"] == group.as_str()),
+        Some("ServiceAccount") => auth::tokens::account(&user.username).is_some_and(|(namespace, name)| {
+            subject["serviceAccount"]["namespace"] == namespace && is(&subject["serviceAccount"]["name"], name)
+        }),
+        _ => false,
+    }
+}
+
+fn is_resource(rule: &Value, asked: &Attributes<'_>) -> bool {
+    let combined = match asked.subresource {
+        "" => asked.resource.to_owned(),
+        sub => format!("{}/{sub}", asked.resource),
+    };
+    let place = match asked.namespace {
+        "" => rule["clusterScope"] == true,
+        namespace => has(&rule["namespaces"], namespace),
+    };
+    place && has(&rule["verbs"], asked.verb) && has(&rule["apiGroups"], asked.group) && has(&rule["resources"], &combined)
+}
+
+fn is_path(rule: &Value, asked: &Attributes<'_>) -> bool {
+    let covers = |pattern: &str| {
+        pattern == "*"
+            || pattern == asked.path
+            || pattern.strip_suffix("/*").is_some_and(|dir| asked.path.strip_prefix(dir).is_some_and(|rest| rest.starts_with('/')))
+    };
+    has(&rule["verbs"], asked.verb) && strings(&rule["nonResourceURLs"]).any(covers)
+}
+
+const AUTOUPDATE: &str = "apf.kubernetes.io/autoupdate-spec";
+
+/// The mandatory and the suggested objects: levels, then schemas.
+pub fn standard() -> (Vec<Value>, Vec<Value>) {
+    let named = |name: &str, spec: Value| json!({"metadata": {"name": name, "annotations": {(AUTOUPDATE): "true"}}, "spec": spec});
+    let queued = |name: &str, shares: i64, lendable: i64, queues: i64, hand: i64| {
+        let queuing = json!({"queues": queues, "handSize": hand, "queueLengthLimit": 50});
+        named(
+            name,
+            json!({"type": "Limited", "limited": {"nominalConcurrencyShares": shares, "lendablePercent": lendable,
+            "limitResponse": {"type": "Queue", "queuing": queuing}}}),
+        )
+    };
+    let levels = vec![
+        named("exempt", json!({"type": "Exempt", "exempt": {"nominalConcurrencyShares": 0, "lendablePercent": 0}})),
+        named(
+            "catch-all",
+            json!({"type": "Limited", "limited": {"nominalConcurrencyShares": 5, "lendablePercent": 0, "limitResponse": {"type": "Reject"}}}),
+        ),
+        queued("system", 30, 33, 64, 6),
+        queued("node-high", 40, 25, 64, 6),
+        queued("leader-election", 10, 0, 16, 4),
+        queued("workload-high", 40, 50, 128, 6),
+        queued("workload-low", 100, 90, 128, 6),
+        queued("global-default", 20, 50, 128, 6),
+    ];
+    let group = |name: &str| json!({"kind": "Group", "group": {"name": name}});
+    let user = |name: &str| json!({"kind": "User", "user": {"name": name}});
+    let accounts = json!({"kind": "ServiceAccount", "serviceAccount": {"namespace": "kube-system", "name": "*"}});
+    let resources = |verbs: &[&str], group: &str, resources: &[&str], cluster: bool| {
+        let mut rule = json!({"verbs": verbs, "apiGroups": [group], "resources": resources, "namespaces": ["*"]});
+        if cluster {
+            rule["clusterScope"] = true.into();
+        }
+        rule
+    };
+    let all = |subjects: Vec<Value>| {
+        json!({"subjects": subjects, "resourceRules": [resources(&["*"], "*", &["*"], true)],
+            "nonResourceRules": [{"verbs": ["*"], "nonResourceURLs": ["*"]}]})
+    };
+    let schema = |name: &str, level: &str, precedence: i64, by: &str, rule: Value| {
+        let mut spec = json!({"priorityLevelConfiguration": {"name": level}, "matchingPrecedence": precedence, "rules": [rule]});
+        if !by.is_empty() {
+            spec["distinguisherMethod"] = json!({"type": by});
+        }
+        named(name, spec)
+    };
+    let everybody = || vec![group("system:unauthenticated"), group("system:authenticated")];
+    let (users, namespaces) = ("ByUser", "ByNamespace");
+    let electors = vec![user("system:kube-controller-manager"), user("system:kube-scheduler"), accounts.clone()];
+    let leases = |verbs: &[&str]| resources(verbs, "coordination.k8s.io", &["leases"], false);
+    let schemas = vec![
+        schema("exempt", "exempt", 1, "", all(vec![group("system:masters")])),
+        schema(
+            "probes",
+            "exempt",
+            2,
+            "",
+            json!({"subjects": everybody(), "nonResourceRules": [{"verbs": ["get"], "nonResourceURLs": ["/healthz", "/readyz", "/livez"]}]}),
+        ),
+        schema(
+            "system-leader-election",
+            "leader-election",
+            100,
+            users,
+            json!({"subjects": electors, "resourceRules": [leases(&["get", "create", "update"])]}),
+        ),
+        schema(
+            "system-node-high",
+            "node-high",
+            400,
+            users,
+            json!({"subjects": [group("system:nodes")],
+            "resourceRules": [resources(&["*"], "", &["nodes", "nodes/status"], true), leases(&["*"])]}),
+        ),
+        schema("system-nodes", "system", 500, users, all(vec![group("system:nodes")])),
+        schema("kube-controller-manager", "workload-high", 800, namespaces, all(vec![user("system:kube-controller-manager")])),
+        schema("kube-scheduler", "workload-high", 800, namespaces, all(vec![user("system:kube-scheduler")])),
+        schema("kube-system-service-accounts", "workload-high", 900, namespaces, all(vec![accounts])),
+        schema("service-accounts", "workload-low", 9_000, users, all(vec![group("system:serviceaccounts")])),
+        schema("global-default", "global-default", 9_900, users, all(everybody())),
+        schema("catch-all", "catch-all", 10_000, users, all(everybody())),
+    ];
+    (levels, schemas)
+}
+
+/// The specs of the mandatory ones are kept; those of suggested ones too, as long as their annotation says so.
+pub fn repair(old: &mut Value, wanted: &Value) {
+    let name = wanted["metadata"]["name"].as_str().unwrap_or_default();
+    let mandatory = matches!(name, "exempt" | "catch-all");
+    // The shares of the exempt level are its administrator's.
+    let adjustable = name == "exempt" && old["spec"]["exempt"].is_object();
+    if !adjustable && (mandatory || old["metadata"]["annotations"][AUTOUPDATE] == "true") {
+        old["spec"] = wanted["spec"].clone();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_request_has_its_flow() {
+        let mut schemas: Vec<Schema> = standard().1.iter().map(Schema::parse).collect();
+        schemas.sort_by(|a, b| a.order().cmp(&b.order()));
+        let who = |name: &str, groups: &[&str]| UserInfo::authenticated(name, groups);
+        let account = who("system:serviceaccount:kube-system:job-controller", &["system:serviceaccounts"]);
+        let cases = [
+            (who("admin", &["system:masters"]), "get", "/pods", "a", "exempt", ""),
+            (
+                who("system:node:n", &["system:nodes"]),
+                "update",
+                "coordination.k8s.io/leases",
+                "kube-node-lease",
+                "system-node-high",
+                "system:node:n",
+            ),
+            (who("system:node:n", &["system:nodes"]), "patch", "/nodes/status", "", "system-node-high", "system:node:n"),
+            (who("system:node:n", &["system:nodes"]), "patch", "/pods/status", "a", "system-nodes", "system:node:n"),
+            (account.clone(), "create", "/pods", "a", "kube-system-service-accounts", "a"),
+            (
+                account,
+                "update",
+                "coordination.k8s.io/leases",
+                "kube-system",
+                "system-leader-election",
+                "system:serviceaccount:kube-system:job-controller",
+            ),
+            (
+                who("system:serviceaccount:a:b", &["system:serviceaccounts"]),
+                "list",
+                "/pods",
+                "a",
+                "service-accounts",
+                "system:serviceaccount:a:b",
+            ),
+            (who("system:kube-scheduler", &[]), "create", "/pods/binding", "a", "kube-scheduler", "a"),
+            (who("jane", &[]), "list", "/pods", "", "global-default", "jane"),
+            (UserInfo::anonymous(), "get", "path", "/healthz", "probes", ""),
+            (UserInfo::anonymous(), "get", "path", "/version", "global-default", "system:anonymous"),
+        ];
+        for (user, verb, what, place, schema, flow) in cases {
+            let (group, resource) = what.split_once('/').unwrap_or(("", what));
+            let (resource, subresource) = resource.split_once('/').unwrap_or((resource, ""));
+            let asked = match what {
+                "path" => Attributes { verb, path: place, ..Attributes::default() },
+                _ => Attributes { is_resource: true, verb, group, resource, subresource, namespace: place, ..Attributes::default() },
+            };
+            let found = schemas.iter().find(|schema| schema.matches(&user, &asked)).unwrap();
+            assert_eq!((found.name.as_str(), found.flow(&user, &asked)), (schema, flow), "{} {verb} {what}", user.username);
+        }
+    }
+}

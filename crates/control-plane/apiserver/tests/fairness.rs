@@ -1,0 +1,81 @@
+//! API Priority and Fairness as clients see it.
+
+mod harness;
+
+use apiserver::{Body, Config, Server};
+use auth::UserInfo;
+use bytes::Bytes;
+use harness::Api;
+use http::Request;
+use http_body_util::{BodyExt, StreamBody};
+use serde_json::json;
+
+const FLOW: &str = "/apis/flowcontrol.apiserver.k8s.io/v1";
+
+#[tokio::test]
+async fn the_default_flows_are_there_and_named_in_every_answer() {
+    let api = Api::new().await;
+    let schemas = api.get(&format!("{FLOW}/flowschemas")).await.json();
+    assert_eq!(schemas["items"].as_array().unwrap().len(), 11);
+    assert_eq!(api.get(&format!("{FLOW}/prioritylevelconfigurations")).await.json()["items"].as_array().unwrap().len(), 8);
+    let uid = |name: &str| {
+        let found = schemas["items"].as_array().unwrap().iter().find(|schema| schema["metadata"]["name"] == name).unwrap();
+        found["metadata"]["uid"].as_str().unwrap().to_owned()
+    };
+    for (user, schema) in [(harness::admin(), "exempt"), (UserInfo::authenticated("jane", &[]), "global-default")] {
+        let answer = api.send(Request::builder().uri("/version").body(harness::body("")).unwrap(), user).await;
+        assert_eq!(answer.headers["x-kubernetes-pf-flowschema-uid"], uid(schema), "{schema}");
+        assert!(answer.headers.contains_key("x-kubernetes-pf-prioritylevel-uid"));
+    }
+}
+
+/// A body whose end does not come before its sender is dropped.
+fn endless() -> (tokio::sync::mpsc::Sender<()>, Body) {
+    let (sender, mut receiver) = tokio::sync::mpsc::channel::<()>(1);
+    let stream = futures_util::stream::once(async move {
+        receiver.recv().await;
+        Ok::<_, std::io::Error>(http_body::Frame::data(Bytes::from_static(b"{}")))
+    });
+    (sender, BodyExt::boxed(StreamBody::new(Box::pin(stream))))
+}
+
+#[tokio::test]
+async fn who_finds_no_seat_is_told_to_come_again_and_others_go_on() {
+    let store = std::sync::Arc::new(store::memory::Memory::new());
+    let config = Config { reads_inflight_max: 8, writes_inflight_max: 0, ..Config::default() };
+    let api = Api { server: Server::new(config, store.clone()).unwrap(), store };
+    api.server.bootstrap().await.unwrap();
+    let level = json!({"metadata": {"name": "narrow"}, "spec": {"type": "Limited",
+        "limited": {"nominalConcurrencyShares": 1, "limitResponse": {"type": "Reject"}}}});
+    assert_eq!(api.post(&format!("{FLOW}/prioritylevelconfigurations"), level).await.code, 201);
+    let rule = json!({"subjects": [{"kind": "User", "user": {"name": "flood"}}],
+        "resourceRules": [{"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"], "clusterScope": true, "namespaces": ["*"]}]});
+    let schema = json!({"metadata": {"name": "flood"}, "spec": {"matchingPrecedence": 50, "priorityLevelConfiguration": {"name": "narrow"}, "rules": [rule]}});
+    assert_eq!(api.post(&format!("{FLOW}/flowschemas"), schema).await.code, 201);
+    api.get(&format!("{FLOW}/flowschemas")).await;
+    api.get(&format!("{FLOW}/prioritylevelconfigurations")).await;
+    let user = |name: &str| UserInfo::authenticated(name, &[]);
+    let review = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews";
+    let (release, body) = endless();
+    let slow = Request::builder().method("POST").uri(review).header("content-type", "application/json").body(body).unwrap();
+    let (server, flood) = (api.server.clone(), user("flood"));
+    let slow = tokio::spawn(async move { server.handle(slow, Some(flood)).await.status() });
+    let ask = async |name: &str| {
+        let request = Request::builder().uri("/api/v1/namespaces/default/pods").body(harness::body("")).unwrap();
+        api.send(request, user(name)).await
+    };
+    let mut refused = ask("flood").await;
+    for _ in 0..200 {
+        if refused.code == 429 {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        refused = ask("flood").await;
+    }
+    assert_eq!((refused.code, refused.headers["retry-after"].to_str().unwrap()), (429, "1"));
+    assert_eq!(refused.message(), "too many requests, please try again later");
+    assert_eq!(ask("other").await.code, 403, "another flow is served");
+    drop(release);
+    assert_eq!(slow.await.unwrap(), 422);
+    assert_eq!(ask("flood").await.code, 403, "the seat is free again");
+}
