@@ -22,7 +22,8 @@ use crate::Server;
 /// hyper's own limit of 200 starves clients with more watches than that.
 const HTTP2_STREAMS_MAX: u32 = 1_000;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
+/// For the head of a request. hyper counts the rest of an idle HTTP/1.1 connection to it, so it is what upstream lets those rest.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(90);
 const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(30);
 /// Open connections at most; further ones wait in the kernel's queue until one ends.
 const CONNECTIONS_MAX: usize = 32_768;
