@@ -8,19 +8,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use auth::csr::{KUBELET_CLIENT, KUBELET_SERVING};
 use auth::pki::{NodeKeys, Pair};
 use client::{Client, Https};
-use k8s_openapi::ByteString;
-use k8s_openapi::api::certificates::v1::{CertificateSigningRequest, CertificateSigningRequestSpec};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kubelet::certificate;
 use sha2::{Digest, Sha256};
 
 use crate::config::Config;
 
 /// How long the cluster may take to sign.
 const SIGNED_WITHIN: Duration = Duration::from_secs(60);
-const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// What `sternpost token create` prints: who we are, and by what we know the cluster.
 pub struct Invitation<'a> {
@@ -48,49 +44,19 @@ pub async fn join(invitation: &Invitation<'_>, config: &Config, address: IpAddr)
 
 /// Asks for the node's client certificate: with a token the first, with the former one the next.
 pub async fn own(client: &Client, config: &Config) -> anyhow::Result<Pair> {
-    let name = format!("system:node:{}", config.node_name);
-    let (pair, request) = auth::csr::make(&name, &["system:nodes"], &[])?;
-    let certificate = sign(client, &config.node_name, request, KUBELET_CLIENT, "client auth").await?;
-    Ok(Pair { certificate, ..pair })
+    in_time(certificate::client_certificate(client, &config.node_name)).await
 }
 
 /// Asks for the kubelet's serving certificate, in the node's own name; the Node must have its addresses by now.
 pub async fn serving(client: &Client, config: &Config, address: IpAddr) -> anyhow::Result<Pair> {
-    let name = format!("system:node:{}", config.node_name);
-    let (pair, request) = auth::csr::make(&name, &["system:nodes"], &[config.node_name.clone(), address.to_string()])?;
-    let certificate = sign(client, &config.node_name, request, KUBELET_SERVING, "server auth").await?;
-    Ok(Pair { certificate, ..pair })
+    let hosts = [config.node_name.clone(), address.to_string()];
+    in_time(certificate::serving_certificate(client, &config.node_name, &hosts)).await
 }
 
-async fn sign(client: &Client, node: &str, request: String, signer: &str, purpose: &str) -> anyhow::Result<String> {
-    let wanted = CertificateSigningRequest {
-        metadata: ObjectMeta { generate_name: Some(format!("node-{node}-")), ..ObjectMeta::default() },
-        spec: CertificateSigningRequestSpec {
-            request: ByteString(request.into_bytes()),
-            signer_name: signer.to_owned(),
-            usages: Some(vec!["digital signature".to_owned(), purpose.to_owned()]),
-            ..CertificateSigningRequestSpec::default()
-        },
-        status: None,
-    };
-    let made = client.create(&wanted).await.context("ask for a certificate")?;
-    let name = made.metadata.name.unwrap_or_default();
-    let signed = async {
-        loop {
-            let found: CertificateSigningRequest = client.get(None, &name).await?;
-            let status = found.status.unwrap_or_default();
-            if let Some(ByteString(certificate)) = status.certificate {
-                return Ok(String::from_utf8(certificate)?);
-            }
-            let refused = status.conditions.iter().flatten().find(|condition| ["Denied", "Failed"].contains(&condition.type_.as_str()));
-            if let Some(refused) = refused {
-                bail!("certificate request {name}: {}: {}", refused.type_, refused.message.as_deref().unwrap_or_default());
-            }
-            tokio::time::sleep(LOOK_EVERY).await;
-        }
-    };
+/// The cluster may take its time to approve, but not for ever.
+async fn in_time(signed: impl Future<Output = Result<Pair, certificate::Error>>) -> anyhow::Result<Pair> {
     let waited = tokio::time::timeout(SIGNED_WITHIN, signed).await;
-    waited.unwrap_or_else(|_| bail!("certificate request {name} was not signed within {} s; is it approved?", SIGNED_WITHIN.as_secs()))
+    Ok(waited.with_context(|| format!("no certificate within {} s; is the request approved?", SIGNED_WITHIN.as_secs()))??)
 }
 
 /// The CA that the server shows, if it is the one that we were told of.

@@ -151,7 +151,7 @@ impl Local {
         Ok(Self { name, folder, config, server })
     }
 
-    /// Starts the agent in the node's namespace, in a session of its own, and waits until it serves.
+    /// Starts the agent in the node's namespace, in a session of its own; the Node says when it is ready.
     fn start(&self) -> anyhow::Result<()> {
         if daemon::running(&self.config).is_some() {
             return Ok(());
@@ -208,7 +208,7 @@ fn link(config: &Config, number: u8) -> String {
     format!("n-{}-{number}", config.link_prefix)
 }
 
-/// What differs from the defaults is all that an agent reads.
+/// The settings that an agent reads.
 fn written(config: &Config) -> String {
     let text = serde_json::json!({
         "dataDir": config.data_dir, "runDir": config.run_dir, "apiPort": config.api_port, "kubeletPort": config.kubelet_port,

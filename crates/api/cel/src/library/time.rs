@@ -80,48 +80,7 @@ pub fn shift<'a>(at: Timestamp, nanoseconds: i64) -> Called<'a> {
 
 /// Go's `time.ParseDuration`, in nanoseconds.
 pub fn duration(text: &str) -> Result<i64, EvalError> {
-    parse_duration(text).ok_or_else(|| EvalError::failed("type conversion error from 'string' to 'google.protobuf.Duration'"))
-}
-
-fn parse_duration(text: &str) -> Option<i64> {
-    let (negative, mut rest) = match text.strip_prefix('-') {
-        Some(rest) => (true, rest),
-        None => (false, text.strip_prefix('+').unwrap_or(text)),
-    };
-    if rest == "0" {
-        return Some(0);
-    }
-    if rest.is_empty() {
-        return None;
-    }
-    let mut total: i128 = 0;
-    while !rest.is_empty() {
-        let end = rest.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(rest.len());
-        let (number, tail) = rest.split_at(end);
-        let end = tail.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(tail.len());
-        let (unit, tail) = tail.split_at(end);
-        let scale: i128 = match unit {
-            "ns" => 1,
-            "us" | "µs" | "μs" => 1_000,
-            "ms" => 1_000_000,
-            "s" => 1_000_000_000,
-            "m" => 60_000_000_000,
-            "h" => 3_600_000_000_000,
-            _ => return None,
-        };
-        let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
-        if whole.is_empty() && fraction.is_empty() || whole.len() > 19 || fraction.contains('.') {
-            return None;
-        }
-        let whole: i128 = if whole.is_empty() { 0 } else { whole.parse().ok()? };
-        total += whole * scale;
-        let digits: String = fraction.chars().take(18).collect();
-        if !digits.is_empty() {
-            total += digits.parse::<i128>().ok()? * scale / 10_i128.pow(digits.len() as u32);
-        }
-        rest = tail;
-    }
-    i64::try_from(if negative { -total } else { total }).ok()
+    meta::time::parse_duration(text).ok_or_else(|| EvalError::failed("type conversion error from 'string' to 'google.protobuf.Duration'"))
 }
 
 /// As CEL prints durations: seconds with what fraction there is.
