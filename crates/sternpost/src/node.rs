@@ -12,6 +12,7 @@ use tokio::task::JoinSet;
 
 use crate::certificates::Certificates;
 use crate::config::{Cidr, Config};
+use crate::names;
 use crate::toolbox;
 use crate::up::Parts;
 
@@ -238,7 +239,16 @@ pub fn api_config(config: &Config, certificates: &Certificates, node_ip: IpAddr)
         served: schema::resources::Served::parse(&config.runtime_config).context("runtimeConfig")?,
         admission: admission_options(config)?,
         front_proxy: Some(certificates.front_proxy.clone()),
+        resolver: Some(Arc::new(|host| Box::pin(host_addresses(host)))),
         ..apiserver::Config::default()
+    })
+}
+
+/// For webhooks that are configured with a host's name.
+async fn host_addresses(host: String) -> Vec<IpAddr> {
+    names::look_up(&host).await.unwrap_or_else(|error| {
+        tracing::warn!(host, error, "the name of a webhook's host cannot be looked up");
+        Vec::new()
     })
 }
 
