@@ -23,7 +23,6 @@ mod selector;
 mod service;
 mod slices;
 
-mod admission_policy_status;
 mod bootstrap_token;
 mod certificates;
 mod cluster_role_aggregation;
@@ -117,7 +116,6 @@ fn all() -> Vec<Controller> {
         controller!(ephemeral_volume),
         controller!(service_load_balancer),
         controller!(node_ttl),
-        controller!(admission_policy_status),
         controller!(bootstrap_token),
         controller!(resource_claim),
         controller!(service_cidr),
