@@ -188,3 +188,27 @@ pub fn pod(pod: &core::Pod) -> Option<Pod> {
         ports: ports.collect(),
     })
 }
+
+/// Drops what [`pod`] does not read, for a cache of all pods of a cluster.
+pub fn trim(pod: &mut core::Pod) {
+    pod.metadata.annotations = None;
+    pod.metadata.owner_references = None;
+    if let Some(status) = &mut pod.status {
+        let core::PodStatus { phase, pod_ip, pod_ips, .. } = std::mem::take(status);
+        *status = core::PodStatus { phase, pod_ip, pod_ips, ..core::PodStatus::default() };
+    }
+    let Some(spec) = &mut pod.spec else { return };
+    let core::PodSpec { host_network, node_name, containers, init_containers, .. } = std::mem::take(spec);
+    let ports = |container: core::Container| core::Container {
+        ports: container.ports,
+        restart_policy: container.restart_policy,
+        ..core::Container::default()
+    };
+    *spec = core::PodSpec {
+        host_network,
+        node_name,
+        containers: containers.into_iter().map(ports).collect(),
+        init_containers: init_containers.map(|containers| containers.into_iter().map(ports).collect()),
+        ..core::PodSpec::default()
+    };
+}
