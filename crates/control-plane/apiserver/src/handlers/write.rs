@@ -48,10 +48,18 @@ pub async fn update(server: &Arc<Inner>, context: &Context, target: Target<'_>, 
     let options = context.write_options()?;
     let media = negotiate::body_media(&context.headers, !target.kind.is_custom())?;
     let mut object = codec::object(context, target.kind, &read_body(request).await?, media, &options)?;
+    if meta(&object, "name").is_empty() {
+        let name = target.name;
+        return Err(Status::bad_request(format!("the name of the object ({name} based on URL) was undeterminable: name must be provided")));
+    }
     place(target, &mut object)?;
     let part = part(context, target);
     let wanted = object.clone();
+    let blind = matches!(meta(&object, "resourceVersion"), "" | "0") && !target.kind.storage.rules.unconditional_update();
     let make = |old: &Value| {
+        if blind {
+            return Err(unversioned(target));
+        }
         server.access.check_grant(&server.registry.caches, context, target.kind, &wanted, Some(old))?;
         Ok(wanted.clone())
     };
@@ -64,6 +72,13 @@ pub async fn update(server: &Arc<Inner>, context: &Context, target: Target<'_>, 
         Err(status) => Err(status),
         Ok(object) => respond(context, target.kind, StatusCode::OK, &object, format),
     }
+}
+
+/// A PUT must say over which version it writes. As upstream, with the resource in the kind's place.
+fn unversioned(target: Target<'_>) -> Status {
+    let path = meta::field::Path::new("metadata").child("resourceVersion");
+    let error = meta::field::Error::invalid(&path, 0, "must be specified for an update");
+    Status::invalid(target.kind.facts.group, target.kind.facts.plural, target.name, &[error])
 }
 
 /// Name and namespace of the body are those of the path, or absent.
@@ -236,22 +251,17 @@ pub async fn delete_collection(
 ) -> Result<Response<Body>, Status> {
     let format = super::format(context, target.kind)?;
     let options = delete_options(context, request).await?;
-    let selection = read::selection(context, target)?;
-    read::reach(server, server.registry.store.revision()).await?;
-    let caches = &server.registry.caches;
-    let cache = caches.of(target.kind.storage.prefix.as_bytes());
-    let mut page = cache.list(&selection.prefix, b"", 0, &selection, caches.observed());
+    let page = read::chunk(server, context, target).await?;
     let kind = target.kind;
-    page.objects = kind.present_all(std::mem::take(&mut page.objects))?;
     let deletions: Vec<_> =
         page.objects.iter().map(|object| delete_one(server.clone(), context, kind, object.clone(), options.clone())).collect();
     let mut running = futures_util::stream::iter(deletions).buffer_unordered(COLLECTION_WORKERS);
     while let Some(outcome) = running.next().await {
         outcome?;
     }
-    let metadata = serde_json::json!({"resourceVersion": page.revision.to_string()});
     let include = views::Include::parse(&context.query)?;
-    Ok(reply::value(StatusCode::OK, &views::many(target.kind, &page.objects, format, include, metadata), format))
+    let metadata = read::list_meta(kind, &page);
+    Ok(reply::value(StatusCode::OK, &views::many(kind, &page.objects, format, include, metadata), format))
 }
 
 async fn delete_one(
