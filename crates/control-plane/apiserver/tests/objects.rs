@@ -221,6 +221,38 @@ async fn status_and_spec_are_written_through_their_own_doors() {
 }
 
 #[tokio::test]
+async fn an_applied_scale_owns_the_replicas() {
+    let api = Api::new().await;
+    let path = format!("{DEPLOYMENTS}/d/scale");
+    let scale =
+        |replicas: i64| format!("{{apiVersion: autoscaling/v1, kind: Scale, metadata: {{name: d}}, spec: {{replicas: {replicas}}}}}");
+    let apply = async |query: &str, replicas: i64| {
+        api.ask("PATCH", &format!("{path}?{query}"), "application/apply-patch+yaml", scale(replicas)).await
+    };
+    assert_eq!(apply("fieldManager=a", 3).await.code, 404);
+    api.post(&format!("{DEPLOYMENTS}?fieldManager=maker"), deployment("d")).await;
+    let conflict = apply("fieldManager=a", 3).await;
+    assert!(
+        conflict.code == 409 && conflict.message().contains("conflict with \"maker\" using apps/v1: .spec.replicas"),
+        "{}",
+        conflict.message()
+    );
+    let forced = apply("fieldManager=a&force=true", 3).await;
+    assert_eq!((forced.code, &forced.json()["kind"], &forced.json()["spec"]["replicas"]), (200, &json!("Scale"), &json!(3)));
+    let fields = api.get(&format!("{DEPLOYMENTS}/d")).await.json()["metadata"]["managedFields"].clone();
+    let owner = fields.as_array().unwrap().iter().find(|entry| entry["manager"] == "a").unwrap();
+    assert_eq!(
+        (&owner["operation"], &owner["apiVersion"], &owner["subresource"], &owner["fieldsV1"]),
+        (&json!("Apply"), &json!("apps/v1"), &json!("scale"), &json!({"f:spec": {"f:replicas": {}}}))
+    );
+    assert_eq!(
+        apply("fieldManager=a", -1).await.message(),
+        "Scale.autoscaling \"d\" is invalid: spec.replicas: Invalid value: -1: must be greater than or equal to 0"
+    );
+    assert_eq!(apply("", 1).await.code, 422);
+}
+
+#[tokio::test]
 async fn a_pod_is_bound_once() {
     let api = Api::new().await;
     api.post("/api/v1/namespaces/default/serviceaccounts", json!({"metadata": {"name": "default"}})).await;

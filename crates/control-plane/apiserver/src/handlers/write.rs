@@ -148,30 +148,47 @@ async fn apply(
     options: &WriteOptions,
     format: negotiate::Format,
 ) -> Result<Response<Body>, Status> {
-    if context.query.text("fieldManager").is_none() {
-        let error = meta::field::Error::required(&meta::field::Path::new("fieldManager"), "is required for apply patch");
-        return Err(Status::invalid("meta.k8s.io", "PatchOptions", "", &[error]));
-    }
+    has_manager(context)?;
     let kind = target.kind;
     let parsed = codec::parse(bytes, patching::apply_media(&context.headers), kind.facts.kind)?;
-    let api_version = kind.api_version();
     // Unknown and repeated fields are reported; the configuration itself stays as it was written.
     codec::check(context, kind, parsed.clone(), options)?;
     let mut applied = parsed.value;
     of_kind(target, &mut applied)?;
     place(target, &mut applied)?;
-    let now = meta::time::now();
+    let (code, object) = applied_to(server, context, target, part, &applied, options).await?;
+    respond(context, kind, code, &object, format)
+}
+
+/// An apply names who applies.
+pub fn has_manager(context: &Context) -> Result<(), Status> {
+    if context.query.text("fieldManager").is_some() {
+        return Ok(());
+    }
+    let error = meta::field::Error::required(&meta::field::Path::new("fieldManager"), "is required for apply patch");
+    Err(Status::invalid("meta.k8s.io", "PatchOptions", "", &[error]))
+}
+
+/// Merges a configuration into the object, which a part other than the whole needs to be there.
+pub async fn applied_to(
+    server: &Arc<Inner>,
+    context: &Context,
+    target: Target<'_>,
+    part: Part,
+    applied: &Value,
+    options: &WriteOptions,
+) -> Result<(StatusCode, Arc<Object>), Status> {
+    let (kind, api_version, now) = (target.kind, target.kind.api_version(), meta::time::now());
     let manager = registry::manager(kind, &options.manager, part, &api_version, &now);
     let merge = |live: Option<&Value>| {
         let live = live.map(|live| if kind.converts() { crate::convert::from_storage(kind, live.clone()) } else { live.clone() });
-        let merged =
-            schema::apply::apply(live.as_ref(), &applied, &manager, options.force, &kind.schema).map_err(|error| error.status())?;
+        let merged = schema::apply::apply(live.as_ref(), applied, &manager, options.force, &kind.schema).map_err(|error| error.status())?;
         let quiet = WriteOptions { validation: schema::decode::Mode::Ignore, ..options.clone() };
         codec::decode(context, kind, merged, &quiet)
     };
     let make = |old: &Value| {
         let mut new = merge(Some(old))?;
-        if meta(&applied, "resourceVersion").is_empty() {
+        if meta(applied, "resourceVersion").is_empty() {
             metadata_mut(&mut new).remove("resourceVersion");
         }
         server.access.check_grant(&server.registry.caches, context, kind, &new, Some(old))?;
@@ -181,7 +198,7 @@ async fn apply(
         match server.registry.update(context, target, part, options, Owners::Applied, make).await {
             Err(status) if status.is("NotFound") && part == Part::Main => {}
             Err(status) => return Err(status),
-            Ok(object) => return respond(context, kind, StatusCode::OK, &object, format),
+            Ok(object) => return Ok((StatusCode::OK, object)),
         }
         let mut fresh = merge(None)?;
         certificate::stamp(context, kind, &mut fresh)?;
@@ -190,7 +207,7 @@ async fn apply(
             // Somebody created it in between: apply to that.
             Err(status) if status.is("AlreadyExists") => {}
             Err(status) => return Err(status),
-            Ok(object) => return respond(context, kind, StatusCode::CREATED, &object, format),
+            Ok(object) => return Ok((StatusCode::CREATED, object)),
         }
     }
 }
