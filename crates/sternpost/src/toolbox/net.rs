@@ -89,7 +89,7 @@ fn resolv_conf() -> ResolvConf {
 }
 
 /// Addresses of a name, IPv4 first: a literal, `/etc/hosts`, then the name servers with the search list.
-fn look_up(name: &str) -> Result<Vec<IpAddr>, String> {
+pub(crate) fn look_up(name: &str) -> Result<Vec<IpAddr>, String> {
     if let Ok(address) = name.parse() {
         return Ok(vec![address]);
     }
