@@ -70,14 +70,15 @@ async fn serve(config: Config, args: &AgentArgs, progress: &mut Progress) -> any
         _ => anyhow::bail!("no keys for this node in {}: join with --token and --ca-hash", config.pki_dir().display()),
     };
     let certificates = Certificates::new(&args.server, keys)?;
-    let client = Client::new(certificates.clone());
+    let client = Client::new(Arc::new(Shared(certificates.clone())));
     let drain = stdx::drain();
     let caches = Caches::new(&client, drain.clone());
     // Other nodes' pods are none of this node's business, and the API would not show them.
     let own = Scope::fields(format!("spec.nodeName={}", config.node_name));
     caches.set(Cache::<Pod>::start(&client, own, drain.clone()));
     let tls = certificates.serving.config()?;
-    let around = node::Surroundings { config, address, client, caches, tls, drain: drain.clone() };
+    let pods = all_pods(&client, &drain);
+    let around = node::Surroundings { config, address, client, caches, pods, tls, drain: drain.clone() };
     let mut tasks = JoinSet::new();
     let parts = node::start(&around, &mut tasks).await?;
     progress.step("node", "runtime, kubelet, network, Services, DNS");
@@ -189,9 +190,37 @@ impl Certificates {
     }
 }
 
-impl Transport for Certificates {
+/// Of all pods only what policies look at is kept.
+fn all_pods(client: &Client, drain: &stdx::Drain) -> Arc<dyn Fn() -> Cache<Pod> + Send + Sync> {
+    let (client, drain) = (node::network_client(client), drain.clone());
+    Arc::new(move || Cache::start_trimmed(&client, Scope::all(), policy::read::trim, drain.clone()))
+}
+
+/// A share of the node's transport.
+struct Shared(Arc<Certificates>);
+
+impl Transport for Shared {
     fn send(&self, request: http::Request<Bytes>) -> Pin<Box<dyn Future<Output = std::io::Result<http::Response<Body>>> + Send + '_>> {
-        let api = self.api.load_full();
+        let api = self.0.api.load_full();
+        Box::pin(async move { api.send(request).await })
+    }
+
+    /// By impersonation: the cluster lets nodes take the part of its network's account only.
+    fn as_account(&self, namespace: &str, name: &str) -> Option<Arc<dyn Transport>> {
+        let user = http::HeaderValue::from_str(&auth::tokens::username(namespace, name)).ok()?;
+        Some(Arc::new(Impersonating { node: self.0.clone(), user }))
+    }
+}
+
+struct Impersonating {
+    node: Arc<Certificates>,
+    user: http::HeaderValue,
+}
+
+impl Transport for Impersonating {
+    fn send(&self, mut request: http::Request<Bytes>) -> Pin<Box<dyn Future<Output = std::io::Result<http::Response<Body>>> + Send + '_>> {
+        request.headers_mut().insert("impersonate-user", self.user.clone());
+        let api = self.node.api.load_full();
         Box::pin(async move { api.send(request).await })
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use cri::{ImageService, RuntimeService, v1};
-use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::api::core::v1::{Node, Pod};
 use serde_json::json;
 use tokio::task::JoinSet;
 
@@ -85,6 +85,8 @@ pub struct Surroundings {
     pub client: client::Client,
     /// Services, slices, namespaces and nodes; of pods only this node's where the process holds no other component.
     pub caches: reconcile::Caches,
+    /// All pods of the cluster; asked for where network policies want to know them.
+    pub pods: Arc<dyn Fn() -> reconcile::Cache<Pod> + Send + Sync>,
     pub tls: Arc<rustls::ServerConfig>,
     pub drain: stdx::Drain,
 }
@@ -93,6 +95,7 @@ pub struct Surroundings {
 pub async fn start(around: &Surroundings, tasks: &mut JoinSet<()>) -> anyhow::Result<NodeParts> {
     let (node, runtime) = open(&around.config).await?;
     start_network(around, tasks)?;
+    start_policies(around, tasks);
     peers::start(around, tasks)?;
     start_dns(around, tasks)?;
     start_kubelet(around, runtime, node.service.clone(), tasks)?;
@@ -187,6 +190,28 @@ fn start_network(around: &Surroundings, tasks: &mut JoinSet<()>) -> anyhow::Resu
         }
     });
     Ok(())
+}
+
+fn start_policies(around: &Surroundings, tasks: &mut JoinSet<()>) {
+    let settings = policy::Config { node_name: around.config.node_name.clone(), table: around.config.nft_table.clone() };
+    let caches = policy::Caches {
+        policies: around.caches.of(),
+        namespaces: around.caches.of(),
+        nodes: around.caches.of(),
+        pods: around.pods.clone(),
+        cluster: policy::cluster::Policies::start(&network_client(&around.client), around.drain.clone()),
+    };
+    let drain = around.drain.clone();
+    tasks.spawn(async move {
+        if let Err(error) = policy::run(settings, caches, drain).await {
+            tracing::error!(%error, "network policies ended");
+        }
+    });
+}
+
+/// Who reads what policies speak of: more than a kubelet may see.
+pub fn network_client(client: &client::Client) -> client::Client {
+    client.as_account("kube-system", "sternpost-network").named("network")
 }
 
 fn start_dns(around: &Surroundings, tasks: &mut JoinSet<()>) -> anyhow::Result<()> {

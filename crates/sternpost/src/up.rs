@@ -158,6 +158,10 @@ fn surroundings(parts: &Parts, tls: Arc<rustls::ServerConfig>) -> node::Surround
         address: parts.node_ip,
         client: parts.client(&format!("system:node:{}", parts.config.node_name), &["system:nodes"]),
         caches: parts.caches.clone(),
+        pods: {
+            let caches = parts.caches.clone();
+            Arc::new(move || caches.of())
+        },
         tls,
         drain: parts.drain.clone(),
     }

@@ -15,7 +15,8 @@ pub(crate) const NAME: &str = "kube-apiserver-serving-clustertrustbundle-publish
 const SIGNER: &str = "kubernetes.io/kube-apiserver-serving";
 
 pub(crate) async fn run(context: Context) {
-    if context.config.root_ca.get().is_empty() || !is_served(&context.reader).await {
+    let served = discovery::is_served(&context, "certificates.k8s.io/v1", "clustertrustbundles").await;
+    if context.config.root_ca.get().is_empty() || !served {
         return;
     }
     let scope = Scope::fields(format!("spec.signerName={SIGNER}"));
@@ -37,12 +38,6 @@ pub(crate) async fn run(context: Context) {
         }
     })
     .await;
-}
-
-async fn is_served(client: &Client) -> bool {
-    let found = discovery::discover(client).await;
-    let is_it = |found: &discovery::Discovered| found.resource.plural == "clustertrustbundles" && found.resource.version == "v1";
-    found.is_ok_and(|found| found.resources.iter().any(is_it))
 }
 
 #[derive(Default)]
