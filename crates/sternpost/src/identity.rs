@@ -1,6 +1,5 @@
 //! Where the API server learns of users that are not the cluster's own.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -8,7 +7,6 @@ use apiserver::{Source, TokenWebhook};
 use serde_json::{Value, json};
 
 use crate::config::{Config, Oidc};
-use crate::toolbox;
 
 /// The file, or what the flags say in its form.
 pub fn authentication(config: &Config) -> anyhow::Result<Option<Source>> {
@@ -50,16 +48,6 @@ pub fn token_webhook(config: &Config) -> Option<TokenWebhook> {
         kubeconfig: config.authentication_token_webhook_config_file.clone()?,
         cache: Duration::from_secs(config.authentication_token_webhook_cache_seconds),
         version: config.authentication_token_webhook_version.clone(),
-    })
-}
-
-/// Names outside the cluster, as the host's files say: a static binary has no other name service.
-pub fn resolver() -> apiserver::Resolver {
-    Arc::new(|host| {
-        Box::pin(async move {
-            let found = tokio::task::spawn_blocking(move || toolbox::look_up(&host)).await;
-            found.ok().and_then(Result::ok).unwrap_or_default()
-        })
     })
 }
 

@@ -16,6 +16,7 @@ mod image;
 mod join;
 mod kubeconfig;
 mod memory;
+mod names;
 mod node;
 mod nodes;
 mod preflight;

@@ -13,6 +13,7 @@ use tokio::task::JoinSet;
 use crate::certificates::{Certificates, client_authorities};
 use crate::config::{Cidr, Config};
 use crate::identity;
+use crate::names;
 use crate::toolbox;
 use crate::up::Parts;
 
@@ -262,8 +263,16 @@ pub fn api_config(config: &Config, certificates: &Certificates, node_ip: IpAddr)
         authentication: identity::authentication(config)?,
         token_webhook: identity::token_webhook(config),
         authorization: config.authorization_config.clone().map(apiserver::Source::File),
-        resolver: Some(identity::resolver()),
+        resolver: Some(Arc::new(|host| Box::pin(host_addresses(host)))),
         ..apiserver::Config::default()
+    })
+}
+
+/// For webhooks that are configured with a host's name.
+async fn host_addresses(host: String) -> Vec<IpAddr> {
+    names::look_up(&host).await.unwrap_or_else(|error| {
+        tracing::warn!(host, error, "the name of a webhook's host cannot be looked up");
+        Vec::new()
     })
 }
 

@@ -8,8 +8,6 @@ mod net;
 mod serve;
 mod tar;
 
-pub(crate) use net::look_up;
-
 /// An applet: its name, how to call it, what it does. Returns the exit code.
 struct Applet {
     name: &'static str,

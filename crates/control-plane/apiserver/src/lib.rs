@@ -39,6 +39,7 @@ mod sealed;
 mod selection;
 mod serve;
 mod shard;
+mod type_checking;
 mod views;
 
 use std::path::PathBuf;
@@ -205,7 +206,7 @@ impl Server {
         let registry = Registry::new(store.clone(), Allocators::new(config.services), &config.admission)?;
         let reader = registry.reader.clone();
         let registry_custom = registry.custom.clone();
-        let flow = flow::Flow::new(config.reads_inflight_max + config.writes_inflight_max, &registry.caches);
+        let flow = flow::Flow::new(config.reads_inflight_max + config.writes_inflight_max, &registry.caches).map_err(Error::Metrics)?;
         let drain = stdx::drain();
         let (caches, stop) = (registry.caches.clone(), drain.clone());
         tokio::spawn(async move { stop.run(cache::feed::run(store, caches)).await });
@@ -259,6 +260,8 @@ impl Server {
         self.0.bootstrapped.store(true, Ordering::Relaxed);
         tokio::spawn(expiry::run(self.0.clone()));
         tokio::spawn(aggregation::run(self.0.clone()));
+        tokio::spawn(flow::run(self.0.clone()));
+        tokio::spawn(type_checking::run(self.0.clone()));
         if let Some(sealed) = self.0.sealed.clone() {
             tokio::spawn(async move {
                 match sealed.renew().await {

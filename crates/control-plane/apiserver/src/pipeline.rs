@@ -15,7 +15,7 @@ use crate::negotiate::{self, Format, Offer};
 use crate::reply::{self, Body};
 use crate::request::{Query, RequestInfo};
 use crate::serve::Peer;
-use crate::{Inner, aggregation, audit, deadline, discovery, handlers, health, openapi};
+use crate::{Inner, aggregation, audit, deadline, discovery, flow, handlers, health, openapi};
 
 static FLOW_SCHEMA: HeaderName = HeaderName::from_static("x-kubernetes-pf-flowschema-uid");
 static PRIORITY_LEVEL: HeaderName = HeaderName::from_static("x-kubernetes-pf-prioritylevel-uid");
@@ -107,6 +107,9 @@ async fn admitted(server: &Arc<Inner>, context: &mut Context, mut request: Reque
         return handlers::resource(server, context, request).await;
     }
     if let Some(response) = health::respond(server, context) {
+        return Ok(response);
+    }
+    if let Some(response) = flow::respond(server, context) {
         return Ok(response);
     }
     if let Some(response) = Box::pin(openapi::respond(server, context, request.method())).await {

@@ -22,7 +22,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
-pub use unverified::unverified_client_config;
+pub use unverified::{any_certificate, unverified_client_config};
 
 const DAY: i64 = 86_400;
 /// Certificates begin in the past by so much: other machines' clocks differ.

@@ -24,7 +24,6 @@ mod selector;
 mod service;
 mod slices;
 
-mod admission_policy_status;
 mod attach_detach;
 mod bootstrap_token;
 mod certificates;
@@ -123,7 +122,6 @@ fn all() -> Vec<Controller> {
         controller!(ephemeral_volume),
         controller!(service_load_balancer),
         controller!(node_ttl),
-        controller!(admission_policy_status),
         controller!(bootstrap_token),
         controller!(resource_claim),
         controller!(service_cidr),

@@ -26,7 +26,7 @@ impl Access {
     pub async fn authenticate(&self, registry: &Registry, request: &Request<Body>) -> Result<UserInfo, Status> {
         let headers = request.headers();
         let peer = request.extensions().get::<ClientCertificate>();
-        match peer.map(|certificate| &certificate.0) {
+        match peer.map(|certificate| &*certificate.0) {
             Some(Peer::User(user)) => return Ok(user.clone()),
             Some(Peer::FrontProxy(name)) if self.front_proxies.is_empty() || self.front_proxies.contains(name) => {
                 if let Some(user) = fronted(headers) {
