@@ -6,12 +6,14 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use cri::{ImageService, RuntimeService, v1};
-use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::api::core::v1::{Node, Pod};
 use serde_json::json;
 use tokio::task::JoinSet;
 
-use crate::certificates::Certificates;
+use crate::certificates::{Certificates, client_authorities};
 use crate::config::{Cidr, Config};
+use crate::identity;
+use crate::names;
 use crate::toolbox;
 use crate::up::Parts;
 
@@ -84,6 +86,8 @@ pub struct Surroundings {
     pub client: client::Client,
     /// Services, slices, namespaces and nodes; of pods only this node's where the process holds no other component.
     pub caches: reconcile::Caches,
+    /// All pods of the cluster; asked for where network policies want to know them.
+    pub pods: Arc<dyn Fn() -> reconcile::Cache<Pod> + Send + Sync>,
     pub tls: Arc<rustls::ServerConfig>,
     pub drain: stdx::Drain,
 }
@@ -92,6 +96,7 @@ pub struct Surroundings {
 pub async fn start(around: &Surroundings, tasks: &mut JoinSet<()>) -> anyhow::Result<NodeParts> {
     let (node, runtime) = open(&around.config).await?;
     start_network(around, tasks)?;
+    start_policies(around, tasks);
     peers::start(around, tasks)?;
     start_dns(around, tasks)?;
     start_kubelet(around, runtime, node.service.clone(), tasks)?;
@@ -188,6 +193,28 @@ fn start_network(around: &Surroundings, tasks: &mut JoinSet<()>) -> anyhow::Resu
     Ok(())
 }
 
+fn start_policies(around: &Surroundings, tasks: &mut JoinSet<()>) {
+    let settings = policy::Config { node_name: around.config.node_name.clone(), table: around.config.nft_table.clone() };
+    let caches = policy::Caches {
+        policies: around.caches.of(),
+        namespaces: around.caches.of(),
+        nodes: around.caches.of(),
+        pods: around.pods.clone(),
+        cluster: policy::cluster::Policies::start(&network_client(&around.client), around.drain.clone()),
+    };
+    let drain = around.drain.clone();
+    tasks.spawn(async move {
+        if let Err(error) = policy::run(settings, caches, drain).await {
+            tracing::error!(%error, "network policies ended");
+        }
+    });
+}
+
+/// Who reads what policies speak of: more than a kubelet may see.
+pub fn network_client(client: &client::Client) -> client::Client {
+    client.as_account("kube-system", "sternpost-network").named("network")
+}
+
 fn start_dns(around: &Surroundings, tasks: &mut JoinSet<()>) -> anyhow::Result<()> {
     let config = &around.config;
     let listen = SocketAddr::new(around.address, config.dns_port);
@@ -211,21 +238,16 @@ pub fn remove_network(config: &Config) -> anyhow::Result<()> {
 /// What the API server is told of tokens and of the way to kubelets.
 pub fn api_config(config: &Config, certificates: &Certificates, node_ip: IpAddr) -> anyhow::Result<apiserver::Config> {
     let pki = &certificates.pki;
-    let issuer = pki.token_issuer(auth::tokens::ISSUER).context("service account tokens")?;
     let mut authenticator = auth::authenticate::Authenticator::default();
     if let Some(path) = &config.token_auth_file {
         authenticator.add_token_file(&read(path)?).map_err(anyhow::Error::msg).with_context(|| path.display().to_string())?;
     }
     let IpAddr::V4(advertise) = node_ip else { anyhow::bail!("the node's address {node_ip} is not IPv4") };
     Ok(apiserver::Config {
-        issuer: Some(Arc::new(issuer)),
+        issuer: Some(certificates.issuer.clone()),
         authenticator,
         tls: Some(certificates.api_server.clone()),
-        client_authorities: Some(apiserver::ClientAuthorities {
-            client_ca: pki.ca.clone(),
-            front_proxy_ca: pki.front_proxy_ca.clone(),
-            front_proxies: vec!["front-proxy-client".into()],
-        }),
+        client_authorities: Some(client_authorities(pki)),
         kubelet_client: Some(certificates.kubelet_client.config(&pki.ca)?),
         audit_file: Some(config.data_dir.join("audit.log")),
         audit_policy: config.audit_policy.as_deref().map(read).transpose()?,
@@ -238,7 +260,19 @@ pub fn api_config(config: &Config, certificates: &Certificates, node_ip: IpAddr)
         served: schema::resources::Served::parse(&config.runtime_config).context("runtimeConfig")?,
         admission: admission_options(config)?,
         front_proxy: Some(certificates.front_proxy.clone()),
+        authentication: identity::authentication(config)?,
+        token_webhook: identity::token_webhook(config),
+        authorization: config.authorization_config.clone().map(apiserver::Source::File),
+        resolver: Some(Arc::new(|host| Box::pin(host_addresses(host)))),
         ..apiserver::Config::default()
+    })
+}
+
+/// For webhooks that are configured with a host's name.
+async fn host_addresses(host: String) -> Vec<IpAddr> {
+    names::look_up(&host).await.unwrap_or_else(|error| {
+        tracing::warn!(host, error, "the name of a webhook's host cannot be looked up");
+        Vec::new()
     })
 }
 
