@@ -7,6 +7,7 @@
 
 use clap::Parser;
 
+mod admission;
 mod api;
 mod auth;
 mod boot;
@@ -28,7 +29,7 @@ mod store;
 #[derive(Parser)]
 #[command(name = "cargo xtask race", about = "Measure, with the peer and the machine's floors in the same run")]
 pub struct Options {
-    /// store, codec, cel, auth, boot, pods, api or scheduler
+    /// store, codec, cel, admission, auth, boot, pods, api or scheduler
     case: String,
     /// Rounds; below five nothing is written to docs/benchmarks.md.
     #[arg(long, default_value_t = 5)]
