@@ -47,6 +47,10 @@ pub async fn resource(server: &Arc<Inner>, context: &Context, request: http::Req
     }
     let verb = info.verb.as_str();
     let placed = !kind.facts.namespaced || !namespace.is_empty();
+    if !placed && !info.name.is_empty() {
+        // There is no such path.
+        return Ok(crate::pipeline::page_not_found());
+    }
     let well_formed = match verb {
         "list" | "watch" => true,
         "create" => placed && info.name.is_empty(),
