@@ -122,6 +122,40 @@ fn strangers_learn_nothing_but_health_and_version_and_only_root_reads_the_data()
     assert_eq!(mode(&cluster.dir().join("run/control.sock")) & 0o077, 0);
 }
 
+#[test]
+fn the_kubelet_believes_who_the_api_believes_and_allows_what_it_allows() {
+    let cluster = Cluster::fresh();
+    cluster.up();
+    let kubelet = format!("https://{}:{}", cluster.node_address(), cluster::cluster::names::KUBELET_PORT);
+    let ask = |path: &str, token: &str| {
+        let (url, header) = (format!("{kubelet}{path}"), format!("Authorization: Bearer {token}"));
+        let mut arguments = vec!["-sk", "-o", "/dev/null", "-w", "%{http_code}", &url];
+        if !token.is_empty() {
+            arguments.extend(["-H", &header]);
+        }
+        cluster::run(std::process::Command::new("curl").args(arguments), "").ok()
+    };
+    let token = |account: &str| {
+        cluster.kubectl(&["create", "serviceaccount", account]).ok();
+        cluster.kubectl(&["create", "token", account]).ok().trim().to_owned()
+    };
+    cluster.kubectl(&["create", "clusterrole", "scrape", "--verb=get", "--resource=nodes/metrics"]).ok();
+    cluster.kubectl(&["create", "clusterrolebinding", "scrape", "--clusterrole=scrape", "--serviceaccount=default:scraper"]).ok();
+    let (scraper, nobody) = (token("scraper"), token("nobody"));
+    let cases = [
+        ("/healthz", "", "200"),
+        ("/metrics", "", "401"),
+        ("/metrics", "nonsense", "401"),
+        ("/metrics", &nobody, "403"),
+        ("/metrics", &scraper, "200"),
+        ("/pods", &scraper, "403"),
+        ("/containerLogs/a/b/c", &scraper, "403"),
+    ];
+    for (path, token, code) in cases {
+        assert_eq!(ask(path, token), code, "{path}");
+    }
+}
+
 fn mode(path: &Path) -> u32 {
     fs::metadata(path).unwrap_or_else(|error| panic!("{}: {error}", path.display())).permissions().mode()
 }
