@@ -12,6 +12,7 @@ mod daemon;
 mod dns_service;
 mod down;
 mod image;
+mod install;
 mod join;
 mod kubeconfig;
 mod memory;

@@ -3,6 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use cri::{ImageService, RuntimeService, v1};
@@ -11,7 +12,7 @@ use serde_json::json;
 use tokio::task::JoinSet;
 
 use crate::certificates::Certificates;
-use crate::config::{Cidr, Config};
+use crate::config::{Cidr, Config, outward_address, outward_address_v6};
 use crate::toolbox;
 use crate::up::Parts;
 
@@ -21,9 +22,12 @@ pub use peers::internal_address;
 
 /// What a container gets to end by itself when the node is taken down: less than its pod may ask for, for the user waits.
 const DOWN_GRACE_SECONDS: i64 = 5;
-/// The built-in image.
+/// With `fastFailover`: how often a node says that it lives, and how long its silence is believed to be chance.
+const FAST_LEASE: Duration = Duration::from_millis(200);
+pub const FAST_GRACE: Duration = Duration::from_secs(1);
 /// On which port a node's DNS listens; what has no such label has none.
 pub const DNS_PORT_LABEL: &str = "dns.sternpost.io/port";
+/// The built-in image.
 const TOOLBOX: &str = "sternpost.io/toolbox:latest";
 
 /// What the control socket needs of the node.
@@ -113,15 +117,18 @@ async fn open(config: &Config) -> anyhow::Result<(NodeParts, Arc<dyn RuntimeServ
 }
 
 fn pod_network(config: &Config, places: &Places) -> anyhow::Result<Arc<dyn cni::PodNetwork>> {
-    let pods = config.pods()?;
-    let services = config.services()?;
-    let nodes = Cidr::parse(&config.node_cidr).context("nodeCidr")?;
-    let mut settings = cni::Config::new((pods.address, pods.prefix), places.network.clone());
-    settings.hidden_cidrs = vec![(nodes.address, nodes.prefix)];
-    settings.cluster_cidrs = vec![(pods.address, pods.prefix), (services.address, services.prefix)];
+    let pods = pairs(config.pods()?);
+    let first = pods.first().copied().context("podCidr")?;
+    let mut settings = cni::Config::new(first, places.network.clone());
+    settings.hidden_cidrs = pairs(config.nodes()?);
+    settings.cluster_cidrs = [pods, pairs(config.services()?)].concat();
     settings.link_prefix = config.link_prefix.clone();
     settings.table = config.nft_table.clone();
     Ok(Arc::new(cni::Assigned::open(settings, config.data_dir.join("pod-cidr")).context("open the pod network")?))
+}
+
+pub fn pairs(ranges: Vec<Cidr>) -> Vec<cni::Cidr> {
+    ranges.iter().map(Cidr::pair).collect()
 }
 
 /// The built-in image, made of the running binary.
@@ -147,7 +154,16 @@ fn start_kubelet(
     let config = &around.config;
     let places = Places::of(config);
     let mut settings = kubelet::Config::new(&config.node_name, around.address);
+    // The node has the families that its pods have.
+    if config.pods()?.len() > 1 {
+        let other = if around.address.is_ipv4() { outward_address_v6() } else { outward_address() };
+        settings.node_ips.extend(other);
+    }
     settings.labels.insert(DNS_PORT_LABEL.into(), config.dns_port.to_string());
+    if config.fast_failover {
+        settings.lease_interval = FAST_LEASE;
+        settings.lease_duration = FAST_GRACE;
+    }
     settings.cluster_dns = vec![config.dns_service_ip()?];
     settings.cluster_domain = config.cluster_domain.clone();
     settings.data_directory = places.kubelet;
@@ -178,8 +194,7 @@ pub async fn label(parts: &Parts) -> anyhow::Result<()> {
 
 fn start_network(around: &Surroundings, tasks: &mut JoinSet<()>) -> anyhow::Result<()> {
     let config = &around.config;
-    let pods = config.pods()?;
-    let mut settings = proxy::Config::new(&config.node_name, vec![(pods.address, pods.prefix)]);
+    let mut settings = proxy::Config::new(&config.node_name, pairs(config.pods()?));
     settings.table = config.nft_table.clone();
     let caches = proxy::Caches { services: around.caches.of(), slices: around.caches.of(), pods: Some(around.caches.of()) };
     let drain = around.drain.clone();
@@ -227,8 +242,7 @@ fn start_dns(around: &Surroundings, tasks: &mut JoinSet<()>) -> anyhow::Result<(
 
 /// Removes our nftables table and the ways to other nodes; links go with their namespaces.
 pub fn remove_network(config: &Config) -> anyhow::Result<()> {
-    let pods = config.pods()?;
-    cni::Peers::remove(&config.link_prefix, &[(pods.address, pods.prefix)])?;
+    cni::Peers::remove(&config.link_prefix, &pairs(config.pods()?))?;
     let mut socket = nft::Socket::netfilter().context("open a netfilter socket")?;
     nft::Table::inet(&config.nft_table).delete(&mut socket).context("remove the nftables table")
 }
@@ -274,6 +288,10 @@ fn admission_options(config: &Config) -> anyhow::Result<admission::Options> {
         disable: config.disable_admission_plugins.clone(),
         ..admission::Options::default()
     };
+    if config.fast_failover {
+        // Without its five minutes' grace a pod leaves a node that is gone at once.
+        options.disable.push("DefaultTolerationSeconds".into());
+    }
     let warn = serde_json::json!({"defaults": {"warn": "baseline"}, "exemptions": {"namespaces": ["kube-system"]}});
     options.configurations.insert("PodSecurity".into(), warn);
     if let Some(path) = &config.admission_control_config_file {
@@ -297,9 +315,8 @@ fn encryption(config: &Config) -> anyhow::Result<auth::encryption::Encryption> {
 }
 
 fn service_ranges(config: &Config) -> anyhow::Result<apiserver::Ranges> {
-    let services = config.services()?;
-    let IpAddr::V4(network) = services.address else { anyhow::bail!("serviceCidr {} is not IPv4", config.service_cidr) };
-    Ok(apiserver::Ranges { network, prefix: services.prefix, ..apiserver::Ranges::default() })
+    let network = |range: Cidr| apiserver::Network { first: range.address, prefix: range.prefix };
+    Ok(apiserver::Ranges { networks: config.services()?.into_iter().map(network).collect(), ..apiserver::Ranges::default() })
 }
 
 /// Where pods' volumes lie, and what is mounted for them.

@@ -50,7 +50,7 @@ use http::{Request, Response};
 use meta::Status;
 use stdx::Drain;
 
-pub use registry::service::Ranges;
+pub use registry::service::{Network, Ranges};
 pub use reply::Body;
 
 use registry::Registry;
