@@ -9,6 +9,13 @@ use serde::Deserialize;
 /// The configuration file's default place; a missing file is fine.
 pub const FILE: &str = "/etc/sternpost/config.yaml";
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Network {
+    Embedded,
+    Cni,
+}
+
 /// Every setting, with its default.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
@@ -31,6 +38,11 @@ pub struct Config {
     /// What the further nodes on this machine (`up --nodes`) and their bridge have their addresses from.
     pub node_cidr: String,
     pub service_cidr: String,
+    /// Who connects pods: this binary, or CNI plugins.
+    pub network: Network,
+    /// Where those have their networks and their programs.
+    pub cni_conf_dir: PathBuf,
+    pub cni_bin_dirs: Vec<PathBuf>,
     pub cluster_domain: String,
     /// The host's name in lower case where empty.
     pub node_name: String,
@@ -84,6 +96,9 @@ impl Default for Config {
             dual_stack: None,
             node_cidr: "10.243.0.0/24".into(),
             service_cidr: "10.96.0.0/16".into(),
+            network: Network::Embedded,
+            cni_conf_dir: "/etc/cni/net.d".into(),
+            cni_bin_dirs: vec!["/opt/cni/bin".into(), "/usr/lib/cni".into()],
             cluster_domain: "cluster.local".into(),
             node_name: String::new(),
             node_ip: None,

@@ -7,12 +7,12 @@ use std::time::Duration;
 
 use anyhow::Context;
 use cri::{ImageService, RuntimeService, v1};
-use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::core::v1::{ConfigMap, Node, Pod};
 use serde_json::json;
 use tokio::task::JoinSet;
 
 use crate::certificates::Certificates;
-use crate::config::{Cidr, Config, outward_address, outward_address_v6};
+use crate::config::{Cidr, Config, Network, outward_address, outward_address_v6};
 use crate::toolbox;
 use crate::up::Parts;
 
@@ -99,7 +99,9 @@ pub async fn start(around: &Surroundings, tasks: &mut JoinSet<()>) -> anyhow::Re
     let (node, runtime) = open(&around.config).await?;
     start_network(around, tasks)?;
     start_policies(around, tasks);
-    peers::start(around, tasks)?;
+    if around.config.network == Network::Embedded {
+        peers::start(around, tasks)?;
+    }
     start_dns(around, tasks)?;
     start_kubelet(around, runtime, node.service.clone(), tasks)?;
     Ok(node)
@@ -117,6 +119,14 @@ async fn open(config: &Config) -> anyhow::Result<(NodeParts, Arc<dyn RuntimeServ
 }
 
 fn pod_network(config: &Config, places: &Places) -> anyhow::Result<Arc<dyn cni::PodNetwork>> {
+    if config.network == Network::Cni {
+        let folders = cni::Folders {
+            configuration: config.cni_conf_dir.clone(),
+            programs: config.cni_bin_dirs.clone(),
+            state: places.network.clone(),
+        };
+        return Ok(Arc::new(cni::Plugins::open(folders).context("open the pod network")?));
+    }
     let pods = pairs(config.pods()?);
     let first = pods.first().copied().context("podCidr")?;
     let mut settings = cni::Config::new(first, places.network.clone());
@@ -196,7 +206,12 @@ fn start_network(around: &Surroundings, tasks: &mut JoinSet<()>) -> anyhow::Resu
     let config = &around.config;
     let mut settings = proxy::Config::new(&config.node_name, pairs(config.pods()?));
     settings.table = config.nft_table.clone();
-    let caches = proxy::Caches { services: around.caches.of(), slices: around.caches.of(), pods: Some(around.caches.of()) };
+    let caches = proxy::Caches {
+        services: around.caches.of(),
+        slices: around.caches.of(),
+        pods: Some(around.caches.of()),
+        nodes: Some(around.caches.of()),
+    };
     let drain = around.drain.clone();
     tasks.spawn(async move {
         if let Err(error) = proxy::run(settings, caches, drain).await {
@@ -236,8 +251,24 @@ fn start_dns(around: &Surroundings, tasks: &mut JoinSet<()>) -> anyhow::Result<(
     settings.own_addresses = vec![SocketAddr::new(service, 53)];
     let server = Arc::new(dns::Server::bind(settings)?);
     let caches = dns::Caches { services: around.caches.of(), slices: around.caches.of(), namespaces: around.caches.of() };
+    follow_corefile(around, &server);
     tasks.spawn(server.run(caches, around.drain.clone()));
     Ok(())
+}
+
+/// The ConfigMap that CoreDNS has its settings in, where somebody makes one.
+fn follow_corefile(around: &Surroundings, server: &Arc<dns::Server>) {
+    let mut scope = reconcile::Scope::fields("metadata.name=coredns");
+    scope.namespace = Some("kube-system".into());
+    let cache = reconcile::Cache::<ConfigMap>::start(&network_client(&around.client), scope, around.drain.clone());
+    let server = server.clone();
+    cache.on_change(move |_, new| {
+        let text = new.and_then(|map| map.data.as_ref()?.get("Corefile").map(String::as_str));
+        match server.configure(text) {
+            Ok(()) => tracing::info!(configured = text.is_some(), "cluster DNS follows the ConfigMap kube-system/coredns"),
+            Err(error) => tracing::error!(%error, "the ConfigMap kube-system/coredns is not followed"),
+        }
+    });
 }
 
 /// Removes our nftables table and the ways to other nodes; links go with their namespaces.

@@ -269,7 +269,8 @@ fn written(config: &Config) -> String {
     let text = serde_json::json!({
         "dataDir": config.data_dir, "runDir": config.run_dir, "apiPort": config.api_port, "kubeletPort": config.kubelet_port,
         "dnsPort": config.dns_port, "podCidr": config.pod_cidr, "nodeCidrMaskSize": config.node_cidr_mask_size,
-        "nodeCidrMaskSizeIpv6": config.node_cidr_mask_size_ipv6, "dualStack": config.dual_stack, "fastFailover": config.fast_failover, "nodeCidr": config.node_cidr,
+        "nodeCidrMaskSizeIpv6": config.node_cidr_mask_size_ipv6, "dualStack": config.dual_stack, "fastFailover": config.fast_failover, "network": config.network,
+        "cniConfDir": config.cni_conf_dir, "cniBinDirs": config.cni_bin_dirs, "nodeCidr": config.node_cidr,
         "serviceCidr": config.service_cidr, "clusterDomain": config.cluster_domain, "nodeName": config.node_name, "nodeIp": config.node_ip,
         "maxPods": config.max_pods, "podPidsLimit": config.pod_pids_limit, "log": config.log, "cgroupRoot": config.cgroup_root,
         "nftTable": config.nft_table, "linkPrefix": config.link_prefix, "context": config.context,
