@@ -12,6 +12,7 @@ use tracing::warn;
 
 use super::Scheduler;
 use super::report::Report;
+use crate::devices::bind::Reservation;
 use crate::extender::Extender;
 use crate::metrics::metrics;
 
@@ -21,6 +22,7 @@ pub(super) struct Order {
     pub pod: Arc<Pod>,
     pub node: String,
     pub volumes: Option<crate::volumes::bind::Binding>,
+    pub devices: Option<Reservation>,
     pub since: Instant,
     /// The extender that binds instead of us.
     pub binder: Option<Arc<Extender>>,
@@ -31,6 +33,8 @@ pub(super) struct Bound {
     key: ObjectKey,
     pod: Arc<Pod>,
     since: Instant,
+    /// ResourceClaims that were written, with their revisions; `None` where the pod has none.
+    claims: Option<Vec<(ObjectKey, u64)>>,
     result: Result<(), Error>,
 }
 
@@ -38,6 +42,8 @@ pub(super) struct Bound {
 enum Error {
     #[error(transparent)]
     Volumes(#[from] crate::volumes::bind::Error),
+    #[error(transparent)]
+    Devices(#[from] crate::devices::bind::Error),
     #[error("{0}")]
     Api(#[from] client::Error),
     #[error(transparent)]
@@ -45,13 +51,22 @@ enum Error {
 }
 
 pub(super) async fn bind(client: Client, recorder: EventRecorder, order: Order) -> Bound {
-    let Order { key, pod, node, volumes, since, binder } = order;
-    let result = write(&client, &key, pod.uid(), &node, volumes, binder).await;
+    let Order { key, pod, node, volumes, devices, since, binder } = order;
+    let mut claims = None;
+    let mut result = Ok(());
+    if let Some(devices) = devices {
+        let written = devices.carry_out(&client).await;
+        claims = Some(written.claims);
+        result = written.result.map_err(Error::from);
+    }
+    if result.is_ok() {
+        result = write(&client, &key, pod.uid(), &node, volumes, binder).await;
+    }
     if result.is_ok() {
         let message = format!("Successfully assigned {key} to {node}");
         recorder.event_with_action(&reference_to(&*pod), EventKind::Normal, "Scheduled", "Binding", message);
     }
-    Bound { key, pod, since, result }
+    Bound { key, pod, since, claims, result }
 }
 
 async fn write(
@@ -83,7 +98,10 @@ async fn write(
 
 impl Scheduler {
     pub(super) fn bound(&mut self, bound: Bound) {
-        let Bound { key, pod, since, result } = bound;
+        let Bound { key, pod, since, claims, result } = bound;
+        if let Some(claims) = claims {
+            self.devices.settle(&key, &claims);
+        }
         let ours = self.placed.get(&key).is_some_and(|placed| *placed.uid == *pod.uid() && placed.assumed);
         let profile = pod.spec.as_ref().and_then(|spec| spec.scheduler_name.as_deref()).unwrap_or("default-scheduler");
         let label = if result.is_ok() { "scheduled" } else { "error" };

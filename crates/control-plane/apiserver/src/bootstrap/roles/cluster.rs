@@ -68,6 +68,8 @@ const SCHEDULER: &[Words] = &[
     rule("get list patch update watch", "resource.k8s.io", "resourceclaims/status"),
     rule(READ, "core", "pods/finalizers"),
     rule(READ, "resource.k8s.io", "resourceslices"),
+    rule(READ, "resource.k8s.io", "devicetaintrules"),
+    rule("create delete", "resource.k8s.io", "resourceclaims"),
     rule(READ, "scheduling.k8s.io", "priorityclasses podgroups workloads"),
 ];
 
