@@ -6,6 +6,7 @@
 pub mod policy;
 pub mod sink;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use auth::UserInfo;
@@ -46,14 +47,16 @@ struct Event<'a> {
     user: &'a UserInfo,
     #[serde(skip_serializing_if = "Option::is_none")]
     impersonated_user: Option<&'a UserInfo>,
-    #[serde(rename = "sourceIPs", skip_serializing_if = "Vec::is_empty")]
-    source_ips: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    authentication_metadata: Option<Value>,
+    #[serde(rename = "sourceIPs", skip_serializing_if = "Option::is_none")]
+    source_ips: Option<[std::net::IpAddr; 1]>,
     #[serde(skip_serializing_if = "str::is_empty")]
     user_agent: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     object_ref: Option<ObjectRef<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    response_status: Option<Value>,
+    response_status: Option<ResponseStatus>,
     #[serde(skip_serializing_if = "Option::is_none")]
     request_object: Option<Value>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -61,8 +64,17 @@ struct Event<'a> {
     request_received_timestamp: &'a str,
     stage_timestamp: String,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    annotations: BTreeMap<String, String>,
+    annotations: BTreeMap<Cow<'a, str>, Cow<'a, str>>,
 }
+
+#[derive(Serialize)]
+struct ResponseStatus {
+    metadata: Empty,
+    code: u16,
+}
+
+#[derive(Serialize)]
+struct Empty {}
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -140,11 +152,12 @@ fn event<'a>(context: &'a Context, stage: Stage, answer: Option<(u16, Option<Byt
     let request = (choice.level >= Level::Request).then(|| context.audit.request.clone()).flatten();
     let content_type = context.headers.get(http::header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let request_object = request.and_then(|bytes| tree(choice, &bytes, content_type));
-    let mut annotations = context.annotations();
+    let own = context.annotations().into_iter().map(|(key, value)| (Cow::Owned(key), Cow::Owned(value)));
+    let mut annotations: BTreeMap<Cow<'_, str>, Cow<'_, str>> = own.collect();
     if !context.reason.is_empty() || answer.is_some() {
         let forbidden = answer.as_ref().is_some_and(|(code, _)| *code == 403);
         annotations.insert("authorization.k8s.io/decision".into(), if forbidden { "forbid" } else { "allow" }.into());
-        annotations.insert("authorization.k8s.io/reason".into(), context.reason.clone());
+        annotations.insert("authorization.k8s.io/reason".into(), context.reason.as_str().into());
     }
     let original = audit.original_user.as_ref();
     Event {
@@ -157,10 +170,11 @@ fn event<'a>(context: &'a Context, stage: Stage, answer: Option<(u16, Option<Byt
         verb: &info.verb,
         user: original.unwrap_or(&context.user),
         impersonated_user: original.map(|_| &context.user),
-        source_ips: audit.peer.iter().map(ToString::to_string).collect(),
+        authentication_metadata: (!audit.constraint.is_empty()).then(|| json!({"impersonationConstraint": audit.constraint})),
+        source_ips: audit.peer.map(|peer| [peer]),
         user_agent: agent,
         object_ref,
-        response_status: answer.as_ref().map(|(code, _)| json!({"metadata": {}, "code": code})),
+        response_status: answer.as_ref().map(|(code, _)| ResponseStatus { metadata: Empty {}, code: *code }),
         request_object,
         response_object: answer.and_then(|(_, body)| body).and_then(|bytes| tree(choice, &bytes, "json")),
         request_received_timestamp: &audit.received,
@@ -197,6 +211,8 @@ pub struct Notes {
     pub peer: Option<std::net::IpAddr>,
     /// Who impersonates.
     pub original_user: Option<UserInfo>,
+    /// The verb of the right by which they do, if it is a constrained one.
+    pub constraint: String,
     /// The request's body, where the level wants it.
     pub request: Option<Bytes>,
 }

@@ -24,7 +24,6 @@ mod selector;
 mod service;
 mod slices;
 
-mod admission_policy_status;
 mod attach_detach;
 mod bootstrap_token;
 mod certificates;
@@ -71,8 +70,8 @@ use client::Client;
 use reconcile::Caches;
 use stdx::Drain;
 
-pub use context::Config;
 use context::Context;
+pub use context::{Config, RootCa};
 pub use node_ipam::ClusterRange;
 use replicaset::replication_controller;
 
@@ -123,7 +122,6 @@ fn all() -> Vec<Controller> {
         controller!(ephemeral_volume),
         controller!(service_load_balancer),
         controller!(node_ttl),
-        controller!(admission_policy_status),
         controller!(bootstrap_token),
         controller!(resource_claim),
         controller!(service_cidr),
