@@ -10,7 +10,8 @@ use arc_swap::ArcSwap;
 use auth::pki::{NodeKeys, Pair};
 use auth::tls;
 use bytes::Bytes;
-use client::{Body, Client, Https, Transport};
+use client::{Body, Client, Https, ListParams, Transport};
+use k8s_openapi::api::certificates::v1::ClusterTrustBundle;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use reconcile::{Cache, Caches, Scope};
 use tokio::task::JoinSet;
@@ -81,7 +82,7 @@ async fn serve(config: Config, args: &AgentArgs, progress: &mut Progress) -> any
     let mut tasks = JoinSet::new();
     let parts = node::start(&around, &mut tasks).await?;
     progress.step("node", "runtime, kubelet, network, Services, DNS");
-    tasks.spawn(control::serve(around.config.clone(), drain.clone(), parts));
+    tasks.spawn(control::serve(around.config.clone(), drain.clone(), control::Served { node: parts, cluster: None }));
     let nodes = around.caches.of::<Node>();
     let ready = tokio::select! {
         ready = wait_for_node(&nodes, &around.config.node_name) => ready.map(|()| true)?,
@@ -105,7 +106,8 @@ async fn serve(config: Config, args: &AgentArgs, progress: &mut Progress) -> any
 /// The node's certificates while it runs, and the way to the API with the present one.
 struct Certificates {
     server: String,
-    ca: String,
+    /// Every authority that is believed: the API server's, and those whose clients the kubelet serves.
+    ca: Mutex<String>,
     /// Watches under way stay on the connection of a former certificate.
     api: ArcSwap<Https>,
     client: Mutex<Pair>,
@@ -120,7 +122,7 @@ impl Certificates {
             server: server.to_owned(),
             api: ArcSwap::from_pointee(https(server, &ca, &client)?),
             serving: tls::Server::new(&shown, &ca)?,
-            ca,
+            ca: Mutex::new(ca),
             client: Mutex::new(client),
             shown: Mutex::new(shown),
         }))
@@ -144,6 +146,7 @@ impl Certificates {
     }
 
     async fn renew(&self, around: &node::Surroundings, serving_is_due: bool) -> anyhow::Result<()> {
+        self.follow_authorities(around).await?;
         let (client, shown) = (lock(&self.client).clone(), lock(&self.shown).clone());
         if serving_is_due || ends_soon(&shown) {
             let fresh = join::serving(&around.client, &around.config, around.address).await?;
@@ -153,15 +156,36 @@ impl Certificates {
         }
         if ends_soon(&client) {
             let fresh = join::own(&around.client, &around.config).await?;
-            self.api.store(Arc::new(https(&self.server, &self.ca, &fresh)?));
+            self.api.store(Arc::new(https(&self.server, &lock(&self.ca), &fresh)?));
             *lock(&self.client) = fresh;
             self.write(around)?;
         }
         Ok(())
     }
 
+    /// The cluster may be about to exchange its authority: what vouches for the API server is published as ClusterTrustBundles.
+    async fn follow_authorities(&self, around: &node::Surroundings) -> anyhow::Result<()> {
+        let wanted = ListParams::default().fields("spec.signerName=kubernetes.io/kube-apiserver-serving");
+        let bundles = match around.client.list::<ClusterTrustBundle>(&wanted).await {
+            Ok(found) => found.items,
+            // Where they are not served, the authority stays what it was.
+            Err(error) if error.is_not_found() => return Ok(()),
+            Err(error) => return Err(error).context("the cluster's authorities"),
+        };
+        let ca: String = bundles.iter().map(|bundle| bundle.spec.trust_bundle.as_str()).collect();
+        if ca.is_empty() || ca == *lock(&self.ca) {
+            return Ok(());
+        }
+        let api = https(&self.server, &ca, &lock(&self.client))?;
+        self.serving.trust(&ca, None)?;
+        self.api.store(Arc::new(api));
+        *lock(&self.ca) = ca;
+        tracing::info!("the cluster's authorities changed");
+        self.write(around)
+    }
+
     fn write(&self, around: &node::Surroundings) -> anyhow::Result<()> {
-        let keys = NodeKeys { ca: self.ca.clone(), client: lock(&self.client).clone(), server: lock(&self.shown).clone() };
+        let keys = NodeKeys { ca: lock(&self.ca).clone(), client: lock(&self.client).clone(), server: lock(&self.shown).clone() };
         Ok(keys.write(&around.config.pki_dir())?)
     }
 }

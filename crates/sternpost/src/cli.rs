@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::Config;
-use crate::{agent, daemon, down, image, nodes, simulate, status, token, toolbox, up, why};
+use crate::{agent, daemon, down, image, nodes, rotate, simulate, status, token, toolbox, up, why};
 
 #[derive(Parser)]
 #[command(name = "sternpost", version, about = "All of Kubernetes in one binary", after_help = "Start with: sternpost up")]
@@ -39,6 +39,9 @@ enum Command {
     /// Tokens that machines join with.
     #[command(subcommand)]
     Token(token::Command),
+    /// Exchange keys of the running cluster, with nothing interrupted.
+    #[command(subcommand)]
+    Rotate(rotate::Command),
     /// Say what runs.
     Status,
     /// Say why a pod has no node, and what would help.
@@ -165,6 +168,7 @@ pub fn run() -> i32 {
         Command::Agent(args) => agent::run(config, &args),
         Command::Node(command) => nodes::run(&config, command),
         Command::Token(command) => token::run(&config, command),
+        Command::Rotate(command) => rotate::run(&config, &command),
         Command::Status => status::run(&config),
         Command::Why(args) => why::run(&config, &args),
         Command::Simulate(args) => simulate::run(&config, &args),

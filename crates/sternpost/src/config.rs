@@ -58,10 +58,41 @@ pub struct Config {
     pub audit_log_backups: usize,
     /// How long certificates are valid; they are renewed when a sixth of that is left.
     pub certificate_lifetime_seconds: u64,
+    /// How long the authority that signs them is valid (it is exchanged in time), and how long a new one is trusted before it signs.
+    pub authority_lifetime_seconds: u64,
+    pub authority_overlap_seconds: u64,
     /// Static bearer tokens: lines of token,user,uid,"group1,group2".
     pub token_auth_file: Option<PathBuf>,
+    /// Upstream's `AuthenticationConfiguration`: token issuers, and who may come without credentials. Followed while the cluster runs.
+    pub authentication_config: Option<PathBuf>,
+    /// One token issuer by upstream's `--oidc-*` flags; not beside `authenticationConfig`.
+    pub oidc: Option<Oidc>,
+    /// The kubeconfig of a server that knows tokens, how long its answers hold, and the version of its TokenReview.
+    pub authentication_token_webhook_config_file: Option<PathBuf>,
+    pub authentication_token_webhook_cache_seconds: u64,
+    pub authentication_token_webhook_version: String,
+    /// Upstream's `AuthorizationConfiguration`: who decides, in which order; absent: Node, then RBAC. Followed while the cluster runs.
+    pub authorization_config: Option<PathBuf>,
     /// `EncryptionConfiguration`; absent: Secrets are sealed with a key of this cluster's own.
     pub encryption_config: Option<PathBuf>,
+}
+
+/// A token issuer (`--oidc-issuer-url` and its companions).
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Oidc {
+    pub issuer_url: String,
+    pub client_id: String,
+    pub ca_file: Option<PathBuf>,
+    #[serde(default)]
+    pub username_claim: Option<String>,
+    /// `-` is none. Absent: the issuer's URL and `#`, but none before an `email`.
+    pub username_prefix: Option<String>,
+    pub groups_claim: Option<String>,
+    #[serde(default)]
+    pub groups_prefix: String,
+    #[serde(default)]
+    pub required_claims: std::collections::BTreeMap<String, String>,
 }
 
 impl Default for Config {
@@ -95,7 +126,15 @@ impl Default for Config {
             audit_log_max_mib: 100,
             audit_log_backups: 3,
             encryption_config: None,
+            authentication_config: None,
+            oidc: None,
+            authentication_token_webhook_config_file: None,
+            authentication_token_webhook_cache_seconds: 120,
+            authentication_token_webhook_version: "v1".into(),
+            authorization_config: None,
             certificate_lifetime_seconds: 365 * 86_400,
+            authority_lifetime_seconds: 3_650 * 86_400,
+            authority_overlap_seconds: 86_400,
             token_auth_file: None,
         }
     }

@@ -10,8 +10,9 @@ use k8s_openapi::api::core::v1::{Node, Pod};
 use serde_json::json;
 use tokio::task::JoinSet;
 
-use crate::certificates::Certificates;
+use crate::certificates::{Certificates, client_authorities};
 use crate::config::{Cidr, Config};
+use crate::identity;
 use crate::names;
 use crate::toolbox;
 use crate::up::Parts;
@@ -237,21 +238,16 @@ pub fn remove_network(config: &Config) -> anyhow::Result<()> {
 /// What the API server is told of tokens and of the way to kubelets.
 pub fn api_config(config: &Config, certificates: &Certificates, node_ip: IpAddr) -> anyhow::Result<apiserver::Config> {
     let pki = &certificates.pki;
-    let issuer = pki.token_issuer(auth::tokens::ISSUER).context("service account tokens")?;
     let mut authenticator = auth::authenticate::Authenticator::default();
     if let Some(path) = &config.token_auth_file {
         authenticator.add_token_file(&read(path)?).map_err(anyhow::Error::msg).with_context(|| path.display().to_string())?;
     }
     let IpAddr::V4(advertise) = node_ip else { anyhow::bail!("the node's address {node_ip} is not IPv4") };
     Ok(apiserver::Config {
-        issuer: Some(Arc::new(issuer)),
+        issuer: Some(certificates.issuer.clone()),
         authenticator,
         tls: Some(certificates.api_server.clone()),
-        client_authorities: Some(apiserver::ClientAuthorities {
-            client_ca: pki.ca.clone(),
-            front_proxy_ca: pki.front_proxy_ca.clone(),
-            front_proxies: vec!["front-proxy-client".into()],
-        }),
+        client_authorities: Some(client_authorities(pki)),
         kubelet_client: Some(certificates.kubelet_client.config(&pki.ca)?),
         audit_file: Some(config.data_dir.join("audit.log")),
         audit_policy: config.audit_policy.as_deref().map(read).transpose()?,
@@ -264,6 +260,9 @@ pub fn api_config(config: &Config, certificates: &Certificates, node_ip: IpAddr)
         served: schema::resources::Served::parse(&config.runtime_config).context("runtimeConfig")?,
         admission: admission_options(config)?,
         front_proxy: Some(certificates.front_proxy.clone()),
+        authentication: identity::authentication(config)?,
+        token_webhook: identity::token_webhook(config),
+        authorization: config.authorization_config.clone().map(apiserver::Source::File),
         resolver: Some(Arc::new(|host| Box::pin(host_addresses(host)))),
         ..apiserver::Config::default()
     })

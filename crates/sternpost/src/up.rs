@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use auth::UserInfo;
-use auth::pki::Pki;
 use k8s_openapi::api::core::v1::Node;
 use reconcile::{Caches, EventRecorder};
 use stdx::Drain;
@@ -120,10 +119,10 @@ async fn cluster(config: Config, args: &UpArgs, progress: &mut Progress) -> anyh
     let node = node::start(&surroundings(&parts, parts.certificates.kubelet.config()?), &mut tasks).await?;
     tasks.spawn(dns_service::keep(parts.clone()));
     progress.step("node", "runtime, kubelet, network, Services, DNS");
-    tasks.spawn(control::serve(parts.config.clone(), drain.clone(), node));
+    tasks.spawn(control::serve(parts.config.clone(), drain.clone(), control::Served { node, cluster: Some(parts.clone()) }));
     tasks.spawn(compact(store.clone(), drain.clone()));
     let rotating = parts.clone();
-    tasks.spawn(async move { rotating.certificates.rotate(&rotating.config, &rotating.drain).await });
+    tasks.spawn(async move { rotating.certificates.rotate(&rotating.config, &rotating.server, &rotating.drain).await });
 
     tokio::select! {
         ready = wait_until_ready(&parts) => ready?,
@@ -199,11 +198,10 @@ async fn start_api(
 }
 
 fn start_control_plane(parts: &Arc<Parts>, scheduler: scheduler::Config, ranges: controllers::ClusterRange, tasks: &mut JoinSet<()>) {
-    let pki = &parts.certificates.pki;
     let settings = controllers::Config {
-        root_ca: pki.ca.clone(),
+        root_ca: controllers::RootCa::new(parts.certificates.authorities()),
         cluster_ranges: vec![ranges],
-        signer: signer(pki),
+        signer: parts.certificates.signer.clone(),
         ..controllers::Config::default()
     };
     let client = parts.client("system:kube-controller-manager", &[]);
@@ -223,12 +221,6 @@ fn keep_private(dir: &std::path::Path) -> anyhow::Result<()> {
         std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o700)).with_context(|| dir.display().to_string())?;
     }
     Ok(())
-}
-
-/// Without its key nothing is signed; everything else works.
-fn signer(pki: &Pki) -> Option<Arc<auth::csr::Signer>> {
-    let signer = auth::csr::Signer::new(&pki.ca, &pki.ca_key);
-    signer.inspect_err(|error| tracing::error!(%error, "certificates on request")).ok().map(Arc::new)
 }
 
 /// Forgets the past in the rhythm in which watches may still want it.

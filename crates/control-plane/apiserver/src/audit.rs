@@ -14,7 +14,7 @@ use bytes::Bytes;
 use http::Response;
 use http_body_util::BodyExt;
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::Inner;
 use crate::context::Context;
@@ -47,6 +47,8 @@ struct Event<'a> {
     user: &'a UserInfo,
     #[serde(skip_serializing_if = "Option::is_none")]
     impersonated_user: Option<&'a UserInfo>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    authentication_metadata: Option<Value>,
     #[serde(rename = "sourceIPs", skip_serializing_if = "Option::is_none")]
     source_ips: Option<[std::net::IpAddr; 1]>,
     #[serde(skip_serializing_if = "str::is_empty")]
@@ -168,6 +170,7 @@ fn event<'a>(context: &'a Context, stage: Stage, answer: Option<(u16, Option<Byt
         verb: &info.verb,
         user: original.unwrap_or(&context.user),
         impersonated_user: original.map(|_| &context.user),
+        authentication_metadata: (!audit.constraint.is_empty()).then(|| json!({"impersonationConstraint": audit.constraint})),
         source_ips: audit.peer.map(|peer| [peer]),
         user_agent: agent,
         object_ref,
@@ -208,6 +211,8 @@ pub struct Notes {
     pub peer: Option<std::net::IpAddr>,
     /// Who impersonates.
     pub original_user: Option<UserInfo>,
+    /// The verb of the right by which they do, if it is a constrained one.
+    pub constraint: String,
     /// The request's body, where the level wants it.
     pub request: Option<Bytes>,
 }

@@ -29,6 +29,7 @@ mod metrics;
 mod negotiate;
 mod object;
 mod openapi;
+mod outcall;
 mod patching;
 mod pipeline;
 mod registry;
@@ -51,6 +52,8 @@ use http::{Request, Response};
 use meta::Status;
 use stdx::Drain;
 
+pub use access::reload::Source;
+pub use access::token_webhook::TokenWebhook;
 pub use registry::service::Ranges;
 pub use reply::Body;
 
@@ -66,6 +69,12 @@ pub struct Config {
     pub authenticator: Authenticator,
     /// Makes and checks service account tokens.
     pub issuer: Option<Arc<auth::tokens::Issuer>>,
+    /// Upstream's `AuthenticationConfiguration` (YAML): token issuers, and who may come without credentials.
+    pub authentication: Option<Source>,
+    /// A server that knows tokens.
+    pub token_webhook: Option<TokenWebhook>,
+    /// Upstream's `AuthorizationConfiguration` (YAML); absent: Node, then RBAC.
+    pub authorization: Option<Source>,
     /// The TLS of the sockets, which tells users' certificates from front proxies'; absent: the TLS given to [`Server::serve`] knows users only.
     pub tls: Option<Arc<auth::tls::Server>>,
     /// What extension API servers are told of our clients; absent: nothing is published.
@@ -113,6 +122,9 @@ impl Default for Config {
         Self {
             authenticator: Authenticator::default(),
             issuer: None,
+            authentication: None,
+            token_webhook: None,
+            authorization: None,
             tls: None,
             client_authorities: None,
             advertise: std::net::Ipv4Addr::LOCALHOST,
@@ -140,6 +152,9 @@ pub enum Error {
     AuditPolicy(String),
     #[error("audit file {path}")]
     Audit { path: PathBuf, source: std::io::Error },
+    /// Who may come in, or who decides: the configuration cannot be used.
+    #[error("{0}")]
+    Access(String),
     #[error("admission")]
     Admission(#[from] admission::ConfigError),
     #[error("metrics")]
@@ -195,13 +210,18 @@ impl Server {
         let drain = stdx::drain();
         let (caches, stop) = (registry.caches.clone(), drain.clone());
         tokio::spawn(async move { stop.run(cache::feed::run(store, caches)).await });
+        let (authentication, authorization) = (config.authentication.clone(), config.authorization.clone());
+        let settings = access::Settings {
+            authenticator: config.authenticator,
+            issuer: config.issuer,
+            front_proxies: config.client_authorities.as_ref().map(|authorities| authorities.front_proxies.clone()).unwrap_or_default(),
+            authentication: config.authentication,
+            token_webhook: config.token_webhook,
+            authorization: config.authorization,
+        };
+        let access = access::Access::new(settings, &registry.caches, registry.reader.clone()).map_err(Error::Access)?;
         let inner = Arc::new(Inner {
-            access: access::Access::new(
-                config.authenticator,
-                config.issuer,
-                config.client_authorities.as_ref().map(|authorities| authorities.front_proxies.clone()).unwrap_or_default(),
-                &registry.caches,
-            ),
+            access,
             tls: config.tls,
             client_authorities: config.client_authorities,
             registry,
@@ -221,6 +241,8 @@ impl Server {
         });
         // Once only: the reader was made above.
         let _ = reader.server.set(Arc::downgrade(&inner));
+        let weak = Arc::downgrade(&inner);
+        access::Access::follow(authentication, authorization, move || weak.upgrade(), &inner.drain);
         let (following, stop) = (inner.clone(), inner.drain.clone());
         tokio::spawn(async move { stop.run(custom::run(following)).await });
         Ok(Self(inner))
@@ -250,6 +272,12 @@ impl Server {
             });
         }
         Ok(())
+    }
+
+    /// Tells extension API servers of other authorities of our clients.
+    pub async fn publish_authorities(&self, authorities: ClientAuthorities) -> Result<(), Error> {
+        let published = bootstrap::publish_authorities(&self.0, &authorities).await;
+        published.map_err(|status| Error::Bootstrap { what: "the authentication of extension API servers".into(), status })
     }
 
     /// Ends watches and makes `/readyz` fail; connections finish what they are doing.

@@ -85,11 +85,14 @@ async fn in_time(server: &Arc<Inner>, context: &mut Context, request: Request<Bo
 }
 
 /// Who may go on, and where to.
-async fn admitted(server: &Arc<Inner>, context: &mut Context, request: Request<Body>) -> Result<Response<Body>, Status> {
-    server.access.impersonate(&server.registry.caches, context)?;
+async fn admitted(server: &Arc<Inner>, context: &mut Context, mut request: Request<Body>) -> Result<Response<Body>, Status> {
+    if context.headers.keys().any(|name| name.as_str().starts_with("impersonate-")) {
+        // Boxed: hardly any request is on behalf of somebody else.
+        Box::pin(server.access.impersonate(&server.registry.caches, context, request.headers_mut())).await?;
+    }
     let _place = server.flow.enter(&server.registry.caches, context).await?;
     let _counted = server.metrics.inflight(context);
-    context.reason = server.access.authorize(&server.registry.caches, context)?;
+    context.reason = server.access.authorize(&server.registry.caches, context).await?;
     let request = audit::keep_body(context, request).await?;
     // What is built in is never somebody else's; the table of others need not be asked for it.
     let request = match aggregation::is_foreign(context) {

@@ -77,7 +77,8 @@ impl Cluster {
         let (serving, config, stop) = (server.clone(), tls.config().unwrap(), drain.clone());
         tokio::spawn(async move { serving.serve(listener, Some(config), stop).await.unwrap() });
         let signer = auth::csr::Signer::new(&pki.ca, &pki.ca_key).unwrap();
-        let settings = controllers::Config { root_ca: pki.ca.clone(), signer: Some(Arc::new(signer)), ..controllers::Config::default() };
+        let settings =
+            controllers::Config { root_ca: pki.ca.clone().into(), signer: Some(Arc::new(signer)), ..controllers::Config::default() };
         let manager = UserInfo::authenticated("system:kube-controller-manager", &[]);
         let manager = Client::new(Arc::new(InProcess(server.clone(), manager)));
         tokio::spawn(controllers::run(manager, settings, drain.clone()));

@@ -5,6 +5,9 @@
 //!
 //! Source: `pkg/apis/certificates/helpers.go`, `pkg/controller/certificates/signer`, RFC 2986, RFC 5280.
 
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use rcgen::{KeyPair, PublicKeyData, SigningKey};
@@ -173,8 +176,10 @@ fn raw_alternative_names(request: &X509CertificationRequest<'_>) -> Option<Vec<u
     Some(der::extension(&der::oid(&OID_ALTERNATIVE_NAMES), names.critical, names.value))
 }
 
-/// An authority that signs requests.
-pub struct Signer {
+/// An authority that signs requests; another one may take its place.
+pub struct Signer(ArcSwap<Authority>);
+
+struct Authority {
     key: KeyPair,
     subject: Vec<u8>,
     key_id: Vec<u8>,
@@ -188,8 +193,26 @@ impl std::fmt::Debug for Signer {
 }
 
 impl Signer {
-    /// Both PEM; the key is P-256.
+    /// Both PEM (of several certificates the first counts); the key is P-256.
     pub fn new(certificate: &str, key: &str) -> Result<Self, Error> {
+        Ok(Self(ArcSwap::from_pointee(Authority::new(certificate, key)?)))
+    }
+
+    /// Signs with another authority from now on.
+    pub fn replace(&self, certificate: &str, key: &str) -> Result<(), Error> {
+        self.0.store(Arc::new(Authority::new(certificate, key)?));
+        Ok(())
+    }
+
+    /// A leaf certificate (PEM) for the request, valid from now for `seconds` but not longer than the authority itself. `usages` are those of the
+    /// API (`digital signature`, `client auth`).
+    pub fn sign(&self, request: &Request, usages: &[&str], seconds: i64) -> Result<String, Error> {
+        self.0.load().sign(request, usages, seconds)
+    }
+}
+
+impl Authority {
+    fn new(certificate: &str, key: &str) -> Result<Self, Error> {
         let key = KeyPair::from_pem(key).map_err(|_| Error::Authority)?;
         let der = CertificateDer::from_pem_slice(certificate.as_bytes()).map_err(|_| Error::Authority)?;
         let (_, authority) = X509Certificate::from_der(&der).map_err(|_| Error::Authority)?;
@@ -205,9 +228,7 @@ impl Signer {
         })
     }
 
-    /// A leaf certificate (PEM) for the request, valid from now for `seconds` but not longer than the authority itself. `usages` are those of the API
-    /// (`digital signature`, `client auth`).
-    pub fn sign(&self, request: &Request, usages: &[&str], seconds: i64) -> Result<String, Error> {
+    fn sign(&self, request: &Request, usages: &[&str], seconds: i64) -> Result<String, Error> {
         let now = jiff::Timestamp::now().as_second();
         let mut serial = [0_u8; 16];
         // Without randomness no serial is unique; the certificate is not made.

@@ -70,8 +70,8 @@ use client::Client;
 use reconcile::Caches;
 use stdx::Drain;
 
-pub use context::Config;
 use context::Context;
+pub use context::{Config, RootCa};
 pub use node_ipam::ClusterRange;
 use replicaset::replication_controller;
 

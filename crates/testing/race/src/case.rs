@@ -19,6 +19,11 @@ pub fn all() -> &'static [Case] {
     &[
         Case { name: "store", title: "Store: durable puts", run: |options, dir| Box::pin(crate::store::race(options, dir)) },
         Case { name: "codec", title: "One Pod through every encoding", run: |options, dir| Box::pin(crate::codec::race(options, dir)) },
+        Case {
+            name: "auth",
+            title: "Who asks, whether they may, and the trail",
+            run: |options, dir| Box::pin(crate::auth::race(options, dir)),
+        },
         Case { name: "cel", title: "CEL rules", run: |options, dir| Box::pin(crate::cel::race(options, dir)) },
         Case {
             name: "boot",

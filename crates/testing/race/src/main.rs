@@ -8,6 +8,7 @@
 use clap::Parser;
 
 mod api;
+mod auth;
 mod boot;
 mod case;
 mod cel;
@@ -27,7 +28,7 @@ mod store;
 #[derive(Parser)]
 #[command(name = "cargo xtask race", about = "Measure, with the peer and the machine's floors in the same run")]
 pub struct Options {
-    /// store, codec, cel, boot, pods, api or scheduler
+    /// store, codec, cel, auth, boot, pods, api or scheduler
     case: String,
     /// Rounds; below five nothing is written to docs/benchmarks.md.
     #[arg(long, default_value_t = 5)]

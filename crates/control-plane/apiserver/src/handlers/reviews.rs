@@ -39,7 +39,7 @@ pub async fn create(server: &Arc<Inner>, context: &Context, target: Target<'_>, 
         "tokenreviews" => token(server, &review).await?,
         "selfsubjectreviews" => json!({"userInfo": context.user}),
         "selfsubjectrulesreviews" => rules(server, context, &review),
-        _ => access(server, context, target, &review)?,
+        _ => access(server, context, target, &review).await?,
     };
     review["status"] = status;
     Ok(created(&review, format))
@@ -58,7 +58,7 @@ async fn token(server: &Inner, review: &Value) -> Result<Value, Status> {
     })
 }
 
-fn access(server: &Inner, context: &Context, target: Target<'_>, review: &Value) -> Result<Value, Status> {
+async fn access(server: &Inner, context: &Context, target: Target<'_>, review: &Value) -> Result<Value, Status> {
     let spec = &review["spec"];
     let own = target.kind.facts.plural == "selfsubjectaccessreviews";
     let user = if own { context.user.clone() } else { subject(spec) };
@@ -88,7 +88,7 @@ fn access(server: &Inner, context: &Context, target: Target<'_>, review: &Value)
         },
         false => Attributes { verb: &path_verb, path: &path, ..Attributes::default() },
     };
-    let decision = server.access.authorizer.decide(&server.registry.caches, &user, &asked);
+    let decision = server.access.authorizer.decide(&server.registry.caches, &user, &asked).await;
     let mut status = json!({"allowed": decision.is_allowed()});
     if matches!(decision, auth::authorize::Decision::Deny(_)) {
         status["denied"] = true.into();
@@ -162,14 +162,19 @@ fn rules(server: &Inner, context: &Context, review: &Value) -> Value {
             }
         }
     });
-    // The Node authorizer decides by object: its rules cannot be listed.
-    match auth::node::identity(&context.user) {
-        Some(_) => json!({
-            "resourceRules": resources,
-            "nonResourceRules": paths,
-            "incomplete": true,
-            "evaluationError": "node authorizer does not support user rule resolution",
-        }),
-        None => json!({"resourceRules": resources, "nonResourceRules": paths, "incomplete": false}),
+    // Who decides by object or outside has no rules that could be listed.
+    let mut silent = Vec::new();
+    if auth::node::identity(&context.user).is_some() {
+        silent.push("node authorizer does not support user rule resolution");
     }
+    if server.access.authorizer.asks_outside() {
+        silent.push("webhook authorizer does not support user rule resolution");
+    }
+    let mut status = json!({"resourceRules": resources, "nonResourceRules": paths, "incomplete": !silent.is_empty()});
+    match silent.as_slice() {
+        [] => {}
+        [one] => status["evaluationError"] = (*one).into(),
+        many => status["evaluationError"] = format!("[{}]", many.join(", ")).into(),
+    }
+    status
 }
