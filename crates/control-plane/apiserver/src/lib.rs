@@ -55,7 +55,7 @@ use stdx::Drain;
 pub use access::reload::Source;
 pub use access::token_webhook::TokenWebhook;
 pub use audit::webhook::AuditWebhook;
-pub use registry::service::Ranges;
+pub use registry::service::{Network, Ranges};
 pub use reply::Body;
 
 use registry::Registry;
