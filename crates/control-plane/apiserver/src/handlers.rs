@@ -3,6 +3,7 @@
 pub mod certificate;
 mod component_status;
 mod connect;
+mod eviction;
 mod pod;
 pub mod read;
 mod reviews;
@@ -107,7 +108,7 @@ async fn subresource(
         ("scale", "update") => scale::update(server, context, target, request).await,
         ("scale", "patch") => scale::patch(server, context, target, request).await,
         ("binding", _) => pod::bind(server, context, target, request).await,
-        ("eviction", _) => pod::evict(server, context, target, request).await,
+        ("eviction", _) => eviction::evict(server, context, target, request).await,
         ("token", _) => token::request(server, context, target, request).await,
         ("log", _) => connect::log(server, context, target).await,
         ("exec" | "attach" | "portforward", _) => connect::stream(server, context, target, request).await,
