@@ -20,6 +20,7 @@ mod intstr;
 mod kinds;
 mod pod_control;
 mod pods;
+mod revisioned;
 mod selector;
 mod service;
 mod slices;
