@@ -71,6 +71,9 @@ pub struct Config {
     pub scheduler_config: Option<PathBuf>,
     /// What the audit trail tells (`audit.k8s.io/v1` Policy); absent: Metadata of everything.
     pub audit_policy: Option<PathBuf>,
+    /// The kubeconfig of a receiver of the trail beside the file, and how long a first event waits for others.
+    pub audit_webhook_config_file: Option<PathBuf>,
+    pub audit_webhook_batch_max_wait_seconds: u64,
     /// The trail's file is renamed at this size, and so many old ones are kept.
     pub audit_log_max_mib: u64,
     pub audit_log_backups: usize,
@@ -147,6 +150,8 @@ impl Default for Config {
             context: "sternpost".into(),
             scheduler_config: None,
             audit_policy: None,
+            audit_webhook_config_file: None,
+            audit_webhook_batch_max_wait_seconds: 30,
             audit_log_max_mib: 100,
             audit_log_backups: 3,
             encryption_config: None,

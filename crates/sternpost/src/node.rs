@@ -296,6 +296,7 @@ pub fn api_config(config: &Config, certificates: &Certificates, node_ip: IpAddr)
         kubelet_client: Some(certificates.kubelet_client.config(&pki.ca)?),
         audit_file: Some(config.data_dir.join("audit.log")),
         audit_policy: config.audit_policy.as_deref().map(read).transpose()?,
+        audit_webhook: identity::audit_webhook(config),
         audit_bytes_max: config.audit_log_max_mib << 20,
         audit_backups: config.audit_log_backups,
         encryption: Some(encryption(config)?),

@@ -54,6 +54,7 @@ use stdx::Drain;
 
 pub use access::reload::Source;
 pub use access::token_webhook::TokenWebhook;
+pub use audit::webhook::AuditWebhook;
 pub use registry::service::{Network, Ranges};
 pub use reply::Body;
 
@@ -83,6 +84,8 @@ pub struct Config {
     pub audit_file: Option<PathBuf>,
     /// What the trail tells, as YAML of `audit.k8s.io/v1`; absent: Metadata of everything.
     pub audit_policy: Option<String>,
+    /// A receiver of the trail beside the file.
+    pub audit_webhook: Option<AuditWebhook>,
     /// The trail's file is rotated at this size, …
     pub audit_bytes_max: u64,
     /// … and so many old ones are kept.
@@ -135,6 +138,7 @@ impl Default for Config {
             front_proxy: None,
             audit_file: None,
             audit_policy: None,
+            audit_webhook: None,
             audit_bytes_max: 100 << 20,
             audit_backups: 3,
             encryption: None,
@@ -152,7 +156,7 @@ pub enum Error {
     AuditPolicy(String),
     #[error("audit file {path}")]
     Audit { path: PathBuf, source: std::io::Error },
-    /// Who may come in, or who decides: the configuration cannot be used.
+    /// Who may come in, who decides, who is told: the configuration cannot be used.
     #[error("{0}")]
     Access(String),
     #[error("admission")]
@@ -194,10 +198,10 @@ impl Server {
             Some(text) => audit::policy::Policy::parse(text).map_err(Error::AuditPolicy)?,
             None => audit::policy::Policy::standard(),
         };
-        let audit = match config.audit_file {
+        let sink = match config.audit_file {
             Some(path) => {
                 let sink = audit::sink::Sink::open(&path, config.audit_bytes_max, config.audit_backups);
-                Some(audit::Trail { policy, sink: sink.map_err(|source| Error::Audit { path, source })? })
+                Some(sink.map_err(|source| Error::Audit { path, source })?)
             }
             None => None,
         };
@@ -210,6 +214,9 @@ impl Server {
         let drain = stdx::drain();
         let (caches, stop) = (registry.caches.clone(), drain.clone());
         tokio::spawn(async move { stop.run(cache::feed::run(store, caches)).await });
+        let webhook = config.audit_webhook.map(|settings| audit::webhook::Webhook::start(&settings, registry.reader.clone()));
+        let webhook = webhook.transpose().map_err(|why| Error::Access(format!("audit webhook: {why}")))?;
+        let audit = (sink.is_some() || webhook.is_some()).then_some(audit::Trail { policy, sink, webhook });
         let (authentication, authorization) = (config.authentication.clone(), config.authorization.clone());
         let settings = access::Settings {
             authenticator: config.authenticator,
