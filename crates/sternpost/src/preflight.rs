@@ -130,7 +130,7 @@ pub fn node_network_taken(config: &Config) -> anyhow::Result<Option<String>> {
 }
 
 /// Addresses of this host's links, by the kernel's own list; without those that are good on one link only.
-fn host_addresses() -> Vec<(String, IpAddr)> {
+pub fn host_addresses() -> Vec<(String, IpAddr)> {
     nix::ifaddrs::getifaddrs()
         .map(|list| {
             list.filter_map(|link| {
