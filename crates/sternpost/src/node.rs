@@ -322,6 +322,7 @@ pub fn api_config(config: &Config, certificates: &Certificates, node_ip: IpAddr)
         audit_bytes_max: config.audit_log_max_mib << 20,
         audit_backups: config.audit_log_backups,
         encryption: Some(encryption(config)?),
+        encryption_file: Some(encryption_file(config)),
         services: service_ranges(config)?,
         advertise,
         port: config.api_port,
@@ -367,11 +368,16 @@ fn read(path: &Path) -> anyhow::Result<String> {
     std::fs::read_to_string(path).with_context(|| path.display().to_string())
 }
 
+/// Where its configuration stands, which may be edited while the cluster runs.
+fn encryption_file(config: &Config) -> PathBuf {
+    config.encryption_config.clone().unwrap_or_else(|| config.pki_dir().join("encryption-config.json"))
+}
+
 /// The configured encryption at rest, or this cluster's own key for Secrets.
 fn encryption(config: &Config) -> anyhow::Result<auth::encryption::Encryption> {
     let text = match &config.encryption_config {
         Some(path) => read(path)?,
-        None => auth::encryption::Encryption::default_config(&config.pki_dir().join("encryption-config.json"))?,
+        None => auth::encryption::Encryption::default_config(&encryption_file(config))?,
     };
     let config: serde_json::Value = serde_saphyr::from_str(&text).context("encryption configuration")?;
     Ok(auth::encryption::Encryption::parse(&config)?)
