@@ -60,7 +60,9 @@ async fn serve(config: Config, args: &AgentArgs, progress: &mut Progress) -> any
     let mut signals = Signals::listen()?;
     progress.line(&format!("sternpost {} on {} (data in {})", env!("CARGO_PKG_VERSION"), config.node_name, config.data_dir.display()));
     let address = config.node_ip.or_else(outward_address).context("this host has no address")?;
-    let (keys, joined) = match (NodeKeys::read(&config.pki_dir())?, &args.token, &args.ca_hash) {
+    let given = |flag: &Option<String>, variable: &str| flag.clone().or_else(|| std::env::var(variable).ok());
+    let (token, ca_hash) = (given(&args.token, "STERNPOST_TOKEN"), given(&args.ca_hash, "STERNPOST_CA_HASH"));
+    let (keys, joined) = match (NodeKeys::read(&config.pki_dir())?, &token, &ca_hash) {
         (Some(keys), ..) => (keys, false),
         (None, Some(token), Some(ca_hash)) => {
             let keys = join::join(&Invitation { server: &args.server, token, ca_hash }, &config, address).await.context("join")?;
@@ -71,6 +73,14 @@ async fn serve(config: Config, args: &AgentArgs, progress: &mut Progress) -> any
     };
     let certificates = Certificates::new(&args.server, keys)?;
     let client = Client::new(Arc::new(Shared(certificates.clone())));
+    join::check_clock(&client).await?;
+    if let Err(error) = join::check_name(&client, &config, address).await {
+        if joined {
+            // Keys to somebody else's name are not kept.
+            std::fs::remove_dir_all(config.pki_dir()).context("remove the new keys")?;
+        }
+        return Err(error);
+    }
     let drain = stdx::drain();
     let caches = Caches::new(&client, drain.clone());
     // Other nodes' pods are none of this node's business, and the API would not show them.

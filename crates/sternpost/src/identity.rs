@@ -1,9 +1,9 @@
-//! Where the API server learns of users that are not the cluster's own.
+//! Where the API server learns of users that are not the cluster's own, and whom it tells what they do.
 
 use std::time::Duration;
 
 use anyhow::Context;
-use apiserver::{Source, TokenWebhook};
+use apiserver::{AuditWebhook, Source, TokenWebhook};
 use serde_json::{Value, json};
 
 use crate::config::{Config, Oidc};
@@ -49,6 +49,11 @@ pub fn token_webhook(config: &Config) -> Option<TokenWebhook> {
         cache: Duration::from_secs(config.authentication_token_webhook_cache_seconds),
         version: config.authentication_token_webhook_version.clone(),
     })
+}
+
+pub fn audit_webhook(config: &Config) -> Option<AuditWebhook> {
+    let wait_max = Duration::from_secs(config.audit_webhook_batch_max_wait_seconds);
+    Some(AuditWebhook { kubeconfig: config.audit_webhook_config_file.clone()?, wait_max })
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ mod dns_service;
 mod down;
 mod identity;
 mod image;
+mod install;
 mod join;
 mod kubeconfig;
 mod memory;

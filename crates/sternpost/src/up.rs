@@ -98,7 +98,7 @@ async fn cluster(config: Config, args: &UpArgs, progress: &mut Progress) -> anyh
     let mut signals = Signals::listen()?;
     progress.line(&format!("sternpost {} on {} (data in {})", env!("CARGO_PKG_VERSION"), config.node_name, config.data_dir.display()));
     let scheduler = config.scheduler()?;
-    let ranges = config.cluster_range()?;
+    let ranges = config.cluster_ranges()?;
     let node_ip = config.node_ip.or_else(outward_address).context("this host has no address")?;
     keep_private(&config.data_dir)?;
     let certificates = Certificates::open(&config, node_ip)?;
@@ -197,13 +197,17 @@ async fn start_api(
     Ok(server)
 }
 
-fn start_control_plane(parts: &Arc<Parts>, scheduler: scheduler::Config, ranges: controllers::ClusterRange, tasks: &mut JoinSet<()>) {
-    let settings = controllers::Config {
+fn start_control_plane(parts: &Arc<Parts>, scheduler: scheduler::Config, ranges: Vec<controllers::ClusterRange>, tasks: &mut JoinSet<()>) {
+    let mut settings = controllers::Config {
         root_ca: controllers::RootCa::new(parts.certificates.authorities()),
-        cluster_ranges: vec![ranges],
+        cluster_ranges: ranges,
         signer: parts.certificates.signer.clone(),
         ..controllers::Config::default()
     };
+    if parts.config.fast_failover {
+        settings.node_monitor_grace_period = node::FAST_GRACE;
+        settings.node_monitor_period = node::FAST_GRACE / 10;
+    }
     let client = parts.client("system:kube-controller-manager", &[]);
     tasks.spawn(controllers::run_on(client, parts.caches.clone(), settings, parts.drain.clone()));
 

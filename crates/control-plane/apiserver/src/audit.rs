@@ -1,10 +1,11 @@
 //! The audit trail: what is said about a request when it comes, when its stream begins and when it was answered, as the policy wants it.
 //!
-//! [`policy`] chooses level and stages, [`sink`] writes the lines. Bodies are told at the levels Request and RequestResponse only, and
+//! [`policy`] chooses level and stages, [`sink`] writes the lines, a [`webhook`] takes them elsewhere. Bodies are told at the levels Request and RequestResponse only, and
 //! bodies with credentials never.
 
 pub mod policy;
 pub mod sink;
+pub mod webhook;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -21,6 +22,7 @@ use crate::context::Context;
 use crate::reply::Body;
 use policy::{Choice, Level, Policy, Stage};
 use sink::Sink;
+use webhook::Webhook;
 
 /// Bodies larger than this are not told.
 const BODY_BYTES_MAX: usize = 1 << 20;
@@ -28,7 +30,8 @@ const BODY_BYTES_MAX: usize = 1 << 20;
 /// The policy and where its events go.
 pub struct Trail {
     pub policy: Policy,
-    pub sink: Sink,
+    pub sink: Option<Sink>,
+    pub webhook: Option<Webhook>,
 }
 
 /// An event as it is written (upstream: `audit.k8s.io/v1` Event).
@@ -121,7 +124,14 @@ fn send(server: &Inner, trail: &Trail, event: Event<'_>) {
     let mut line = Vec::with_capacity(1 << 10);
     // Writing JSON into memory cannot fail.
     let _ = serde_json::to_writer(&mut line, &event);
-    if !trail.sink.send(line) {
+    let taken = match (&trail.sink, &trail.webhook) {
+        (Some(sink), None) => sink.send(line),
+        (None, Some(webhook)) => webhook.send(line),
+        // Both hear of it, whether or not the other one has room.
+        (Some(sink), Some(webhook)) => webhook.send(line.clone()) & sink.send(line),
+        (None, None) => true,
+    };
+    if !taken {
         server.metrics.audit_dropped.inc();
     }
 }

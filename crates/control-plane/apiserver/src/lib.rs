@@ -54,7 +54,8 @@ use stdx::Drain;
 
 pub use access::reload::Source;
 pub use access::token_webhook::TokenWebhook;
-pub use registry::service::Ranges;
+pub use audit::webhook::AuditWebhook;
+pub use registry::service::{Network, Ranges};
 pub use reply::Body;
 
 use registry::Registry;
@@ -83,12 +84,16 @@ pub struct Config {
     pub audit_file: Option<PathBuf>,
     /// What the trail tells, as YAML of `audit.k8s.io/v1`; absent: Metadata of everything.
     pub audit_policy: Option<String>,
+    /// A receiver of the trail beside the file.
+    pub audit_webhook: Option<AuditWebhook>,
     /// The trail's file is rotated at this size, …
     pub audit_bytes_max: u64,
     /// … and so many old ones are kept.
     pub audit_backups: usize,
     /// Encryption at rest; absent, everything is stored as it is.
     pub encryption: Option<auth::encryption::Encryption>,
+    /// The file that `encryption` came from, to be read again when it changes; absent: it never does.
+    pub encryption_file: Option<PathBuf>,
     /// Requests at the same time, long-running ones not counted.
     pub reads_inflight_max: usize,
     pub writes_inflight_max: usize,
@@ -135,9 +140,11 @@ impl Default for Config {
             front_proxy: None,
             audit_file: None,
             audit_policy: None,
+            audit_webhook: None,
             audit_bytes_max: 100 << 20,
             audit_backups: 3,
             encryption: None,
+            encryption_file: None,
             reads_inflight_max: 400,
             writes_inflight_max: 200,
             services: Ranges::default(),
@@ -152,7 +159,7 @@ pub enum Error {
     AuditPolicy(String),
     #[error("audit file {path}")]
     Audit { path: PathBuf, source: std::io::Error },
-    /// Who may come in, or who decides: the configuration cannot be used.
+    /// Who may come in, who decides, who is told: the configuration cannot be used.
     #[error("{0}")]
     Access(String),
     #[error("admission")]
@@ -194,10 +201,10 @@ impl Server {
             Some(text) => audit::policy::Policy::parse(text).map_err(Error::AuditPolicy)?,
             None => audit::policy::Policy::standard(),
         };
-        let audit = match config.audit_file {
+        let sink = match config.audit_file {
             Some(path) => {
                 let sink = audit::sink::Sink::open(&path, config.audit_bytes_max, config.audit_backups);
-                Some(audit::Trail { policy, sink: sink.map_err(|source| Error::Audit { path, source })? })
+                Some(sink.map_err(|source| Error::Audit { path, source })?)
             }
             None => None,
         };
@@ -210,6 +217,16 @@ impl Server {
         let drain = stdx::drain();
         let (caches, stop) = (registry.caches.clone(), drain.clone());
         tokio::spawn(async move { stop.run(cache::feed::run(store, caches)).await });
+        let webhook = config.audit_webhook.map(|settings| audit::webhook::Webhook::start(&settings, registry.reader.clone()));
+        let webhook = webhook.transpose().map_err(|why| Error::Access(format!("audit webhook: {why}")))?;
+        let audit = (sink.is_some() || webhook.is_some()).then_some(audit::Trail { policy, sink, webhook });
+        if let (Some(path), Some(sealed)) = (config.encryption_file, sealed.clone()) {
+            tokio::spawn(Source::File(path).follow(drain.clone(), "encryption at rest", async move |text: &str| {
+                sealed.configure(text)?;
+                sealed.seal_again().await;
+                Ok(())
+            }));
+        }
         let (authentication, authorization) = (config.authentication.clone(), config.authorization.clone());
         let settings = access::Settings {
             authenticator: config.authenticator,
@@ -263,13 +280,7 @@ impl Server {
         tokio::spawn(flow::run(self.0.clone()));
         tokio::spawn(type_checking::run(self.0.clone()));
         if let Some(sealed) = self.0.sealed.clone() {
-            tokio::spawn(async move {
-                match sealed.renew().await {
-                    Ok(0) => {}
-                    Ok(count) => tracing::info!(count, "encryption at rest: sealed again with the current key"),
-                    Err(error) => tracing::error!(%error, "encryption at rest"),
-                }
-            });
+            tokio::spawn(async move { sealed.seal_again().await });
         }
         Ok(())
     }

@@ -228,6 +228,28 @@ fn authorizers(list: Value) -> String {
     json!({"apiVersion": "apiserver.config.k8s.io/v1", "kind": "AuthorizationConfiguration", "authorizers": list}).to_string()
 }
 
+#[tokio::test]
+async fn the_trail_goes_to_a_receiver_in_batches_and_a_failure_loses_none_of_it() {
+    let failing = std::sync::atomic::AtomicBool::new(true);
+    let https = Https::start(&[], move |_| match failing.swap(false, std::sync::atomic::Ordering::SeqCst) {
+        true => Reply::Text(503, "later".into()),
+        false => Reply::Json(json!({})),
+    })
+    .await;
+    let directory = tempfile::tempdir().unwrap();
+    let webhook = apiserver::AuditWebhook { kubeconfig: kubeconfig(&directory, &https, "/audit"), wait_max: Duration::from_millis(300) };
+    let api = Api::with(Config { audit_webhook: Some(webhook), ..Config::default() }).await;
+    for name in ["one", "two", "three"] {
+        api.post(MAPS, json!({"metadata": {"name": name}})).await;
+    }
+    eventually(2, async || https.seen().len()).await;
+    let seen = https.seen();
+    assert_eq!(seen[0].body, seen[1].body);
+    assert_eq!((&seen[0].body["kind"], &seen[0].body["apiVersion"]), (&json!("EventList"), &json!("audit.k8s.io/v1")));
+    let items = seen[0].body["items"].as_array().unwrap();
+    assert_eq!(items.iter().map(|event| event["verb"].as_str().unwrap()).collect::<Vec<_>>(), ["create"; 3]);
+}
+
 const MAPS: &str = "/api/v1/namespaces/default/configmaps";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

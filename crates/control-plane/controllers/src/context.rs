@@ -111,7 +111,8 @@ fn account(controller: &str) -> &str {
         "bootstrap-signer-controller" => "bootstrap-signer",
         "certificatesigningrequest-approving-controller"
         | "certificatesigningrequest-cleaner-controller"
-        | "certificatesigningrequest-signing-controller" => "certificate-controller",
+        | "certificatesigningrequest-signing-controller"
+        | "podcertificaterequest-signing-controller" => "certificate-controller",
         "daemonset-controller" => "daemon-set-controller",
         "endpoints-controller" => "endpoint-controller",
         "endpointslice-mirroring-controller" => "endpointslicemirroring-controller",

@@ -20,6 +20,7 @@ mod intstr;
 mod kinds;
 mod pod_control;
 mod pods;
+mod revisioned;
 mod selector;
 mod service;
 mod slices;
@@ -115,6 +116,8 @@ fn all() -> Vec<Controller> {
         controller!(certificates::approve),
         controller!(certificates::sign),
         controller!(certificates::clean),
+        controller!(certificates::pods),
+        controller!(certificates::pods_clean),
         controller!(service_account_token),
         controller!(volume_binder),
         controller!(persistent_volume_protection),

@@ -37,6 +37,11 @@ pub fn all() -> &'static [Case] {
             run: |options, dir| Box::pin(crate::controllers::race(options, dir)),
         },
         Case { name: "api", title: "API requests over HTTPS", run: |options, dir| Box::pin(crate::api::race(options, dir)) },
+        Case {
+            name: "network",
+            title: "Services, names, paths and policies",
+            run: |options, dir| Box::pin(crate::network::race(options, dir)),
+        },
         Case { name: "scheduler", title: "Scheduler", run: |options, dir| Box::pin(crate::scheduler::race(options, dir)) },
     ]
 }

@@ -39,8 +39,10 @@ const ALL: &[(&str, &[Words])] = &[
             rule("approve", CERTIFICATES, "signers").named("kubernetes.io/kube-apiserver-client-kubelet kubernetes.io/kubelet-serving"),
             rule("sign", CERTIFICATES, "signers").named(
                 "kubernetes.io/kube-apiserver-client kubernetes.io/kube-apiserver-client-kubelet kubernetes.io/kubelet-serving \
-                 kubernetes.io/legacy-unknown",
+                 kubernetes.io/legacy-unknown kubernetes.io/kube-apiserver-client-pod",
             ),
+            rule("get list watch", CERTIFICATES, "podcertificaterequests"),
+            rule("update", CERTIFICATES, "podcertificaterequests/status"),
             rule("create", "authorization.k8s.io", "subjectaccessreviews"),
             EVENTS,
         ],
