@@ -235,8 +235,12 @@ fn manifests(kubectl: &Kubectl<'_>) {
         kubectl.with(&["replace", "--force", "-f", "-"], &now),
         "configmap \"one\" deleted\nconfigmap/one replaced\n".replace("\"one\" deleted", &deleted(kubectl, "one"))
     );
-    let role = "apiVersion: rbac.authorization.k8s.io/v1\nkind: Role\nmetadata: {name: kept}\nrules: [{apiGroups: [''], resources: [pods], verbs: [get]}]\n";
-    assert!(kubectl.with(&["auth", "reconcile", "-f", "-"], role).contains("kept reconciled"));
+    let role = format!(
+        "apiVersion: rbac.authorization.k8s.io/v1\nkind: Role\nmetadata: {{name: kept, namespace: {}}}\n\
+         rules: [{{apiGroups: [''], resources: [pods], verbs: [get]}}]\n",
+        kubectl.ns.name
+    );
+    assert!(kubectl.with(&["auth", "reconcile", "-f", "-"], &role).contains("kept reconciled"));
     let folder = kubectl.ns.cluster.dir().join(&kubectl.ns.name);
     std::fs::create_dir_all(&folder).expect("a folder");
     let kustomization = "namePrefix: k-\nconfigMapGenerator: [{name: made, literals: [x=y]}]\n";
@@ -245,7 +249,7 @@ fn manifests(kubectl: &Kubectl<'_>) {
     assert!(kubectl.with(&["kustomize", &folder], "").contains("name: k-made-"));
     assert!(kubectl.with(&["apply", "-k", &folder], "").contains("configmap/k-made-"));
     assert!(kubectl.with(&["delete", "-k", &folder], "").contains("k-made-"));
-    let bad = run(&mut kubectl.command(&["apply", "-f", "-"]), &MANIFEST.replace("data:", "dada:")).fails();
+    let bad = run(&mut kubectl.command(&["apply", "-f", "-"]), &MANIFEST.replace("\ndata:", "\ndada:")).fails();
     assert!(bad.contains("unknown field \"dada\""), "{bad}");
     apply_set(kubectl);
 }

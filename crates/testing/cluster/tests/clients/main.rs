@@ -48,8 +48,8 @@ fn tour(topic: &str, command: &mut Command) {
 /// Debian's kubectl of another suite, unpacked beside the system.
 fn debian_kubectl(suite: &str) -> PathBuf {
     let folder = kept("kubectl").join(suite);
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../.ci/kubectl");
-    prepare(Command::new(script).arg(suite).arg(&folder));
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../.ci/debian");
+    prepare(Command::new(script).arg(suite).arg(&folder).args(["usr/bin/kubectl", "kubectl"]));
     folder.join("usr/bin/kubectl")
 }
 
