@@ -3,7 +3,9 @@
 //! - `test` is the one command that runs every test, those of the whole cluster included.
 //! - `tidy` checks what the compiler does not: arrows between crates, stories, links; its checks are also ordinary tests.
 //! - `race` measures: ours and the peer in one run; the cases live in the crate `race`.
+//! - `sim` runs a whole cluster through storms, from as many seeds as asked for.
 //! - `fuzz` throws odd input at the decoders, the patch engines, selectors and quantities.
+//! - `conformance` runs upstream's own end-to-end suite against a running cluster.
 //! - `codegen` rewrites the committed fact tables from published Kubernetes data (`--spec DIR`).
 //!
 //! This program is built before anything else on a fresh checkout, so it depends on little.
@@ -14,8 +16,10 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 mod codegen;
+mod conformance;
 mod fuzz;
 mod race;
+mod sim;
 mod test;
 mod tidy;
 
@@ -46,6 +50,12 @@ enum Chore {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
         args: Vec<String>,
     },
+    /// Run a whole cluster through storms, from seeds: `--seeds 1000`, `--planted`.
+    Sim {
+        /// Its flags; `--help` lists them.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
     /// Throw odd input at decoders, patch engines, selectors and quantities.
     Fuzz {
         /// Only this target: decode, patch, apply, selector or quantity.
@@ -54,6 +64,8 @@ enum Chore {
         #[arg(long, default_value_t = 60)]
         seconds: u32,
     },
+    /// Run upstream's end-to-end suite against a cluster; builds it first, with Go.
+    Conformance(conformance::Conformance),
     /// Rewrite the committed fact tables from published Kubernetes data.
     Codegen {
         /// Folder with the published data (its README names each file).
@@ -70,7 +82,9 @@ fn main() -> anyhow::Result<ExitCode> {
         Chore::Test { args } => test::run(&args),
         Chore::Tidy { write } => tidy::run(write),
         Chore::Race { args } => race::run(&args),
+        Chore::Sim { args } => sim::run(&args),
         Chore::Fuzz { target, seconds } => fuzz::run(target.as_deref(), seconds),
+        Chore::Conformance(wanted) => conformance::run(&wanted),
         Chore::Codegen { spec, only } => codegen::run(&spec, only.as_deref()).map(|()| ExitCode::SUCCESS),
     }
 }

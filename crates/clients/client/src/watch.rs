@@ -153,15 +153,15 @@ fn decode<K: DeserializeOwned>(frame: &[u8]) -> Result<WatchEvent<K>, Error> {
         [("ADDED", WatchEvent::Added), ("MODIFIED", WatchEvent::Modified), ("DELETED", WatchEvent::Deleted)];
     for (kind, event) in usual {
         if let Some(object) = object_of(frame, kind) {
-            return serde_json::from_slice(object).map(event).map_err(broken);
+            return crate::decode::object(object).map(event).map_err(broken);
         }
     }
     let frame: Frame<'_> = serde_json::from_slice(frame).map_err(broken)?;
     let object = frame.object.get();
     Ok(match frame.kind.as_str() {
-        "ADDED" => WatchEvent::Added(serde_json::from_str(object).map_err(broken)?),
-        "MODIFIED" => WatchEvent::Modified(serde_json::from_str(object).map_err(broken)?),
-        "DELETED" => WatchEvent::Deleted(serde_json::from_str(object).map_err(broken)?),
+        "ADDED" => WatchEvent::Added(crate::decode::object(object.as_bytes()).map_err(broken)?),
+        "MODIFIED" => WatchEvent::Modified(crate::decode::object(object.as_bytes()).map_err(broken)?),
+        "DELETED" => WatchEvent::Deleted(crate::decode::object(object.as_bytes()).map_err(broken)?),
         "BOOKMARK" => {
             let Bookmark { metadata } = serde_json::from_str(object).map_err(broken)?;
             let ends = metadata

@@ -1,10 +1,11 @@
 //! The audit trail: what is said about a request when it comes, when its stream begins and when it was answered, as the policy wants it.
 //!
-//! [`policy`] chooses level and stages, [`sink`] writes the lines. Bodies are told at the levels Request and RequestResponse only, and
+//! [`policy`] chooses level and stages, [`sink`] writes the lines, a [`webhook`] takes them elsewhere. Bodies are told at the levels Request and RequestResponse only, and
 //! bodies with credentials never.
 
 pub mod policy;
 pub mod sink;
+pub mod webhook;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -14,13 +15,14 @@ use bytes::Bytes;
 use http::Response;
 use http_body_util::BodyExt;
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::Inner;
 use crate::context::Context;
 use crate::reply::Body;
 use policy::{Choice, Level, Policy, Stage};
 use sink::Sink;
+use webhook::Webhook;
 
 /// Bodies larger than this are not told.
 const BODY_BYTES_MAX: usize = 1 << 20;
@@ -28,7 +30,8 @@ const BODY_BYTES_MAX: usize = 1 << 20;
 /// The policy and where its events go.
 pub struct Trail {
     pub policy: Policy,
-    pub sink: Sink,
+    pub sink: Option<Sink>,
+    pub webhook: Option<Webhook>,
 }
 
 /// An event as it is written (upstream: `audit.k8s.io/v1` Event).
@@ -47,6 +50,8 @@ struct Event<'a> {
     user: &'a UserInfo,
     #[serde(skip_serializing_if = "Option::is_none")]
     impersonated_user: Option<&'a UserInfo>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    authentication_metadata: Option<Value>,
     #[serde(rename = "sourceIPs", skip_serializing_if = "Option::is_none")]
     source_ips: Option<[std::net::IpAddr; 1]>,
     #[serde(skip_serializing_if = "str::is_empty")]
@@ -119,7 +124,14 @@ fn send(server: &Inner, trail: &Trail, event: Event<'_>) {
     let mut line = Vec::with_capacity(1 << 10);
     // Writing JSON into memory cannot fail.
     let _ = serde_json::to_writer(&mut line, &event);
-    if !trail.sink.send(line) {
+    let taken = match (&trail.sink, &trail.webhook) {
+        (Some(sink), None) => sink.send(line),
+        (None, Some(webhook)) => webhook.send(line),
+        // Both hear of it, whether or not the other one has room.
+        (Some(sink), Some(webhook)) => webhook.send(line.clone()) & sink.send(line),
+        (None, None) => true,
+    };
+    if !taken {
         server.metrics.audit_dropped.inc();
     }
 }
@@ -168,6 +180,7 @@ fn event<'a>(context: &'a Context, stage: Stage, answer: Option<(u16, Option<Byt
         verb: &info.verb,
         user: original.unwrap_or(&context.user),
         impersonated_user: original.map(|_| &context.user),
+        authentication_metadata: (!audit.constraint.is_empty()).then(|| json!({"impersonationConstraint": audit.constraint})),
         source_ips: audit.peer.map(|peer| [peer]),
         user_agent: agent,
         object_ref,
@@ -208,6 +221,8 @@ pub struct Notes {
     pub peer: Option<std::net::IpAddr>,
     /// Who impersonates.
     pub original_user: Option<UserInfo>,
+    /// The verb of the right by which they do, if it is a constrained one.
+    pub constraint: String,
     /// The request's body, where the level wants it.
     pub request: Option<Bytes>,
 }

@@ -31,8 +31,6 @@ pub struct Metrics {
     watch_sizes: HistogramVec,
     objects: IntGaugeVec,
     objects_by_group: IntGaugeVec,
-    /// Seats taken, requests waiting, seats there are: of each priority level.
-    flow: [IntGaugeVec; 3],
     /// Watches that are open now.
     watches: Arc<AtomicI64>,
     /// What was found by its labels once: nine of them cost more to look up than a small object to read.
@@ -155,23 +153,6 @@ impl Metrics {
                 "Number of stored objects at the time of last check split by kind.",
                 &["resource"],
             )?,
-            flow: [
-                gauge(
-                    "apiserver_flowcontrol_current_executing_seats",
-                    "Concurrency (number of seats) occupied by the currently executing requests in the API Priority and Fairness subsystem",
-                    &["priority_level"],
-                )?,
-                gauge(
-                    "apiserver_flowcontrol_current_inqueue_requests",
-                    "Number of requests currently pending in queues of the API Priority and Fairness subsystem",
-                    &["priority_level"],
-                )?,
-                gauge(
-                    "apiserver_flowcontrol_nominal_limit_seats",
-                    "Nominal number of execution seats configured for each priority level",
-                    &["priority_level"],
-                )?,
-            ],
             objects_by_group: gauge(
                 "apiserver_resource_objects",
                 "Number of stored objects at the time of last check split by kind.",
@@ -272,11 +253,7 @@ impl Metrics {
             self.objects.with_label_values(&[&joined]).set(count as i64);
             self.objects_by_group.with_label_values(&[&group, &resource]).set(count as i64);
         }
-        for (level, taken, waiting, seats) in server.flow.loads(&server.registry.caches) {
-            for (gauge, value) in self.flow.iter().zip([taken, waiting, seats]) {
-                gauge.with_label_values(&[&level]).set(value as i64);
-            }
-        }
+        server.flow.measure(&server.registry.caches);
         telemetry::exposition()
     }
 }

@@ -20,11 +20,11 @@ mod intstr;
 mod kinds;
 mod pod_control;
 mod pods;
+mod revisioned;
 mod selector;
 mod service;
 mod slices;
 
-mod admission_policy_status;
 mod attach_detach;
 mod bootstrap_token;
 mod certificates;
@@ -56,6 +56,7 @@ mod root_ca;
 mod service_account;
 mod service_account_token;
 mod service_cidr;
+mod service_ip_address;
 mod service_load_balancer;
 mod stateful_set;
 mod storage_version_migration;
@@ -71,8 +72,8 @@ use client::Client;
 use reconcile::Caches;
 use stdx::Drain;
 
-pub use context::Config;
 use context::Context;
+pub use context::{Config, RootCa};
 pub use node_ipam::ClusterRange;
 use replicaset::replication_controller;
 
@@ -116,6 +117,8 @@ fn all() -> Vec<Controller> {
         controller!(certificates::approve),
         controller!(certificates::sign),
         controller!(certificates::clean),
+        controller!(certificates::pods),
+        controller!(certificates::pods_clean),
         controller!(service_account_token),
         controller!(volume_binder),
         controller!(persistent_volume_protection),
@@ -123,10 +126,10 @@ fn all() -> Vec<Controller> {
         controller!(ephemeral_volume),
         controller!(service_load_balancer),
         controller!(node_ttl),
-        controller!(admission_policy_status),
         controller!(bootstrap_token),
         controller!(resource_claim),
         controller!(service_cidr),
+        controller!(service_ip_address),
         controller!(storage_version_migration),
         controller!(trust_bundle),
         controller!(attach_detach),

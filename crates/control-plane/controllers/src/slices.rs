@@ -157,7 +157,12 @@ fn stale_meta(template: &Template, slice: &EndpointSlice) -> bool {
 }
 
 /// New slices before old ones go: in between an endpoint may be in two, but never in none.
-pub(crate) async fn write(client: &Client, expectations: &Arc<Expectations<ObjectKey>>, owner: &ObjectKey, plan: Plan) -> Result<(), Error> {
+pub(crate) async fn write(
+    client: &Client,
+    expectations: &Arc<Expectations<ObjectKey>>,
+    owner: &ObjectKey,
+    plan: Plan,
+) -> Result<(), Error> {
     let with = || (client.clone(), expectations.clone(), owner.clone());
     let created = act::at_once(plan.create, |slice| {
         let (client, expectations, owner) = with();

@@ -2,8 +2,8 @@
 //!
 //! [`PodNetwork::attach`] connects a sandbox's network namespace: a point-to-point veth with /32 (and /128) routes, `lo` up.
 //! [`PodNetwork::detach`] undoes it. State is on disk, one file per sandbox, so that every start is the recovery path:
-//! [`PodNetwork::retain`] removes what belongs to no living sandbox. Third-party CNI plugins will stand behind the same
-//! calls. Knows no kinds.
+//! [`PodNetwork::retain`] removes what belongs to no living sandbox. Third-party CNI plugins stand behind the same
+//! calls ([`Plugins`]). Knows no kinds.
 //!
 //! The embedded network is [`Routed`], or [`Assigned`] where the cluster gives the node its range. In the pod: `eth0` with the pod's address, a default route through [`GATEWAY`], which exists
 //! nowhere: permanent neighbour entries on both ends name the other end's MAC address, so that no ARP is ever sent and the
@@ -21,15 +21,19 @@ use std::path::PathBuf;
 
 mod addresses;
 mod assigned;
+mod bandwidth;
 mod firewall;
 mod links;
 mod peers;
+mod plugins;
 mod routed;
 pub mod segment;
 mod state;
 
 pub use assigned::Assigned;
+pub use bandwidth::Bandwidth;
 pub use peers::{Peer, Peers};
+pub use plugins::{Folders, Plugins};
 pub use routed::Routed;
 
 /// The next hop of every pod's default route; answers to nothing.
@@ -105,6 +109,8 @@ pub enum Error {
     Node { step: &'static str, source: std::io::Error },
     #[error("network plugin is not ready: the node has no pod range (spec.podCIDR) yet")]
     NoRange,
+    #[error("CNI plugin {plugin}: {command} sandbox {sandbox_id}: {why}")]
+    Plugin { plugin: String, command: String, sandbox_id: String, why: String },
     #[error("firewall of the node's pod network")]
     Firewall(#[from] nft::Error),
 }
@@ -114,6 +120,14 @@ pub trait PodNetwork: Send + Sync + 'static {
     /// Connects the network namespace behind `netns`. Idempotent per sandbox id; calls for the same sandbox one after the other.
     /// Blocking: call from a blocking thread.
     fn attach(&self, sandbox_id: &str, netns: BorrowedFd<'_>) -> Result<Attachment, Error>;
+    /// Limits an attached sandbox. Idempotent.
+    fn limit(&self, sandbox_id: &str, _netns: BorrowedFd<'_>, bandwidth: Bandwidth) -> Result<(), Error> {
+        if bandwidth.is_unlimited() {
+            return Ok(());
+        }
+        let source = std::io::Error::new(std::io::ErrorKind::Unsupported, "not by this pod network");
+        Err(Error::Kernel { step: "limit the bandwidth", sandbox_id: sandbox_id.to_owned(), source })
+    }
     /// Removes link, routes and address. A sandbox that is not attached is fine.
     fn detach(&self, sandbox_id: &str) -> Result<(), Error>;
     /// Detaches every sandbox that is not in `living` (after a crash).

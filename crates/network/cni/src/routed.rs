@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use crate::addresses::Pool;
 use crate::links::{self, Mac, Refused, Requests};
 use crate::state::Files;
-use crate::{Attachment, Config, Error, GATEWAY, GATEWAY_V6, PodNetwork, firewall};
+use crate::{Attachment, Bandwidth, Config, Error, GATEWAY, GATEWAY_V6, PodNetwork, firewall};
 
 /// Every node end has the same MAC address: each link has one neighbour only.
 const NODE_MAC: Mac = [0xee; 6];
@@ -71,6 +71,7 @@ impl Routed {
         let ipv6 = [Some(config.pod_cidr), config.pod_cidr_secondary].into_iter().flatten().any(|(address, _)| address.is_ipv6());
         set_sysctl("/proc/sys/net/ipv4/ip_forward").map_err(node("turn IPv4 forwarding on"))?;
         if ipv6 {
+            keep_router_advertisements();
             set_sysctl("/proc/sys/net/ipv6/conf/all/forwarding").map_err(node("turn IPv6 forwarding on"))?;
         }
         firewall::install(&config)?;
@@ -252,6 +253,22 @@ impl PodNetwork for Routed {
         Ok(attachment)
     }
 
+    fn limit(&self, sandbox_id: &str, netns: BorrowedFd<'_>, bandwidth: Bandwidth) -> Result<(), Error> {
+        let refused = |Refused { step, source }| Error::Kernel { step, sandbox_id: sandbox_id.to_owned(), source };
+        let Some(attachment) = lock(&self.ledger).attached.get(sandbox_id).cloned() else { return Ok(()) };
+        let limit = |socket: &mut Socket, link: &str, bytes_per_second: Option<u64>| {
+            let Some(bytes_per_second) = bytes_per_second else { return Ok(()) };
+            let found = links::index_of(socket, link).and_then(|index| index.ok_or_else(|| Errno::NODEV.into()));
+            let index = found.map_err(|source| Refused { step: "find the link", source })?;
+            let mut requests = Requests::new(socket, 1);
+            requests.limit(index, bytes_per_second, self.mtu);
+            requests.send(&[])
+        };
+        limit(&mut self.socket(), &attachment.host_link, bandwidth.ingress).map_err(refused)?;
+        let inside = in_namespace(netns, |socket| limit(socket, "eth0", bandwidth.egress));
+        inside.map_err(|source| refused(Refused { step: "enter the namespace", source }))?.map_err(refused)
+    }
+
     fn detach(&self, sandbox_id: &str) -> Result<(), Error> {
         let refused = |Refused { step, source }| Error::Kernel { step, sandbox_id: sandbox_id.to_owned(), source };
         let Some(attachment) = lock(&self.ledger).attached.get(sandbox_id).cloned() else { return Ok(()) };
@@ -330,6 +347,18 @@ pub(crate) fn in_namespace<T: Send>(netns: BorrowedFd<'_>, work: impl FnOnce(&mu
         })?;
         entered.join().unwrap_or_else(|_| Err(io::Error::other("the thread in the pod's namespace panicked")))
     })
+}
+
+/// A host that forwards stops listening to routers, and would lose its own way out, unless it is told to go on.
+fn keep_router_advertisements() {
+    for link in fs::read_dir("/proc/sys/net/ipv6/conf").into_iter().flatten().flatten() {
+        let path = link.path().join("accept_ra");
+        if fs::read(&path).is_ok_and(|value| value.trim_ascii() == b"1")
+            && let Err(error) = fs::write(&path, "2")
+        {
+            tracing::warn!(path = %path.display(), %error, "this link may lose its IPv6 routes");
+        }
+    }
 }
 
 fn set_sysctl(path: &str) -> io::Result<()> {

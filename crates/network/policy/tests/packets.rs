@@ -58,13 +58,16 @@ impl Lab {
         inside(&wire, || {
             // The wire routes between the two networks on it.
             std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap();
-            let mut near = Segment::open("near", ("192.0.2.254".parse().unwrap(), 24)).unwrap();
-            near.plug("n1", node.as_fd(), (NODE.parse().unwrap(), 24)).unwrap();
-            let mut far = Segment::open("far", ("203.0.113.254".parse().unwrap(), 24)).unwrap();
-            far.plug("o1", outside.as_fd(), (OUTSIDE.parse().unwrap(), 24)).unwrap();
+            let mut near = Segment::open("near", &[("192.0.2.254".parse().unwrap(), 24)]).unwrap();
+            near.plug("n1", node.as_fd(), &[(NODE.parse().unwrap(), 24)]).unwrap();
+            let mut far = Segment::open("far", &[("203.0.113.254".parse().unwrap(), 24)]).unwrap();
+            far.plug("o1", outside.as_fd(), &[(OUTSIDE.parse().unwrap(), 24)]).unwrap();
             // Pods are reached through their node.
-            let mut routes = cni::Peers::open("xx", "192.0.2.254".parse().unwrap(), cidr("10.9.0.0/24"), vec![cidr("10.0.0.0/8")]).unwrap();
-            routes.sync(&[cni::Peer { address: NODE.parse().unwrap(), pod_cidr: cidr("10.244.0.0/24") }]).unwrap();
+            let mut routes =
+                cni::Peers::open("xx", "192.0.2.254".parse().unwrap(), vec![cidr("10.9.0.0/24")], vec![cidr("10.0.0.0/8")]).unwrap();
+            routes
+                .sync(&[cni::Peer { address: NODE.parse().unwrap(), pod_cidr: cidr("10.244.0.0/24"), primary: cidr("10.244.0.0/24") }])
+                .unwrap();
         });
         let state = tempfile::tempdir().unwrap();
         let mut config = cni::Config::new(cidr("10.244.0.0/24"), state.path().to_owned());

@@ -5,8 +5,8 @@
 pub mod constant;
 mod fanout;
 mod memory;
-mod requests;
-mod wire;
+pub mod requests;
+pub mod wire;
 
 use std::path::Path;
 use std::sync::Arc;

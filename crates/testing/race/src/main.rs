@@ -8,6 +8,7 @@
 use clap::Parser;
 
 mod api;
+mod auth;
 mod boot;
 mod case;
 mod cel;
@@ -18,6 +19,7 @@ mod etcd;
 mod floor;
 mod machine;
 mod measure;
+mod network;
 mod pods;
 mod processes;
 mod report;
@@ -27,7 +29,7 @@ mod store;
 #[derive(Parser)]
 #[command(name = "cargo xtask race", about = "Measure, with the peer and the machine's floors in the same run")]
 pub struct Options {
-    /// store, codec, cel, boot, pods, api or scheduler
+    /// store, codec, cel, auth, boot, pods, controllers, api, scheduler or network
     case: String,
     /// Rounds; below five nothing is written to docs/benchmarks.md.
     #[arg(long, default_value_t = 5)]
@@ -44,7 +46,7 @@ pub struct Options {
     /// The case api measures this server instead of a cluster of its own.
     #[arg(long)]
     kubeconfig: Option<std::path::PathBuf>,
-    /// Only the measurements of the case api whose name has this in it.
+    /// Only the measurements of the case api, or the part (services, paths, policies, names) of the case network, with this in the name.
     #[arg(long)]
     only: Option<String>,
     /// Pods in the largest list of the case api.
@@ -59,7 +61,7 @@ pub struct Options {
     /// Replicas of the case pods.
     #[arg(long, default_value_t = 100)]
     replicas: usize,
-    /// A tenth of the objects of the case scheduler.
+    /// A tenth of the objects of the cases scheduler and network.
     #[arg(long)]
     quick: bool,
 }

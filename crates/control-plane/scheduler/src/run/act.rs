@@ -1,7 +1,7 @@
 //! Bindings: written through the API beside the loop, and what becomes of them.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use client::Client;
 use k8s_openapi::api::core::v1::{Binding, ObjectReference, Pod};
@@ -15,6 +15,9 @@ use super::report::Report;
 use crate::devices::bind::Reservation;
 use crate::extender::Extender;
 use crate::metrics::metrics;
+
+/// How often a pod is looked at whose binding nobody answered: about ten seconds.
+const LOOKS_MAX: usize = 10;
 
 /// A pod and its node.
 pub(super) struct Order {
@@ -92,8 +95,25 @@ async fn write(
         },
         target: ObjectReference { kind: Some("Node".into()), name: Some(node.to_owned()), ..ObjectReference::default() },
     };
-    client.create_subresource::<Pod, Value>(key.namespace(), &key.name, "binding", &binding).await?;
-    Ok(())
+    match client.create_subresource::<Pod, Value>(key.namespace(), &key.name, "binding", &binding).await {
+        Ok(_) => Ok(()),
+        // Nobody answered: the server may have done it all the same, and until that is known the room must not go to another pod.
+        Err(error) if error.status().is_none() && is_bound(client, key, uid, node).await => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Asks until somebody answers, or for some seconds.
+async fn is_bound(client: &Client, key: &ObjectKey, uid: &str, node: &str) -> bool {
+    let mut backoff = stdx::Backoff::new(Duration::from_millis(20), Duration::from_secs(2));
+    for _ in 0..LOOKS_MAX {
+        match client.get::<Pod>(key.namespace(), &key.name).await {
+            Ok(pod) => return pod.uid() == uid && super::observe::node_of(&pod) == Some(node),
+            Err(error) if error.status().is_some() => return false,
+            Err(_) => tokio::time::sleep(backoff.next_wait()).await,
+        }
+    }
+    false
 }
 
 impl Scheduler {

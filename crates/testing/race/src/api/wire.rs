@@ -47,7 +47,10 @@ impl Protocol {
 
 impl Remote {
     pub fn from_kubeconfig(path: &Path) -> anyhow::Result<Self> {
-        let access = kubeconfig::load(path, None)?;
+        Self::of(kubeconfig::load(path, None)?)
+    }
+
+    pub fn of(access: Access) -> anyhow::Result<Self> {
         let authority = access.server.strip_prefix("https://").context("the server has no https://")?;
         let address: SocketAddr = authority.trim_end_matches('/').parse().context("the server is no IP:port")?;
         Ok(Self { address, name: ServerName::IpAddress(address.ip().into()), access })

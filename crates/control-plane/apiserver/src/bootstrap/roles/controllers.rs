@@ -39,8 +39,10 @@ const ALL: &[(&str, &[Words])] = &[
             rule("approve", CERTIFICATES, "signers").named("kubernetes.io/kube-apiserver-client-kubelet kubernetes.io/kubelet-serving"),
             rule("sign", CERTIFICATES, "signers").named(
                 "kubernetes.io/kube-apiserver-client kubernetes.io/kube-apiserver-client-kubelet kubernetes.io/kubelet-serving \
-                 kubernetes.io/legacy-unknown",
+                 kubernetes.io/legacy-unknown kubernetes.io/kube-apiserver-client-pod",
             ),
+            rule("get list watch", CERTIFICATES, "podcertificaterequests"),
+            rule("update", CERTIFICATES, "podcertificaterequests/status"),
             rule("create", "authorization.k8s.io", "subjectaccessreviews"),
             EVENTS,
         ],
@@ -284,7 +286,9 @@ const ALL: &[(&str, &[Words])] = &[
             rule("get list patch update watch", "networking.k8s.io", "servicecidrs"),
             rule("patch update", "networking.k8s.io", "servicecidrs/finalizers"),
             rule("patch update", "networking.k8s.io", "servicecidrs/status"),
-            rule(READ, "networking.k8s.io", "ipaddresses"),
+            // Beside upstream's, whose API server writes these objects itself.
+            rule("create delete get list watch", "networking.k8s.io", "ipaddresses"),
+            rule(READ, "core", "services"),
             EVENTS,
         ],
     ),

@@ -11,6 +11,7 @@ const READER: &str = "extension-apiserver-authentication-reader";
 /// Namespace, name, rules.
 const ALL: &[(&str, &str, &[Words])] = &[
     (SYSTEM, READER, &[rule(READ, "core", "configmaps").named("extension-apiserver-authentication")]),
+    (SYSTEM, "sternpost:network", &[rule(READ, "core", "configmaps").named("coredns")]),
     (SYSTEM, "sternpost:node-network", &[rule("impersonate", "core", "serviceaccounts").named("sternpost-network")]),
     (SYSTEM, "system:controller:bootstrap-signer", &[rule(READ, "core", "secrets")]),
     (SYSTEM, "system:controller:cloud-provider", &[rule("create get list watch", "core", "configmaps")]),
@@ -50,6 +51,7 @@ pub fn bindings() -> Vec<Value> {
         (SYSTEM, "system::extension-apiserver-authentication-reader", READER, users()),
         (SYSTEM, "system::leader-locking-kube-controller-manager", "", locking(controllers)),
         (SYSTEM, "system::leader-locking-kube-scheduler", "", locking(scheduler)),
+        (SYSTEM, "sternpost:network", "", named("sternpost-network")),
         (SYSTEM, "sternpost:node-network", "", vec![group("system:nodes")]),
         (SYSTEM, "system:controller:bootstrap-signer", "", named("bootstrap-signer")),
         (SYSTEM, "system:controller:cloud-provider", "", named("cloud-provider")),
