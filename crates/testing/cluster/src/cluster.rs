@@ -153,7 +153,10 @@ impl Cluster {
     /// Where kubectl and Services reach this node.
     #[track_caller]
     pub fn node_address(&self) -> String {
-        self.kubectl(&["get", "node", &self.node, "-o", r#"jsonpath={.status.addresses[?(@.type=="InternalIP")].address}"#]).ok()
+        let path = r#"jsonpath={.status.addresses[?(@.type=="InternalIP")].address}"#;
+        let all = self.kubectl(&["get", "node", &self.node, "-o", path]).ok();
+        // The primary one comes first.
+        all.split(' ').next().unwrap_or_default().to_owned()
     }
 
     /// Everything that is left of this cluster on the machine, except for the test's own files.
