@@ -5,6 +5,7 @@
 
 pub mod admit;
 pub mod catalog;
+mod decoded;
 pub mod deletion;
 pub mod lifecycle;
 pub mod service;
@@ -90,7 +91,13 @@ impl Registry {
         let caches: Arc<Caches> = Arc::default();
         let custom: Arc<custom::Kinds> = Arc::default();
         let server = OnceLock::new();
-        let reader = Arc::new(admit::Reader { store: store.clone(), caches: caches.clone(), custom: custom.clone(), server });
+        let reader = Arc::new(admit::Reader {
+            store: store.clone(),
+            caches: caches.clone(),
+            custom: custom.clone(),
+            decoded: Default::default(),
+            server,
+        });
         let admission = admission::Chain::new(options, reader.clone())?;
         Ok(Self { store, caches, admission, services, custom, reader })
     }
