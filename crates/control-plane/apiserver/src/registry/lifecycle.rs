@@ -146,8 +146,13 @@ fn keep_all_but_subresource(new: &mut Value, old: &Value, name: &str) {
     };
     let wanted: Vec<Option<Value>> = written.iter().map(|path| new.pointer(path).cloned()).collect();
     let version = meta(new, "resourceVersion").to_owned();
+    // These two are strategies of their own upstream, which leave metadata to the client.
+    let metadata = matches!(name, "approval" | "finalize").then(|| new["metadata"].take());
     *new = old.clone();
-    metadata_mut(new).insert("resourceVersion".into(), version.into());
+    match metadata {
+        Some(metadata) => new["metadata"] = metadata,
+        None => drop(metadata_mut(new).insert("resourceVersion".into(), version.into())),
+    }
     for (path, value) in written.iter().zip(wanted) {
         let Some((parent, field)) = path.trim_start_matches('/').split_once('/') else { continue };
         match value {
