@@ -145,22 +145,12 @@ fn keep_all_but_subresource(new: &mut Value, old: &Value, name: &str) {
         _ => return,
     };
     let wanted: Vec<Option<Value>> = written.iter().map(|path| new.pointer(path).cloned()).collect();
-<<<<<<< HEAD
-    let version = meta(new, "resourceVersion").to_owned();
-    // These two are strategies of their own upstream, which leave metadata to the client.
-    let metadata = matches!(name, "approval" | "finalize").then(|| new["metadata"].take());
-    *new = old.clone();
-    match metadata {
-        Some(metadata) => new["metadata"] = metadata,
-        None => drop(metadata_mut(new).insert("resourceVersion".into(), version.into())),
-=======
     let metadata = new["metadata"].take();
     *new = old.clone();
     match name {
-        // Who decides about a request may label it too.
-        "approval" => new["metadata"] = metadata,
+        // These leave metadata to the client: who decides about a request may label it too.
+        "approval" | "finalize" => new["metadata"] = metadata,
         _ => drop(metadata_mut(new).insert("resourceVersion".into(), metadata["resourceVersion"].as_str().unwrap_or_default().into())),
->>>>>>> main
     }
     for (path, value) in written.iter().zip(wanted) {
         let Some((parent, field)) = path.trim_start_matches('/').split_once('/') else { continue };

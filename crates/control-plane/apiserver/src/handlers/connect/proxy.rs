@@ -257,7 +257,8 @@ fn below(url: &str, own: &str, host: &str, backend: &Backend) -> Option<String> 
     }
     let (url, fragment) = url.find('#').map_or((url, ""), |at| url.split_at(at));
     let parsed = url.parse::<Uri>().ok()?;
-    let elsewhere = parsed.authority().is_some_and(|to| to.as_str() != host && to.as_str() != format!("{}:{}", backend.address, backend.port));
+    let elsewhere =
+        parsed.authority().is_some_and(|to| to.as_str() != host && to.as_str() != format!("{}:{}", backend.address, backend.port));
     let path = parsed.path_and_query().map_or("/", |path| path.as_str());
     (!elsewhere && path.starts_with('/') && !path.starts_with(own)).then(|| format!("{own}{path}{fragment}"))
 }
@@ -274,7 +275,8 @@ fn is_page(headers: &HeaderMap) -> bool {
 
 /// The page with other links.
 async fn page(response: Response<Body>, to: impl Fn(&str) -> Option<String>) -> Result<Response<Body>, Status> {
-    let unavailable = |why: &dyn std::fmt::Display| Status::failure(503, "ServiceUnavailable", format!("error trying to reach service: {why}"));
+    let unavailable =
+        |why: &dyn std::fmt::Display| Status::failure(503, "ServiceUnavailable", format!("error trying to reach service: {why}"));
     let (mut parts, body) = response.into_parts();
     let content = Limited::new(body, PAGE_BYTES_MAX).collect().await.map_err(|error| unavailable(&error))?.to_bytes();
     let packed = parts.headers.contains_key(CONTENT_ENCODING);
