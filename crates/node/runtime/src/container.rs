@@ -170,6 +170,7 @@ impl Inner {
             bounding,
             ambient,
             seccomp: plan::default_filter(&security),
+            seccomp_profile: plan::own_filter(&security).map_err(Error::Invalid)?,
             no_new_privileges: security.no_new_privs && !security.privileged,
             rlimits: Vec::new(),
             oom_score_adj: Some(linux.resources.as_ref().map_or(0, |r| r.oom_score_adj as i32)),
@@ -344,6 +345,24 @@ impl Inner {
         container.save()
     }
 
+    /// The group of the whole pod.
+    pub async fn update_sandbox_resources(self: &Arc<Self>, request: v1::UpdatePodSandboxResourcesRequest) -> Result<()> {
+        let sandbox = self.sandbox(&request.pod_sandbox_id)?;
+        let Some(resources) = request.resources else { return Ok(()) };
+        let cgroup = lock(&sandbox.record).cgroup.clone();
+        let mut limits = plan::limits(&resources);
+        // What was limited may be unlimited now.
+        limits.memory = limits.memory.or(Some(-1));
+        limits.cpu_quota = limits.cpu_quota.or(Some(-1));
+        self.blocking(move |inner| Ok(inner.cgroups.open(&cgroup)?.set(&limits)?)).await?;
+        let mut record = lock(&sandbox.record);
+        if let Some(config) = record.config.as_mut() {
+            config.linux.get_or_insert_default().resources = Some(resources);
+        }
+        drop(record);
+        sandbox.save()
+    }
+
     pub async fn reopen_log(self: &Arc<Self>, id: &str) -> Result<()> {
         let container = self.container(id)?;
         if container.life.borrow().state() != v1::ContainerState::ContainerRunning {
@@ -378,7 +397,7 @@ impl Inner {
             resources: Some(v1::ContainerResources { linux: resources, windows: None }),
             image_id: record.image_id,
             user: record.user.map(|linux| v1::ContainerUser { linux: Some(linux) }),
-            stop_signal: 0,
+            stop_signal: config.stop_signal,
         }
     }
 
