@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use cri::v1;
@@ -17,6 +18,8 @@ use crate::{crispec, podspec};
 
 const MODE_DEFAULT: u32 = 0o644;
 const TOKEN_SECONDS_DEFAULT: i64 = 3600;
+/// Upstream's limit.
+const ENV_FILE_BYTES_MAX: u64 = 64 << 10;
 
 /// Where a volume's files are on the node.
 pub fn volume_path(config: &Config, pod: &Pod, volume: &Volume) -> PathBuf {
@@ -241,6 +244,21 @@ fn downward(pod: &Pod, files: &[DownwardAPIVolumeFile], default_mode: u32, facts
 pub struct ContainerMounts {
     pub mounts: Vec<v1::Mount>,
     pub message_file: PathBuf,
+    /// What `subPath`s lead to, held until the container runs: the mounts name these descriptors, so that whoever swaps a directory for
+    /// a link in the meantime is too late.
+    pub held: Vec<OwnedFd>,
+}
+
+/// An env file of a volume (KEP-3721). Links do not lead out of the volume.
+pub fn env_file(config: &Config, pod: &Pod, volume: &str, path: &str) -> Result<BTreeMap<String, String>, String> {
+    let volume = podspec::spec(pod).volumes.iter().flatten().find(|known| known.name == volume).ok_or("there is no such volume")?;
+    let file = volumes::subpath::open(&volume_path(config, pod, volume), path).map_err(|error| error.to_string())?;
+    let shown = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let metadata = std::fs::metadata(&shown).map_err(|error| error.to_string())?;
+    if !metadata.is_file() || metadata.len() > ENV_FILE_BYTES_MAX {
+        return Err(format!("it is no file of at most {ENV_FILE_BYTES_MAX} bytes"));
+    }
+    env::parse_file(&std::fs::read_to_string(&shown).map_err(|error| error.to_string())?)
 }
 
 /// Maps `container`'s volume mounts, `/etc/hosts` and the termination log. Touches the disk.
@@ -253,7 +271,7 @@ pub fn of_container(
     ips: &[String],
 ) -> Result<ContainerMounts, String> {
     let directory = config.pod_directory(podspec::uid(pod));
-    let mut mounts = Vec::new();
+    let (mut mounts, mut held) = (Vec::new(), Vec::new());
     for mount in container.volume_mounts.iter().flatten() {
         let volumes = podspec::spec(pod).volumes.iter().flatten();
         let volume =
@@ -267,9 +285,11 @@ pub fn of_container(
         };
         if !sub.is_empty() {
             let resolved = volumes::subpath::resolve(&host_path, &sub);
-            host_path = resolved.map_err(|error| {
+            let found = resolved.map_err(|error| {
                 format!("failed to prepare subPath for volumeMount {:?} of container {:?}: {error}", mount.name, container.name)
             })?;
+            host_path = format!("/proc/{}/fd/{}", std::process::id(), found.as_raw_fd()).into();
+            held.push(found);
         }
         let payload = volume.secret.is_some() || volume.config_map.is_some() || volume.projected.is_some() || volume.downward_api.is_some();
         let slash = if mount.mount_path.starts_with('/') { "" } else { "/" };
@@ -295,7 +315,7 @@ pub fn of_container(
     let message_file = directory.join("containers").join(&container.name).join(attempt.to_string());
     write(&message_file, b"", 0o666)?;
     mounts.push(plain_mount(crispec::message_path(container), &message_file));
-    Ok(ContainerMounts { mounts, message_file })
+    Ok(ContainerMounts { mounts, message_file, held })
 }
 
 fn plain_mount(container_path: &str, host_path: &Path) -> v1::Mount {
@@ -387,7 +407,8 @@ mod tests {
         let env = [("DIR".to_owned(), b"sub".to_vec())];
         let made = of_container(&config, &pod, &podspec::spec(&pod).containers[0], 0, &env, &[]).unwrap();
         let at = |path: &str| made.mounts.iter().find(|mount| mount.container_path == path).unwrap();
-        assert_eq!(at("/data").host_path, root_path.join("data/pods/u1/volumes/kubernetes.io~empty-dir/v/sub/x").display().to_string());
+        let leads_to = std::fs::read_link(&at("/data").host_path).unwrap();
+        assert_eq!(leads_to, root_path.join("data/pods/u1/volumes/kubernetes.io~empty-dir/v/sub/x"));
         assert!(at("/secret").readonly && !at("/data").readonly);
         assert!(Path::new(&at("/dev/termination-log").host_path).exists() && Path::new(&at("/etc/hosts").host_path).exists());
         remove_pod(&config, "u1").unwrap();

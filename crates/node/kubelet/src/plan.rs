@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use cri::v1;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Container;
 
 use crate::podspec::{self, Role};
 use crate::probe::Kind;
+use crate::resize;
 use crate::world::{Backoff, Failure, Image, PostStart, Seen, State, Verdict, Waiting, World};
 
 const BACKOFF_FIRST: Duration = Duration::from_secs(10);
@@ -15,7 +17,7 @@ const BACKOFF_MAX: Duration = Duration::from_secs(300);
 /// How long a failed pull is shown as such before it is shown as backing off.
 const PULL_FAILURE_SHOWN: SignedDuration = SignedDuration::from_secs(2);
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Action {
     MountVolumes,
     RunSandbox {
@@ -42,6 +44,12 @@ pub enum Action {
         id: String,
         log: Option<(String, u32)>,
     },
+    /// Tells the runtime what a running container was granted since it was made.
+    Resize {
+        id: String,
+        container: String,
+        resources: Box<v1::LinuxContainerResources>,
+    },
     Fail(Verdict),
     /// Everything is stopped: say the last status and have the API forget the pod.
     Finish,
@@ -58,9 +66,11 @@ pub enum KillReason {
     Startup,
     PostStart,
     SandboxChanged,
+    /// The container asked to be restarted for other resources.
+    Resized,
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Plan {
     pub actions: Vec<Action>,
     /// Why a container that should run does not.
@@ -92,9 +102,25 @@ pub fn plan(world: &World<'_>) -> Plan {
         return plan;
     }
     if run(world, &mut plan).is_some() {
+        resize(world, &mut plan);
         collect_garbage(world, &mut plan);
     }
     plan
+}
+
+/// Control groups follow what the containers were granted.
+fn resize(world: &World<'_>, plan: &mut Plan) {
+    for pending in resize::pending(world) {
+        let (seen, name) = (pending.seen, &pending.seen.name);
+        if world.memory.stopping.contains_key(&seen.id) {
+            continue;
+        }
+        if pending.restart {
+            kill(world, plan, seen, podspec::grace_seconds(world.pod), KillReason::Resized);
+        } else if !blocked(world, plan, world.memory.resize_failed.get(name)) {
+            plan.actions.push(Action::Resize { id: seen.id.clone(), container: name.clone(), resources: Box::new(pending.wanted) });
+        }
+    }
 }
 
 /// `activeDeadlineSeconds` counts from the pod's start on the node.
@@ -109,7 +135,7 @@ fn deadline(world: &World<'_>, plan: &mut Plan) -> Option<Verdict> {
         return None;
     }
     let message = "Pod was active on the node longer than the specified deadline".into();
-    Some(Verdict { reason: "DeadlineExceeded".into(), message })
+    Some(Verdict { reason: "DeadlineExceeded".into(), message, disrupts: false, grace_seconds: None })
 }
 
 /// Nothing of the pod will be started any more.
@@ -133,16 +159,14 @@ fn is_complete(world: &World<'_>) -> bool {
 }
 
 fn restarts(world: &World<'_>, role: Role, container: &Container, seen: &Seen) -> bool {
-    match podspec::restart_policy(world.pod, role, container) {
-        "Never" => false,
-        "OnFailure" => seen.exit_code != 0,
-        _ => true,
-    }
+    podspec::restarts(world.pod, role, container, seen.exit_code)
 }
 
 /// Stops everything: main containers at once, then sidecars in reverse order, then the sandbox.
 fn end(world: &World<'_>, plan: &mut Plan) {
-    let grace = if world.gone {
+    let grace = if let Some(seconds) = world.memory.verdict.as_ref().and_then(|verdict| verdict.grace_seconds).filter(|_| !world.gone) {
+        seconds
+    } else if world.gone {
         world.pod.metadata.deletion_grace_period_seconds.unwrap_or(1).max(1)
     } else {
         podspec::grace_seconds(world.pod).max(1)

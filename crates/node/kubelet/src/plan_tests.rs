@@ -52,6 +52,9 @@ impl Scene {
             image: String::new(),
             image_id: String::new(),
             hash,
+            runtime: "sternpost".into(),
+            resources: None,
+            user: None,
         });
         self
     }
@@ -79,6 +82,7 @@ impl Scene {
             Action::Fail(verdict) => format!("fail {}", verdict.reason),
             Action::Finish => "finish".into(),
             Action::Forget => "forget".into(),
+            Action::Resize { id, resources, .. } => format!("resize {id} to {} {}", resources.cpu_shares, resources.memory_limit_in_bytes),
         };
         self.plan().actions.iter().map(short).collect()
     }

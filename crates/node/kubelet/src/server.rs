@@ -4,8 +4,10 @@
 //! [`Pods`] is what the server knows of the kubelet; containers are found by their CRI labels.
 
 mod containers;
+mod metrics;
 mod query;
 mod routes;
+mod stats;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -31,7 +33,13 @@ const HANDSHAKE_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10
 pub trait Pods: Send + Sync + 'static {
     fn list(&self) -> Vec<Arc<Pod>>;
     fn get(&self, namespace: &str, name: &str) -> Option<Arc<Pod>>;
+    /// Successes and failures of probes, by namespace, pod, uid, container and kind.
+    fn probe_counts(&self) -> Vec<(ProbeKey, (u64, u64))> {
+        Vec::new()
+    }
 }
+
+pub type ProbeKey = (String, String, String, String, String);
 
 /// What the server is made of.
 pub struct Server {
@@ -42,6 +50,9 @@ pub struct Server {
     pub allowed: Vec<String>,
     /// The configuration in use, for `/configz`.
     pub config: serde_json::Value,
+    /// Paths on the file systems of pods and of images.
+    pub data_directory: std::path::PathBuf,
+    pub image_directory: std::path::PathBuf,
 }
 
 impl Server {
@@ -82,7 +93,7 @@ impl Server {
     }
 
     async fn answer(self: Arc<Self>, request: Request<Incoming>, user: Option<&auth::UserInfo>) -> Response<Body> {
-        if request.uri().path() == "/healthz" {
+        if matches!(request.uri().path(), "/healthz" | "/healthz/ping" | "/healthz/syncloop" | "/healthz/log") {
             return text(StatusCode::OK, "ok");
         }
         let Some(user) = user else { return text(StatusCode::UNAUTHORIZED, "Unauthorized") };

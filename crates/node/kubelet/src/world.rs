@@ -1,15 +1,17 @@
 //! What one look at a pod shows: the API's wish, the runtime's state, and what the kubelet remembers. Values only.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
+use cri::v1;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 
 use crate::probe::Kind;
 
 /// One container as the runtime shows it, the dead ones included.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Seen {
     pub id: String,
     pub name: String,
@@ -27,6 +29,11 @@ pub struct Seen {
     pub image_id: String,
     /// Of the spec that it was made from; empty where unknown.
     pub hash: String,
+    /// The runtime's name, the scheme of the container's id.
+    pub runtime: Arc<str>,
+    /// What its control group is set to, as far as the runtime says.
+    pub resources: Option<v1::LinuxContainerResources>,
+    pub user: Option<v1::LinuxContainerUser>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,6 +101,10 @@ pub enum PostStart {
 pub struct Verdict {
     pub reason: String,
     pub message: String,
+    /// The pod was ended for the node's sake: told as its `DisruptionTarget` condition.
+    pub disrupts: bool,
+    /// Seconds for its containers to end, where the pod's own time does not count.
+    pub grace_seconds: Option<i64>,
 }
 
 /// What the kubelet remembers of a pod while it runs itself; all of it may be lost.
@@ -112,6 +123,12 @@ pub struct Memory {
     pub volumes_failed: Option<Failure>,
     pub sandbox_failed: Option<Failure>,
     pub verdict: Option<Verdict>,
+    /// The node has taken the pod: it was checked once, and that was it.
+    pub admitted: bool,
+    /// Why the resources that the spec asks for now are not granted.
+    pub resize_waiting: Option<Waiting>,
+    /// Resizes that the runtime refused, by container.
+    pub resize_failed: BTreeMap<String, Failure>,
     /// Container ids whose last words were read.
     pub spoken: BTreeMap<String, String>,
     /// Reasons that were told as events, so that each is told once.
