@@ -233,6 +233,8 @@ impl Agent {
         let sandbox_config = crispec::sandbox(&scene.pod, &self.config, dns, sandbox.attempt);
         let request =
             v1::CreateContainerRequest { pod_sandbox_id: sandbox.id.clone(), config: Some(config), sandbox_config: Some(sandbox_config) };
+        let logs = crispec::log_directory(&scene.pod, &self.config).join(&container.name);
+        std::fs::create_dir_all(&logs).map_err(|error| config_error(format!("create {}: {error}", logs.display())))?;
         // Held only while the runtime works: what came before may have waited for the API.
         let _permit = self.starts.acquire().await;
         let created = self.runtime.create_container(request).await;

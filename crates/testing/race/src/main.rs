@@ -18,6 +18,7 @@ mod etcd;
 mod floor;
 mod machine;
 mod measure;
+mod node;
 mod pods;
 mod processes;
 mod report;

@@ -387,8 +387,14 @@ async fn port_forward_reaches_a_server_in_the_pod(world: Arc<World>) -> Outcome 
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.map_err(|e| e.to_string())?;
     check(answer.ends_with("hello\n"), || answer)?;
-    let refused = world.subject.runtime.port_forward(sandbox, 8098).await.err().ok_or("connected to nothing")?;
-    check(refused.message.contains("8098"), || refused.message)
+    // Over a streaming URL the refusal comes as the end of the connection.
+    match world.subject.runtime.port_forward(sandbox, 8098).await {
+        Err(refused) => check(refused.message.contains("8098"), || refused.message),
+        Ok(mut nothing) => {
+            let read = tokio::time::timeout(PATIENCE, nothing.read(&mut [0; 1])).await.map_err(|_| "a connection to nothing stays open")?;
+            check(read.is_err() || read.is_ok_and(|bytes| bytes == 0), || "nothing answers".into())
+        }
+    }
 }
 
 async fn a_reopened_log_is_written_anew(world: Arc<World>) -> Outcome {
@@ -418,7 +424,11 @@ async fn stats_grow_with_use(world: Arc<World>) -> Outcome {
 
 async fn events_tell_of_every_step(world: Arc<World>) -> Outcome {
     use futures_util::StreamExt;
-    let mut events = world.subject.runtime.get_container_events().await.map_err(|e| e.to_string())?;
+    let mut events = match world.subject.runtime.get_container_events().await {
+        // Older runtimes have none, and are looked at instead.
+        Err(error) if error.code == crate::Code::Unimplemented => return Ok(()),
+        events => events.map_err(|e| e.to_string())?,
+    };
     let sandbox = world.sandbox().await?;
     let id = world.start(&sandbox, world.script("main", "exit 0")).await?;
     world.ended(&id).await?;
