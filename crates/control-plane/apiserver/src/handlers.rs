@@ -109,7 +109,7 @@ async fn subresource(
         ("binding", _) => pod::bind(server, context, target, request).await,
         ("eviction", _) => pod::evict(server, context, target, request).await,
         ("token", _) => token::request(server, context, target, request).await,
-        ("log", _) => connect::log(server, context, target).await,
+        ("log", _) => connect::log(server, context, target, request).await,
         ("exec" | "attach" | "portforward", _) => connect::stream(server, context, target, request).await,
         ("proxy", _) => connect::proxy(server, context, target, request).await,
         _ => Err(Status::method_not_supported(&target.kind.group_resource(), verb)),

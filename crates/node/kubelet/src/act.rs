@@ -348,7 +348,17 @@ impl Agent {
     /// Stops a container in the background; the pod is looked at again when that ended.
     fn kill(self: &Arc<Self>, scene: &Scene, id: String, name: &str, grace_seconds: i64, why: &KillReason) {
         let first = scene.record.memory().stopping.insert(id.clone(), grace_seconds).is_none();
-        let container = podspec::container(&scene.pod, name).map(|(_, container)| container.into_owned());
+        let (role, container) = podspec::container(&scene.pod, name).map(|(role, container)| (role, container.into_owned())).unzip();
+        // A pod that never restarts does not come back from a failed probe.
+        let never = role.zip(container.as_ref()).is_some_and(|(role, container)| podspec::restart_policy(&scene.pod, role, container) == "Never");
+        let replaced = match why {
+            KillReason::Changed | KillReason::Resized => true,
+            KillReason::Liveness | KillReason::Startup | KillReason::PostStart => !never,
+            KillReason::PodEnds | KillReason::SandboxChanged => false,
+        };
+        if replaced {
+            scene.record.memory().replaced.insert(id.clone());
+        }
         if first && container.is_some() {
             self.event(&scene.container_reference(name), EventKind::Normal, "Killing", kill_message(name, why));
         }

@@ -73,7 +73,8 @@ pub fn sandbox(pod: &Pod, config: &Config, dns: v1::DnsConfig, attempt: u32) -> 
         labels,
         annotations: pod.metadata.annotations.clone().unwrap_or_default().into_iter().collect(),
         linux: Some(v1::LinuxPodSandboxConfig {
-            cgroup_parent: config.pod_cgroups.as_ref().map(|root| format!("/{root}/{}", pod_cgroup(pod))).unwrap_or_default(),
+            // The built-in runtime takes it below its own root.
+            cgroup_parent: config.pod_cgroups.as_ref().map_or_else(|| pod_cgroup(pod), |root| format!("/{root}/{}", pod_cgroup(pod))),
             security_context: Some(v1::LinuxSandboxSecurityContext {
                 namespace_options: Some(namespaces(pod)),
                 run_as_user: security.run_as_user.map(|value| v1::Int64Value { value }),

@@ -264,7 +264,13 @@ impl Agent {
     async fn status(&self, former: &NodeStatus, machine: Machine, port: u16) -> NodeStatus {
         let version = self.runtime.version().await.unwrap_or_default();
         let runtime = self.runtime.status(v1::StatusRequest::default()).await;
-        let (capacity, allocatable) = resources(&self.config, machine);
+        let (mut capacity, mut allocatable) = resources(&self.config, machine);
+        // Extended resources that somebody else told of stay.
+        for (own, known) in [(&mut capacity, &former.capacity), (&mut allocatable, &former.allocatable)] {
+            for (name, amount) in known.iter().flatten().filter(|(name, _)| name.contains('/')) {
+                own.entry(name.clone()).or_insert_with(|| amount.clone());
+            }
+        }
         let ips = self.config.node_ips.iter().map(|ip| NodeAddress { type_: "InternalIP".into(), address: ip.to_string() });
         let hostname = NodeAddress { type_: "Hostname".into(), address: self.config.node_name.clone() };
         let ours = conditions(former.conditions.as_deref().unwrap_or_default(), &runtime, &lock(&self.pressures), Timestamp::now());

@@ -159,7 +159,7 @@ fn is_complete(world: &World<'_>) -> bool {
 }
 
 fn restarts(world: &World<'_>, role: Role, container: &Container, seen: &Seen) -> bool {
-    podspec::restarts(world.pod, role, container, seen.exit_code)
+    world.memory.replaced.contains(&seen.id) || podspec::restarts(world.pod, role, container, seen.exit_code)
 }
 
 /// Stops everything: main containers at once, then sidecars in reverse order, then the sandbox.

@@ -119,6 +119,8 @@ pub struct Memory {
     pub post_start: BTreeMap<String, PostStart>,
     /// Containers that are being stopped, and within how many seconds.
     pub stopping: BTreeMap<String, i64>,
+    /// Containers that were stopped to be started anew, whatever their exit code then says.
+    pub replaced: BTreeSet<String>,
     pub volumes_ready: bool,
     pub volumes_failed: Option<Failure>,
     pub sandbox_failed: Option<Failure>,

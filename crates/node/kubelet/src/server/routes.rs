@@ -39,7 +39,7 @@ pub(super) async fn route(server: Arc<Server>, request: Request<Incoming>) -> Re
     match parts.as_slice() {
         ["pods"] if get => pods(&server),
         ["runningpods"] if get => running_pods(&server).await,
-        ["containerLogs", namespace, pod, container] if get => logs(server.clone(), namespace, pod, container, &query).await,
+        ["containerLogs", namespace, pod, container] if get => logs(server.clone(), request, (namespace, pod, container), &query).await,
         ["exec", namespace, pod, rest @ ..] if stream => {
             let command = query.all("command").map(str::to_owned).collect();
             remote(server.clone(), request, (namespace, pod, rest), &query, Command::Exec(command)).await
@@ -126,7 +126,8 @@ fn log_options(query: &Query) -> Result<Options, String> {
     })
 }
 
-async fn logs(server: Arc<Server>, namespace: &str, pod: &str, container: &str, query: &Query) -> Response<Body> {
+async fn logs(server: Arc<Server>, mut request: Request<Incoming>, target: (&str, &str, &str), query: &Query) -> Response<Body> {
+    let (namespace, pod, container) = target;
     let pod = match find_pod(&server, namespace, pod) {
         Ok(pod) => pod,
         Err(response) => return *response,
@@ -155,14 +156,18 @@ async fn logs(server: Arc<Server>, namespace: &str, pod: &str, container: &str, 
     let (sender, receiver) = mpsc::channel(LOG_BACKLOG);
     let follow = query.flag("follow").then_some((server, status.id));
     tokio::spawn(pump(reader, sender, follow));
-    let frames = futures_util::stream::unfold(receiver, |mut receiver| async move { Some((receiver.recv().await?, receiver)) });
+    if streaming::is_upgrade(request.headers()) {
+        return upgrade(streaming::send_bytes(&mut request, receiver));
+    }
+    let frames =
+        futures_util::stream::unfold(receiver, |mut receiver| async move { Some((receiver.recv().await?.map(Frame::data), receiver)) });
     let mut response = Response::new(StreamBody::new(frames).boxed());
     response.headers_mut().insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static("text/plain"));
     response
 }
 
 /// Sends the log to its end; followed, until the container has ended and everything of it is sent.
-async fn pump(mut reader: Reader, sender: mpsc::Sender<io::Result<Frame<Bytes>>>, follow: Option<(Arc<Server>, String)>) {
+async fn pump(mut reader: Reader, sender: mpsc::Sender<io::Result<Bytes>>, follow: Option<(Arc<Server>, String)>) {
     let mut ended = follow.is_none();
     loop {
         let read = tokio::task::spawn_blocking(move || {
@@ -173,7 +178,7 @@ async fn pump(mut reader: Reader, sender: mpsc::Sender<io::Result<Frame<Bytes>>>
         reader = back;
         match chunk {
             Ok(Some(chunk)) => {
-                if sender.send(Ok(Frame::data(chunk))).await.is_err() {
+                if sender.send(Ok(chunk)).await.is_err() {
                     return;
                 }
             }
