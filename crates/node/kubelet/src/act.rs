@@ -15,6 +15,7 @@ use crate::mounts;
 use crate::plan::{Action, KillReason, Plan, next_backoff, next_failure};
 use crate::podspec;
 use crate::probe::check;
+use crate::resize::Given;
 use crate::worker::{Agent, Record, Scene, lock};
 use crate::world::{Image, PostStart};
 
@@ -132,6 +133,9 @@ impl Agent {
         match done {
             Ok(()) => {
                 memory.resize_failed.remove(name);
+                if let Some((_, container)) = podspec::container(&scene.pod, name) {
+                    memory.given.insert(name.into(), Given::of(&scene.pod, &container));
+                }
             }
             Err(message) => {
                 let former = memory.resize_failed.get(name).map(|failure| failure.wait);
@@ -186,6 +190,7 @@ impl Agent {
         match started {
             Ok(id) => {
                 memory.starts_failed.remove(name);
+                memory.given.insert(name.into(), Given::of(&scene.pod, &container));
                 if let Some(hook) = container.lifecycle.as_ref().and_then(|lifecycle| lifecycle.post_start.clone()) {
                     memory.post_start.insert(id.clone(), PostStart::Running);
                     drop(memory);
@@ -350,7 +355,8 @@ impl Agent {
         let first = scene.record.memory().stopping.insert(id.clone(), grace_seconds).is_none();
         let (role, container) = podspec::container(&scene.pod, name).map(|(role, container)| (role, container.into_owned())).unzip();
         // A pod that never restarts does not come back from a failed probe.
-        let never = role.zip(container.as_ref()).is_some_and(|(role, container)| podspec::restart_policy(&scene.pod, role, container) == "Never");
+        let never =
+            role.zip(container.as_ref()).is_some_and(|(role, container)| podspec::restart_policy(&scene.pod, role, container) == "Never");
         let replaced = match why {
             KillReason::Changed | KillReason::Resized => true,
             KillReason::Liveness | KillReason::Startup | KillReason::PostStart => !never,

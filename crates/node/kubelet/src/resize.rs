@@ -105,6 +105,37 @@ pub fn judge(wanted: &Pod, granted: &Pod, room: &Room) -> Result<(), Waiting> {
     Ok(())
 }
 
+/// What a container was last given: in its pod's words, and in the runtime's.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Given {
+    requirements: ResourceRequirements,
+    linux: v1::LinuxContainerResources,
+}
+
+impl Given {
+    /// What `container` of `pod` is to have.
+    pub fn of(pod: &Pod, container: &Container) -> Self {
+        let linux = crispec::resources(pod, container, &crispec::Node::default());
+        Self { requirements: container.resources.clone().unwrap_or_default(), linux }
+    }
+
+    /// What every container of `pod` has, by name.
+    pub fn all(pod: &Pod) -> BTreeMap<String, Self> {
+        podspec::containers(pod).iter().map(|(_, container)| (container.name.clone(), Self::of(pod, container))).collect()
+    }
+
+    /// Whether `resource` is another amount in `other`.
+    fn differs(&self, other: &Self, resource: &str) -> bool {
+        let of = |given: &Self| {
+            let own = Some(&given.requirements);
+            let linux =
+                if resource == "cpu" { (given.linux.cpu_shares, given.linux.cpu_quota) } else { (given.linux.memory_limit_in_bytes, 0) };
+            (amounts::requested(own, resource), amounts::limited(own, resource), linux)
+        };
+        of(self) != of(other)
+    }
+}
+
 /// A container that does not yet run with what it was granted.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Pending<'a> {
@@ -119,13 +150,12 @@ pub fn pending<'a>(world: &'a World<'a>) -> Vec<Pending<'a>> {
     let mut found = Vec::new();
     for (_, container) in containers.iter().filter(|(role, _)| matches!(role, Role::Main | Role::Sidecar)) {
         let Some(seen) = world.latest(&container.name).filter(|seen| seen.state == State::Running) else { continue };
-        let Some(actual) = &seen.resources else { continue };
-        let wanted = crispec::resources(world.pod, container, &crispec::Node::default());
-        let cpu = actual.cpu_shares != wanted.cpu_shares || actual.cpu_quota.max(0) != wanted.cpu_quota;
-        let memory = actual.memory_limit_in_bytes.max(0) != wanted.memory_limit_in_bytes;
+        let Some(given) = world.memory.given.get(&container.name) else { continue };
+        let wanted = Given::of(world.pod, container);
+        let (cpu, memory) = (given.differs(&wanted, "cpu"), given.differs(&wanted, "memory"));
         if cpu || memory {
             let restart = (cpu && wants_restart(container, "cpu")) || (memory && wants_restart(container, "memory"));
-            found.push(Pending { seen, wanted, restart });
+            found.push(Pending { seen, wanted: wanted.linux, restart });
         }
     }
     found

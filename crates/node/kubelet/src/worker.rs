@@ -21,7 +21,7 @@ use crate::observe::{Observed, observe};
 use crate::plan::{Plan, plan};
 use crate::podspec::{self, Role};
 use crate::probe::{Kind, Probes, Target};
-use crate::resize::{self, Grant, Room};
+use crate::resize::{self, Given, Grant, Room};
 use crate::status::status;
 use crate::world::{Memory, State, World};
 use crate::{admit, amounts};
@@ -275,7 +275,14 @@ impl Agent {
 
     /// The pod with the resources that it was granted. What it asks for beyond them is granted where the node has it (KEP-1287).
     fn granted(&self, record: &Arc<Record>, pod: Arc<Pod>, gone: bool) -> Arc<Pod> {
-        let grant = lock(&record.grant).get_or_insert_with(|| Grant::of_status(&pod)).clone();
+        let known = lock(&record.grant).clone();
+        let grant = known.unwrap_or_else(|| {
+            let grant = Grant::of_status(&pod);
+            // What a kubelet before this one left running has what it was granted then.
+            record.memory().given = Given::all(&grant.apply(&pod));
+            *lock(&record.grant) = Some(grant.clone());
+            grant
+        });
         let wanted = Grant::of_spec(&pod);
         if grant == wanted {
             record.memory().resize_waiting = None;

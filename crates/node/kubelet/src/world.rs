@@ -9,6 +9,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 
 use crate::probe::Kind;
+use crate::resize::Given;
 
 /// One container as the runtime shows it, the dead ones included.
 #[derive(Clone, Debug, PartialEq)]
@@ -129,6 +130,8 @@ pub struct Memory {
     pub admitted: bool,
     /// Why the resources that the spec asks for now are not granted.
     pub resize_waiting: Option<Waiting>,
+    /// What each container was last given, by name.
+    pub given: BTreeMap<String, Given>,
     /// Resizes that the runtime refused, by container.
     pub resize_failed: BTreeMap<String, Failure>,
     /// Container ids whose last words were read.
