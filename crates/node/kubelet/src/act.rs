@@ -212,7 +212,8 @@ impl Agent {
         let Some(sandbox) = scene.observed.sandboxes.first() else { return Err(config_error("the pod has no sandbox".into())) };
         let facts = self.container_facts(scene, container).await.map_err(config_error)?;
         let envs = env::of_container(&scene.pod, container, &facts).map_err(|error| config_error(error.0))?;
-        let files = mounts::of_container(&self.config, &scene.pod, container, attempt, &envs, &facts.pod_ips);
+        let images = scene.record.memory().volume_images();
+        let files = mounts::of_container(&self.config, &scene.pod, container, attempt, &envs, &facts.pod_ips, &images);
         let files = files.map_err(|message| Refused { reason: "CreateContainerConfigError", message })?;
         let image_ref = match scene.record.memory().images.get(&(container.name.clone(), attempt)) {
             Some(Image::Ready(reference)) => reference.clone(),

@@ -95,6 +95,10 @@ pub async fn prepare(
 }
 
 fn make(volume: &Volume, path: &Path, payload: Option<&Payload>, gid: Option<u32>, lazy: bool) -> Result<(), volumes::Error> {
+    if volume.image.is_some() {
+        // The runtime makes it of the image's layers.
+        return Ok(());
+    }
     if let Some(host) = &volume.host_path {
         return volumes::host_path::prepare(path, host.type_.as_deref().unwrap_or_default());
     }
@@ -152,7 +156,7 @@ async fn payload_of(
         let sources = source.sources.as_deref().unwrap_or_default();
         return projected(objects, pod, sources, mode(source.default_mode), facts, now, refresh).await.map(Some);
     }
-    if volume.empty_dir.is_some() || volume.host_path.is_some() {
+    if volume.empty_dir.is_some() || volume.host_path.is_some() || volume.image.is_some() {
         return Ok(None);
     }
     Err("this type of volume is not supported on this node".into())
@@ -261,7 +265,7 @@ pub fn env_file(config: &Config, pod: &Pod, volume: &str, path: &str) -> Result<
     env::parse_file(&std::fs::read_to_string(&shown).map_err(|error| error.to_string())?)
 }
 
-/// Maps `container`'s volume mounts, `/etc/hosts` and the termination log. Touches the disk.
+/// Maps `container`'s volume mounts (`images`: the runtime's references of image volumes by volume), `/etc/hosts` and the termination log. Touches the disk.
 pub fn of_container(
     config: &Config,
     pod: &Pod,
@@ -269,6 +273,7 @@ pub fn of_container(
     attempt: u32,
     env: &[(String, Vec<u8>)],
     ips: &[String],
+    images: &BTreeMap<String, String>,
 ) -> Result<ContainerMounts, String> {
     let directory = config.pod_directory(podspec::uid(pod));
     let (mut mounts, mut held) = (Vec::new(), Vec::new());
@@ -283,6 +288,18 @@ pub fn of_container(
             (Some(sub), _) => sub.to_owned(),
             _ => String::new(),
         };
+        let slash = if mount.mount_path.starts_with('/') { "" } else { "/" };
+        if volume.image.is_some() {
+            let image = images.get(&volume.name).cloned().unwrap_or_default();
+            mounts.push(v1::Mount {
+                container_path: format!("{slash}{}", mount.mount_path),
+                image: Some(v1::ImageSpec { image, ..Default::default() }),
+                image_sub_path: sub,
+                readonly: true,
+                ..Default::default()
+            });
+            continue;
+        }
         if !sub.is_empty() {
             let resolved = volumes::subpath::resolve(&host_path, &sub);
             let found = resolved.map_err(|error| {
@@ -292,7 +309,6 @@ pub fn of_container(
             held.push(found);
         }
         let payload = volume.secret.is_some() || volume.config_map.is_some() || volume.projected.is_some() || volume.downward_api.is_some();
-        let slash = if mount.mount_path.starts_with('/') { "" } else { "/" };
         mounts.push(v1::Mount {
             container_path: format!("{slash}{}", mount.mount_path),
             host_path: host_path.display().to_string(),
@@ -405,7 +421,7 @@ mod tests {
         let volume = &podspec::spec(&pod).volumes.as_ref().unwrap()[0];
         make(volume, &volume_path(&config, &pod, volume), None, None, false).unwrap();
         let env = [("DIR".to_owned(), b"sub".to_vec())];
-        let made = of_container(&config, &pod, &podspec::spec(&pod).containers[0], 0, &env, &[]).unwrap();
+        let made = of_container(&config, &pod, &podspec::spec(&pod).containers[0], 0, &env, &[], &BTreeMap::new()).unwrap();
         let at = |path: &str| made.mounts.iter().find(|mount| mount.container_path == path).unwrap();
         let leads_to = std::fs::read_link(&at("/data").host_path).unwrap();
         assert_eq!(leads_to, root_path.join("data/pods/u1/volumes/kubernetes.io~empty-dir/v/sub/x"));

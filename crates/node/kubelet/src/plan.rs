@@ -383,28 +383,40 @@ fn start(world: &World<'_>, plan: &mut Plan, _role: Role, container: &Container)
             return;
         }
     }
-    match world.memory.images.get(&(name.clone(), attempt)) {
-        Some(Image::Ready(_)) => {
-            plan.actions.push(Action::Start { container: name.clone(), attempt, restart: attempt > 0 });
+    for volume in podspec::image_volumes(world.pod, container) {
+        let image = volume.image.as_ref().and_then(|source| source.reference.as_deref()).unwrap_or_default();
+        if !is_image_ready(world, plan, name, (podspec::volume_image(&volume.name), 0), image) {
+            return;
         }
+    }
+    if is_image_ready(world, plan, name, (name.clone(), attempt), container.image.as_deref().unwrap_or_default()) {
+        plan.actions.push(Action::Start { container: name.clone(), attempt, restart: attempt > 0 });
+    }
+}
+
+/// Where the image that `blamed` waits for is not here, what leads to it is planned.
+fn is_image_ready(world: &World<'_>, plan: &mut Plan, blamed: &str, key: (String, u32), image: &str) -> bool {
+    let ensure = |(container, attempt): (String, u32)| Action::EnsureImage { container, attempt };
+    match world.memory.images.get(&key) {
+        Some(Image::Ready(_)) => return true,
         Some(Image::Pulling) => {}
         Some(Image::Failed { reason, message, at, until, .. }) if world.now < *until => {
             let shown_until = *at + PULL_FAILURE_SHOWN;
             if *reason != "ErrImagePull" || world.now < shown_until {
-                plan.wait(name, reason, message.clone());
+                plan.wait(blamed, reason, message.clone());
                 plan.wake(if *reason == "ErrImagePull" { shown_until } else { *until });
             } else {
-                let image = container.image.as_deref().unwrap_or_default();
-                plan.wait(name, "ImagePullBackOff", format!("Back-off pulling image {image:?}: ErrImagePull: {message}"));
+                plan.wait(blamed, "ImagePullBackOff", format!("Back-off pulling image {image:?}: ErrImagePull: {message}"));
                 plan.wake(*until);
             }
         }
         Some(Image::Failed { reason, message, .. }) => {
-            plan.wait(name, reason, message.clone());
-            plan.actions.push(Action::EnsureImage { container: name.clone(), attempt });
+            plan.wait(blamed, reason, message.clone());
+            plan.actions.push(ensure(key));
         }
-        None => plan.actions.push(Action::EnsureImage { container: name.clone(), attempt }),
+        None => plan.actions.push(ensure(key)),
     }
+    false
 }
 
 /// Keeps the newest container of each name and the one before it (for `logs --previous`), and the newest sandbox.

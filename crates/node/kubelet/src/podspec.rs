@@ -1,6 +1,6 @@
 //! Short questions about a Pod that every other module asks.
 
-use k8s_openapi::api::core::v1::{Container, EphemeralContainer, Pod, PodSpec, ResourceRequirements};
+use k8s_openapi::api::core::v1::{Container, EphemeralContainer, Pod, PodSpec, ResourceRequirements, Volume};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as ApiQuantity;
 use meta::quantity::Quantity;
 use sha2::{Digest, Sha256};
@@ -122,6 +122,17 @@ pub fn host_ports(pod: &Pod) -> Vec<(String, String, i32)> {
             Some((port.host_ip.clone().unwrap_or_default(), port.protocol.clone().unwrap_or_else(|| "TCP".into()), host))
         })
         .collect()
+}
+
+/// The image volumes that the container mounts (KEP-4639).
+pub fn image_volumes<'a>(pod: &'a Pod, container: &'a Container) -> impl Iterator<Item = &'a Volume> {
+    let mounted = |volume: &&Volume| container.volume_mounts.iter().flatten().any(|mount| mount.name == volume.name);
+    spec(pod).volumes.iter().flatten().filter(|volume| volume.image.is_some()).filter(mounted)
+}
+
+/// Under which name the image of a volume is remembered; no container can be called so.
+pub fn volume_image(volume: &str) -> String {
+    format!("volume {volume}")
 }
 
 pub fn is_terminal(pod: &Pod) -> bool {

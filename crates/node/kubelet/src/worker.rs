@@ -160,6 +160,10 @@ impl Scene {
     pub fn reference(&self) -> ObjectReference {
         reconcile::reference_to(&*self.pod)
     }
+    /// Whom an event about an image concerns: a container, or for the image of a volume the pod.
+    pub fn image_reference(&self, name: &str) -> ObjectReference {
+        if podspec::container(&self.pod, name).is_some() { self.container_reference(name) } else { self.reference() }
+    }
     /// An event about one container names it by its field.
     pub fn container_reference(&self, container: &str) -> ObjectReference {
         let field = match podspec::container(&self.pod, container).map(|(role, _)| role) {

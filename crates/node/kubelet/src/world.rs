@@ -142,6 +142,17 @@ pub struct Memory {
     pub finished: bool,
 }
 
+impl Memory {
+    /// The runtime's references of the image volumes that are here, by volume.
+    pub fn volume_images(&self) -> BTreeMap<String, String> {
+        let ready = self.images.iter().filter_map(|((name, _), image)| match image {
+            Image::Ready(reference) => Some((name.strip_prefix("volume ")?.to_owned(), reference.clone())),
+            _ => None,
+        });
+        ready.collect()
+    }
+}
+
 /// The input of the plan.
 #[derive(Clone, Copy, Debug)]
 pub struct World<'a> {

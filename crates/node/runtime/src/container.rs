@@ -80,6 +80,7 @@ impl Inner {
             directory: directory.clone(),
             record: Mutex::new(record),
             lease: Mutex::new(Some(lease)),
+            volume_leases: Mutex::default(),
             life: tokio::sync::watch::channel(Life::default()).0,
             changing: tokio::sync::Mutex::default(),
             sandbox: sandbox.clone(),
@@ -179,7 +180,7 @@ impl Inner {
         self.remember_process(container, &process)?;
         let mounts = with_pod_files(&config.mounts, &container.sandbox, &rootfs, security.readonly_rootfs);
         let namespaces = security.namespace_options.clone().unwrap_or_default();
-        let (volumes, trees) = self.open_volumes(&mounts, &namespaces)?;
+        let (volumes, trees) = self.open_volumes(container, &mounts)?;
         let (pid, pid_target) = pid_namespace(&namespaces);
         let v1_controllers = if self.cgroups.is_unified() { Vec::new() } else { self.cgroups.v1_controllers() };
         let host_ipc = namespaces.ipc == v1::NamespaceMode::Node as i32;
@@ -223,7 +224,8 @@ impl Inner {
         record.user = Some(v1::LinuxContainerUser {
             uid: user.uid.into(),
             gid: user.gid.into(),
-            supplemental_groups: std::iter::once(user.gid).chain(user.groups.iter().copied()).map(i64::from).collect(),
+            // The primary group is among them.
+            supplemental_groups: user.groups.iter().copied().map(i64::from).collect(),
         });
         drop(record);
         container.save()
@@ -247,14 +249,44 @@ impl Inner {
         mount().map_err(io_error(format!("mount the root of container {id}")))
     }
 
+    /// An image's files as a detached tree, held by a lease as long as the container is there (KEP-4639).
+    fn open_image(&self, container: &Container, image: &v1::ImageSpec, sub: &str) -> Result<(OwnedFd, bool)> {
+        let gone = || Error::NotFound(format!("failed to resolve image {:?}: not found", image.image));
+        let lease = self.images.resolve(&image.image).and_then(|found| self.images.lease(&found.id)).ok_or_else(gone)?;
+        let layers = lease.layers();
+        lock(&container.volume_leases).push(lease);
+        let open = || -> std::io::Result<(OwnedFd, bool)> {
+            let clone = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+            let tree = match layers.as_slice() {
+                // overlayfs takes no single layer without a writable one.
+                [only] => open_tree(CWD, only, clone)?,
+                layers => {
+                    let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
+                    set_lower(&context, layers)?;
+                    fsconfig_create(&context)?;
+                    fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::MOUNT_ATTR_RDONLY)?
+                }
+            };
+            if sub.is_empty() {
+                return Ok((tree, true));
+            }
+            let found = in_root::open(&tree, sub, rustix::fs::OFlags::PATH)?;
+            let directory = rustix::fs::FileType::from_raw_mode(rustix::fs::fstat(&found)?.st_mode) == rustix::fs::FileType::Directory;
+            Ok((open_tree(&found, "", clone | OpenTreeFlags::AT_EMPTY_PATH)?, directory))
+        };
+        open().map_err(io_error(format!("mount image {:?} {sub}", image.image)))
+    }
+
     /// Opens each volume's source as a detached tree, in the host's mount namespace.
-    fn open_volumes<'a>(&self, mounts: &'a [v1::Mount], namespaces: &v1::NamespaceOption) -> Result<(Vec<Volume<'a>>, Vec<OwnedFd>)> {
-        let _ = namespaces;
+    fn open_volumes<'a>(&self, container: &Container, mounts: &'a [v1::Mount]) -> Result<(Vec<Volume<'a>>, Vec<OwnedFd>)> {
         let mut volumes = Vec::with_capacity(mounts.len());
         let mut trees = Vec::with_capacity(mounts.len());
         for mount in mounts {
-            if mount.image.is_some() {
-                return Err(Error::Invalid(format!("mount {}: image volumes are not supported", mount.container_path)));
+            if let Some(image) = mount.image.as_ref().filter(|image| !image.image.is_empty()) {
+                let (tree, directory) = self.open_image(container, image, &mount.image_sub_path)?;
+                volumes.push(Volume { mount, directory });
+                trees.push(tree);
+                continue;
             }
             let open = || -> std::io::Result<(OwnedFd, bool)> {
                 let path = Path::new(&mount.host_path);
@@ -327,6 +359,7 @@ impl Inner {
         })
         .await?;
         lock(&container.lease).take();
+        lock(&container.volume_leases).clear();
         self.containers.remove(&container.id);
         self.emit(&container.id, &container.sandbox.id, v1::ContainerEventType::ContainerDeletedEvent);
         Ok(())

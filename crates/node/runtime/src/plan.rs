@@ -243,11 +243,12 @@ fn volume_mount(target: String, index: usize, volume: &Volume<'_>) -> Mount {
     Mount {
         target,
         source: Source::Tree { index, directory: volume.directory },
-        readonly: mount.readonly,
+        // An image is only read, and nothing in it is run.
+        readonly: mount.readonly || mount.image.is_some(),
         recursive_readonly: mount.recursive_read_only,
         nosuid: mount.mount_options.iter().any(|o| o == "nosuid"),
         nodev: mount.mount_options.iter().any(|o| o == "nodev"),
-        noexec: mount.mount_options.iter().any(|o| o == "noexec"),
+        noexec: mount.image.is_some() || mount.mount_options.iter().any(|o| o == "noexec"),
         propagation: match v1::MountPropagation::try_from(mount.propagation) {
             Ok(v1::MountPropagation::PropagationHostToContainer) => Propagation::FromHost,
             Ok(v1::MountPropagation::PropagationBidirectional) => Propagation::Shared,
