@@ -9,13 +9,15 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context, ensure};
 
 /// What `fuzz/Cargo.toml` has.
-const TARGETS: [&str; 5] = ["decode", "patch", "apply", "selector", "quantity"];
+const TARGETS: [&str; 6] = ["decode", "patch", "apply", "selector", "quantity", "cel"];
 
 /// Coverage at every edge, and the operands of comparisons, as cargo-fuzz asks of the compiler.
 const FLAGS: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
     -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
     -Cllvm-args=-sanitizer-coverage-trace-compares --cfg fuzzing -Cdebug-assertions";
 
+/// An input that takes longer counts as a hang.
+const INPUT_SECONDS_MAX: u32 = 20;
 /// Greatest size of an input: a body of the API with every field filled has less.
 const INPUT_BYTES_MAX: usize = 8_000;
 
@@ -43,8 +45,11 @@ fn fuzz(out: &Path, host: &str, name: &str, seconds: u32) -> anyhow::Result<()> 
     let corpus = out.join("corpus").join(name);
     std::fs::create_dir_all(&corpus).with_context(|| corpus.display().to_string())?;
     let program = out.join(host).join("release").join(name);
+    let words = crate::root().join("fuzz").join(format!("{name}.dict"));
     let status = Command::new(&program)
         .arg(&corpus)
+        .args(words.is_file().then(|| format!("-dict={}", words.display())))
+        .arg(format!("-timeout={INPUT_SECONDS_MAX}"))
         .arg(format!("-max_total_time={seconds}"))
         .arg(format!("-max_len={INPUT_BYTES_MAX}"))
         .arg(format!("-artifact_prefix={}/{name}-", out.display()))

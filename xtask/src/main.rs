@@ -3,6 +3,7 @@
 //! - `test` is the one command that runs every test, those of the whole cluster included.
 //! - `tidy` checks what the compiler does not: arrows between crates, stories, links; its checks are also ordinary tests.
 //! - `race` measures: ours and the peer in one run; the cases live in the crate `race`.
+//! - `sim` runs a whole cluster through storms, from as many seeds as asked for.
 //! - `fuzz` throws odd input at the decoders, the patch engines, selectors and quantities.
 //! - `codegen` rewrites the committed fact tables from published Kubernetes data (`--spec DIR`).
 //!
@@ -16,6 +17,7 @@ use clap::{Parser, Subcommand};
 mod codegen;
 mod fuzz;
 mod race;
+mod sim;
 mod test;
 mod tidy;
 
@@ -46,6 +48,12 @@ enum Chore {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
         args: Vec<String>,
     },
+    /// Run a whole cluster through storms, from seeds: `--seeds 1000`, `--planted`.
+    Sim {
+        /// Its flags; `--help` lists them.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
     /// Throw odd input at decoders, patch engines, selectors and quantities.
     Fuzz {
         /// Only this target: decode, patch, apply, selector or quantity.
@@ -70,6 +78,7 @@ fn main() -> anyhow::Result<ExitCode> {
         Chore::Test { args } => test::run(&args),
         Chore::Tidy { write } => tidy::run(write),
         Chore::Race { args } => race::run(&args),
+        Chore::Sim { args } => sim::run(&args),
         Chore::Fuzz { target, seconds } => fuzz::run(target.as_deref(), seconds),
         Chore::Codegen { spec, only } => codegen::run(&spec, only.as_deref()).map(|()| ExitCode::SUCCESS),
     }

@@ -23,6 +23,8 @@ const TOOLS: &[(&str, &str, &str)] = &[
     ("nsenter", "util-linux", "looks from inside a namespace"),
     ("script", "bsdutils", "a terminal for kubectl exec -it"),
     ("diff", "diffutils", "kubectl diff"),
+    ("go", "golang-1.26-go (sid)", "the program that uses client-go"),
+    ("python3", "python3-venv", "the program that uses the Python client"),
 ];
 
 pub fn run(args: &[String]) -> anyhow::Result<ExitCode> {

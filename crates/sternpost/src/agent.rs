@@ -10,7 +10,8 @@ use arc_swap::ArcSwap;
 use auth::pki::{NodeKeys, Pair};
 use auth::tls;
 use bytes::Bytes;
-use client::{Body, Client, Https, Transport};
+use client::{Body, Client, Https, ListParams, Transport};
+use k8s_openapi::api::certificates::v1::ClusterTrustBundle;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use reconcile::{Cache, Caches, Scope};
 use tokio::task::JoinSet;
@@ -59,7 +60,9 @@ async fn serve(config: Config, args: &AgentArgs, progress: &mut Progress) -> any
     let mut signals = Signals::listen()?;
     progress.line(&format!("sternpost {} on {} (data in {})", env!("CARGO_PKG_VERSION"), config.node_name, config.data_dir.display()));
     let address = config.node_ip.or_else(outward_address).context("this host has no address")?;
-    let (keys, joined) = match (NodeKeys::read(&config.pki_dir())?, &args.token, &args.ca_hash) {
+    let given = |flag: &Option<String>, variable: &str| flag.clone().or_else(|| std::env::var(variable).ok());
+    let (token, ca_hash) = (given(&args.token, "STERNPOST_TOKEN"), given(&args.ca_hash, "STERNPOST_CA_HASH"));
+    let (keys, joined) = match (NodeKeys::read(&config.pki_dir())?, &token, &ca_hash) {
         (Some(keys), ..) => (keys, false),
         (None, Some(token), Some(ca_hash)) => {
             let keys = join::join(&Invitation { server: &args.server, token, ca_hash }, &config, address).await.context("join")?;
@@ -69,18 +72,27 @@ async fn serve(config: Config, args: &AgentArgs, progress: &mut Progress) -> any
         _ => anyhow::bail!("no keys for this node in {}: join with --token and --ca-hash", config.pki_dir().display()),
     };
     let certificates = Certificates::new(&args.server, keys)?;
-    let client = Client::new(certificates.clone());
+    let client = Client::new(Arc::new(Shared(certificates.clone())));
+    join::check_clock(&client).await?;
+    if let Err(error) = join::check_name(&client, &config, address).await {
+        if joined {
+            // Keys to somebody else's name are not kept.
+            std::fs::remove_dir_all(config.pki_dir()).context("remove the new keys")?;
+        }
+        return Err(error);
+    }
     let drain = stdx::drain();
     let caches = Caches::new(&client, drain.clone());
     // Other nodes' pods are none of this node's business, and the API would not show them.
     let own = Scope::fields(format!("spec.nodeName={}", config.node_name));
     caches.set(Cache::<Pod>::start(&client, own, drain.clone()));
     let tls = certificates.serving.config()?;
-    let around = node::Surroundings { config, address, client, caches, tls, drain: drain.clone() };
+    let pods = all_pods(&client, &drain);
+    let around = node::Surroundings { config, address, client, caches, pods, tls, drain: drain.clone() };
     let mut tasks = JoinSet::new();
     let parts = node::start(&around, &mut tasks).await?;
     progress.step("node", "runtime, kubelet, network, Services, DNS");
-    tasks.spawn(control::serve(around.config.clone(), drain.clone(), parts));
+    tasks.spawn(control::serve(around.config.clone(), drain.clone(), control::Served { node: parts, cluster: None }));
     let nodes = around.caches.of::<Node>();
     let ready = tokio::select! {
         ready = wait_for_node(&nodes, &around.config.node_name) => ready.map(|()| true)?,
@@ -104,7 +116,8 @@ async fn serve(config: Config, args: &AgentArgs, progress: &mut Progress) -> any
 /// The node's certificates while it runs, and the way to the API with the present one.
 struct Certificates {
     server: String,
-    ca: String,
+    /// Every authority that is believed: the API server's, and those whose clients the kubelet serves.
+    ca: Mutex<String>,
     /// Watches under way stay on the connection of a former certificate.
     api: ArcSwap<Https>,
     client: Mutex<Pair>,
@@ -119,7 +132,7 @@ impl Certificates {
             server: server.to_owned(),
             api: ArcSwap::from_pointee(https(server, &ca, &client)?),
             serving: tls::Server::new(&shown, &ca)?,
-            ca,
+            ca: Mutex::new(ca),
             client: Mutex::new(client),
             shown: Mutex::new(shown),
         }))
@@ -143,6 +156,7 @@ impl Certificates {
     }
 
     async fn renew(&self, around: &node::Surroundings, serving_is_due: bool) -> anyhow::Result<()> {
+        self.follow_authorities(around).await?;
         let (client, shown) = (lock(&self.client).clone(), lock(&self.shown).clone());
         if serving_is_due || ends_soon(&shown) {
             let fresh = join::serving(&around.client, &around.config, around.address).await?;
@@ -152,22 +166,71 @@ impl Certificates {
         }
         if ends_soon(&client) {
             let fresh = join::own(&around.client, &around.config).await?;
-            self.api.store(Arc::new(https(&self.server, &self.ca, &fresh)?));
+            self.api.store(Arc::new(https(&self.server, &lock(&self.ca), &fresh)?));
             *lock(&self.client) = fresh;
             self.write(around)?;
         }
         Ok(())
     }
 
+    /// The cluster may be about to exchange its authority: what vouches for the API server is published as ClusterTrustBundles.
+    async fn follow_authorities(&self, around: &node::Surroundings) -> anyhow::Result<()> {
+        let wanted = ListParams::default().fields("spec.signerName=kubernetes.io/kube-apiserver-serving");
+        let bundles = match around.client.list::<ClusterTrustBundle>(&wanted).await {
+            Ok(found) => found.items,
+            // Where they are not served, the authority stays what it was.
+            Err(error) if error.is_not_found() => return Ok(()),
+            Err(error) => return Err(error).context("the cluster's authorities"),
+        };
+        let ca: String = bundles.iter().map(|bundle| bundle.spec.trust_bundle.as_str()).collect();
+        if ca.is_empty() || ca == *lock(&self.ca) {
+            return Ok(());
+        }
+        let api = https(&self.server, &ca, &lock(&self.client))?;
+        self.serving.trust(&ca, None)?;
+        self.api.store(Arc::new(api));
+        *lock(&self.ca) = ca;
+        tracing::info!("the cluster's authorities changed");
+        self.write(around)
+    }
+
     fn write(&self, around: &node::Surroundings) -> anyhow::Result<()> {
-        let keys = NodeKeys { ca: self.ca.clone(), client: lock(&self.client).clone(), server: lock(&self.shown).clone() };
+        let keys = NodeKeys { ca: lock(&self.ca).clone(), client: lock(&self.client).clone(), server: lock(&self.shown).clone() };
         Ok(keys.write(&around.config.pki_dir())?)
     }
 }
 
-impl Transport for Certificates {
+/// Of all pods only what policies look at is kept.
+fn all_pods(client: &Client, drain: &stdx::Drain) -> Arc<dyn Fn() -> Cache<Pod> + Send + Sync> {
+    let (client, drain) = (node::network_client(client), drain.clone());
+    Arc::new(move || Cache::start_trimmed(&client, Scope::all(), policy::read::trim, drain.clone()))
+}
+
+/// A share of the node's transport.
+struct Shared(Arc<Certificates>);
+
+impl Transport for Shared {
     fn send(&self, request: http::Request<Bytes>) -> Pin<Box<dyn Future<Output = std::io::Result<http::Response<Body>>> + Send + '_>> {
-        let api = self.api.load_full();
+        let api = self.0.api.load_full();
+        Box::pin(async move { api.send(request).await })
+    }
+
+    /// By impersonation: the cluster lets nodes take the part of its network's account only.
+    fn as_account(&self, namespace: &str, name: &str) -> Option<Arc<dyn Transport>> {
+        let user = http::HeaderValue::from_str(&auth::tokens::username(namespace, name)).ok()?;
+        Some(Arc::new(Impersonating { node: self.0.clone(), user }))
+    }
+}
+
+struct Impersonating {
+    node: Arc<Certificates>,
+    user: http::HeaderValue,
+}
+
+impl Transport for Impersonating {
+    fn send(&self, mut request: http::Request<Bytes>) -> Pin<Box<dyn Future<Output = std::io::Result<http::Response<Body>>> + Send + '_>> {
+        request.headers_mut().insert("impersonate-user", self.user.clone());
+        let api = self.node.api.load_full();
         Box::pin(async move { api.send(request).await })
     }
 }

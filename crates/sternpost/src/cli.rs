@@ -6,8 +6,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::config::Config;
-use crate::{agent, daemon, down, image, nodes, simulate, status, token, toolbox, up, why};
+use crate::config::{Config, outward_address, outward_address_v6};
+use crate::{agent, daemon, down, image, install, nodes, rotate, simulate, status, token, toolbox, up, why};
 
 #[derive(Parser)]
 #[command(name = "sternpost", version, about = "All of Kubernetes in one binary", after_help = "Start with: sternpost up")]
@@ -31,14 +31,23 @@ enum Command {
         #[arg(long)]
         dry_run: bool,
     },
+    /// Run the control plane and this machine's node in the foreground, as a service does; `agent` joins others to it.
+    Server(ServerArgs),
+    /// Make this machine a server or an agent of its own accord: the binary, the configuration and a systemd unit.
+    Install(install::InstallArgs),
+    /// Undo `install`; what the cluster owns stays (`down --purge` removes it).
+    Uninstall(install::UninstallArgs),
     /// Run a node of a cluster whose control plane is elsewhere.
     Agent(AgentArgs),
-    /// The further nodes on this machine (`up --nodes`).
+    /// Nodes: the further ones on this machine (`up --nodes`), and taking any out of the cluster.
     #[command(subcommand)]
     Node(nodes::Command),
     /// Tokens that machines join with.
     #[command(subcommand)]
     Token(token::Command),
+    /// Exchange keys of the running cluster, with nothing interrupted.
+    #[command(subcommand)]
+    Rotate(rotate::Command),
     /// Say what runs.
     Status,
     /// Say why a pod has no node, and what would help.
@@ -63,10 +72,10 @@ pub struct AgentArgs {
     /// The API server, such as https://192.0.2.10:6443
     #[arg(long, value_name = "URL")]
     pub server: String,
-    /// From `sternpost token create`; once joined, the node has keys of its own.
+    /// From `sternpost token create` (or in STERNPOST_TOKEN); once joined, the node has keys of its own.
     #[arg(long, value_name = "ID.SECRET", requires = "ca_hash")]
     pub token: Option<String>,
-    /// What the cluster is known by: the hash of its authority's public key.
+    /// What the cluster is known by: the hash of its authority's public key (or in STERNPOST_CA_HASH).
     #[arg(long, value_name = "sha256:HEX")]
     pub ca_hash: Option<String>,
     /// Return once the node is ready; it goes on in the background.
@@ -74,6 +83,15 @@ pub struct AgentArgs {
     pub detach: bool,
     #[arg(long, hide = true)]
     pub report_fd: Option<i32>,
+}
+
+#[derive(Args)]
+struct ServerArgs {
+    /// Return once the cluster is ready; it goes on in the background.
+    #[arg(long, short)]
+    detach: bool,
+    #[arg(long, hide = true)]
+    report_fd: Option<i32>,
 }
 
 #[derive(Args)]
@@ -113,6 +131,9 @@ struct Settings {
     /// Name of this node [default: the host's name]
     #[arg(long, global = true, value_name = "NAME")]
     node_name: Option<String>,
+    /// Know a dead node after a second, and have its pods elsewhere at once
+    #[arg(long, global = true)]
+    fast_failover: bool,
     /// KubeSchedulerConfiguration for the scheduler
     #[arg(long, global = true, value_name = "FILE")]
     scheduler_config: Option<PathBuf>,
@@ -141,6 +162,7 @@ impl Settings {
         config.api_port = self.api_port.unwrap_or(config.api_port);
         config.node_ip = self.node_ip.or(config.node_ip);
         config.node_name = self.node_name.unwrap_or(config.node_name);
+        config.fast_failover |= self.fast_failover;
         config.scheduler_config = self.scheduler_config.or(config.scheduler_config);
         config.runtime_config = self.runtime_config.unwrap_or(config.runtime_config);
         config.enable_admission_plugins.extend(self.enable_admission_plugins);
@@ -150,6 +172,7 @@ impl Settings {
         if config.node_name.is_empty() {
             config.node_name = crate::config::host_name();
         }
+        config.complete(outward_address().is_some() && outward_address_v6().is_some());
         Ok(config)
     }
 }
@@ -158,13 +181,19 @@ impl Settings {
 pub fn run() -> i32 {
     let cli = Cli::parse();
     let result = cli.settings.resolve().and_then(|config| match cli.command {
+        Command::Up(UpArgs { nodes: Some(count), .. }) if daemon::settled(&config).is_some() => nodes::add(&config, count).map(|()| 0),
         Command::Up(args) if args.detach => daemon::detach(&config),
         Command::Up(args) => up::run(config, &args),
+        Command::Server(args) if args.detach => daemon::detach(&config),
+        Command::Server(args) => up::run(config, &UpArgs { nodes: None, detach: false, no_kubeconfig: true, report_fd: args.report_fd }),
+        Command::Install(args) => install::install(&args),
+        Command::Uninstall(args) => install::uninstall(&args),
         Command::Down { purge, dry_run } => down::run(&config, purge, dry_run),
         Command::Agent(args) if args.detach => daemon::detach(&config),
         Command::Agent(args) => agent::run(config, &args),
         Command::Node(command) => nodes::run(&config, command),
         Command::Token(command) => token::run(&config, command),
+        Command::Rotate(command) => rotate::run(&config, &command),
         Command::Status => status::run(&config),
         Command::Why(args) => why::run(&config, &args),
         Command::Simulate(args) => simulate::run(&config, &args),

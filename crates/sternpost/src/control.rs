@@ -1,10 +1,11 @@
 //! The daemon's local door: a unix socket that only root may open, for what is not the API's business (images on this node).
 //!
-//! HTTP/1.1: `GET /images`, `POST /images/load` with an archive as body, `POST /images/pull?ref=…`, `DELETE /images?ref=…`. Answers are JSON;
+//! HTTP/1.1: `POST /rotate/<what>` (where the control plane runs), `GET /images`, `POST /images/load` with an archive as body, `POST /images/pull?ref=…`, `DELETE /images?ref=…`. Answers are JSON;
 //! a failure is `{"error": "…"}` with status 4xx or 5xx.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use anyhow::Context;
 use bytes::Bytes;
@@ -20,13 +21,22 @@ use tokio::net::UnixListener;
 
 use crate::config::Config;
 use crate::node::NodeParts;
+use crate::up::Parts;
 
 pub fn socket(config: &Config) -> PathBuf {
     config.run_dir.join("control.sock")
 }
 
+/// What the calls are about.
+#[derive(Clone)]
+pub struct Served {
+    pub node: NodeParts,
+    /// Absent where only a node runs.
+    pub cluster: Option<Arc<Parts>>,
+}
+
 /// Serves until the daemon stops.
-pub async fn serve(config: Config, drain: Drain, node: NodeParts) {
+pub async fn serve(config: Config, drain: Drain, served: Served) {
     let path = socket(&config);
     let _ = std::fs::remove_file(&path);
     let listener = match UnixListener::bind(&path) {
@@ -35,9 +45,9 @@ pub async fn serve(config: Config, drain: Drain, node: NodeParts) {
     };
     let _ = std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600));
     while let Some(Ok((stream, _))) = drain.run(listener.accept()).await {
-        let node = node.clone();
+        let about = served.clone();
         tokio::spawn(async move {
-            let service = service_fn(move |request| answer(node.clone(), request));
+            let service = service_fn(move |request| answer(about.clone(), request));
             let served = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
             if let Err(error) = served {
                 tracing::debug!(%error, "control connection");
@@ -47,8 +57,8 @@ pub async fn serve(config: Config, drain: Drain, node: NodeParts) {
     let _ = std::fs::remove_file(&path);
 }
 
-async fn answer(node: NodeParts, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, std::convert::Infallible> {
-    let (status, body) = match act(&node, request).await {
+async fn answer(about: Served, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, std::convert::Infallible> {
+    let (status, body) = match act(&about, request).await {
         Ok(body) => (StatusCode::OK, body),
         Err(error) => (StatusCode::UNPROCESSABLE_ENTITY, json!({ "error": format!("{error:#}") })),
     };
@@ -57,7 +67,7 @@ async fn answer(node: NodeParts, request: Request<Incoming>) -> Result<Response<
     Ok(response)
 }
 
-async fn act(node: &NodeParts, request: Request<Incoming>) -> anyhow::Result<Value> {
+async fn act(Served { node, cluster }: &Served, request: Request<Incoming>) -> anyhow::Result<Value> {
     let query = request.uri().query().unwrap_or("").to_owned();
     let reference = || query.strip_prefix("ref=").map(decode).context("which image? (ref=…)");
     match (request.method(), request.uri().path()) {
@@ -72,6 +82,11 @@ async fn act(node: &NodeParts, request: Request<Incoming>) -> anyhow::Result<Val
         (&Method::DELETE, "/images") => {
             node.images().remove(&reference()?)?;
             Ok(json!({}))
+        }
+        (&Method::POST, path) if path.starts_with("/rotate/") => {
+            let step = crate::rotate::named(path.trim_start_matches("/rotate/")).context("rotate what?")?;
+            let cluster = cluster.as_ref().context("the control plane runs elsewhere")?;
+            Ok(json!(cluster.certificates.exchange(&cluster.config, &cluster.server, step).await?))
         }
         (method, path) => anyhow::bail!("{method} {path}: no such call"),
     }

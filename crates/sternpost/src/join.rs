@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use auth::pki::{NodeKeys, Pair};
 use client::{Client, Https};
+use k8s_openapi::api::core::v1::Node;
 use kubelet::certificate;
 use sha2::{Digest, Sha256};
 
@@ -17,6 +18,10 @@ use crate::config::Config;
 
 /// How long the cluster may take to sign.
 const SIGNED_WITHIN: Duration = Duration::from_secs(60);
+
+const CLOCK_WITHIN: Duration = Duration::from_secs(5);
+/// A token lives for hours, a Lease for 40 seconds.
+const CLOCK_SECONDS_OFF_MAX: i64 = 60;
 
 /// What `sternpost token create` prints: who we are, and by what we know the cluster.
 pub struct Invitation<'a> {
@@ -51,6 +56,37 @@ pub async fn own(client: &Client, config: &Config) -> anyhow::Result<Pair> {
 pub async fn serving(client: &Client, config: &Config, address: IpAddr) -> anyhow::Result<Pair> {
     let hosts = [config.node_name.clone(), address.to_string()];
     in_time(certificate::serving_certificate(client, &config.node_name, &hosts)).await
+}
+
+/// Tokens, certificates and Leases are read by two clocks: a machine whose own is far off would fail later, and nobody would know why. A server
+/// that does not answer is no reason: the agent waits for it.
+pub async fn check_clock(client: &Client) -> anyhow::Result<()> {
+    let request = http::Request::get("/version").body(bytes::Bytes::new())?;
+    let Ok(Ok(answer)) = tokio::time::timeout(CLOCK_WITHIN, client.send(request)).await else { return Ok(()) };
+    let date = answer.headers().get(http::header::DATE).and_then(|date| date.to_str().ok());
+    let Some(theirs) = date.and_then(|date| jiff::fmt::rfc2822::parse(date).ok()) else { return Ok(()) };
+    let off = jiff::Timestamp::now().as_second() - theirs.timestamp().as_second();
+    if off.abs() > CLOCK_SECONDS_OFF_MAX {
+        let way = if off > 0 { "ahead of" } else { "behind" };
+        bail!("this machine's clock is {} s {way} the cluster's: set it (is NTP running?) and start again", off.abs());
+    }
+    Ok(())
+}
+
+/// Two machines under one name would take each other's pods: refused while the other one lives.
+pub async fn check_name(client: &Client, config: &Config, address: IpAddr) -> anyhow::Result<()> {
+    let Ok(Ok(node)) = tokio::time::timeout(CLOCK_WITHIN, client.get::<Node>(None, &config.node_name)).await else { return Ok(()) };
+    let addresses = node.status.iter().flat_map(|status| status.addresses.iter().flatten());
+    let theirs: Vec<&str> = addresses.filter(|known| known.type_ == "InternalIP").map(|known| known.address.as_str()).collect();
+    let same = theirs.is_empty() || theirs.iter().any(|known| known.parse() == Ok(address));
+    if same || !crate::status::is_ready(&node) {
+        return Ok(());
+    }
+    bail!(
+        "the cluster has a node {:?} already, which lives at {}: choose another name with --node-name",
+        config.node_name,
+        theirs.join(", ")
+    )
 }
 
 /// The cluster may take its time to approve, but not for ever.

@@ -90,6 +90,24 @@ pub fn merge(config: &Config, pki: &auth::pki::Pki, invoker: &Invoker) -> anyhow
     Ok(path)
 }
 
+/// Brings our context up to date, where the user has it: with the key that is ours, for another cluster may have the name. What is current stays
+/// current.
+pub fn refresh(config: &Config, pki: &auth::pki::Pki, invoker: &Invoker) -> anyhow::Result<()> {
+    let path = invoker.kubeconfig();
+    let Some(mut document) = read(&path)? else { return Ok(()) };
+    let before = document.clone();
+    let own_key = json!(STANDARD.encode(&pki.admin.key));
+    let is_ours = |entry: &Value| entry["name"] == json!(config.context) && entry["user"]["client-key-data"] == own_key;
+    if !document["users"].as_array().is_some_and(|users| users.iter().any(is_ours)) {
+        return Ok(());
+    }
+    for (list, entry) in entries(config, pki) {
+        remove_named(&mut document[list], &config.context);
+        push(&mut document[list], entry);
+    }
+    if document == before { Ok(()) } else { replace(&path, &document, Some(invoker)) }
+}
+
 /// Takes our context out again; true if there was one.
 pub fn unmerge(config: &Config, invoker: &Invoker) -> anyhow::Result<bool> {
     let path = invoker.kubeconfig();
@@ -194,6 +212,21 @@ mod tests {
         let left = read(&invoker.kubeconfig()).unwrap().unwrap();
         assert_eq!((left["clusters"].as_array().unwrap().len(), &left["contexts"][0]["name"]), (1, &json!("prod")));
         assert!(!unmerge(&config, &invoker).unwrap());
+    }
+
+    #[test]
+    fn a_renewed_certificate_reaches_the_users_context_but_never_anothers_cluster_of_the_same_name() {
+        let (_dir, config, mut pki, invoker) = setup();
+        refresh(&config, &pki, &invoker).unwrap();
+        assert!(!invoker.kubeconfig().exists());
+        merge(&config, &pki, &invoker).unwrap();
+        let shown = || read(&invoker.kubeconfig()).unwrap().unwrap()["users"][0]["user"]["client-certificate-data"].clone();
+        pki.admin.certificate = "renewed".into();
+        refresh(&config, &pki, &invoker).unwrap();
+        assert_eq!(shown(), json!(STANDARD.encode("renewed")));
+        pki.admin = auth::pki::Pair { certificate: "another".into(), key: "another".into() };
+        refresh(&config, &pki, &invoker).unwrap();
+        assert_eq!(shown(), json!(STANDARD.encode("renewed")));
     }
 
     #[test]

@@ -3,15 +3,18 @@
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use cri::{ImageService, RuntimeService, v1};
-use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::api::core::v1::{ConfigMap, Node, Pod};
 use serde_json::json;
 use tokio::task::JoinSet;
 
-use crate::certificates::Certificates;
-use crate::config::{Cidr, Config};
+use crate::certificates::{Certificates, client_authorities};
+use crate::config::{Cidr, Config, Network, outward_address, outward_address_v6};
+use crate::identity;
+use crate::names;
 use crate::toolbox;
 use crate::up::Parts;
 
@@ -21,9 +24,12 @@ pub use peers::internal_address;
 
 /// What a container gets to end by itself when the node is taken down: less than its pod may ask for, for the user waits.
 const DOWN_GRACE_SECONDS: i64 = 5;
-/// The built-in image.
+/// With `fastFailover`: how often a node says that it lives, and how long its silence is believed to be chance.
+const FAST_LEASE: Duration = Duration::from_millis(200);
+pub const FAST_GRACE: Duration = Duration::from_secs(1);
 /// On which port a node's DNS listens; what has no such label has none.
 pub const DNS_PORT_LABEL: &str = "dns.sternpost.io/port";
+/// The built-in image.
 const TOOLBOX: &str = "sternpost.io/toolbox:latest";
 
 /// What the control socket needs of the node.
@@ -84,6 +90,8 @@ pub struct Surroundings {
     pub client: client::Client,
     /// Services, slices, namespaces and nodes; of pods only this node's where the process holds no other component.
     pub caches: reconcile::Caches,
+    /// All pods of the cluster; asked for where network policies want to know them.
+    pub pods: Arc<dyn Fn() -> reconcile::Cache<Pod> + Send + Sync>,
     pub tls: Arc<rustls::ServerConfig>,
     pub drain: stdx::Drain,
 }
@@ -102,7 +110,10 @@ pub async fn start(around: &Surroundings, tasks: &mut JoinSet<()>) -> anyhow::Re
         None => (runtime, images),
     };
     start_network(around, tasks)?;
-    peers::start(around, tasks)?;
+    start_policies(around, tasks);
+    if around.config.network == Network::Embedded {
+        peers::start(around, tasks)?;
+    }
     start_dns(around, tasks)?;
     start_kubelet(around, settings.kubelet, runtime, images, tasks);
     Ok(node)
@@ -120,15 +131,26 @@ async fn open(config: &Config) -> anyhow::Result<(NodeParts, Arc<dyn RuntimeServ
 }
 
 fn pod_network(config: &Config, places: &Places) -> anyhow::Result<Arc<dyn cni::PodNetwork>> {
-    let pods = config.pods()?;
-    let services = config.services()?;
-    let nodes = Cidr::parse(&config.node_cidr).context("nodeCidr")?;
-    let mut settings = cni::Config::new((pods.address, pods.prefix), places.network.clone());
-    settings.hidden_cidrs = vec![(nodes.address, nodes.prefix)];
-    settings.cluster_cidrs = vec![(pods.address, pods.prefix), (services.address, services.prefix)];
+    if config.network == Network::Cni {
+        let folders = cni::Folders {
+            configuration: config.cni_conf_dir.clone(),
+            programs: config.cni_bin_dirs.clone(),
+            state: places.network.clone(),
+        };
+        return Ok(Arc::new(cni::Plugins::open(folders).context("open the pod network")?));
+    }
+    let pods = pairs(config.pods()?);
+    let first = pods.first().copied().context("podCidr")?;
+    let mut settings = cni::Config::new(first, places.network.clone());
+    settings.hidden_cidrs = pairs(config.nodes()?);
+    settings.cluster_cidrs = [pods, pairs(config.services()?)].concat();
     settings.link_prefix = config.link_prefix.clone();
     settings.table = config.nft_table.clone();
     Ok(Arc::new(cni::Assigned::open(settings, config.data_dir.join("pod-cidr")).context("open the pod network")?))
+}
+
+pub fn pairs(ranges: Vec<Cidr>) -> Vec<cni::Cidr> {
+    ranges.iter().map(Cidr::pair).collect()
 }
 
 /// The built-in image, made of the running binary.
@@ -155,7 +177,16 @@ fn kubelet_settings(around: &Surroundings) -> anyhow::Result<KubeletSettings> {
     let config = &around.config;
     let places = Places::of(config);
     let mut settings = kubelet::Config::new(&config.node_name, around.address);
+    // The node has the families that its pods have.
+    if config.pods()?.len() > 1 {
+        let other = if around.address.is_ipv4() { outward_address_v6() } else { outward_address() };
+        settings.node_ips.extend(other);
+    }
     settings.labels.insert(DNS_PORT_LABEL.into(), config.dns_port.to_string());
+    if config.fast_failover {
+        settings.lease_interval = FAST_LEASE;
+        settings.lease_duration = FAST_GRACE;
+    }
     settings.cluster_dns = vec![config.dns_service_ip()?];
     settings.cluster_domain = config.cluster_domain.clone();
     settings.data_directory = places.kubelet;
@@ -204,10 +235,14 @@ pub async fn label(parts: &Parts) -> anyhow::Result<()> {
 
 fn start_network(around: &Surroundings, tasks: &mut JoinSet<()>) -> anyhow::Result<()> {
     let config = &around.config;
-    let pods = config.pods()?;
-    let mut settings = proxy::Config::new(&config.node_name, vec![(pods.address, pods.prefix)]);
+    let mut settings = proxy::Config::new(&config.node_name, pairs(config.pods()?));
     settings.table = config.nft_table.clone();
-    let caches = proxy::Caches { services: around.caches.of(), slices: around.caches.of(), pods: Some(around.caches.of()) };
+    let caches = proxy::Caches {
+        services: around.caches.of(),
+        slices: around.caches.of(),
+        pods: Some(around.caches.of()),
+        nodes: Some(around.caches.of()),
+    };
     let drain = around.drain.clone();
     tasks.spawn(async move {
         if let Err(error) = proxy::run(settings, caches, drain).await {
@@ -215,6 +250,28 @@ fn start_network(around: &Surroundings, tasks: &mut JoinSet<()>) -> anyhow::Resu
         }
     });
     Ok(())
+}
+
+fn start_policies(around: &Surroundings, tasks: &mut JoinSet<()>) {
+    let settings = policy::Config { node_name: around.config.node_name.clone(), table: around.config.nft_table.clone() };
+    let caches = policy::Caches {
+        policies: around.caches.of(),
+        namespaces: around.caches.of(),
+        nodes: around.caches.of(),
+        pods: around.pods.clone(),
+        cluster: policy::cluster::Policies::start(&network_client(&around.client), around.drain.clone()),
+    };
+    let drain = around.drain.clone();
+    tasks.spawn(async move {
+        if let Err(error) = policy::run(settings, caches, drain).await {
+            tracing::error!(%error, "network policies ended");
+        }
+    });
+}
+
+/// Who reads what policies speak of: more than a kubelet may see.
+pub fn network_client(client: &client::Client) -> client::Client {
+    client.as_account("kube-system", "sternpost-network").named("network")
 }
 
 fn start_dns(around: &Surroundings, tasks: &mut JoinSet<()>) -> anyhow::Result<()> {
@@ -225,14 +282,29 @@ fn start_dns(around: &Surroundings, tasks: &mut JoinSet<()>) -> anyhow::Result<(
     settings.own_addresses = vec![SocketAddr::new(service, 53)];
     let server = Arc::new(dns::Server::bind(settings)?);
     let caches = dns::Caches { services: around.caches.of(), slices: around.caches.of(), namespaces: around.caches.of() };
+    follow_corefile(around, &server);
     tasks.spawn(server.run(caches, around.drain.clone()));
     Ok(())
 }
 
+/// The ConfigMap that CoreDNS has its settings in, where somebody makes one.
+fn follow_corefile(around: &Surroundings, server: &Arc<dns::Server>) {
+    let mut scope = reconcile::Scope::fields("metadata.name=coredns");
+    scope.namespace = Some("kube-system".into());
+    let cache = reconcile::Cache::<ConfigMap>::start(&network_client(&around.client), scope, around.drain.clone());
+    let server = server.clone();
+    cache.on_change(move |_, new| {
+        let text = new.and_then(|map| map.data.as_ref()?.get("Corefile").map(String::as_str));
+        match server.configure(text) {
+            Ok(()) => tracing::info!(configured = text.is_some(), "cluster DNS follows the ConfigMap kube-system/coredns"),
+            Err(error) => tracing::error!(%error, "the ConfigMap kube-system/coredns is not followed"),
+        }
+    });
+}
+
 /// Removes our nftables table and the ways to other nodes; links go with their namespaces.
 pub fn remove_network(config: &Config) -> anyhow::Result<()> {
-    let pods = config.pods()?;
-    cni::Peers::remove(&config.link_prefix, &[(pods.address, pods.prefix)])?;
+    cni::Peers::remove(&config.link_prefix, &pairs(config.pods()?))?;
     let mut socket = nft::Socket::netfilter().context("open a netfilter socket")?;
     nft::Table::inet(&config.nft_table).delete(&mut socket).context("remove the nftables table")
 }
@@ -240,24 +312,20 @@ pub fn remove_network(config: &Config) -> anyhow::Result<()> {
 /// What the API server is told of tokens and of the way to kubelets.
 pub fn api_config(config: &Config, certificates: &Certificates, node_ip: IpAddr) -> anyhow::Result<apiserver::Config> {
     let pki = &certificates.pki;
-    let issuer = pki.token_issuer(auth::tokens::ISSUER).context("service account tokens")?;
     let mut authenticator = auth::authenticate::Authenticator::default();
     if let Some(path) = &config.token_auth_file {
         authenticator.add_token_file(&read(path)?).map_err(anyhow::Error::msg).with_context(|| path.display().to_string())?;
     }
     let IpAddr::V4(advertise) = node_ip else { anyhow::bail!("the node's address {node_ip} is not IPv4") };
     Ok(apiserver::Config {
-        issuer: Some(Arc::new(issuer)),
+        issuer: Some(certificates.issuer.clone()),
         authenticator,
         tls: Some(certificates.api_server.clone()),
-        client_authorities: Some(apiserver::ClientAuthorities {
-            client_ca: pki.ca.clone(),
-            front_proxy_ca: pki.front_proxy_ca.clone(),
-            front_proxies: vec!["front-proxy-client".into()],
-        }),
+        client_authorities: Some(client_authorities(pki)),
         kubelet_client: Some(certificates.kubelet_client.config(&pki.ca)?),
         audit_file: Some(config.data_dir.join("audit.log")),
         audit_policy: config.audit_policy.as_deref().map(read).transpose()?,
+        audit_webhook: identity::audit_webhook(config),
         audit_bytes_max: config.audit_log_max_mib << 20,
         audit_backups: config.audit_log_backups,
         encryption: Some(encryption(config)?),
@@ -267,7 +335,19 @@ pub fn api_config(config: &Config, certificates: &Certificates, node_ip: IpAddr)
         served: schema::resources::Served::parse(&config.runtime_config).context("runtimeConfig")?,
         admission: admission_options(config)?,
         front_proxy: Some(certificates.front_proxy.clone()),
+        authentication: identity::authentication(config)?,
+        token_webhook: identity::token_webhook(config),
+        authorization: config.authorization_config.clone().map(apiserver::Source::File),
+        resolver: Some(Arc::new(|host| Box::pin(host_addresses(host)))),
         ..apiserver::Config::default()
+    })
+}
+
+/// For webhooks that are configured with a host's name.
+async fn host_addresses(host: String) -> Vec<IpAddr> {
+    names::look_up(&host).await.unwrap_or_else(|error| {
+        tracing::warn!(host, error, "the name of a webhook's host cannot be looked up");
+        Vec::new()
     })
 }
 
@@ -278,6 +358,10 @@ fn admission_options(config: &Config) -> anyhow::Result<admission::Options> {
         disable: config.disable_admission_plugins.clone(),
         ..admission::Options::default()
     };
+    if config.fast_failover {
+        // Without its five minutes' grace a pod leaves a node that is gone at once.
+        options.disable.push("DefaultTolerationSeconds".into());
+    }
     let warn = serde_json::json!({"defaults": {"warn": "baseline"}, "exemptions": {"namespaces": ["kube-system"]}});
     options.configurations.insert("PodSecurity".into(), warn);
     if let Some(path) = &config.admission_control_config_file {
@@ -301,9 +385,8 @@ fn encryption(config: &Config) -> anyhow::Result<auth::encryption::Encryption> {
 }
 
 fn service_ranges(config: &Config) -> anyhow::Result<apiserver::Ranges> {
-    let services = config.services()?;
-    let IpAddr::V4(network) = services.address else { anyhow::bail!("serviceCidr {} is not IPv4", config.service_cidr) };
-    Ok(apiserver::Ranges { network, prefix: services.prefix, ..apiserver::Ranges::default() })
+    let network = |range: Cidr| apiserver::Network { first: range.address, prefix: range.prefix };
+    Ok(apiserver::Ranges { networks: config.services()?.into_iter().map(network).collect(), ..apiserver::Ranges::default() })
 }
 
 /// Where pods' volumes lie, and what is mounted for them.

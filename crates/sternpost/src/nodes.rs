@@ -4,6 +4,7 @@
 //! A node's folder is `<run>/nodes/<name>`: its configuration, and `netns`, where its namespace is mounted. What outlives the machine's
 //! uptime is in `<data>/nodes/<name>`. The agents are processes of their own: they and their pods outlive this daemon.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::net::IpAddr;
 use std::os::fd::AsFd;
@@ -17,10 +18,15 @@ use auth::pki::NodeKeys;
 use clap::Subcommand;
 use k8s_openapi::api::core::v1::Node;
 
-use crate::config::{Cidr, Config};
+use crate::config::{Config, outward_address};
 use crate::daemon;
 use crate::progress::Progress;
 use crate::up::{Parts, wait_for_node};
+
+mod drain;
+
+/// Nodes that are taken down at the same time.
+const AT_ONCE: usize = 16;
 
 /// What can be done to a further node.
 #[derive(Subcommand)]
@@ -35,6 +41,10 @@ pub enum Command {
     Cut { name: String },
     /// Plug it in again.
     Heal { name: String },
+    /// Send a node's pods elsewhere: nothing new is placed on it, and what runs there is evicted. Any node of the cluster.
+    Drain(drain::Drain),
+    /// Take a node out of the cluster: drained, taken down where it is one of this machine's, and forgotten.
+    Remove(drain::Drain),
 }
 
 /// One node on this machine.
@@ -50,9 +60,8 @@ pub async fn start_all(parts: &Arc<Parts>, count: u8, progress: &mut Progress) -
     let nodes = parts.caches.of::<Node>();
     let mut started = Vec::new();
     for number in 2..=count {
-        let local = Local::make(parts, number).with_context(|| format!("node {number}"))?;
-        tokio::task::block_in_place(|| local.start()).with_context(|| format!("start node {}", local.name))?;
-        started.push(local.name);
+        let name = tokio::task::block_in_place(|| begin(&parts.config, parts.node_ip, number)).with_context(|| format!("node {number}"))?;
+        started.push(name);
     }
     for name in &started {
         wait_for_node(&nodes, name).await?;
@@ -61,6 +70,31 @@ pub async fn start_all(parts: &Arc<Parts>, count: u8, progress: &mut Progress) -
         progress.step("nodes", &format!("{first} to {last} on this machine"));
     } else if let [only] = started.as_slice() {
         progress.step("nodes", &format!("{only} on this machine"));
+    }
+    Ok(())
+}
+
+/// Makes and starts node `number`; its Node says when it is ready.
+fn begin(config: &Config, node_ip: IpAddr, number: u8) -> anyhow::Result<String> {
+    let local = Local::make(config, node_ip, number)?;
+    local.start().with_context(|| format!("start node {}", local.name))?;
+    Ok(local.name)
+}
+
+/// Brings a running cluster's further nodes up to `count` nodes in all, and says which are new.
+pub fn add(config: &Config, count: u8) -> anyhow::Result<()> {
+    let node_ip = config.node_ip.or_else(outward_address).context("this host has no address")?;
+    let known: BTreeSet<String> = all(config)?.into_iter().map(|local| local.name).collect();
+    let mut added = Vec::new();
+    for number in 2..=count {
+        let name = begin(config, node_ip, number).with_context(|| format!("node {number}"))?;
+        if !known.contains(&name) {
+            added.push(name);
+        }
+    }
+    match added.as_slice() {
+        [] => println!("there are {} further nodes on this machine already", known.len()),
+        _ => println!("added {}; `kubectl get nodes` says when they are ready", added.join(", ")),
     }
     Ok(())
 }
@@ -83,6 +117,15 @@ pub fn run(config: &Config, command: Command) -> anyhow::Result<i32> {
         Command::Start { name } => find(&name)?.start()?,
         Command::Cut { name } => find(&name)?.link(false)?,
         Command::Heal { name } => find(&name)?.link(true)?,
+        Command::Drain(drain) => drain::run(config, &drain)?,
+        Command::Remove(drain) => {
+            drain::run(config, &drain)?;
+            if let Some(local) = all(config)?.into_iter().find(|local| local.name == drain.name) {
+                local.down(true).with_context(|| format!("take node {} down", drain.name))?;
+                fs::remove_dir_all(&local.folder).with_context(|| local.folder.display().to_string())?;
+            }
+            drain::forget(config, &drain.name)?;
+        }
     }
     Ok(0)
 }
@@ -103,9 +146,20 @@ pub fn all(config: &Config) -> anyhow::Result<Vec<Local>> {
 
 /// Takes the nodes down: their pods, their namespaces, their links. `purge`d, they leave nothing.
 pub fn down(config: &Config, purge: bool) -> anyhow::Result<()> {
-    for local in all(config)? {
-        local.down(purge).with_context(|| format!("node {}", local.name))?;
-        println!("node {} is down", local.name);
+    let mut failed = None;
+    for some in all(config)?.chunks(AT_ONCE) {
+        std::thread::scope(|scope| {
+            let ends: Vec<_> = some.iter().map(|local| (local, scope.spawn(|| local.down(purge)))).collect();
+            for (local, end) in ends {
+                match end.join().unwrap_or_else(|_| Err(anyhow::anyhow!("the thread panicked"))) {
+                    Ok(()) => println!("node {} is down", local.name),
+                    Err(error) => failed = Some(error.context(format!("node {}", local.name))),
+                }
+            }
+        });
+    }
+    if let Some(error) = failed {
+        return Err(error);
     }
     let nodes = config.run_dir.join("nodes");
     for entry in fs::read_dir(&nodes).into_iter().flatten().flatten() {
@@ -115,17 +169,19 @@ pub fn down(config: &Config, purge: bool) -> anyhow::Result<()> {
     if nodes.exists() { fs::remove_dir_all(&nodes).context("remove the nodes' folder") } else { Ok(()) }
 }
 
-fn bridge(config: &Config) -> String {
+pub fn bridge(config: &Config) -> String {
     format!("br-{}", config.link_prefix)
 }
 
 impl Local {
     /// Everything that node `number` needs before it can start; what is there stays.
-    fn make(parts: &Parts, number: u8) -> anyhow::Result<Self> {
-        let host = &parts.config;
+    fn make(host: &Config, node_ip: IpAddr, number: u8) -> anyhow::Result<Self> {
         let name = format!("{}-{number}", host.node_name);
-        let range = Cidr::parse(&host.node_cidr).context("nodeCidr")?;
-        let address = range.nth(u32::from(number))?;
+        let ranges = host.nodes()?;
+        let nth =
+            |number: u32| ranges.iter().map(|range| Ok((range.nth(number)?, range.prefix))).collect::<anyhow::Result<Vec<cni::Cidr>>>();
+        let addresses = nth(number.into())?;
+        let (address, _) = addresses.first().copied().context("nodeCidr")?;
         let folder = host.run_dir.join("nodes").join(&name);
         let config = Config {
             data_dir: host.data_dir.join("nodes").join(&name),
@@ -139,13 +195,13 @@ impl Local {
         fs::create_dir_all(&config.data_dir)?;
         NodeKeys::issue(&host.pki_dir(), &config.pki_dir(), &name, &[address, IpAddr::from([127, 0, 0, 1])])?;
         fs::write(folder.join("config.yaml"), written(&config))?;
-        let server = format!("https://{}:{}", parts.node_ip, host.api_port);
+        let server = format!("https://{node_ip}:{}", host.api_port);
         let netns = folder.join("netns");
         if !is_namespace(&netns) {
             make_namespace(&netns).with_context(|| netns.display().to_string())?;
         }
-        let mut segment = cni::segment::Segment::open(&bridge(host), (range.nth(1)?, range.prefix))?;
-        segment.plug(&link(host, number), File::open(&netns)?.as_fd(), (address, range.prefix))?;
+        let mut segment = cni::segment::Segment::open(&bridge(host), &nth(1)?)?;
+        segment.plug(&link(host, number), File::open(&netns)?.as_fd(), &addresses)?;
         fs::write(folder.join("link"), link(host, number))?;
         fs::write(folder.join("server"), &server)?;
         Ok(Self { name, folder, config, server })
@@ -212,7 +268,9 @@ fn link(config: &Config, number: u8) -> String {
 fn written(config: &Config) -> String {
     let text = serde_json::json!({
         "dataDir": config.data_dir, "runDir": config.run_dir, "apiPort": config.api_port, "kubeletPort": config.kubelet_port,
-        "dnsPort": config.dns_port, "podCidr": config.pod_cidr, "nodeCidrMaskSize": config.node_cidr_mask_size, "nodeCidr": config.node_cidr,
+        "dnsPort": config.dns_port, "podCidr": config.pod_cidr, "nodeCidrMaskSize": config.node_cidr_mask_size,
+        "nodeCidrMaskSizeIpv6": config.node_cidr_mask_size_ipv6, "dualStack": config.dual_stack, "fastFailover": config.fast_failover, "network": config.network,
+        "cniConfDir": config.cni_conf_dir, "cniBinDirs": config.cni_bin_dirs, "nodeCidr": config.node_cidr,
         "serviceCidr": config.service_cidr, "clusterDomain": config.cluster_domain, "nodeName": config.node_name, "nodeIp": config.node_ip,
         "maxPods": config.max_pods, "podPidsLimit": config.pod_pids_limit, "log": config.log, "cgroupRoot": config.cgroup_root,
         "nftTable": config.nft_table, "linkPrefix": config.link_prefix, "context": config.context,

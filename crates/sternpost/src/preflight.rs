@@ -17,7 +17,7 @@ const ENDING: Duration = Duration::from_secs(2);
 
 /// Every fault of this host; empty means go.
 pub fn check(config: &Config) -> Vec<String> {
-    let checks: [fn(&Config, &mut Vec<String>); 7] = [root, kernel, filesystems, namespaces, netfilter, addresses, space];
+    let checks: [fn(&Config, &mut Vec<String>); 8] = [root, kernel, filesystems, namespaces, netfilter, foreign_table, addresses, space];
     let mut faults = Vec::new();
     checks.iter().for_each(|check| check(config, &mut faults));
     ports(config, &mut faults);
@@ -26,7 +26,7 @@ pub fn check(config: &Config) -> Vec<String> {
 
 /// The same for a node without a control plane.
 pub fn check_agent(config: &Config) -> Vec<String> {
-    let checks: [fn(&Config, &mut Vec<String>); 6] = [root, kernel, filesystems, namespaces, netfilter, space];
+    let checks: [fn(&Config, &mut Vec<String>); 7] = [root, kernel, filesystems, namespaces, netfilter, foreign_table, space];
     let mut faults = Vec::new();
     checks.iter().for_each(|check| check(config, &mut faults));
     faults
@@ -78,39 +78,58 @@ fn netfilter(_: &Config, faults: &mut Vec<String>) {
     }
 }
 
+/// A table of our name with something in it that we would not make is somebody else's: we would take it for ours, and remove it one day.
+fn foreign_table(config: &Config, faults: &mut Vec<String>) {
+    let Ok(mut socket) = nft::Socket::netfilter() else { return };
+    let table = nft::Table::inet(&config.nft_table);
+    let names = [table.chains(&mut socket), table.sets(&mut socket)];
+    let foreign = names.into_iter().flatten().flatten().find(|name| !["pods-", "svc-", "pol-"].iter().any(|ours| name.starts_with(ours)));
+    if let Some(name) = foreign {
+        faults.push(format!("the nftables table inet {} is not ours ({name:?} is in it); name another with nftTable", config.nft_table));
+    }
+}
+
 fn addresses(config: &Config, faults: &mut Vec<String>) {
-    let ranges = [("podCidr", config.pods()), ("serviceCidr", config.services())];
-    for (name, range) in &ranges {
-        match range {
+    let mut ranges = Vec::new();
+    for (name, parsed) in [("podCidr", config.pods()), ("serviceCidr", config.services()), ("nodeCidr", config.nodes())] {
+        match parsed {
             Err(error) => faults.push(format!("{error:#}")),
-            Ok(range) => {
-                let inside =
-                    host_addresses().into_iter().find(|(link, address)| range.contains(*address) && !link.starts_with(&config.link_prefix));
-                if let Some((link, address)) = inside {
-                    faults
-                        .push(format!("{name} {}/{} overlaps with {address} on {link}; choose another range", range.address, range.prefix));
-                }
-            }
+            Ok(parsed) => ranges.extend(parsed.into_iter().map(|range| (name, range))),
         }
     }
-    if let [(_, Ok(pods)), (_, Ok(services))] = &ranges
-        && (pods.contains(services.address) || services.contains(pods.address))
-    {
-        faults.push(format!("podCidr {} and serviceCidr {} overlap", config.pod_cidr, config.service_cidr));
+    let hosts = host_addresses();
+    let bridge = crate::nodes::bridge(config);
+    // Further nodes' network is looked at when there are some.
+    for (name, range) in ranges.iter().filter(|(name, _)| *name != "nodeCidr") {
+        let theirs = |link: &str| {
+            !link.starts_with(&config.link_prefix) && !link.starts_with(&format!("vx-{}", config.link_prefix)) && link != bridge
+        };
+        if let Some((link, address)) = hosts.iter().find(|(link, address)| range.contains(*address) && theirs(link)) {
+            faults.push(format!("{name} {}/{} overlaps with {address} on {link}; choose another range", range.address, range.prefix));
+        }
+    }
+    for (index, (name, range)) in ranges.iter().enumerate() {
+        for (other_name, other) in ranges.iter().skip(index + 1) {
+            if range.contains(other.address) || other.contains(range.address) {
+                let (range, other) = (range.pair(), other.pair());
+                faults.push(format!("{name} {}/{} and {other_name} {}/{} overlap", range.0, range.1, other.0, other.1));
+            }
+        }
     }
     if config.node_ip.is_none() && outward_address().is_none() {
         faults.push("no address to be reached by: this host has no default route; name one with --node-ip".into());
     }
 }
 
-/// Addresses of this host's links (IPv4), by the kernel's own list.
+/// Addresses of this host's links, by the kernel's own list; without those that are good on one link only.
 fn host_addresses() -> Vec<(String, IpAddr)> {
     nix::ifaddrs::getifaddrs()
         .map(|list| {
             list.filter_map(|link| {
                 let address = link.address?;
-                let address = Ipv4Addr::from(address.as_sockaddr_in()?.ip());
-                Some((link.interface_name, IpAddr::V4(address)))
+                let v4 = address.as_sockaddr_in().map(|address| IpAddr::V4(address.ip()));
+                let v6 = address.as_sockaddr_in6().map(|address| address.ip()).filter(|ip| !ip.is_unicast_link_local()).map(IpAddr::V6);
+                Some((link.interface_name, v4.or(v6)?))
             })
             .collect()
         })

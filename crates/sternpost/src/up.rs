@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use auth::UserInfo;
-use auth::pki::Pki;
 use k8s_openapi::api::core::v1::Node;
 use reconcile::{Caches, EventRecorder};
 use stdx::Drain;
@@ -99,7 +98,7 @@ async fn cluster(config: Config, args: &UpArgs, progress: &mut Progress) -> anyh
     let mut signals = Signals::listen()?;
     progress.line(&format!("sternpost {} on {} (data in {})", env!("CARGO_PKG_VERSION"), config.node_name, config.data_dir.display()));
     let scheduler = config.scheduler()?;
-    let ranges = config.cluster_range()?;
+    let ranges = config.cluster_ranges()?;
     let node_ip = config.node_ip.or_else(outward_address).context("this host has no address")?;
     keep_private(&config.data_dir)?;
     let certificates = Certificates::open(&config, node_ip)?;
@@ -120,10 +119,10 @@ async fn cluster(config: Config, args: &UpArgs, progress: &mut Progress) -> anyh
     let node = node::start(&surroundings(&parts, parts.certificates.kubelet.config()?), &mut tasks).await?;
     tasks.spawn(dns_service::keep(parts.clone()));
     progress.step("node", "runtime, kubelet, network, Services, DNS");
-    tasks.spawn(control::serve(parts.config.clone(), drain.clone(), node));
+    tasks.spawn(control::serve(parts.config.clone(), drain.clone(), control::Served { node, cluster: Some(parts.clone()) }));
     tasks.spawn(compact(store.clone(), drain.clone()));
     let rotating = parts.clone();
-    tasks.spawn(async move { rotating.certificates.rotate(&rotating.config, &rotating.drain).await });
+    tasks.spawn(async move { rotating.certificates.rotate(&rotating.config, &rotating.server, &rotating.drain).await });
 
     tokio::select! {
         ready = wait_until_ready(&parts) => ready?,
@@ -159,6 +158,10 @@ fn surroundings(parts: &Parts, tls: Arc<rustls::ServerConfig>) -> node::Surround
         address: parts.node_ip,
         client: parts.client(&format!("system:node:{}", parts.config.node_name), &["system:nodes"]),
         caches: parts.caches.clone(),
+        pods: {
+            let caches = parts.caches.clone();
+            Arc::new(move || caches.of())
+        },
         tls,
         drain: parts.drain.clone(),
     }
@@ -194,14 +197,17 @@ async fn start_api(
     Ok(server)
 }
 
-fn start_control_plane(parts: &Arc<Parts>, scheduler: scheduler::Config, ranges: controllers::ClusterRange, tasks: &mut JoinSet<()>) {
-    let pki = &parts.certificates.pki;
-    let settings = controllers::Config {
-        root_ca: pki.ca.clone(),
-        cluster_ranges: vec![ranges],
-        signer: signer(pki),
+fn start_control_plane(parts: &Arc<Parts>, scheduler: scheduler::Config, ranges: Vec<controllers::ClusterRange>, tasks: &mut JoinSet<()>) {
+    let mut settings = controllers::Config {
+        root_ca: controllers::RootCa::new(parts.certificates.authorities()),
+        cluster_ranges: ranges,
+        signer: parts.certificates.signer.clone(),
         ..controllers::Config::default()
     };
+    if parts.config.fast_failover {
+        settings.node_monitor_grace_period = node::FAST_GRACE;
+        settings.node_monitor_period = node::FAST_GRACE / 10;
+    }
     let client = parts.client("system:kube-controller-manager", &[]);
     tasks.spawn(controllers::run_on(client, parts.caches.clone(), settings, parts.drain.clone()));
 
@@ -219,12 +225,6 @@ fn keep_private(dir: &std::path::Path) -> anyhow::Result<()> {
         std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o700)).with_context(|| dir.display().to_string())?;
     }
     Ok(())
-}
-
-/// Without its key nothing is signed; everything else works.
-fn signer(pki: &Pki) -> Option<Arc<auth::csr::Signer>> {
-    let signer = auth::csr::Signer::new(&pki.ca, &pki.ca_key);
-    signer.inspect_err(|error| tracing::error!(%error, "certificates on request")).ok().map(Arc::new)
 }
 
 /// Forgets the past in the rhythm in which watches may still want it.

@@ -396,6 +396,7 @@ fn no_such_key(name: &str) -> EvalError {
 fn has_member(from: &Value<'_>, field: &str) -> Result<bool, EvalError> {
     match from {
         Value::Map(Map::Json { .. } | Map::Owned(_)) | Value::Struct(_) => Ok(from.member(field).is_some()),
+        Value::Map(map) => Ok(map.contains(&Value::string(field))),
         Value::Optional(None) => Ok(false),
         Value::Optional(Some(inner)) => has_member(inner, field),
         _ => Err(no_such_overload()),

@@ -21,6 +21,7 @@ mod ast;
 mod check;
 pub mod cost;
 mod declarations;
+pub mod device;
 mod error;
 mod eval;
 mod lexer;

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::sync::Arc;
 
+use crate::lexer::RESERVED;
+
 /// What an expression's value is.
 #[derive(Clone, Debug)]
 pub enum Type {
@@ -126,30 +128,8 @@ impl fmt::Display for Type {
     }
 }
 
-/// Words of the language that no field may be called by.
-const RESERVED: [&str; 21] = [
-    "true",
-    "false",
-    "null",
-    "in",
-    "as",
-    "break",
-    "const",
-    "continue",
-    "else",
-    "for",
-    "function",
-    "if",
-    "import",
-    "let",
-    "loop",
-    "package",
-    "namespace",
-    "return",
-    "var",
-    "void",
-    "while",
-];
+/// Words that the lexer reads as something else than names; with [`RESERVED`] these are the names that no field may have as they are.
+const LITERALS: [&str; 4] = ["true", "false", "null", "in"];
 
 /// A JSON field's name as an identifier: `a-b` is `a__dash__b`, `namespace` is `__namespace__`. `None` where it has none.
 ///
@@ -162,7 +142,7 @@ pub fn escape(name: &str) -> Option<String> {
     if !chars.all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-' | '/')) {
         return None;
     }
-    if RESERVED.contains(&name) {
+    if LITERALS.contains(&name) || RESERVED.contains(&name) {
         return Some(format!("__{name}__"));
     }
     Some(name.replace("__", "__underscores__").replace('.', "__dot__").replace('-', "__dash__").replace('/', "__slash__"))

@@ -58,7 +58,12 @@ pub enum List<'a> {
 #[derive(Clone, Debug)]
 pub enum Map<'a> {
     Owned(Arc<Vec<(Value<'a>, Value<'a>)>>),
-    Json { map: &'a JsonMap<String, Json>, ty: Type },
+    Json {
+        map: &'a JsonMap<String, Json>,
+        ty: Type,
+    },
+    /// A key that is not there reads as an empty map, though it is not in the map (a device's attributes by domain).
+    Forgiving(Arc<Vec<(Value<'a>, Value<'a>)>>),
 }
 
 impl<'a> Value<'a> {
@@ -116,7 +121,7 @@ impl<'a> Value<'a> {
             Value::List(List::Json { items, .. }) => Json::Array(items.to_vec()),
             Value::List(list) => Json::Array(list.iter().map(|item| item.to_json()).collect::<Option<_>>()?),
             Value::Map(Map::Json { map, .. }) => Json::Object((*map).clone()),
-            Value::Map(Map::Owned(entries)) => {
+            Value::Map(Map::Owned(entries) | Map::Forgiving(entries)) => {
                 let entry = |(key, value): &(Value<'a>, Value<'a>)| {
                     let key = match key {
                         Value::String(text) => text.to_string(),
@@ -352,7 +357,7 @@ fn json_member<'v>(value: &Value<'v>, key: &str) -> Option<&'v Json> {
 impl<'a> Map<'a> {
     pub fn len(&self) -> usize {
         match self {
-            Map::Owned(entries) => entries.len(),
+            Map::Owned(entries) | Map::Forgiving(entries) => entries.len(),
             Map::Json { map, .. } => map.len(),
         }
     }
@@ -364,6 +369,7 @@ impl<'a> Map<'a> {
     pub fn field(&self, name: &str) -> Option<Value<'a>> {
         match self {
             Map::Owned(entries) => entries.iter().find(|(key, _)| key.as_str() == Some(name)).map(|(_, value)| value.clone()),
+            Map::Forgiving(_) => self.get(&Value::string(name)),
             Map::Json { map, ty: Type::Object(object) } => {
                 let field = object.field(name)?;
                 map.get(&field.json).map(|value| Value::json(value, &field.ty))
@@ -376,13 +382,24 @@ impl<'a> Map<'a> {
         match self {
             Map::Owned(entries) => entries.iter().find(|(known, _)| known.equal(key)).map(|(_, value)| value.clone()),
             Map::Json { .. } => self.field(key.as_str()?),
+            Map::Forgiving(entries) => {
+                let found = entries.iter().find(|(known, _)| known.equal(key)).map(|(_, value)| value.clone());
+                Some(found.unwrap_or_else(|| Value::map(Vec::new())))
+            }
+        }
+    }
+
+    pub fn contains(&self, key: &Value<'_>) -> bool {
+        match self {
+            Map::Forgiving(entries) => entries.iter().any(|(known, _)| known.equal(key)),
+            _ => self.get(key).is_some(),
         }
     }
 
     /// Keys of structs are in their escaped form.
     pub fn iter(&self) -> Box<dyn Iterator<Item = (Value<'a>, Value<'a>)> + '_> {
         match self {
-            Map::Owned(entries) => Box::new(entries.iter().cloned()),
+            Map::Owned(entries) | Map::Forgiving(entries) => Box::new(entries.iter().cloned()),
             Map::Json { map, ty: Type::Object(object) } => Box::new(map.iter().filter_map(|(name, value)| {
                 let escaped = crate::types::escape(name)?;
                 let field = object.field(&escaped)?;

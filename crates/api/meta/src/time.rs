@@ -14,12 +14,46 @@ pub fn now_micro() -> String {
 
 /// RFC 3339 in UTC with whole seconds.
 pub fn seconds(time: Timestamp) -> String {
-    time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+    quick(time, 0).unwrap_or_else(|| time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string())
 }
 
 /// RFC 3339 in UTC with six decimals.
 pub fn micro(time: Timestamp) -> String {
-    time.strftime("%Y-%m-%dT%H:%M:%S%.6fZ").to_string()
+    quick(time, 6).unwrap_or_else(|| time.strftime("%Y-%m-%dT%H:%M:%S%.6fZ").to_string())
+}
+
+/// The same without a format to interpret: every request has its times. `None` before 1970 and where a year has more than four digits.
+fn quick(time: Timestamp, decimals: usize) -> Option<String> {
+    let seconds = u64::try_from(time.as_second()).ok()?;
+    let nanos = u64::try_from(time.subsec_nanosecond()).ok()?;
+    let (day, second) = (seconds / 86_400, seconds % 86_400);
+    // Civil date from days since the epoch, after Howard Hinnant's `civil_from_days`; no day here lies before 1970.
+    let shifted = day + 719_468;
+    let (era, of_era) = (shifted / 146_097, shifted % 146_097);
+    let year_of_era = (of_era - of_era / 1_460 + of_era / 36_524 - of_era / 146_096) / 365;
+    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let from_march = (5 * of_year + 2) / 153;
+    let month = if from_march < 10 { from_march + 3 } else { from_march - 9 };
+    let year = year_of_era + era * 400 + u64::from(month <= 2);
+    if year > 9_999 {
+        return None;
+    }
+    let mut text = String::with_capacity(27);
+    let mut digits = |value: u64, width: u32, before: &str| {
+        text.push_str(before);
+        (0..width).rev().for_each(|place| text.push(char::from(b'0' + (value / 10_u64.pow(place) % 10) as u8)));
+    };
+    digits(year, 4, "");
+    digits(month, 2, "-");
+    digits(of_year - (153 * from_march + 2) / 5 + 1, 2, "-");
+    digits(second / 3_600, 2, "T");
+    digits(second / 60 % 60, 2, ":");
+    digits(second % 60, 2, ":");
+    if decimals == 6 {
+        digits(nanos / 1_000, 6, ".");
+    }
+    text.push('Z');
+    Some(text)
 }
 
 /// Reads RFC 3339 with any offset and any fraction.
@@ -144,6 +178,18 @@ pub fn parse_duration(text: &str) -> Option<i64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn times_are_written_as_their_format_says() {
+        let mut seconds = vec![-1, 0, 1, 951_782_399, 951_782_400, 951_868_800, 1_709_164_800, 4_107_542_400, 253_402_207_200];
+        seconds.extend((0..4_000).map(|turn| turn * 15_637_003));
+        for second in seconds {
+            let time = Timestamp::new(second, 123_456_789).unwrap();
+            assert_eq!(super::seconds(time), time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string());
+            assert_eq!(micro(time), time.strftime("%Y-%m-%dT%H:%M:%S%.6fZ").to_string());
+        }
+        assert_eq!(micro(Timestamp::from_second(1).unwrap()), "1970-01-01T00:00:01.000000Z");
+    }
 
     #[test]
     fn ages_read_as_kubectl_prints_them() {

@@ -23,6 +23,9 @@ pub type Missing = String;
 /// Kinds that a quota may count without `count/` before them.
 const PLAIN: [&str; 6] = ["configmaps", "persistentvolumeclaims", "replicationcontrollers", "resourcequotas", "secrets", "services"];
 const STORAGE_CLASS: &str = ".storageclass.storage.k8s.io/";
+const DEVICES: &str = ".deviceclass.resource.k8s.io/devices";
+/// Devices that a request for all of them may get (upstream: `AllocationResultsMaxSize`).
+const ALL_DEVICES: i64 = 32;
 
 /// One resource as quotas see it.
 #[derive(Clone, Copy, Debug)]
@@ -44,6 +47,9 @@ impl Resource<'_> {
     fn is(&self, plural: &str) -> bool {
         self.group.is_empty() && self.plural == plural
     }
+    fn is_device_claim(&self) -> bool {
+        self.group == "resource.k8s.io" && self.plural == "resourceclaims"
+    }
     fn count_name(&self) -> String {
         if self.group.is_empty() { format!("count/{}", self.plural) } else { format!("count/{}.{}", self.plural, self.group) }
     }
@@ -57,6 +63,7 @@ impl Resource<'_> {
             "pods" if self.is("pods") => pods::counts(name),
             "services" if self.is("services") => matches!(name, "services.nodeports" | "services.loadbalancers"),
             "persistentvolumeclaims" if self.is("persistentvolumeclaims") => name == "requests.storage" || name.contains(STORAGE_CLASS),
+            "resourceclaims" if self.is_device_claim() => name.ends_with(DEVICES),
             _ => false,
         }
     }
@@ -64,7 +71,7 @@ impl Resource<'_> {
     /// Whether updates can change what an object costs. Of pods only a resize does.
     pub fn charges_updates(&self, subresource: &str) -> bool {
         match subresource {
-            "" => self.is("services") || self.is("persistentvolumeclaims"),
+            "" => self.is("services") || self.is("persistentvolumeclaims") || self.is_device_claim(),
             "resize" => self.is("pods"),
             _ => false,
         }
@@ -80,6 +87,7 @@ impl Resource<'_> {
             "pods" if self.is("pods") => pods::usage(object, now, &mut usage),
             "services" if self.is("services") => service(object, &mut usage),
             "persistentvolumeclaims" if self.is("persistentvolumeclaims") => claim(object, &mut usage),
+            "resourceclaims" if self.is_device_claim() => devices(object, &mut usage),
             _ => {}
         }
         usage
@@ -148,6 +156,24 @@ fn claim(object: &Value, usage: &mut Amounts) {
         if !class.is_empty() {
             usage.insert(format!("{class}{STORAGE_CLASS}requests.storage"), size);
         }
+    }
+}
+
+/// The devices of each class: of alternatives the most that any takes.
+fn devices(object: &Value, usage: &mut Amounts) {
+    let wanted = |request: &Value| match text(request, "allocationMode") {
+        "All" => ALL_DEVICES,
+        _ => int(request, "count").unwrap_or(1),
+    };
+    for request in list(object, "spec.devices.requests") {
+        let mut most: BTreeMap<&str, i64> = BTreeMap::new();
+        let exactly = request.get("exactly").into_iter();
+        for choice in exactly.chain(list(request, "firstAvailable")) {
+            let count = most.entry(text(choice, "deviceClassName")).or_default();
+            *count = (*count).max(wanted(choice));
+        }
+        let most = most.into_iter().map(|(class, count)| (format!("{class}{DEVICES}"), Quantity::new(count, quantity::Format::DecimalSi)));
+        add(usage, &most.collect());
     }
 }
 

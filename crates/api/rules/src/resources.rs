@@ -14,8 +14,8 @@ use crate::value::{at, entries, has, list, text};
 
 const NEGATIVE: &str = "must be greater than or equal to 0";
 
-/// Everything upstream counts or divides by a name without a domain.
-const STANDARD: [&str; 20] = [
+/// What pods ask for and quotas divide.
+pub const COMPUTE: [&str; 9] = [
     "cpu",
     "memory",
     "ephemeral-storage",
@@ -25,17 +25,6 @@ const STANDARD: [&str; 20] = [
     "limits.cpu",
     "limits.memory",
     "limits.ephemeral-storage",
-    "pods",
-    "resourcequotas",
-    "services",
-    "replicationcontrollers",
-    "secrets",
-    "configmaps",
-    "persistentvolumeclaims",
-    "storage",
-    "requests.storage",
-    "services.nodeports",
-    "services.loadbalancers",
 ];
 
 /// Counted, never divided.
@@ -50,6 +39,11 @@ const COUNTED: [&str; 9] = [
     "services.nodeports",
     "services.loadbalancers",
 ];
+
+/// Whether upstream counts or divides by this name without a domain.
+fn is_standard(name: &str) -> bool {
+    COMPUTE.contains(&name) || COUNTED.contains(&name) || matches!(name, "storage" | "requests.storage")
+}
 
 pub fn is_huge_page(name: &str) -> bool {
     name.starts_with("hugepages-")
@@ -71,13 +65,13 @@ pub fn allows_overcommit(name: &str) -> bool {
 
 /// What a quota may bound.
 pub fn is_quota_name(name: &str) -> bool {
-    is_huge_page(name) || name.starts_with("requests.hugepages-") || name != "storage" && STANDARD.contains(&name)
+    is_huge_page(name) || name.starts_with("requests.hugepages-") || name != "storage" && is_standard(name)
 }
 
 /// Any resource: a qualified name, or one of the standard ones.
 pub fn name(name: &str, path: &Path) -> Errors {
     let errors = sentences(path, name, names::qualified_name(name));
-    if errors.is_empty() && !name.contains('/') && !is_huge_page(name) && !STANDARD.contains(&name) {
+    if errors.is_empty() && !name.contains('/') && !is_huge_page(name) && !is_standard(name) {
         return vec![Error::invalid(path, name, "must be a standard resource type or fully qualified")];
     }
     errors

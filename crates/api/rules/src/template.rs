@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::checks::{Errors, any, immutable, label_selector, nonnegative};
 use crate::pod_spec::{self, defaults};
-use crate::printing::{CONTAINERS, IMAGES};
+use crate::printing::{AGE, CONTAINERS, IMAGES, NAME, SELECTOR, shown};
 use crate::value::{at, has, int, list, sub, text};
 use crate::{Column, printing};
 
@@ -24,6 +24,47 @@ pub struct Words {
 pub const DEPLOYMENT: Words = Words { selector: "deployment", kind: "ReplicaSet" };
 pub const DAEMON_SET: Words = Words { selector: "daemonset", kind: "DaemonSet" };
 pub const STATEFUL_SET: Words = Words { selector: "statefulset", kind: "StatefulSet" };
+
+/// What ReplicaSets and ReplicationControllers show.
+pub const REPLICAS: &[Column] = &[
+    NAME,
+    shown("Desired", "integer", "Pods wanted."),
+    shown("Current", "integer", "Pods that exist."),
+    shown("Ready", "integer", "Pods that are ready."),
+    AGE,
+    CONTAINERS,
+    IMAGES,
+    SELECTOR,
+];
+
+/// The cells of [`REPLICAS`].
+pub fn replicas_cells(object: &Value, now: i64, selector: Value) -> Vec<Value> {
+    let [containers, images] = cells(at(object, "spec.template"));
+    vec![
+        printing::name(object),
+        printing::number(object, "spec.replicas"),
+        printing::number(object, "status.replicas"),
+        printing::number(object, "status.readyReplicas"),
+        printing::age(object, now),
+        containers,
+        images,
+        selector,
+    ]
+}
+
+/// Their selectable field.
+pub const REPLICAS_FIELDS: &[&str] = &["status.replicas"];
+
+pub fn replicas_fields(object: &Value) -> Vec<(&'static str, String)> {
+    REPLICAS_FIELDS.iter().map(|field| (*field, int(object, field).unwrap_or(0).to_string())).collect()
+}
+
+/// Their counts.
+pub fn replicas_status(object: &Value) -> Errors {
+    let mut errors = status_counts(object, &["fullyLabeledReplicas", "readyReplicas", "availableReplicas"], "replicas");
+    errors.extend(available_are_ready(object));
+    errors
+}
 
 /// Fills in the template at `spec.template`.
 pub fn default(spec: &mut Value) {

@@ -14,6 +14,7 @@ use crate::table;
 mod custom;
 mod definitions;
 mod gnostic;
+pub mod merge;
 mod operations;
 pub mod v2;
 pub mod v3;

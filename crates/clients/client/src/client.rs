@@ -217,7 +217,7 @@ fn encode(body: &impl Serialize) -> Result<Bytes, Error> {
 }
 
 fn decode<T: DeserializeOwned>(verb: &str, path: &str, bytes: &[u8]) -> Result<T, Error> {
-    serde_json::from_slice(bytes).map_err(|source| Error::Decode { what: format!("{verb} {path}"), source })
+    crate::decode::object(bytes).map_err(|source| Error::Decode { what: format!("{verb} {path}"), source })
 }
 
 /// `path?name=value&…` for [`Client::request_json`] and [`Client::send`].

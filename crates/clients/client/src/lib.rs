@@ -16,6 +16,7 @@ use http_body_util::combinators::BoxBody;
 
 pub mod api;
 pub mod client;
+mod decode;
 pub mod error;
 pub mod https;
 pub mod kubeconfig;

@@ -1,6 +1,9 @@
 //! One of many identical processes acts: whoever holds a Lease (KEP-589's `coordination.k8s.io/v1` lock, as client-go's
 //! `leaderelection`).
 //!
+//! Losing the Lease is told by the drain that `work` was given; who still works after that may meet another leader. A leader that
+//! cannot renew gives up before anybody else may take over: `renew_deadline` < `lease_duration`.
+//!
 //! Time is compared against our own clock at the moment we last saw the Lease change, never against the times written in it: clocks
 //! of other machines are not trusted.
 
@@ -13,6 +16,9 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use stdx::Drain;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
+
+use crate::events::{EventKind, EventRecorder};
+use crate::object::reference_to;
 
 /// Which Lease, who we are, and the times; upstream's defaults are 15, 10 and 2 seconds.
 #[derive(Clone, Debug)]
@@ -46,12 +52,14 @@ where
     F: Fn(Drain) -> R,
     R: Future<Output = ()>,
 {
-    let mut election = Election { client, config, observed: None };
+    let recorder = EventRecorder::start(&client, &config.identity, None, drain.clone());
+    let mut election = Election { client, config, observed: None, recorder };
     while !drain.is_stopping() {
         if drain.run(election.acquire()).await.is_none() {
             return;
         }
         info!(lease = %election.config.name, "became leader");
+        election.tell("became leader");
         let term = drain.child();
         let lead = work(term.clone());
         tokio::pin!(lead);
@@ -59,6 +67,7 @@ where
             () = &mut lead => {}
             () = election.hold() => {
                 warn!(lease = %election.config.name, "lost leadership");
+                election.tell("stopped leading");
                 term.stop();
                 lead.await;
             }
@@ -76,6 +85,7 @@ struct Election {
     config: Config,
     /// The Lease as last seen, and when by our clock.
     observed: Option<(Lease, Instant)>,
+    recorder: EventRecorder,
 }
 
 impl Election {
@@ -90,7 +100,14 @@ impl Election {
         }
     }
 
-    /// Renews until it failed for `renew_deadline`.
+    /// Leadership is a public matter: `kubectl describe lease` shows when it changed hands.
+    fn tell(&self, what: &str) {
+        let Some((lease, _)) = &self.observed else { return };
+        let message = format!("{} {what}", self.config.identity);
+        self.recorder.event(&reference_to(lease), EventKind::Normal, "LeaderElection", message);
+    }
+
+    /// Renews until it failed for `renew_deadline`, or somebody else has the Lease.
     async fn hold(&mut self) {
         let mut renewed = Instant::now();
         loop {
@@ -133,7 +150,7 @@ impl Election {
                 self.observed = Some((lease, Instant::now()));
                 Ok(true)
             }
-            Err(error) if error.is_conflict() => Ok(false),
+            // A conflict says that the Lease was written meanwhile, not by whom: the next look decides.
             Err(error) => Err(error),
         }
     }
@@ -194,5 +211,73 @@ mod tests {
         }
         let taken = next_lease(&config, Some(&held_by("other"))).spec.unwrap();
         assert_eq!((taken.holder_identity.as_deref(), taken.lease_transitions), (Some("me"), Some(1)));
+    }
+
+    /// What two candidates do, as a log: who begins and who ends.
+    type Log = std::sync::Arc<std::sync::Mutex<Vec<String>>>;
+
+    fn candidate(api: &std::sync::Arc<testkit::fake_api::FakeApi>, name: &str, log: &Log) -> Drain {
+        let (drain, mine, log) = (stdx::drain(), name.to_owned(), log.clone());
+        let (renew_deadline, retry_period) = (Duration::from_millis(600), Duration::from_millis(20));
+        let lease_duration = Duration::from_secs(1);
+        let config = Config { lease_duration, renew_deadline, retry_period, ..Config::new("kube-system", "c", name) };
+        let (client, until) = (api.client(), drain.clone());
+        tokio::spawn(run(client, config, until, move |term| {
+            let (log, mine) = (log.clone(), mine.clone());
+            async move {
+                let say = |what: &str| log.lock().unwrap().push(format!("{mine} {what}"));
+                say("leads");
+                term.stopping().await;
+                say("rests");
+            }
+        }));
+        drain
+    }
+
+    async fn until(log: &Log, length: usize) -> Vec<String> {
+        for _ in 0..1_000 {
+            let log = log.lock().unwrap().clone();
+            if log.len() >= length {
+                return log;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("never: {length} lines, only {:?}", log.lock().unwrap());
+    }
+
+    fn api() -> std::sync::Arc<testkit::fake_api::FakeApi> {
+        let api = testkit::fake_api::FakeApi::new();
+        api.serve("coordination.k8s.io/v1", "leases", "Lease", true);
+        api
+    }
+
+    const LEASES: &str = "/apis/coordination.k8s.io/v1/leases";
+
+    #[tokio::test]
+    async fn one_of_two_leads_and_hands_over_at_once_when_it_ends_in_order() {
+        let (api, log) = (api(), Log::default());
+        let first = candidate(&api, "a", &log);
+        until(&log, 1).await;
+        let _second = candidate(&api, "b", &log);
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        assert_eq!(*log.lock().unwrap(), ["a leads"], "b waits while a renews");
+        first.stop();
+        assert_eq!(until(&log, 3).await, ["a leads", "a rests", "b leads"]);
+        let lease = api.get(LEASES, "kube-system", "c").unwrap();
+        assert_eq!((&lease["spec"]["holderIdentity"], &lease["spec"]["leaseTransitions"]), (&"b".into(), &1.into()));
+    }
+
+    #[tokio::test]
+    async fn a_leader_whose_lease_is_taken_rests_and_one_whose_lease_is_only_edited_goes_on() {
+        let (api, log) = (api(), Log::default());
+        let _leader = candidate(&api, "a", &log);
+        until(&log, 1).await;
+        api.edit(LEASES, "kube-system", "c", |lease| lease["metadata"]["labels"] = serde_json::json!({"by": "hand"}));
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        assert_eq!(*log.lock().unwrap(), ["a leads"]);
+        api.edit(LEASES, "kube-system", "c", |lease| lease["spec"]["holderIdentity"] = "thief".into());
+        assert_eq!(until(&log, 2).await, ["a leads", "a rests"]);
+        // The thief never renews, so that its time runs out.
+        assert_eq!(until(&log, 3).await[2], "a leads");
     }
 }

@@ -18,6 +18,8 @@ use tracing::{debug, warn};
 /// The waits of a failing key, as upstream's controllers: 5 ms doubling up to 1,000 s; ours stops at 60 s, because a retry is cheap.
 const RETRY_FIRST: Duration = Duration::from_millis(5);
 const RETRY_MAX: Duration = Duration::from_secs(60);
+/// A longer wait is cut short: users may ask for times that no clock reaches, and a look too early costs nothing.
+const WAIT_MAX: Duration = Duration::from_secs(86_400);
 
 /// What a reconcile ended with.
 pub enum Outcome {
@@ -98,7 +100,7 @@ impl<T: Clone + Eq + Hash + Ord> Queue<T> {
         if wait.is_zero() {
             return self.add(key);
         }
-        self.lock().delay(key, Instant::now() + wait);
+        self.lock().delay(key, Instant::now() + wait.min(WAIT_MAX));
         self.0.changed.notify_one();
     }
 
@@ -141,7 +143,7 @@ impl<T: Clone + Eq + Hash + Ord> Queue<T> {
             Outcome::Done => drop(inner.failures.remove(&key)),
             Outcome::RequeueAfter(wait) => {
                 inner.failures.remove(&key);
-                inner.delay(key.clone(), now + *wait);
+                inner.delay(key.clone(), now + (*wait).min(WAIT_MAX));
             }
             Outcome::Err(_) => {
                 let backoff = inner.failures.entry(key.clone()).or_insert_with(|| Backoff::new(RETRY_FIRST, RETRY_MAX));
@@ -272,6 +274,16 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
+
+    #[tokio::test]
+    async fn a_wait_that_no_clock_reaches_is_a_long_one() {
+        let queue = Queue::new();
+        queue.add_after("a", Duration::MAX);
+        queue.add("b");
+        assert_eq!(queue.next().await, "b");
+        queue.finish("b", &Outcome::RequeueAfter(Duration::MAX));
+        assert!(queue.is_empty());
+    }
 
     #[tokio::test]
     async fn a_key_added_often_runs_once_and_once_more_if_added_while_running() {

@@ -9,6 +9,7 @@ use cel::{Activation, Budget, CompileError, Env, EvalError, Field, ObjectType, P
 use serde_json::Value as Json;
 
 use crate::matching::Invocation;
+use crate::policy::types;
 use crate::webhook::review::{self, Objects};
 use crate::{Attributes, Lookup};
 
@@ -25,12 +26,17 @@ pub struct Scope {
 const REQUEST_RESOURCE: &str = "authorizer.requestResource";
 
 pub fn env(scope: Scope) -> Env {
-    let mut env = Env::new().with("object", Type::Dyn).with("oldObject", Type::Dyn).with("request", Type::Dyn);
+    typed_env(scope, Type::Dyn, Type::Dyn)
+}
+
+/// The same where the types of the objects and of the parameters are known.
+pub fn typed_env(scope: Scope, object: Type, params: Type) -> Env {
+    let mut env = Env::new().with("object", object.clone()).with("oldObject", object).with("request", types::request().clone());
     if scope.namespace {
-        env = env.with("namespaceObject", Type::Dyn);
+        env = env.with("namespaceObject", types::namespace().clone());
     }
     if scope.params {
-        env = env.with("params", Type::Dyn);
+        env = env.with("params", params);
     }
     if scope.authorizer {
         env = env.with("authorizer", authorizer::TYPE).with(REQUEST_RESOURCE, authorizer::RESOURCE_TYPE);
@@ -241,8 +247,8 @@ impl<'a> Evaluator<'a> {
         let activation = Activation::new()
             .with("object", json(&inputs.objects.new))
             .with("oldObject", json(&inputs.objects.old))
-            .with("request", Value::json(&inputs.request, &Type::Dyn))
-            .with("namespaceObject", Value::json(&inputs.namespace, &Type::Dyn))
+            .with("request", Value::json(&inputs.request, types::request()))
+            .with("namespaceObject", Value::json(&inputs.namespace, types::namespace()))
             .with("params", Value::json(params.unwrap_or(&NULL), &Type::Dyn))
             .with("authorizer", authorizer::authorizer(inputs.authorizer.clone()))
             .with(REQUEST_RESOURCE, authorizer::request_resource(inputs.authorizer.clone(), inputs.resource.clone()));

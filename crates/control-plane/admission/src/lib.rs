@@ -124,6 +124,11 @@ pub trait Lookup: Send + Sync + 'static {
         None
     }
 
+    /// What objects of a kind look like to expressions; `None` where that is not known.
+    fn type_of(&self, _kind: &GroupVersionKind) -> Option<cel::Type> {
+        None
+    }
+
     /// A stored object in the version `to`.
     fn convert<'a>(&'a self, object: Value, _to: &'a GroupVersionKind) -> BoxFuture<'a, Result<Value, Status>> {
         Box::pin(std::future::ready(Ok(object)))

@@ -1,138 +1,173 @@
 //! Who asks and whether they may: credentials from the request, objects from the cache.
 //!
-//! Here: impersonation, and the question itself. [`authenticate`] finds out who asks; [`authorizer`] has the answers (masters, Node, RBAC), [`follow`] keeps what
-//! they know up to date, [`grants`] refuses who would give away more than they have.
+//! [`authenticate`] finds out who asks, with [`issuers`] of tokens and a [`token_webhook`] outside; [`impersonate`] lets the request go on as
+//! somebody else; [`authorizer`] has the answers (masters, Node, RBAC, a [`webhook`] outside), [`follow`] keeps what they know up to date,
+//! [`grants`] refuses who would give away more than they have. [`reload`] follows the files that say all this.
 
+mod answers;
 mod authenticate;
 pub mod authorizer;
 mod bootstrap_token;
 mod follow;
 pub mod grants;
+mod impersonate;
+mod issuers;
+pub mod reload;
+pub mod token_webhook;
+mod webhook;
 
 use std::sync::Arc;
 
+use admission::Lookup;
+use arc_swap::ArcSwap;
 use auth::UserInfo;
 use auth::authenticate::Authenticator;
-use auth::authorize::{Attributes, forbidden};
+use auth::authorize::{self, Attributes, forbidden};
+use auth::jwt;
 use auth::tokens::Issuer;
-use http::HeaderMap;
 use meta::Status;
+use serde_json::Value;
+use stdx::Drain;
 
 use crate::cache::Caches;
 use crate::context::Context;
-use authorizer::Authorizer;
+use authorizer::{Authorizer, Chain};
+use reload::Source;
+use token_webhook::TokenWebhook;
 
 const MASTERS: &str = "system:masters";
 
-pub struct Access {
+/// What there is to know about identities and rights beside the objects.
+#[derive(Default)]
+pub struct Settings {
+    /// Static tokens.
     pub authenticator: Authenticator,
     /// Absent: no service account tokens.
     pub issuer: Option<Arc<Issuer>>,
-    pub authorizer: Authorizer,
     /// Common names of front proxies whose headers are believed; empty: all whom the front proxy's CA vouches for.
     pub front_proxies: Vec<String>,
+    pub authentication: Option<Source>,
+    pub token_webhook: Option<TokenWebhook>,
+    pub authorization: Option<Source>,
+}
+
+pub struct Access {
+    pub authenticator: Authenticator,
+    pub issuer: Option<Arc<Issuer>>,
+    pub authorizer: Authorizer,
+    pub front_proxies: Vec<String>,
+    /// Issuers beside the cluster, and who may come without credentials.
+    strangers: ArcSwap<Strangers>,
+    token_webhook: Option<token_webhook::Webhook>,
+    lookup: Arc<dyn Lookup>,
+}
+
+/// Upstream's `AuthenticationConfiguration` at work.
+#[derive(Default)]
+struct Strangers {
+    issuers: Vec<Arc<issuers::Issuer>>,
+    anonymous: Option<jwt::configuration::Anonymous>,
+    /// Fetch the issuers' keys; end with the configuration.
+    fetching: tokio::task::JoinSet<()>,
 }
 
 impl Access {
-    pub fn new(authenticator: Authenticator, issuer: Option<Arc<Issuer>>, front_proxies: Vec<String>, caches: &Caches) -> Self {
-        Self { authenticator, issuer, authorizer: Authorizer::new(caches), front_proxies }
+    /// The error names the configuration that cannot be used.
+    pub fn new(settings: Settings, caches: &Caches, lookup: Arc<dyn Lookup>) -> Result<Self, String> {
+        let read = |source: &Option<Source>| source.as_ref().map(Source::read).transpose();
+        let chain = match read(&settings.authorization)? {
+            Some(text) => chain(&text).map_err(|why| format!("authorization configuration: {why}"))?,
+            None => Chain::new(authorize::configuration::standard())?,
+        };
+        let webhook = settings.token_webhook.as_ref().map(token_webhook::Webhook::new).transpose();
+        let access = Self {
+            authenticator: settings.authenticator,
+            issuer: settings.issuer,
+            front_proxies: settings.front_proxies,
+            authorizer: Authorizer::new(caches, lookup.clone(), chain),
+            strangers: ArcSwap::default(),
+            token_webhook: webhook.map_err(|why| format!("authentication token webhook: {why}"))?,
+            lookup,
+        };
+        if let Some(text) = read(&settings.authentication)? {
+            access.set_authentication(&text).map_err(|why| format!("authentication configuration: {why}"))?;
+        }
+        Ok(access)
+    }
+
+    /// Believes these issuers from now on.
+    fn set_authentication(&self, text: &str) -> Result<(), String> {
+        let own: Vec<&str> = self.issuer.iter().map(|issuer| issuer.issuer()).collect();
+        let file: Value = serde_saphyr::from_str(text).map_err(|error| error.to_string())?;
+        let configuration = jwt::configuration::Configuration::parse(&file, &own)?;
+        let issuers = configuration.providers.into_iter().map(|provider| Arc::new(issuers::Issuer::new(provider))).collect();
+        let mut strangers = Strangers { issuers, anonymous: configuration.anonymous, fetching: tokio::task::JoinSet::new() };
+        for issuer in strangers.issuers.iter().cloned() {
+            let lookup = self.lookup.clone();
+            strangers.fetching.spawn(async move { issuer.prepare(&*lookup).await });
+        }
+        self.strangers.store(Arc::new(strangers));
+        Ok(())
+    }
+
+    /// Follows the configuration's files until the drain; `access` finds this again.
+    pub fn follow(
+        authentication: Option<Source>,
+        authorization: Option<Source>,
+        access: impl Fn() -> Option<Arc<crate::Inner>> + Clone + Send + 'static,
+        drain: &Drain,
+    ) {
+        let gone = || "the server is gone".to_owned();
+        if let Some(source) = authentication {
+            let access = access.clone();
+            let apply = move |text: &str| access().ok_or_else(gone)?.access.set_authentication(text);
+            tokio::spawn(source.follow(drain.clone(), "authentication", apply));
+        }
+        if let Some(source) = authorization {
+            let apply = move |text: &str| {
+                let chain = chain(text)?;
+                access().ok_or_else(gone)?.access.authorizer.set_chain(chain);
+                Ok(())
+            };
+            tokio::spawn(source.follow(drain.clone(), "authorization", apply));
+        }
     }
 
     /// The reason why it is allowed, for the audit trail.
-    pub fn authorize(&self, caches: &Caches, context: &Context) -> Result<String, Status> {
+    pub async fn authorize(&self, caches: &Caches, context: &Context) -> Result<String, Status> {
         let asked = context.attributes();
-        let why = self.require(caches, context, &asked)?;
+        let why = self.require(caches, &context.user, &asked).await?;
         // A WebSocket can only be a GET; what it starts is a create (KEP-4006).
         let starts = matches!(asked.subresource, "exec" | "attach" | "portforward") && asked.verb == "get";
         if asked.is_resource && starts {
-            self.require(caches, context, &Attributes { verb: "create", ..asked })?;
+            self.require(caches, &context.user, &Attributes { verb: "create", ..asked }).await?;
         }
         Ok(why)
     }
 
-    fn require(&self, caches: &Caches, context: &Context, asked: &Attributes<'_>) -> Result<String, Status> {
-        let decision = self.authorizer.decide(caches, &context.user, asked);
+    async fn require(&self, caches: &Caches, user: &UserInfo, asked: &Attributes<'_>) -> Result<String, Status> {
+        let decision = self.authorizer.decide(caches, user, asked).await;
         match decision.is_allowed() {
             true => Ok(decision.reason().to_owned()),
-            false => Err(forbidden(&context.user, asked, decision.reason())),
+            false => Err(forbidden(user, asked, decision.reason())),
         }
     }
 
     pub fn allows(&self, caches: &Caches, user: &UserInfo, asked: &Attributes<'_>) -> bool {
-        self.authorizer.decide(caches, user, asked).is_allowed()
-    }
-
-    /// `Impersonate-*`: the request goes on as somebody else, if its user may do that.
-    pub fn impersonate(&self, caches: &Caches, context: &mut Context) -> Result<(), Status> {
-        let Some(wanted) = impersonated(&context.headers)? else {
-            return Ok(());
-        };
-        let ask = |resource: &str, group: &str, namespace: &str, sub: &str, name: &str| {
-            let asked = Attributes {
-                is_resource: true,
-                verb: "impersonate",
-                group,
-                version: "v1",
-                resource,
-                subresource: sub,
-                namespace,
-                name,
-                ..Attributes::default()
-            };
-            self.require(caches, context, &asked).map(drop)
-        };
-        match wanted.username.strip_prefix("system:serviceaccount:").and_then(|rest| rest.split_once(':')) {
-            Some((namespace, name)) => ask("serviceaccounts", "", namespace, "", name)?,
-            None => ask("users", "", "", "", &wanted.username)?,
-        }
-        for group in &wanted.groups {
-            ask("groups", "", "", "", group)?;
-        }
-        for (key, values) in &wanted.extra {
-            for value in values {
-                ask("userextras", "authentication.k8s.io", "", key, value)?;
-            }
-        }
-        if !wanted.uid.is_empty() {
-            ask("uids", "authentication.k8s.io", "", "", &wanted.uid)?;
-        }
-        context.audit.original_user = Some(std::mem::replace(&mut context.user, complete(wanted)));
-        Ok(())
+        self.authorizer.decide_now(caches, user, asked).is_allowed()
     }
 }
 
-/// Groups that everybody of the kind has.
+fn chain(text: &str) -> Result<Chain, String> {
+    let file: Value = serde_saphyr::from_str(text).map_err(|error| error.to_string())?;
+    Chain::new(authorize::configuration::parse(&file)?)
+}
+
+/// Everybody who is known is in this group, unless somebody has said something else (upstream: `AuthenticatedGroupAdder`).
 fn complete(mut user: UserInfo) -> UserInfo {
-    let mut join = |group: String| {
-        if !user.groups.contains(&group) {
-            user.groups.push(group);
-        }
-    };
-    if let Some((namespace, _)) = user.username.strip_prefix("system:serviceaccount:").and_then(|rest| rest.split_once(':')) {
-        join("system:serviceaccounts".into());
-        join(format!("system:serviceaccounts:{namespace}"));
-    }
-    if user.username == "system:anonymous" {
-        join("system:unauthenticated".into());
-    } else {
-        join("system:authenticated".into());
+    let said = |group: &String| group == "system:authenticated" || group == "system:unauthenticated";
+    if user.username != "system:anonymous" && !user.groups.iter().any(said) {
+        user.groups.push("system:authenticated".into());
     }
     user
-}
-
-fn impersonated(headers: &HeaderMap) -> Result<Option<UserInfo>, Status> {
-    let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned();
-    let mut user = UserInfo { username: text("impersonate-user"), uid: text("impersonate-uid"), ..UserInfo::default() };
-    user.groups = headers.get_all("impersonate-group").iter().filter_map(|value| value.to_str().ok().map(str::to_owned)).collect();
-    for (name, value) in headers {
-        if let (Some(key), Ok(value)) = (name.as_str().strip_prefix("impersonate-extra-"), value.to_str()) {
-            user.extra.entry(crate::request::percent_decode(key, false)).or_default().push(value.to_owned());
-        }
-    }
-    let asked = !user.groups.is_empty() || !user.uid.is_empty() || !user.extra.is_empty();
-    match (user.username.is_empty(), asked) {
-        (true, true) => Err(Status::bad_request("requested impersonation without impersonating a user")),
-        (true, false) => Ok(None),
-        (false, _) => Ok(Some(user)),
-    }
 }

@@ -12,11 +12,13 @@ mod proxy;
 mod services;
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use rustls::client::ResolvesClientCert;
+use serde_json::Value;
 
 use crate::Inner;
 use crate::context::Context;
@@ -32,6 +34,8 @@ struct Known {
     resources: Vec<Entry>,
     /// The place and hash of its OpenAPI document: `/openapi/v3/apis/g/v?hash=…`.
     openapi: Option<String>,
+    /// What its version 2 document says of the group and version.
+    openapi_v2: Option<Arc<Value>>,
     /// It did not answer the last time.
     stale: bool,
 }
@@ -39,12 +43,15 @@ struct Known {
 /// A remote server by group and version.
 type Place = (String, String);
 
+#[derive(Default)]
 pub struct Aggregator {
     /// How this server shows itself to aggregated ones.
     identity: Option<Arc<dyn ResolvesClientCert>>,
     table: ArcSwap<Table>,
     known: RwLock<HashMap<Place, Known>>,
     building: Mutex<()>,
+    /// Counts changes of the version 2 documents.
+    documents: AtomicU64,
 }
 
 /// How often changes are looked for, and how often every server is asked without one (as upstream).
@@ -53,7 +60,7 @@ const RESYNC_LOOKS: u32 = 60;
 
 impl Aggregator {
     pub fn new(identity: Option<Arc<dyn ResolvesClientCert>>) -> Self {
-        Self { identity, table: ArcSwap::default(), known: RwLock::default(), building: Mutex::default() }
+        Self { identity, ..Self::default() }
     }
 
     /// The remote APIServices as the cache has them.
@@ -108,17 +115,42 @@ impl Aggregator {
         table.in_order.iter().filter_map(of).collect()
     }
 
+    /// What remote servers' version 2 documents say of what they serve here, in order, with the number of that state.
+    pub fn openapi_v2(&self, server: &Inner) -> (u64, Vec<Arc<Value>>) {
+        let table = self.table(server);
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        let said = table.in_order.iter().filter_map(|remote| known.get(&remote.place())?.openapi_v2.clone());
+        (self.documents.load(Ordering::Acquire), said.collect())
+    }
+
+    /// What is known of the version 2 document, as long as the version 3 document is at the same place.
+    fn document(&self, place: &Place, openapi: Option<&str>) -> Option<Arc<Value>> {
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        known.get(place).filter(|known| openapi.is_some() && known.openapi.as_deref() == openapi)?.openapi_v2.clone()
+    }
+
     fn remember(&self, place: Place, known: Option<Known>) {
         let mut all = self.known.write().unwrap_or_else(PoisonError::into_inner);
         match known {
-            Some(known) => drop(all.insert(place, known)),
+            Some(known) => {
+                let document = known.openapi_v2.clone();
+                let old = all.insert(place, known);
+                if old.and_then(|old| old.openapi_v2) != document {
+                    self.documents.fetch_add(1, Ordering::AcqRel);
+                }
+            }
             // What it said before is still the best that is known.
             None => all.entry(place).or_default().stale = true,
         }
     }
 
     fn forget_others(&self, table: &Table) {
-        self.known.write().unwrap_or_else(PoisonError::into_inner).retain(|place, _| table.by_place.contains_key(place));
+        let mut all = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        let before = all.len();
+        all.retain(|place, _| table.by_place.contains_key(place));
+        if all.len() != before {
+            self.documents.fetch_add(1, Ordering::AcqRel);
+        }
     }
 }
 

@@ -1,11 +1,13 @@
 //! The audit trail: what is said about a request when it comes, when its stream begins and when it was answered, as the policy wants it.
 //!
-//! [`policy`] chooses level and stages, [`sink`] writes the lines. Bodies are told at the levels Request and RequestResponse only, and
+//! [`policy`] chooses level and stages, [`sink`] writes the lines, a [`webhook`] takes them elsewhere. Bodies are told at the levels Request and RequestResponse only, and
 //! bodies with credentials never.
 
 pub mod policy;
 pub mod sink;
+pub mod webhook;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use auth::UserInfo;
@@ -20,6 +22,7 @@ use crate::context::Context;
 use crate::reply::Body;
 use policy::{Choice, Level, Policy, Stage};
 use sink::Sink;
+use webhook::Webhook;
 
 /// Bodies larger than this are not told.
 const BODY_BYTES_MAX: usize = 1 << 20;
@@ -27,7 +30,8 @@ const BODY_BYTES_MAX: usize = 1 << 20;
 /// The policy and where its events go.
 pub struct Trail {
     pub policy: Policy,
-    pub sink: Sink,
+    pub sink: Option<Sink>,
+    pub webhook: Option<Webhook>,
 }
 
 /// An event as it is written (upstream: `audit.k8s.io/v1` Event).
@@ -46,14 +50,16 @@ struct Event<'a> {
     user: &'a UserInfo,
     #[serde(skip_serializing_if = "Option::is_none")]
     impersonated_user: Option<&'a UserInfo>,
-    #[serde(rename = "sourceIPs", skip_serializing_if = "Vec::is_empty")]
-    source_ips: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    authentication_metadata: Option<Value>,
+    #[serde(rename = "sourceIPs", skip_serializing_if = "Option::is_none")]
+    source_ips: Option<[std::net::IpAddr; 1]>,
     #[serde(skip_serializing_if = "str::is_empty")]
     user_agent: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     object_ref: Option<ObjectRef<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    response_status: Option<Value>,
+    response_status: Option<ResponseStatus>,
     #[serde(skip_serializing_if = "Option::is_none")]
     request_object: Option<Value>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -61,8 +67,17 @@ struct Event<'a> {
     request_received_timestamp: &'a str,
     stage_timestamp: String,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    annotations: BTreeMap<String, String>,
+    annotations: BTreeMap<Cow<'a, str>, Cow<'a, str>>,
 }
+
+#[derive(Serialize)]
+struct ResponseStatus {
+    metadata: Empty,
+    code: u16,
+}
+
+#[derive(Serialize)]
+struct Empty {}
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -109,7 +124,14 @@ fn send(server: &Inner, trail: &Trail, event: Event<'_>) {
     let mut line = Vec::with_capacity(1 << 10);
     // Writing JSON into memory cannot fail.
     let _ = serde_json::to_writer(&mut line, &event);
-    if !trail.sink.send(line) {
+    let taken = match (&trail.sink, &trail.webhook) {
+        (Some(sink), None) => sink.send(line),
+        (None, Some(webhook)) => webhook.send(line),
+        // Both hear of it, whether or not the other one has room.
+        (Some(sink), Some(webhook)) => webhook.send(line.clone()) & sink.send(line),
+        (None, None) => true,
+    };
+    if !taken {
         server.metrics.audit_dropped.inc();
     }
 }
@@ -140,11 +162,12 @@ fn event<'a>(context: &'a Context, stage: Stage, answer: Option<(u16, Option<Byt
     let request = (choice.level >= Level::Request).then(|| context.audit.request.clone()).flatten();
     let content_type = context.headers.get(http::header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let request_object = request.and_then(|bytes| tree(choice, &bytes, content_type));
-    let mut annotations = context.annotations();
+    let own = context.annotations().into_iter().map(|(key, value)| (Cow::Owned(key), Cow::Owned(value)));
+    let mut annotations: BTreeMap<Cow<'_, str>, Cow<'_, str>> = own.collect();
     if !context.reason.is_empty() || answer.is_some() {
         let forbidden = answer.as_ref().is_some_and(|(code, _)| *code == 403);
         annotations.insert("authorization.k8s.io/decision".into(), if forbidden { "forbid" } else { "allow" }.into());
-        annotations.insert("authorization.k8s.io/reason".into(), context.reason.clone());
+        annotations.insert("authorization.k8s.io/reason".into(), context.reason.as_str().into());
     }
     let original = audit.original_user.as_ref();
     Event {
@@ -157,10 +180,11 @@ fn event<'a>(context: &'a Context, stage: Stage, answer: Option<(u16, Option<Byt
         verb: &info.verb,
         user: original.unwrap_or(&context.user),
         impersonated_user: original.map(|_| &context.user),
-        source_ips: audit.peer.iter().map(ToString::to_string).collect(),
+        authentication_metadata: (!audit.constraint.is_empty()).then(|| json!({"impersonationConstraint": audit.constraint})),
+        source_ips: audit.peer.map(|peer| [peer]),
         user_agent: agent,
         object_ref,
-        response_status: answer.as_ref().map(|(code, _)| json!({"metadata": {}, "code": code})),
+        response_status: answer.as_ref().map(|(code, _)| ResponseStatus { metadata: Empty {}, code: *code }),
         request_object,
         response_object: answer.and_then(|(_, body)| body).and_then(|bytes| tree(choice, &bytes, "json")),
         request_received_timestamp: &audit.received,
@@ -197,6 +221,8 @@ pub struct Notes {
     pub peer: Option<std::net::IpAddr>,
     /// Who impersonates.
     pub original_user: Option<UserInfo>,
+    /// The verb of the right by which they do, if it is a constrained one.
+    pub constraint: String,
     /// The request's body, where the level wants it.
     pub request: Option<Bytes>,
 }

@@ -47,9 +47,7 @@ pub async fn run(server: &Inner) -> Result<(), Error> {
     classes.map_err(fail("priority classes"))?;
     roles.map_err(fail("roles"))?;
     if let Some(authorities) = &server.client_authorities {
-        let map = extension_authentication(authorities);
-        let ensured = ensure(server, "", "configmaps", map, |old, wanted| old["data"] = wanted["data"].clone()).await;
-        ensured.map_err(fail("the authentication of extension API servers"))?;
+        publish_authorities(server, authorities).await.map_err(fail("the authentication of extension API servers"))?;
     }
     kubernetes_service(server).await.map_err(fail("the kubernetes Service"))?;
     // From here on the roles count.
@@ -57,6 +55,12 @@ pub async fn run(server: &Inner) -> Result<(), Error> {
         true => Ok(()),
         false => Err(fail("reading back")(Status::internal("the watch cache did not follow"))),
     }
+}
+
+/// Extension API servers follow this object.
+pub async fn publish_authorities(server: &Inner, authorities: &crate::ClientAuthorities) -> Result<(), Status> {
+    let map = extension_authentication(authorities);
+    ensure(server, "", "configmaps", map, |old, wanted| old["data"] = wanted["data"].clone()).await.map(drop)
 }
 
 /// How extension API servers know our clients and us as their front proxy. Source: `controlplane/controller/clusterauthenticationtrust`.

@@ -6,6 +6,7 @@
 //! encodings are made once and shared. A watcher has a bounded queue ([`queue`]); when it is full the watcher is closed and told 410,
 //! it is never skipped.
 
+mod changes;
 pub mod feed;
 mod objects;
 mod queue;
@@ -22,6 +23,7 @@ use tokio::sync::watch;
 
 use crate::object::{Object, scan};
 use crate::selection::Selection;
+pub use changes::Changes;
 use objects::{Cursor, Objects};
 pub use queue::{Next, Queue};
 use watchers::Watchers;

@@ -66,7 +66,23 @@ pub fn delete_options(context: &Context, bytes: &[u8], media: Media) -> Result<V
 
 /// An object that a subresource takes (`Binding`, `Scale`, `TokenRequest`), decoded.
 pub fn other(context: &Context, schema: &'static Type, api_version: &str, kind: &str, bytes: &[u8], media: Media) -> Result<Value, Status> {
+    other_of(context, schema, &[api_version], kind, bytes, media)
+}
+
+/// The same where older versions of the kind, of the same fields, are taken too. The first of `api_versions` is what it is decoded as.
+pub fn other_of(
+    context: &Context,
+    schema: &'static Type,
+    api_versions: &[&str],
+    kind: &str,
+    bytes: &[u8],
+    media: Media,
+) -> Result<Value, Status> {
     let mut parsed = parse_as(bytes, media, kind, Some(schema))?;
+    let api_version = api_versions.first().copied().unwrap_or_default();
+    if parsed.value["apiVersion"].as_str().is_some_and(|given| api_versions.contains(&given)) {
+        parsed.value["apiVersion"] = api_version.into();
+    }
     expect_type(&mut parsed.value, kind, api_version)?;
     let options = context.write_options()?;
     typed(context, Ref::Static(schema), kind, api_version.rsplit('/').next().unwrap_or_default(), parsed, &options)

@@ -1,34 +1,50 @@
 //! API Priority and Fairness: every request belongs to a flow of a priority level, takes seats there, or waits for them.
 //!
-//! [`schema`] finds the flow, [`level`] has seats and queues. The objects are followed in the watch cache and read anew when one of them changes; a
-//! level whose settings stay keeps its queues. Without objects (before bootstrap) nothing is held back.
+//! [`schema`] finds the flow, [`level`] has seats and [`queues`]; [`borrow`] divides the seats anew every 10 s by the [`demand`] of each level;
+//! [`counted`] are the metrics and `dump` the tables for people. The objects are followed in the watch cache and read anew when one of them
+//! changes: a level keeps those who run and wait. Without objects (before bootstrap) nothing is held back. One task, [`run`]: it lends seats
+//! and tells FlowSchemas whether their level exists (`dangling`).
 //!
-//! Source: KEP-1040; `apiserver/pkg/util/flowcontrol`. Seats are not lent between levels.
+//! Source: KEP-1040; `apiserver/pkg/util/flowcontrol`. Unlike there a write takes no further seats for the watchers it wakes: they are served
+//! with bytes that are encoded once.
 
+mod borrow;
+mod counted;
+mod dangling;
+mod demand;
+mod dump;
 mod level;
+mod queues;
 pub mod schema;
 
-use std::collections::HashMap;
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use jiff::Timestamp;
 use meta::Status;
 use serde_json::Value;
 
+use crate::Inner;
 use crate::access::grants::objects;
-use crate::cache::{Cache, Caches};
+use crate::cache::{Cache, Caches, Changes};
 use crate::context::Context;
 use crate::object::meta;
 use crate::registry::catalog;
+use borrow::Limits;
+use counted::{Counted, Families};
+pub use dump::respond;
 pub use level::Place;
-use level::{Entry, Level, Settings};
+use level::{Entry, Level, Settings, Ticket};
 use schema::Schema;
 
 pub const GROUP: &str = "flowcontrol.apiserver.k8s.io";
 const PLURALS: [&str; 2] = ["flowschemas", "prioritylevelconfigurations"];
 /// A quarter of the time that a request has, as upstream.
 const WAIT_MAX: Duration = Duration::from_secs(15);
+/// How often seats are divided anew.
+const ADJUST_PERIOD: Duration = Duration::from_secs(10);
 /// Objects of a list that one seat serves, and the most seats a list takes.
 const OBJECTS_PER_SEAT: usize = 100;
 const SEATS_MAX: usize = 10;
@@ -40,42 +56,61 @@ pub struct Flow {
     seats: usize,
     sources: [Arc<Cache>; 2],
     plan: ArcSwap<Plan>,
+    planning: Mutex<()>,
+    families: Families,
 }
 
 #[derive(Default)]
 struct Plan {
     seen: [u64; 2],
-    schemas: Vec<Schema>,
-    levels: HashMap<String, Arc<Level>>,
+    /// In the order in which they are asked; those without a level are not among them.
+    routes: Vec<Arc<Route>>,
+    levels: BTreeMap<String, Arc<Level>>,
 }
 
-/// The flow that a request was put into: for its response's headers.
+/// Where the requests of one FlowSchema go.
+struct Route {
+    schema: Schema,
+    name: Arc<str>,
+    level: Arc<Level>,
+    flowed: Flowed,
+    exempt: bool,
+    widest: usize,
+    counted: Arc<Counted>,
+}
+
+/// The flow that a request was put into, by uids: for its response's headers.
 #[derive(Clone, Debug, Default)]
 pub struct Flowed {
-    pub schema: String,
-    pub level: String,
+    pub schema: Arc<str>,
+    pub level: Arc<str>,
 }
 
 impl Flow {
-    pub fn new(seats: usize, caches: &Caches) -> Self {
+    pub fn new(seats: usize, caches: &Caches) -> Result<Self, telemetry::prometheus::Error> {
         let cache = |plural| {
             let prefix = catalog::stored(GROUP, plural).map(|kind| kind.storage.prefix.clone()).unwrap_or_default();
             caches.of(prefix.as_bytes())
         };
-        Self { seats, sources: PLURALS.map(cache), plan: ArcSwap::default() }
+        let families = Families::new()?;
+        Ok(Self { seats, sources: PLURALS.map(cache), plan: ArcSwap::default(), planning: Mutex::default(), families })
     }
 
     fn plan(&self, caches: &Caches) -> Arc<Plan> {
-        let newest = self.sources.each_ref().map(|cache| cache.revision());
+        let newest = || self.sources.each_ref().map(|cache| cache.revision());
         let plan = self.plan.load_full();
-        if plan.seen == newest {
+        if plan.seen == newest() {
             return plan;
         }
-        // Two requests may do this at the same time; they come to the same result, but for queues that are still empty.
+        let _one = self.planning.lock().unwrap_or_else(PoisonError::into_inner);
+        let (before, seen) = (self.plan.load_full(), newest());
+        if before.seen == seen {
+            return before;
+        }
         let [schemas, levels] = PLURALS.map(|plural| objects(caches, GROUP, plural));
-        let schemas = schemas.iter().map(Schema::parse).collect();
-        let plan = Arc::new(Plan::new(newest, schemas, &levels, self.seats, &plan));
+        let plan = Arc::new(Plan::new(seen, &schemas, &levels, self, &before));
         self.plan.store(plan.clone());
+        self.divide(&plan);
         plan
     }
 
@@ -85,62 +120,160 @@ impl Flow {
             return Ok(Place::free());
         }
         let plan = self.plan(caches);
-        let asked = context.attributes();
-        let Some(schema) = plan.schemas.iter().find(|schema| schema.matches(&context.user, &asked)) else {
-            return Ok(Place::free());
-        };
-        let Some(level) = plan.levels.get(&schema.level).or_else(|| plan.levels.get("catch-all")) else { return Ok(Place::free()) };
-        let entry = level.enter((&schema.name, schema.flow(&context.user, &asked)), seats(caches, context));
-        let (flowed, names) =
-            (Flowed { schema: schema.uid.clone(), level: level.uid.clone() }, (schema.name.clone(), schema.level.clone()));
-        context.flowed = Some(flowed);
-        let why = match entry {
+        let Some(route) = plan.route(context) else { return Ok(Place::free()) };
+        context.flowed = Some(route.flowed.clone());
+        let ticket = route.ticket(caches, context);
+        route.counted.estimated(ticket.seats);
+        let why = match route.level.enter(ticket) {
             Entry::Now(place) => return Ok(place),
-            Entry::Refused(why) => why,
-            Entry::Wait(ready) => match tokio::time::timeout(WAIT_MAX, ready).await {
-                Ok(Ok(place)) => return Ok(place),
-                _ => "time-out",
+            Entry::Wait(waiting) => match waiting.place(WAIT_MAX).await {
+                Some(place) => return Ok(place),
+                None => "time-out",
             },
+            Entry::Refused(why) => {
+                route.counted.rejected(why);
+                why
+            }
         };
-        tracing::debug!(schema = names.0, level = names.1, why, "a request was rejected");
+        tracing::debug!(schema = &*route.name, level = route.level.name, why, "a request was rejected");
         Err(Status::too_many_requests("too many requests, please try again later", 1))
     }
 
-    /// Name, seats in use, requests waiting, seats there are.
-    pub fn loads(&self, caches: &Caches) -> Vec<(String, usize, usize, usize)> {
-        let plan = self.plan(caches);
-        let load = |(name, level): (&String, &Arc<Level>)| {
-            let (taken, waiting) = level.load();
-            (name.clone(), taken, waiting, level.seats_max)
-        };
-        plan.levels.iter().map(load).collect()
+    /// Divides the seats by what each level could have used since the last time.
+    fn divide(&self, plan: &Plan) {
+        let levels: Vec<&Arc<Level>> = plan.levels.values().collect();
+        let wants: Vec<_> = levels.iter().map(|level| level.want()).collect();
+        let (seats, fair) = borrow::divide(&wants);
+        self.families.set_fair(fair);
+        for ((level, want), seats) in levels.into_iter().zip(&wants).zip(seats) {
+            self.families.set_demand(&level.name, want);
+            self.families.set_limits(&level.name, &want.limits, seats);
+            level.limit(seats);
+        }
+    }
+
+    /// Brings the metrics up to date with objects that no request has made anybody read.
+    pub fn measure(&self, caches: &Caches) {
+        self.plan(caches);
     }
 }
 
 impl Plan {
-    fn new(seen: [u64; 2], mut schemas: Vec<Schema>, levels: &[Value], seats: usize, before: &Plan) -> Self {
-        schemas.sort_by(|a, b| a.order().cmp(&b.order()));
+    fn new(seen: [u64; 2], schemas: &[Value], levels: &[Value], flow: &Flow, before: &Self) -> Self {
         let settings: Vec<(&Value, Settings)> = levels.iter().map(|level| (level, Settings::parse(level))).collect();
         let shares: u64 = settings.iter().map(|(_, settings)| settings.shares).sum::<u64>().max(1);
-        let levels = settings.into_iter().map(|(object, settings)| {
-            let (name, uid) = (meta(object, "name").to_owned(), meta(object, "uid").to_owned());
-            let seats_max = (seats as u64 * settings.shares).div_ceil(shares).max(1) as usize;
-            let same = before.levels.get(&name).filter(|old| old.uid == uid && old.settings == settings && old.seats_max == seats_max);
-            let level = same.cloned().unwrap_or_else(|| Level::new(uid, settings, seats_max));
-            (name, level)
-        });
-        Self { seen, schemas, levels: levels.collect() }
+        let mut made: BTreeMap<String, Arc<Level>> = BTreeMap::new();
+        let mut uids: BTreeMap<&str, Arc<str>> = BTreeMap::new();
+        for (object, settings) in settings {
+            let nominal = (flow.seats as u64 * settings.shares).div_ceil(shares) as usize;
+            let limits = Limits::new(nominal, settings.lendable_percent, settings.borrowing_percent, flow.seats);
+            let name = meta(object, "name");
+            uids.insert(name, meta(object, "uid").into());
+            let level = match before.levels.get(name) {
+                Some(level) => {
+                    level.configure(settings, limits);
+                    level.clone()
+                }
+                None => Level::new(name, settings, limits),
+            };
+            made.insert(name.to_owned(), level);
+        }
+        before.levels.keys().filter(|name| !made.contains_key(*name)).for_each(|name| flow.families.forget(name));
+        let mut schemas: Vec<Schema> = schemas.iter().map(Schema::parse).collect();
+        schemas.sort_by(|a, b| a.order().cmp(&b.order()));
+        let route = |schema: Schema| {
+            let level = made.get(&schema.level)?.clone();
+            let uid = uids.get(schema.level.as_str()).cloned().unwrap_or_default();
+            Some(Arc::new(Route::new(schema, level, uid, &flow.families)))
+        };
+        let routes = schemas.into_iter().filter_map(route).collect();
+        Self { seen, routes, levels: made }
+    }
+
+    /// The flow of a request; those that no schema names go where the last resort leads.
+    fn route(&self, context: &Context) -> Option<&Arc<Route>> {
+        let asked = context.attributes();
+        let found = self.routes.iter().find(|route| route.schema.matches(&context.user, &asked));
+        found.or_else(|| self.routes.iter().find(|route| &*route.name == "catch-all"))
     }
 }
 
-/// How much of the server a request uses: a list by its length, all else one seat.
-fn seats(caches: &Caches, context: &Context) -> usize {
-    let info = &context.info;
-    if info.verb != "list" || !info.name.is_empty() {
+impl Route {
+    fn new(schema: Schema, level: Arc<Level>, level_uid: Arc<str>, families: &Families) -> Self {
+        let settings = level.settings();
+        Self {
+            name: schema.name.as_str().into(),
+            flowed: Flowed { schema: schema.uid.as_str().into(), level: level_uid },
+            exempt: settings.exempt,
+            widest: settings.widest(level.limits().nominal),
+            counted: families.of(&level.name, &schema.name),
+            schema,
+            level,
+        }
+    }
+
+    fn ticket(&self, caches: &Caches, context: &Context) -> Ticket {
+        let (info, user) = (&context.info, &context.user);
+        let (flow, details) = match self.exempt {
+            // Nobody asks who they are.
+            true => Default::default(),
+            false => (self.schema.flow(user, &context.attributes()).to_owned(), dump::details(user, info)),
+        };
+        Ticket {
+            seats: seats(caches, context, self.widest),
+            schema: self.name.clone(),
+            flow,
+            details,
+            arrived: Timestamp::now(),
+            is_watch: info.verb == "watch",
+            counted: self.counted.clone(),
+        }
+    }
+}
+
+/// How much of the server a request uses: what sends a list, by its length; all else one seat.
+fn seats(caches: &Caches, context: &Context, widest: usize) -> usize {
+    let (info, query) = (&context.info, &context.query);
+    let is_list = match info.verb.as_str() {
+        "list" => true,
+        // A watch may begin with all objects.
+        "watch" => query.flag("sendInitialEvents") || matches!(query.get("resourceVersion").unwrap_or_default(), "" | "0"),
+        _ => false,
+    };
+    if !is_list || !info.name.is_empty() {
         return 1;
     }
     let Some(kind) = catalog::stored(&info.group, &info.resource) else { return 1 };
     let count = caches.of(kind.storage.prefix.as_bytes()).len();
-    let limit = context.query.get("limit").and_then(|limit| limit.parse::<usize>().ok()).filter(|limit| *limit > 0);
-    limit.map_or(count, |limit| limit.min(count)).div_ceil(OBJECTS_PER_SEAT).clamp(1, SEATS_MAX)
+    let limit = query.get("limit").and_then(|limit| limit.parse::<usize>().ok()).filter(|limit| *limit > 0);
+    limit.map_or(count, |limit| limit.min(count)).div_ceil(OBJECTS_PER_SEAT).clamp(1, SEATS_MAX.min(widest))
+}
+
+/// Lends seats, and tells FlowSchemas what became of their levels, until the server stops.
+pub async fn run(server: Arc<Inner>) {
+    let mut told = None;
+    loop {
+        let Some(mut changes) = Changes::of(&server.registry.caches, &PLURALS.map(|plural| (GROUP, plural))) else { return };
+        let mut due = tokio::time::Instant::now() + ADJUST_PERIOD;
+        loop {
+            let seen = server.flow.sources.each_ref().map(|cache| cache.revision());
+            if told != Some(seen) && dangling::tell(&server).await {
+                told = Some(seen);
+            }
+            let open = tokio::select! {
+                open = changes.next() => open,
+                () = tokio::time::sleep_until(due) => {
+                    due = tokio::time::Instant::now() + ADJUST_PERIOD;
+                    server.flow.divide(&server.flow.plan(&server.registry.caches));
+                    true
+                }
+            };
+            if server.drain.is_stopping() {
+                return;
+            }
+            if !open {
+                break;
+            }
+        }
+    }
 }

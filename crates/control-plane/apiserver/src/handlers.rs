@@ -3,12 +3,14 @@
 pub mod certificate;
 mod component_status;
 mod connect;
+mod eviction;
 mod pod;
 pub mod read;
 mod reviews;
 mod scale;
 mod token;
 pub mod watch;
+mod websocket;
 pub mod write;
 
 use std::sync::Arc;
@@ -46,6 +48,10 @@ pub async fn resource(server: &Arc<Inner>, context: &Context, request: http::Req
     }
     let verb = info.verb.as_str();
     let placed = !kind.facts.namespaced || !namespace.is_empty();
+    if !placed && !info.name.is_empty() {
+        // There is no such path.
+        return Ok(crate::pipeline::page_not_found());
+    }
     let well_formed = match verb {
         "list" | "watch" => true,
         "create" => placed && info.name.is_empty(),
@@ -59,6 +65,9 @@ pub async fn resource(server: &Arc<Inner>, context: &Context, request: http::Req
         "get" | "list" if kind.facts.plural == "componentstatuses" => component_status::read(server, context, target).await,
         "get" => read::get(server, context, target).await,
         "list" => read::list(server, context, target).await,
+        "watch" if websocket::is_asked(request.headers()) => {
+            websocket::send(request, watch::watch(server, context, target).await?, websocket::Messages::Lines)
+        }
         "watch" => watch::watch(server, context, target).await,
         // A write's state is large; a read should not have to carry it along.
         _ => Box::pin(write(server, context, target, request)).await,
@@ -107,9 +116,12 @@ async fn subresource(
         ("scale", "update") => scale::update(server, context, target, request).await,
         ("scale", "patch") => scale::patch(server, context, target, request).await,
         ("binding", _) => pod::bind(server, context, target, request).await,
-        ("eviction", _) => pod::evict(server, context, target, request).await,
+        ("eviction", _) => eviction::evict(server, context, target, request).await,
         ("token", _) => token::request(server, context, target, request).await,
-        ("log", _) => connect::log(server, context, target, request).await,
+        ("log", _) if websocket::is_asked(request.headers()) => {
+            websocket::send(request, connect::log(server, context, target).await?, websocket::Messages::Bytes)
+        }
+        ("log", _) => connect::log(server, context, target).await,
         ("exec" | "attach" | "portforward", _) => connect::stream(server, context, target, request).await,
         ("proxy", _) => connect::proxy(server, context, target, request).await,
         _ => Err(Status::method_not_supported(&target.kind.group_resource(), verb)),

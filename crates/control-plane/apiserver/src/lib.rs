@@ -29,6 +29,7 @@ mod metrics;
 mod negotiate;
 mod object;
 mod openapi;
+mod outcall;
 mod patching;
 mod pipeline;
 mod registry;
@@ -38,6 +39,7 @@ mod sealed;
 mod selection;
 mod serve;
 mod shard;
+mod type_checking;
 mod views;
 
 use std::path::PathBuf;
@@ -50,7 +52,10 @@ use http::{Request, Response};
 use meta::Status;
 use stdx::Drain;
 
-pub use registry::service::Ranges;
+pub use access::reload::Source;
+pub use access::token_webhook::TokenWebhook;
+pub use audit::webhook::AuditWebhook;
+pub use registry::service::{Network, Ranges};
 pub use reply::Body;
 
 use registry::Registry;
@@ -65,6 +70,12 @@ pub struct Config {
     pub authenticator: Authenticator,
     /// Makes and checks service account tokens.
     pub issuer: Option<Arc<auth::tokens::Issuer>>,
+    /// Upstream's `AuthenticationConfiguration` (YAML): token issuers, and who may come without credentials.
+    pub authentication: Option<Source>,
+    /// A server that knows tokens.
+    pub token_webhook: Option<TokenWebhook>,
+    /// Upstream's `AuthorizationConfiguration` (YAML); absent: Node, then RBAC.
+    pub authorization: Option<Source>,
     /// The TLS of the sockets, which tells users' certificates from front proxies'; absent: the TLS given to [`Server::serve`] knows users only.
     pub tls: Option<Arc<auth::tls::Server>>,
     /// What extension API servers are told of our clients; absent: nothing is published.
@@ -73,6 +84,8 @@ pub struct Config {
     pub audit_file: Option<PathBuf>,
     /// What the trail tells, as YAML of `audit.k8s.io/v1`; absent: Metadata of everything.
     pub audit_policy: Option<String>,
+    /// A receiver of the trail beside the file.
+    pub audit_webhook: Option<AuditWebhook>,
     /// The trail's file is rotated at this size, …
     pub audit_bytes_max: u64,
     /// … and so many old ones are kept.
@@ -112,6 +125,9 @@ impl Default for Config {
         Self {
             authenticator: Authenticator::default(),
             issuer: None,
+            authentication: None,
+            token_webhook: None,
+            authorization: None,
             tls: None,
             client_authorities: None,
             advertise: std::net::Ipv4Addr::LOCALHOST,
@@ -122,6 +138,7 @@ impl Default for Config {
             front_proxy: None,
             audit_file: None,
             audit_policy: None,
+            audit_webhook: None,
             audit_bytes_max: 100 << 20,
             audit_backups: 3,
             encryption: None,
@@ -139,6 +156,9 @@ pub enum Error {
     AuditPolicy(String),
     #[error("audit file {path}")]
     Audit { path: PathBuf, source: std::io::Error },
+    /// Who may come in, who decides, who is told: the configuration cannot be used.
+    #[error("{0}")]
+    Access(String),
     #[error("admission")]
     Admission(#[from] admission::ConfigError),
     #[error("metrics")]
@@ -178,10 +198,10 @@ impl Server {
             Some(text) => audit::policy::Policy::parse(text).map_err(Error::AuditPolicy)?,
             None => audit::policy::Policy::standard(),
         };
-        let audit = match config.audit_file {
+        let sink = match config.audit_file {
             Some(path) => {
                 let sink = audit::sink::Sink::open(&path, config.audit_bytes_max, config.audit_backups);
-                Some(audit::Trail { policy, sink: sink.map_err(|source| Error::Audit { path, source })? })
+                Some(sink.map_err(|source| Error::Audit { path, source })?)
             }
             None => None,
         };
@@ -190,17 +210,25 @@ impl Server {
         let registry = Registry::new(store.clone(), Allocators::new(config.services), &config.admission)?;
         let reader = registry.reader.clone();
         let registry_custom = registry.custom.clone();
-        let flow = flow::Flow::new(config.reads_inflight_max + config.writes_inflight_max, &registry.caches);
+        let flow = flow::Flow::new(config.reads_inflight_max + config.writes_inflight_max, &registry.caches).map_err(Error::Metrics)?;
         let drain = stdx::drain();
         let (caches, stop) = (registry.caches.clone(), drain.clone());
         tokio::spawn(async move { stop.run(cache::feed::run(store, caches)).await });
+        let webhook = config.audit_webhook.map(|settings| audit::webhook::Webhook::start(&settings, registry.reader.clone()));
+        let webhook = webhook.transpose().map_err(|why| Error::Access(format!("audit webhook: {why}")))?;
+        let audit = (sink.is_some() || webhook.is_some()).then_some(audit::Trail { policy, sink, webhook });
+        let (authentication, authorization) = (config.authentication.clone(), config.authorization.clone());
+        let settings = access::Settings {
+            authenticator: config.authenticator,
+            issuer: config.issuer,
+            front_proxies: config.client_authorities.as_ref().map(|authorities| authorities.front_proxies.clone()).unwrap_or_default(),
+            authentication: config.authentication,
+            token_webhook: config.token_webhook,
+            authorization: config.authorization,
+        };
+        let access = access::Access::new(settings, &registry.caches, registry.reader.clone()).map_err(Error::Access)?;
         let inner = Arc::new(Inner {
-            access: access::Access::new(
-                config.authenticator,
-                config.issuer,
-                config.client_authorities.as_ref().map(|authorities| authorities.front_proxies.clone()).unwrap_or_default(),
-                &registry.caches,
-            ),
+            access,
             tls: config.tls,
             client_authorities: config.client_authorities,
             registry,
@@ -220,6 +248,8 @@ impl Server {
         });
         // Once only: the reader was made above.
         let _ = reader.server.set(Arc::downgrade(&inner));
+        let weak = Arc::downgrade(&inner);
+        access::Access::follow(authentication, authorization, move || weak.upgrade(), &inner.drain);
         let (following, stop) = (inner.clone(), inner.drain.clone());
         tokio::spawn(async move { stop.run(custom::run(following)).await });
         Ok(Self(inner))
@@ -237,6 +267,8 @@ impl Server {
         self.0.bootstrapped.store(true, Ordering::Relaxed);
         tokio::spawn(expiry::run(self.0.clone()));
         tokio::spawn(aggregation::run(self.0.clone()));
+        tokio::spawn(flow::run(self.0.clone()));
+        tokio::spawn(type_checking::run(self.0.clone()));
         if let Some(sealed) = self.0.sealed.clone() {
             tokio::spawn(async move {
                 match sealed.renew().await {
@@ -247,6 +279,12 @@ impl Server {
             });
         }
         Ok(())
+    }
+
+    /// Tells extension API servers of other authorities of our clients.
+    pub async fn publish_authorities(&self, authorities: ClientAuthorities) -> Result<(), Error> {
+        let published = bootstrap::publish_authorities(&self.0, &authorities).await;
+        published.map_err(|status| Error::Bootstrap { what: "the authentication of extension API servers".into(), status })
     }
 
     /// Ends watches and makes `/readyz` fail; connections finish what they are doing.

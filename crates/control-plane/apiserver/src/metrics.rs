@@ -2,11 +2,13 @@
 //!
 //! Source: apiserver `pkg/endpoints/metrics`, `pkg/storage/etcd3/metrics`.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
-use telemetry::prometheus::{HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGaugeVec, Opts};
+use arc_swap::ArcSwap;
+use telemetry::prometheus::{Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts};
 
 use crate::Inner;
 use crate::context::Context;
@@ -22,17 +24,28 @@ pub struct Metrics {
     requests: IntCounterVec,
     duration: HistogramVec,
     sizes: HistogramVec,
-    inflight: IntGaugeVec,
+    /// Of requests that read, and of those that write.
+    inflight: [IntGauge; 2],
     long_running: IntGaugeVec,
     watch_events: IntCounterVec,
     watch_sizes: HistogramVec,
     objects: IntGaugeVec,
     objects_by_group: IntGaugeVec,
-    /// Seats taken, requests waiting, seats there are: of each priority level.
-    flow: [IntGaugeVec; 3],
     /// Watches that are open now.
     watches: Arc<AtomicI64>,
+    /// What was found by its labels once: nine of them cost more to look up than a small object to read.
+    series: ArcSwap<HashMap<SeriesKey, Arc<Series>>>,
     pub audit_dropped: IntCounter,
+}
+
+/// What tells series apart: a resource in a version, verb, dry run, subresource, scope, code.
+type SeriesKey = (usize, &'static str, bool, &'static str, &'static str, u16);
+
+/// One request of this kind more.
+struct Series {
+    requests: IntCounter,
+    /// A watch lasts as long as its client likes: that is no latency.
+    latency: Option<(Histogram, Histogram)>,
 }
 
 /// Counts something for as long as it lives.
@@ -95,6 +108,11 @@ impl Metrics {
         build.with_label_values(&["1", "37", crate::health::KUBERNETES_VERSION, "rustc", &crate::health::platform()]).set(1);
         let audit_dropped = IntCounter::new("apiserver_audit_error_total", "Counter of audit events that failed to be audited properly.")?;
         let _ = registry.register(Box::new(audit_dropped.clone()));
+        let inflight = gauge(
+            "apiserver_current_inflight_requests",
+            "Maximal number of currently used inflight request limit of this apiserver per request kind in last second.",
+            &["request_kind"],
+        )?;
         Ok(Self {
             requests: counter(
                 "apiserver_request_total",
@@ -113,11 +131,7 @@ impl Metrics {
                 vec![1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9],
                 &LONG_LABELS,
             )?,
-            inflight: gauge(
-                "apiserver_current_inflight_requests",
-                "Maximal number of currently used inflight request limit of this apiserver per request kind in last second.",
-                &["request_kind"],
-            )?,
+            inflight: ["readOnly", "mutating"].map(|kind| inflight.with_label_values(&[kind])),
             long_running: gauge(
                 "apiserver_longrunning_requests",
                 "Gauge of all active long-running apiserver requests broken out by verb, group, version, resource, scope and component.",
@@ -139,29 +153,13 @@ impl Metrics {
                 "Number of stored objects at the time of last check split by kind.",
                 &["resource"],
             )?,
-            flow: [
-                gauge(
-                    "apiserver_flowcontrol_current_executing_seats",
-                    "Concurrency (number of seats) occupied by the currently executing requests in the API Priority and Fairness subsystem",
-                    &["priority_level"],
-                )?,
-                gauge(
-                    "apiserver_flowcontrol_current_inqueue_requests",
-                    "Number of requests currently pending in queues of the API Priority and Fairness subsystem",
-                    &["priority_level"],
-                )?,
-                gauge(
-                    "apiserver_flowcontrol_nominal_limit_seats",
-                    "Nominal number of execution seats configured for each priority level",
-                    &["priority_level"],
-                )?,
-            ],
             objects_by_group: gauge(
                 "apiserver_resource_objects",
                 "Number of stored objects at the time of last check split by kind.",
                 &["group", "resource"],
             )?,
             watches: Arc::default(),
+            series: ArcSwap::default(),
             audit_dropped,
         })
     }
@@ -173,7 +171,7 @@ impl Metrics {
             return None;
         }
         let writes = matches!(info.verb.as_str(), "create" | "update" | "patch" | "delete" | "deletecollection");
-        let gauge = self.inflight.with_label_values(&[if writes { "mutating" } else { "readOnly" }]);
+        let gauge = self.inflight[usize::from(writes)].clone();
         gauge.inc();
         Some(Counted { gauge, also: None })
     }
@@ -204,23 +202,47 @@ impl Metrics {
             return;
         }
         let Some(kind) = server.kind(&info.group, &info.version, &info.resource) else { return };
-        if !info.subresource.is_empty() && kind.subresource(&info.subresource).is_none() {
-            return;
+        let subresource = match info.subresource.as_str() {
+            "" => "",
+            name => match kind.subresource(name) {
+                Some(found) => found.name,
+                None => return,
+            },
+        };
+        let dry_run = context.query.text("dryRun").is_some_and(|word| word == "All");
+        let key = (std::ptr::from_ref(kind.facts) as usize, verb(context), dry_run, subresource, scope(info), code);
+        let series = match self.series.load().get(&key) {
+            Some(series) => series.clone(),
+            None => self.series_of(key, &kind),
+        };
+        series.requests.inc();
+        if let Some((durations, sizes)) = &series.latency {
+            durations.observe(took.as_secs_f64());
+            if let Some(size) = size {
+                sizes.observe(size as f64);
+            }
         }
-        let verb = verb(context);
-        let dry_run = context.query.text("dryRun").filter(|word| *word == "All").unwrap_or_default();
+    }
+
+    fn series_of(&self, key: SeriesKey, kind: &Kind) -> Arc<Series> {
+        let (_, verb, dry_run, subresource, scope, code) = key;
+        let (group, version, resource) = (kind.facts.group, kind.facts.version, kind.facts.plural);
+        let dry_run = if dry_run { "All" } else { "" };
         let mut digits = [0_u8; 3];
         let code = three_digits(code, &mut digits);
-        let labels = [verb, dry_run, &info.group, &info.version, &info.resource, &info.subresource, scope(info), COMPONENT, code];
-        self.requests.with_label_values(&labels).inc();
-        // A watch lasts as long as its client likes: that is no latency.
-        if verb == "WATCH" || verb == "CONNECT" {
-            return;
-        }
-        self.duration.with_label_values(&labels[..labels.len() - 1]).observe(took.as_secs_f64());
-        if let Some(size) = size {
-            self.sizes.with_label_values(&long_labels(info, verb)).observe(size as f64);
-        }
+        let labels = [verb, dry_run, group, version, resource, subresource, scope, COMPONENT, code];
+        let latency = || {
+            let durations = self.duration.with_label_values(&labels[..labels.len() - 1]);
+            (durations, self.sizes.with_label_values(&[verb, group, version, resource, subresource, scope, COMPONENT]))
+        };
+        let endless = verb == "WATCH" || verb == "CONNECT";
+        let series = Arc::new(Series { requests: self.requests.with_label_values(&labels), latency: (!endless).then(latency) });
+        self.series.rcu(|known| {
+            let mut more = HashMap::clone(known);
+            more.insert(key, series.clone());
+            more
+        });
+        series
     }
 
     /// Everything in the text format; what is only looked at then is counted first.
@@ -231,11 +253,7 @@ impl Metrics {
             self.objects.with_label_values(&[&joined]).set(count as i64);
             self.objects_by_group.with_label_values(&[&group, &resource]).set(count as i64);
         }
-        for (level, taken, waiting, seats) in server.flow.loads(&server.registry.caches) {
-            for (gauge, value) in self.flow.iter().zip([taken, waiting, seats]) {
-                gauge.with_label_values(&[&level]).set(value as i64);
-            }
-        }
+        server.flow.measure(&server.registry.caches);
         telemetry::exposition()
     }
 }

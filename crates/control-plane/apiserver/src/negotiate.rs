@@ -63,6 +63,13 @@ pub struct Offer {
 /// Reads `Accept`: the first acceptable clause in order of quality. 406 where none is.
 pub fn accept(headers: &HeaderMap, query: &Query, offer: Offer) -> Result<Format, Status> {
     let pretty = wants_pretty(headers, query);
+    let mut given = headers.get_all(ACCEPT).iter();
+    // What most programs say needs no list of clauses.
+    if let (Some(only), None) = (given.next(), given.next())
+        && only == JSON
+    {
+        return Ok(Format { pretty, ..Format::JSON });
+    }
     let header: Vec<&str> = headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok()).collect();
     let header = header.join(",");
     if header.trim().is_empty() {

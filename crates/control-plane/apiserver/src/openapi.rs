@@ -13,8 +13,9 @@ use descriptions::Descriptions;
 use http::header::{ACCEPT, ACCEPT_ENCODING, CACHE_CONTROL, CONTENT_ENCODING, ETAG, EXPIRES, IF_NONE_MATCH, LOCATION, VARY};
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
 use meta::Status;
-use schema::openapi::{Form, Kind, Sub, v2, v3};
+use schema::openapi::{Form, Kind, Sub, merge, v2, v3};
 use schema::resources::Served;
+use serde_json::Value;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
@@ -41,8 +42,8 @@ struct State {
     hashes: Option<(u64, Arc<BTreeMap<String, String>>)>,
     /// Those of documents without custom kinds.
     built_in: BTreeMap<String, String>,
-    /// What `kept` shows.
-    generation: u64,
+    /// What `kept` shows: of the custom kinds and of other servers' documents.
+    generation: (u64, u64),
     kept: BTreeMap<Name, Kept>,
 }
 
@@ -73,11 +74,17 @@ impl Name {
         }
     }
 
-    fn render(&self, kinds: &[Kind], texts: &Descriptions) -> Vec<u8> {
+    /// `foreign` are the parts of other servers' version 2 documents.
+    fn render(&self, kinds: &[Kind], texts: &Descriptions, foreign: &[Arc<Value>]) -> Vec<u8> {
         let describe = |definition: &str, field: &str| texts.get(definition, field);
+        let whole = || {
+            let mut document = v2::document(kinds, &describe);
+            foreign.iter().for_each(|part| merge::add(&mut document, Value::clone(part)));
+            document
+        };
         match self {
-            Name::V2 => v2::document(kinds, &describe).to_string().into_bytes(),
-            Name::V2Protobuf => v2::protobuf(&v2::document(kinds, &describe)),
+            Name::V2 => whole().to_string().into_bytes(),
+            Name::V2Protobuf => v2::protobuf(&whole()),
             Name::V3(key) => {
                 let (group, version) = group_version(key);
                 let served = kinds.iter().any(|kind| kind.group == group && kind.version == version);
@@ -119,7 +126,7 @@ async fn version_2(server: &Arc<Inner>, headers: &HeaderMap) -> Result<Response<
         Some(_) => Name::V2Protobuf,
         None => return Err(Status::not_acceptable(&[JSON, v2::PROTOBUF])),
     };
-    let document = server.openapi.get(name.clone()).await?;
+    let document = server.openapi.get(server, name.clone()).await?;
     Ok(send(headers, name.content_type(), &document))
 }
 
@@ -145,7 +152,7 @@ async fn version_3(server: &Arc<Inner>, context: &Context, key: &str) -> Result<
     let etag = etag(&hash);
     let mut response = match known(headers, &etag) {
         true => not_modified(&etag),
-        false => send(headers, JSON, &server.openapi.get(Name::V3(key.to_owned())).await?),
+        false => send(headers, JSON, &server.openapi.get(server, Name::V3(key.to_owned())).await?),
     };
     if asked.is_some() {
         let out = response.headers_mut();
@@ -203,9 +210,10 @@ impl Documents {
         Self { served, custom, state: Mutex::default() }
     }
 
-    async fn get(self: &Arc<Self>, name: Name) -> Result<Document, Status> {
+    async fn get(self: &Arc<Self>, server: &Inner, name: Name) -> Result<Document, Status> {
         let mut state = self.state.lock().await;
-        let (generation, custom) = (self.custom.generation(), self.custom.all());
+        let (foreign_generation, foreign) = server.aggregator.openapi_v2(server);
+        let (generation, custom) = ((self.custom.generation(), foreign_generation), self.custom.all());
         if state.generation != generation {
             state.kept.clear();
             state.generation = generation;
@@ -217,7 +225,7 @@ impl Documents {
         // Milliseconds of CPU: not on the threads that serve others.
         let (wanted, served) = (name.clone(), self.served.clone());
         let rendered = tokio::task::spawn_blocking(move || {
-            let body = wanted.render(&kinds(&served, &custom), &Descriptions::load());
+            let body = wanted.render(&kinds(&served, &custom), &Descriptions::load(), &foreign);
             let document = Document { etag: etag(&v3::hash(&body)), gzip: gzip(&body)? };
             drop(body);
             give_back();
@@ -283,7 +291,7 @@ fn hashes(served: &Served, custom: &[Arc<catalog::Kind>], wanted: impl Fn(&str) 
     let versions = kinds.iter().map(|kind| v3::key(&kind.group, &kind.version));
     let keys: BTreeSet<String> = versions.chain(v3::others(&kinds)).collect();
     let keys = keys.into_iter().filter(|key| wanted(key));
-    keys.map(|key| (key.clone(), v3::hash(&Name::V3(key).render(&kinds, &texts)))).collect()
+    keys.map(|key| (key.clone(), v3::hash(&Name::V3(key).render(&kinds, &texts, &[])))).collect()
 }
 
 fn etag(hash: &str) -> String {

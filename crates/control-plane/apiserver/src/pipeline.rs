@@ -15,7 +15,7 @@ use crate::negotiate::{self, Format, Offer};
 use crate::reply::{self, Body};
 use crate::request::{Query, RequestInfo};
 use crate::serve::Peer;
-use crate::{Inner, aggregation, audit, deadline, discovery, handlers, health, openapi};
+use crate::{Inner, aggregation, audit, deadline, discovery, flow, handlers, health, openapi};
 
 static FLOW_SCHEMA: HeaderName = HeaderName::from_static("x-kubernetes-pf-flowschema-uid");
 static PRIORITY_LEVEL: HeaderName = HeaderName::from_static("x-kubernetes-pf-prioritylevel-uid");
@@ -85,11 +85,14 @@ async fn in_time(server: &Arc<Inner>, context: &mut Context, request: Request<Bo
 }
 
 /// Who may go on, and where to.
-async fn admitted(server: &Arc<Inner>, context: &mut Context, request: Request<Body>) -> Result<Response<Body>, Status> {
-    server.access.impersonate(&server.registry.caches, context)?;
+async fn admitted(server: &Arc<Inner>, context: &mut Context, mut request: Request<Body>) -> Result<Response<Body>, Status> {
+    if context.headers.keys().any(|name| name.as_str().starts_with("impersonate-")) {
+        // Boxed: hardly any request is on behalf of somebody else.
+        Box::pin(server.access.impersonate(&server.registry.caches, context, request.headers_mut())).await?;
+    }
     let _place = server.flow.enter(&server.registry.caches, context).await?;
     let _counted = server.metrics.inflight(context);
-    context.reason = server.access.authorize(&server.registry.caches, context)?;
+    context.reason = server.access.authorize(&server.registry.caches, context).await?;
     let request = audit::keep_body(context, request).await?;
     // What is built in is never somebody else's; the table of others need not be asked for it.
     let request = match aggregation::is_foreign(context) {
@@ -104,6 +107,9 @@ async fn admitted(server: &Arc<Inner>, context: &mut Context, request: Request<B
         return handlers::resource(server, context, request).await;
     }
     if let Some(response) = health::respond(server, context) {
+        return Ok(response);
+    }
+    if let Some(response) = flow::respond(server, context) {
         return Ok(response);
     }
     if let Some(response) = Box::pin(openapi::respond(server, context, request.method())).await {

@@ -1,5 +1,7 @@
 //! Sockets: TLS with optional client certificates, HTTP/1.1 and HTTP/2 and upgrades on one port, orderly stop.
 
+mod idle;
+
 use std::convert::Infallible;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -11,28 +13,48 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use stdx::Drain;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 
 use crate::Server;
+use idle::{Activity, Answer};
 
 /// hyper's own limit of 200 starves clients with more watches than that.
 const HTTP2_STREAMS_MAX: u32 = 1_000;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// For the head of a request. hyper counts the rest of an idle HTTP/1.1 connection to it, so it is what upstream lets those rest.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(90);
+/// For an HTTP/1.1 connection without a request, whether it rests or a head comes slowly, and for the first request of any: as upstream. An
+/// HTTP/2 connection may rest for ever, as long as its pings are answered.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(90);
 const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(30);
 /// Open connections at most; further ones wait in the kernel's queue until one ends.
 const CONNECTIONS_MAX: usize = 32_768;
 /// How long connections may finish after the drain began.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Protocol {
+    Http1,
+    Http2,
+    /// Nothing was agreed on: the first bytes tell.
+    Unknown,
+}
+
+impl Protocol {
+    fn agreed(alpn: Option<&[u8]>) -> Self {
+        match alpn {
+            Some(b"h2") => Protocol::Http2,
+            Some(b"http/1.1") => Protocol::Http1,
+            _ => Protocol::Unknown,
+        }
+    }
+}
+
 /// Who a verified client certificate speaks for; put into the request's extensions.
 #[derive(Clone)]
-pub struct ClientCertificate(pub auth::tls::Peer);
+pub struct ClientCertificate(pub Arc<auth::tls::Peer>);
 
 /// Where a request came from; put into its extensions.
 #[derive(Clone, Copy)]
@@ -72,15 +94,10 @@ impl Server {
     }
 }
 
-async fn connection(
-    server: Server,
-    (stream, peer): (TcpStream, Peer),
-    acceptor: Option<TlsAcceptor>,
-    watcher: hyper_util::server::graceful::Watcher,
-) {
+async fn connection(server: Server, (stream, peer): (TcpStream, Peer), acceptor: Option<TlsAcceptor>, watcher: Watcher) {
     let _ = stream.set_nodelay(true);
     let Some(acceptor) = acceptor else {
-        return http(server, (stream, peer), None, watcher).await;
+        return http(server, (stream, peer), None, Protocol::Unknown, watcher).await;
     };
     match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
         Ok(Ok(stream)) => {
@@ -90,19 +107,24 @@ async fn connection(
                 // TLS of the caller's own, with one authority: it has verified the chain.
                 None => chain.first().and_then(|leaf| auth::authenticate::certificate_user(leaf)).map(Speaker::User),
             });
-            http(server, (stream, peer), speaker, watcher).await;
+            let protocol = Protocol::agreed(stream.get_ref().1.alpn_protocol());
+            http(server, (stream, peer), speaker, protocol, watcher).await;
         }
         Ok(Err(error)) => tracing::debug!(%error, "TLS handshake"),
         Err(_) => tracing::debug!("TLS handshake timed out"),
     }
 }
 
-async fn http<S>(server: Server, (stream, peer): (S, Peer), speaker: Option<Speaker>, watcher: hyper_util::server::graceful::Watcher)
+async fn http<S>(server: Server, (stream, peer): (S, Peer), speaker: Option<Speaker>, protocol: Protocol, watcher: Watcher)
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
 {
+    // Shared by the connection's requests.
+    let speaker = speaker.map(Arc::new);
+    let activity = Activity::new();
+    let counted = activity.clone();
     let service = service_fn(move |request: http::Request<Incoming>| {
-        let (server, speaker) = (server.clone(), speaker.clone());
+        let (server, speaker, running) = (server.clone(), speaker.clone(), counted.begin());
         // In a box, so that a watch that goes on for hours does not keep the room which its beginning needed.
         Box::pin(async move {
             let mut request = request.map(|body| body.map_err(std::io::Error::other).boxed());
@@ -110,11 +132,26 @@ where
             if let Some(speaker) = speaker {
                 request.extensions_mut().insert(ClientCertificate(speaker));
             }
-            Ok::<_, Infallible>(server.handle(request, None).await)
+            Ok::<_, Infallible>(server.handle(request, None).await.map(|body| Answer { body, _running: running }))
         })
     });
-    let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
+    let connection = builder(protocol).serve_connection_with_upgrades(TokioIo::new(stream), service).into_owned();
+    tokio::select! {
+        biased;
+        ended = watcher.watch(connection) => if let Err(error) = ended {
+            tracing::debug!(%error, "connection");
+        },
+        () = activity.rested(IDLE_TIMEOUT, protocol == Protocol::Http2) => tracing::debug!("connection: idle for too long"),
+    }
+}
+
+fn builder(protocol: Protocol) -> auto::Builder<TokioExecutor> {
+    let builder = auto::Builder::new(TokioExecutor::new());
+    let mut builder = match protocol {
+        Protocol::Http1 => builder.http1_only(),
+        Protocol::Http2 => builder.http2_only(),
+        Protocol::Unknown => builder,
+    };
     builder
         .http2()
         .timer(TokioTimer::new())
@@ -122,8 +159,5 @@ where
         .keep_alive_interval(KEEP_ALIVE_EVERY)
         .initial_stream_window_size(1 << 20)
         .initial_connection_window_size(4 << 20);
-    let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
-    if let Err(error) = watcher.watch(connection.into_owned()).await {
-        tracing::debug!(%error, "connection");
-    }
+    builder
 }

@@ -46,19 +46,115 @@ async fn strangers_see_health_and_version_only() {
     assert_eq!(api.server.handle(request, None).await.status().as_u16(), 401);
 }
 
+/// Who asks, with which rights, as whom (headers), for what; the user that it becomes, or the refusal.
+type Impersonation<'a> = (&'a str, &'a [Value], &'a [(&'a str, &'a str)], Result<(&'a str, &'a str), &'a str>);
+
 #[tokio::test]
-async fn impersonation_needs_its_own_right() {
+async fn impersonation_needs_its_own_right_for_everything_that_is_claimed() {
     let api = Api::new().await;
-    let ask = async |user: UserInfo| {
-        let request = Request::builder().uri(MAPS).header("impersonate-user", "joe").header("impersonate-group", "devs");
-        api.send(request.body(body("")).unwrap(), user).await
+    let groups = "/apis/rbac.authorization.k8s.io/v1";
+    let right = |verb: &str, group: &str, resource: &str| json!({"verbs": [verb], "apiGroups": [group], "resources": [resource]});
+    let users = [right("impersonate", "", "users")];
+    let accounts = [right("impersonate", "", "serviceaccounts")];
+    let all = [
+        users[0].clone(),
+        right("impersonate", "", "groups"),
+        right("impersonate", "authentication.k8s.io", "userextras/scopes"),
+        right("impersonate", "authentication.k8s.io", "uids"),
+    ];
+    let authn = "authentication.k8s.io";
+    let create = |mode: &str| right(&format!("impersonate-on:{mode}:create"), authn, "selfsubjectreviews");
+    let constrained =
+        [right("impersonate:user-info", authn, "users"), right("impersonate:user-info", authn, "groups"), create("user-info")];
+    let elsewhere = [constrained[0].clone(), right("impersonate-on:user-info:list", authn, "selfsubjectreviews")];
+    let as_account = [right("impersonate:serviceaccount", authn, "serviceaccounts"), create("serviceaccount")];
+    let as_node = [right("impersonate:arbitrary-node", authn, "nodes"), create("arbitrary-node")];
+    let own_node = [right("impersonate:associated-node", authn, "nodes"), create("associated-node")];
+    let joe = ("impersonate-user", "joe");
+    let node = ("impersonate-user", "system:node:n1");
+    let no = |what: &str| {
+        format!(
+            "selfsubjectreviews.authentication.k8s.io is forbidden: User \"USER\" cannot impersonate-on:{what}:create resource \"selfsubjectreviews\" in API group \"authentication.k8s.io\" at the cluster scope"
+        )
     };
-    assert!(ask(admin()).await.message().contains("User \"joe\" cannot list"));
-    let refused = ask(UserInfo::authenticated("jane", &[])).await;
-    assert_eq!(
-        refused.message(),
-        "users \"joe\" is forbidden: User \"jane\" cannot impersonate resource \"users\" in API group \"\" at the cluster scope"
-    );
+    let (no_user, no_node, no_account) = (no("user-info"), no("arbitrary-node"), no("serviceaccount"));
+    let masters = "groups.authentication.k8s.io \"system:masters\" is forbidden: User \"USER\" cannot impersonate:user-info resource \"groups\" in API group \"authentication.k8s.io\" at the cluster scope: impersonating the system:masters group is not allowed";
+    let cases: &[Impersonation<'_>] = &[
+        ("nobody", &[], &[joe], Err(&no_user)),
+        ("old", &users, &[joe], Ok(("joe", "system:authenticated"))),
+        ("old", &users, &[joe, ("impersonate-group", "devs")], Err(&no_user)),
+        (
+            "old",
+            &users,
+            &[("impersonate-user", "system:anonymous")],
+            Err(
+                "selfsubjectreviews.authentication.k8s.io is forbidden: User \"system:anonymous\" cannot create resource \"selfsubjectreviews\" in API group \"authentication.k8s.io\" at the cluster scope",
+            ),
+        ),
+        ("old", &users, &[("impersonate-user", "system:serviceaccount:a:b")], Err(&no_account)),
+        ("old", &users, &[node], Ok(("system:node:n1", "system:authenticated"))),
+        ("old", &users, &[("impersonate-group", "devs")], Err("requested impersonation without impersonating a user name")),
+        (
+            "accounts",
+            &accounts,
+            &[("impersonate-user", "system:serviceaccount:a:b")],
+            Ok(("system:serviceaccount:a:b", "system:serviceaccounts,system:serviceaccounts:a,system:authenticated")),
+        ),
+        (
+            "all",
+            &all,
+            &[joe, ("impersonate-group", "devs"), ("impersonate-extra-scopes", "x"), ("impersonate-uid", "7")],
+            Ok(("joe", "devs,system:authenticated")),
+        ),
+        ("all", &all, &[joe, ("impersonate-extra-other", "x")], Err(&no_user)),
+        ("all", &all, &[joe, ("impersonate-group", "system:masters")], Ok(("joe", "system:masters,system:authenticated"))),
+        ("new", &constrained, &[joe, ("impersonate-group", "devs")], Ok(("joe", "devs,system:authenticated"))),
+        ("new", &constrained, &[joe, ("impersonate-group", "system:masters")], Err(masters)),
+        ("new", &constrained, &[("impersonate-user", "system:serviceaccount:a:b")], Err(&no_account)),
+        ("new", &constrained, &[node], Err(&no_node)),
+        ("elsewhere", &elsewhere, &[joe], Err(&no_user)),
+        (
+            "as-account",
+            &as_account,
+            &[("impersonate-user", "system:serviceaccount:a:b")],
+            Ok(("system:serviceaccount:a:b", "system:serviceaccounts,system:serviceaccounts:a,system:authenticated")),
+        ),
+        ("as-node", &as_node, &[node], Ok(("system:node:n1", "system:nodes,system:authenticated"))),
+        ("own-node", &own_node, &[node], Err(&no_node)),
+        ("system:serviceaccount:a:agent", &own_node, &[node], Ok(("system:node:n1", "system:nodes,system:authenticated"))),
+        ("system:serviceaccount:a:agent", &own_node, &[("impersonate-user", "system:node:n2")], Err(&no_node)),
+    ];
+    for (at, (name, rights, headers, expected)) in cases.iter().enumerate() {
+        let role = format!("case{at}");
+        api.post(&format!("{groups}/clusterroles"), json!({"metadata": {"name": role}, "rules": rights})).await;
+        let binding = json!({"metadata": {"name": role}, "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": role},
+            "subjects": [{"kind": "User", "apiGroup": "rbac.authorization.k8s.io", "name": name}]});
+        assert_eq!(api.post(&format!("{groups}/clusterrolebindings"), binding).await.code, 201);
+        api.get(&format!("{groups}/clusterrolebindings")).await;
+        let mut user = UserInfo::authenticated(name, &[]);
+        if name.ends_with(":agent") {
+            user.extra.insert("authentication.kubernetes.io/node-name".into(), vec!["n1".into()]);
+        }
+        let mut request = Request::builder().method("POST").uri("/apis/authentication.k8s.io/v1/selfsubjectreviews");
+        request = request.header("content-type", "application/json");
+        for (key, value) in *headers {
+            request = request.header(*key, *value);
+        }
+        let answer = api.send(request.body(body("{}")).unwrap(), user).await;
+        let info = answer.json()["status"]["userInfo"].clone();
+        let groups: Vec<&str> = info["groups"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+        let got = match answer.code {
+            201 => Ok((info["username"].as_str().unwrap().to_owned(), groups.join(","))),
+            _ => Err(answer.message().replace(&format!("{name:?}"), "\"USER\"")),
+        };
+        let expected = expected.map(|(user, groups)| (user.to_owned(), groups.to_owned())).map_err(str::to_owned);
+        assert_eq!(got, expected, "{at}: {name} {headers:?}");
+        assert_eq!(
+            api.delete(&format!("{groups}/clusterrolebindings/{role}", groups = "/apis/rbac.authorization.k8s.io/v1")).await.code,
+            200
+        );
+        api.get("/apis/rbac.authorization.k8s.io/v1/clusterrolebindings").await;
+    }
 }
 
 #[tokio::test]

@@ -22,6 +22,10 @@ async fn wardle() -> Https {
         })),
         "/openapi/v3" => Reply::Json(json!({"paths": {"apis/wardle.example.com/v1alpha1": {"serverRelativeURL": "/openapi/v3/apis/wardle.example.com/v1alpha1?hash=1"}}})),
         "/openapi/v3/apis/wardle.example.com/v1alpha1" => Reply::Json(json!({"openapi": "3.0.0"})),
+        "/openapi/v2" => Reply::Json(json!({
+            "paths": {"/apis/wardle.example.com/v1alpha1/flunders": {"get": {"schema": {"$ref": "#/definitions/Flunder"}}}, "/healthz": {}},
+            "definitions": {"Flunder": {"type": "object"}, "Unused": {}},
+        })),
         path if path.ends_with("/hang") => Reply::Hang,
         path if path.ends_with("/crash") => Reply::Crash,
         path if path.ends_with("/nonsense") => Reply::Text(418, "teapot".into()),
@@ -142,6 +146,18 @@ async fn the_group_is_in_every_form_of_discovery() {
     let index = api.get("/openapi/v3").await.json();
     let place = index["paths"]["apis/wardle.example.com/v1alpha1"]["serverRelativeURL"].as_str().expect("a document").to_owned();
     assert_eq!(api.get(&place).await.json()["openapi"], "3.0.0");
+    let whole = api.get("/openapi/v2").await.json();
+    assert!(whole["paths"]["/apis/wardle.example.com/v1alpha1/flunders"]["get"].is_object());
+    assert!(whole["paths"]["/apis/apps/v1/deployments"]["get"].is_object());
+    assert_eq!((&whole["definitions"]["Flunder"], &whole["definitions"]["Unused"]), (&json!({"type": "object"}), &Value::Null));
+    assert_eq!(api.delete(&format!("{SERVICES}/{NAME}")).await.code, 200);
+    for _ in 0..100 {
+        if api.get("/openapi/v2").await.json()["definitions"]["Flunder"].is_null() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("the document still speaks of a server that is gone");
 }
 
 #[tokio::test]

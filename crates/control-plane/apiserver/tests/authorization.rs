@@ -223,6 +223,93 @@ async fn a_review_says_why() {
 }
 
 #[tokio::test]
+async fn the_reviews_answer_as_the_requests_themselves_would_be() {
+    let api = Api::new().await;
+    let rules = json!([{"verbs": ["get"], "apiGroups": [""], "resources": ["pods/log"], "resourceNames": ["p"]},
+        {"verbs": ["list"], "apiGroups": ["apps"], "resources": ["*"]}]);
+    assert_eq!(api.post(&format!("{RBAC}/namespaces/default/roles"), role("r", rules)).await.code, 201);
+    assert_eq!(api.post(&format!("{RBAC}/namespaces/default/rolebindings"), bind("b", "Role", "r", "jane")).await.code, 201);
+    api.get(&format!("{RBAC}/rolebindings")).await;
+    let authorization = "/apis/authorization.k8s.io/v1";
+    let (subject, own) = (format!("{authorization}/subjectaccessreviews"), format!("{authorization}/selfsubjectaccessreviews"));
+    let (local, listing) =
+        (format!("{authorization}/namespaces/default/localsubjectaccessreviews"), format!("{authorization}/selfsubjectrulesreviews"));
+    let log = |name: &str| json!({"verb": "get", "resource": "pods", "subresource": "log", "name": name, "namespace": "default"});
+    let of = |attributes: Value| json!({"spec": {"user": "jane", "resourceAttributes": attributes}});
+    let selecting = |selector: Value| {
+        let mut attributes = log("p");
+        attributes["fieldSelector"] = selector;
+        of(attributes)
+    };
+    // where, what, the answer or the refusal
+    let cases = [
+        (&subject, of(log("p")), Ok(true)),
+        (&subject, of(log("q")), Ok(false)),
+        (&subject, of(json!({"verb": "list", "group": "apps", "resource": "deployments", "namespace": "default"})), Ok(true)),
+        (&subject, of(json!({"verb": "list", "group": "apps", "resource": "deployments"})), Ok(false)),
+        (&subject, json!({"spec": {"groups": ["system:masters"], "resourceAttributes": log("q")}}), Ok(true)),
+        (
+            &subject,
+            json!({"spec": {"user": "x", "groups": ["system:unauthenticated"], "nonResourceAttributes": {"verb": "get", "path": "/version"}}}),
+            Ok(true),
+        ),
+        (&subject, json!({"spec": {"user": "x", "nonResourceAttributes": {"verb": "get", "path": "/metrics"}}}), Ok(false)),
+        (&subject, selecting(json!({"requirements": [{"key": "a", "operator": "In", "values": ["b"]}]})), Ok(true)),
+        (&own, json!({"spec": {"resourceAttributes": log("p")}}), Ok(true)),
+        (&own, json!({"spec": {"resourceAttributes": log("q")}}), Ok(false)),
+        (&local, of(log("p")), Ok(true)),
+        (
+            &subject,
+            json!({"spec": {"user": "jane"}}),
+            Err(
+                "spec.resourceAttributes: Invalid value: null: exactly one of nonResourceAttributes or resourceAttributes must be specified",
+            ),
+        ),
+        (
+            &subject,
+            json!({"spec": {"resourceAttributes": log("p")}}),
+            Err("spec.user: Invalid value: \"\": at least one of user or group must be specified"),
+        ),
+        (&subject, selecting(json!({})), Err("spec.resourceAttributes.fieldSelector.requirements: Required value")),
+        (
+            &subject,
+            selecting(json!({"rawSelector": "a=b", "requirements": [{"key": "a", "operator": "Exists"}]})),
+            Err("may not specified at the same time as requirements"),
+        ),
+        (
+            &subject,
+            selecting(json!({"requirements": [{"key": "a", "operator": "In"}]})),
+            Err("must be specified when `operator` is 'In' or 'NotIn'"),
+        ),
+        (
+            &local,
+            of(json!({"verb": "get", "resource": "pods", "namespace": "other"})),
+            Err("spec.resourceAttributes.namespace: Invalid value: \"other\": must match metadata.namespace"),
+        ),
+        (
+            &local,
+            json!({"spec": {"user": "x", "nonResourceAttributes": {"verb": "get", "path": "/"}}}),
+            Err("disallowed on this kind of request"),
+        ),
+        (&listing, json!({"spec": {}}), Err("no namespace on request")),
+    ];
+    for (path, review, expected) in cases {
+        // Oneself may be asked about by everybody, others by the administrator.
+        let who = if path.contains("self") { jane() } else { harness::admin() };
+        let answer = ask(&api, who, "POST", path, review.clone()).await;
+        match expected {
+            Ok(allowed) => assert_eq!((answer.code, &answer.json()["status"]["allowed"]), (201, &json!(allowed)), "{path} {review}"),
+            Err(words) => assert!(answer.code >= 400 && answer.message().contains(words), "{path} {review}: {}", answer.message()),
+        }
+    }
+    let listed = ask(&api, jane(), "POST", &listing, json!({"spec": {"namespace": "default"}})).await.json()["status"].clone();
+    assert_eq!(listed["incomplete"], false);
+    let held = listed["resourceRules"].as_array().unwrap();
+    assert!(held.contains(&json!({"verbs": ["get"], "apiGroups": [""], "resources": ["pods/log"], "resourceNames": ["p"]})));
+    assert!(held.contains(&json!({"verbs": ["create"], "apiGroups": ["authorization.k8s.io"], "resources": ["selfsubjectaccessreviews", "selfsubjectrulesreviews"]})));
+}
+
+#[tokio::test]
 async fn what_the_administrator_changed_in_a_default_role_stays() {
     let store = std::sync::Arc::new(store::memory::Memory::new());
     let start = || apiserver::Server::new(apiserver::Config::default(), store.clone()).unwrap();

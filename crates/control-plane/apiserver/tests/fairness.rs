@@ -46,7 +46,7 @@ async fn who_finds_no_seat_is_told_to_come_again_and_others_go_on() {
     let api = Api { server: Server::new(config, store.clone()).unwrap(), store };
     api.server.bootstrap().await.unwrap();
     let level = json!({"metadata": {"name": "narrow"}, "spec": {"type": "Limited",
-        "limited": {"nominalConcurrencyShares": 1, "limitResponse": {"type": "Reject"}}}});
+        "limited": {"nominalConcurrencyShares": 1, "borrowingLimitPercent": 0, "limitResponse": {"type": "Reject"}}}});
     assert_eq!(api.post(&format!("{FLOW}/prioritylevelconfigurations"), level).await.code, 201);
     let rule = json!({"subjects": [{"kind": "User", "user": {"name": "flood"}}],
         "resourceRules": [{"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"], "clusterScope": true, "namespaces": ["*"]}]});
@@ -75,7 +75,71 @@ async fn who_finds_no_seat_is_told_to_come_again_and_others_go_on() {
     assert_eq!((refused.code, refused.headers["retry-after"].to_str().unwrap()), (429, "1"));
     assert_eq!(refused.message(), "too many requests, please try again later");
     assert_eq!(ask("other").await.code, 403, "another flow is served");
+    let dump = async |table: &str| {
+        let answer = api.get(&format!("/debug/api_priority_and_fairness/{table}")).await;
+        String::from_utf8_lossy(&answer.bytes).into_owned()
+    };
+    let cells = |table: &str| -> Vec<Vec<String>> {
+        table.lines().map(|line| line.split(',').map(|cell| cell.trim().to_owned()).collect()).collect()
+    };
+    let levels = cells(&dump("dump_priority_levels").await);
+    assert_eq!(levels[0][..3], ["PriorityLevelName", "ActiveQueues", "IsIdle"]);
+    let narrow = levels.iter().find(|row| row[0] == "narrow").expect("the level");
+    assert_eq!((narrow[2].as_str(), narrow[5].as_str()), ("false", "1"), "{narrow:?}");
+    assert!(narrow[7].parse::<u64>().unwrap() >= 1, "rejected: {narrow:?}");
+    let requests = cells(&dump("dump_requests?includeRequestDetails=1").await);
+    let running = requests.iter().find(|row| row[0] == "narrow").expect("the request that runs");
+    assert_eq!((running[1].as_str(), running[10].as_str(), running[11].as_str()), ("flood", "flood", "create"));
+    assert_eq!(running[12], review);
+    assert!(cells(&dump("dump_queues").await).iter().any(|row| row[0] == "global-default" && row[1] == "127"));
+    // The process's metrics are those of its first server: which one that is depends on the order of the tests.
+    let metrics = String::from_utf8_lossy(&api.get("/metrics").await.bytes).into_owned();
+    assert!(metrics.contains("apiserver_flowcontrol_nominal_limit_seats{priority_level=\"catch-all\"}"));
+    let stranger = Request::builder().uri("/debug/api_priority_and_fairness/dump_queues").body(harness::body("")).unwrap();
+    assert_eq!(api.send(stranger, user("other")).await.code, 403);
     drop(release);
     assert_eq!(slow.await.unwrap(), 422);
     assert_eq!(ask("flood").await.code, 403, "the seat is free again");
+}
+
+/// The condition of a schema, once it has this status.
+async fn dangling(api: &Api, name: &str, status: &str) -> serde_json::Value {
+    let mut last = json!(null);
+    for _ in 0..200 {
+        last = api.get(&format!("{FLOW}/flowschemas/{name}")).await.json()["status"]["conditions"][0].clone();
+        if last["status"] == status {
+            return last;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    panic!("{name} never became {status}: {last}");
+}
+
+#[tokio::test]
+async fn a_flow_schema_says_whether_its_level_exists() {
+    let api = Api::new().await;
+    let found = dangling(&api, "global-default", "False").await;
+    assert_eq!((&found["type"], &found["reason"]), (&json!("Dangling"), &json!("Found")));
+    let rule = json!({"subjects": [{"kind": "User", "user": {"name": "ann"}}],
+        "nonResourceRules": [{"verbs": ["*"], "nonResourceURLs": ["*"]}]});
+    let spec = json!({"matchingPrecedence": 50, "priorityLevelConfiguration": {"name": "later"}, "rules": [rule]});
+    assert_eq!(api.post(&format!("{FLOW}/flowschemas"), json!({"metadata": {"name": "early"}, "spec": spec})).await.code, 201);
+    let missing = dangling(&api, "early", "True").await;
+    let message = "This FlowSchema references the PriorityLevelConfiguration object named \"later\" but there is no such object";
+    assert_eq!((&missing["reason"], &missing["message"]), (&json!("NotFound"), &json!(message)));
+    let asked = async || {
+        let request = Request::builder().uri("/version").body(harness::body("")).unwrap();
+        let answer = api.send(request, UserInfo::authenticated("ann", &[])).await;
+        answer.headers["x-kubernetes-pf-flowschema-uid"].to_str().unwrap().to_owned()
+    };
+    let uid =
+        async |name: &str| api.get(&format!("{FLOW}/flowschemas/{name}")).await.json()["metadata"]["uid"].as_str().unwrap().to_owned();
+    assert_eq!(asked().await, uid("global-default").await, "a schema without a level is passed over");
+    let limited = json!({"nominalConcurrencyShares": 1, "limitResponse": {"type": "Reject"}});
+    let level = json!({"metadata": {"name": "later"}, "spec": {"type": "Limited", "limited": limited}});
+    assert_eq!(api.post(&format!("{FLOW}/prioritylevelconfigurations"), level).await.code, 201);
+    dangling(&api, "early", "False").await;
+    assert_eq!(asked().await, uid("early").await);
+    assert_eq!(api.delete(&format!("{FLOW}/prioritylevelconfigurations/later")).await.code, 200);
+    dangling(&api, "early", "True").await;
 }

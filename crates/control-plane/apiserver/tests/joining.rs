@@ -77,7 +77,8 @@ impl Cluster {
         let (serving, config, stop) = (server.clone(), tls.config().unwrap(), drain.clone());
         tokio::spawn(async move { serving.serve(listener, Some(config), stop).await.unwrap() });
         let signer = auth::csr::Signer::new(&pki.ca, &pki.ca_key).unwrap();
-        let settings = controllers::Config { root_ca: pki.ca.clone(), signer: Some(Arc::new(signer)), ..controllers::Config::default() };
+        let settings =
+            controllers::Config { root_ca: pki.ca.clone().into(), signer: Some(Arc::new(signer)), ..controllers::Config::default() };
         let manager = UserInfo::authenticated("system:kube-controller-manager", &[]);
         let manager = Client::new(Arc::new(InProcess(server.clone(), manager)));
         tokio::spawn(controllers::run(manager, settings, drain.clone()));
@@ -236,4 +237,68 @@ async fn sixty_rotations_drop_no_watch_and_fail_no_request() {
         }
     }
     drop(watch);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kubelet_gets_certificates_for_pods_of_its_own_node_alone() {
+    use k8s_openapi::api::certificates::v1::PodCertificateRequest;
+    use k8s_openapi::api::core::v1::{Pod, ServiceAccount};
+    let cluster = Cluster::start().await;
+    let admin = cluster.admin();
+    let account = json!({"metadata": {"name": "bot", "namespace": "default"}});
+    let account: ServiceAccount = admin.create(&serde_json::from_value::<ServiceAccount>(account).unwrap()).await.unwrap();
+    let (mut nodes, mut pods) = (Vec::new(), Vec::new());
+    for name in ["n1", "n2"] {
+        nodes.push(admin.create(&node(name)).await.unwrap());
+        let pod = json!({"metadata": {"name": format!("on-{name}"), "namespace": "default"},
+            "spec": {"nodeName": name, "serviceAccountName": "bot", "containers": [{"name": "c", "image": "i"}]}});
+        pods.push(admin.create(&serde_json::from_value::<Pod>(pod).unwrap()).await.unwrap());
+    }
+    let (key, stub) = auth::csr::make_stub().unwrap();
+    let request = |at: usize, node: usize| {
+        let uid = |meta: &k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta| meta.uid.clone().unwrap();
+        let mut request = PodCertificateRequest::default();
+        request.metadata.namespace = Some("default".into());
+        request.metadata.generate_name = Some("r-".into());
+        request.spec.signer_name = auth::csr::POD_CLIENT.into();
+        request.spec.pod_name = pods[at].metadata.name.clone().unwrap();
+        request.spec.pod_uid = uid(&pods[at].metadata);
+        request.spec.service_account_name = "bot".into();
+        request.spec.service_account_uid = uid(&account.metadata);
+        request.spec.node_name = format!("n{}", node + 1);
+        request.spec.node_uid = uid(&nodes[node].metadata);
+        request.spec.stub_pkc_s10_request = k8s_openapi::ByteString(stub.clone());
+        request
+    };
+    let n1 = UserInfo::authenticated("system:node:n1", &["system:nodes"]);
+    let kubelet = Client::new(Arc::new(InProcess(cluster.server.clone(), n1)));
+    assert!(refusal(kubelet.create(&request(1, 1)).await).contains("which is not the requesting node \"n1\""));
+    assert!(refusal(kubelet.create(&request(1, 0)).await).contains("node of the pod is \"n2\", not \"n1\""));
+    let mut another = request(0, 0);
+    another.spec.service_account_name = "default".into();
+    assert!(refusal(kubelet.create(&another).await).contains("service account"));
+    let mut torn = request(0, 0);
+    torn.spec.stub_pkc_s10_request.0.truncate(20);
+    assert!(refusal(kubelet.create(&torn).await).contains("spec.stubPKCS10Request: Invalid value: the certificate request cannot be read"));
+    let made: PodCertificateRequest = kubelet.create(&request(0, 0)).await.unwrap();
+    let name = made.metadata.name.unwrap();
+    let mut chain = None;
+    for _ in 0..400 {
+        let now: PodCertificateRequest = kubelet.get(Some("default"), &name).await.unwrap();
+        chain = now.status.and_then(|status| status.certificate_chain);
+        if chain.is_some() {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    let pair = Pair { certificate: chain.expect("the certificate is issued"), key };
+    let bot = cluster.over_tls(Some(&pair), None).list::<Secret>(&ListParams::default()).await;
+    assert!(refusal(bot).contains("User \"system:serviceaccount:default:bot\" cannot list"));
+    // Who is no signer answers nothing.
+    let answer = json!({"status": {"conditions": [{"type": "Denied", "status": "True", "reason": "No", "message": "no",
+        "lastTransitionTime": "2026-01-01T00:00:00Z"}]}});
+    let patch = kubelet.patch::<PodCertificateRequest>(Some("default"), &name, &Patch::Merge(answer.clone()), "status").await;
+    assert!(refusal(patch).contains("cannot patch resource \"podcertificaterequests/status\""));
+    let late = admin.patch::<PodCertificateRequest>(Some("default"), &name, &Patch::Merge(answer), "status").await;
+    assert!(refusal(late).contains("immutable after \"Issued\" was set"));
 }

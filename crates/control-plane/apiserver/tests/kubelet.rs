@@ -144,7 +144,9 @@ async fn listening(api: &Api) -> (SocketAddr, stdx::Drain) {
 async fn ask(address: SocketAddr, line: &str, headers: &[&str]) -> TcpStream {
     let mut stream = TcpStream::connect(address).await.unwrap();
     let (method, path) = line.split_once(' ').unwrap();
-    let mut head = format!("{method} /api/v1/namespaces/default/pods/{path} HTTP/1.1\r\nhost: x\r\n");
+    // `../` leads out of the pods.
+    let path = path.strip_prefix("../").map_or_else(|| format!("pods/{path}"), str::to_owned);
+    let mut head = format!("{method} /api/v1/namespaces/default/{path} HTTP/1.1\r\nhost: x\r\n");
     for header in headers {
         head.push_str(&format!("{header}\r\n"));
     }
@@ -186,6 +188,42 @@ async fn an_upgrade_is_tunnelled_byte_for_byte() {
     let mut forward = ask(address, "POST p/portforward", &SPDY).await;
     read_until(&mut forward, "\r\n\r\n").await;
     assert_eq!(read_until(&mut forward, "\n").await, "/portForward/default/p\n");
+}
+
+/// One unmasked message of a server: its kind and its content.
+async fn message(stream: &mut TcpStream) -> (u8, Vec<u8>) {
+    let (kind, mut length) = (stream.read_u8().await.unwrap() & 0x0f, usize::from(stream.read_u8().await.unwrap()));
+    if length == 126 {
+        length = usize::from(stream.read_u16().await.unwrap());
+    }
+    let mut content = vec![0; length];
+    stream.read_exact(&mut content).await.unwrap();
+    (kind, content)
+}
+
+#[tokio::test]
+async fn logs_and_watches_come_as_messages_where_the_client_asks_so() {
+    let (api, _directory) = cluster().await;
+    let (address, _drain) = listening(&api).await;
+    let mut headers = vec![ADMIN, "sec-websocket-protocol: binary.k8s.io"];
+    headers.extend(WEBSOCKET.iter().filter(|header| !header.contains("protocol")));
+    let mut log = ask(address, "GET p/log?container=c", &headers).await;
+    let head = read_until(&mut log, "\r\n\r\n").await;
+    assert!(head.starts_with("HTTP/1.1 101") && head.contains("sec-websocket-protocol: binary.k8s.io"), "{head}");
+    assert!(head.contains("sec-websocket-accept: ICX+Yqv66kxgM0FcWaLWlFLwTAI="), "{head}");
+    assert_eq!(message(&mut log).await, (2, b"/containerLogs/default/p/c".to_vec()));
+    assert_eq!(message(&mut log).await.0, 8, "the end of the log closes the connection");
+
+    let plain: Vec<&str> = headers.iter().copied().filter(|header| !header.contains("protocol")).collect();
+    let mut watch = ask(address, "GET ../pods?watch=true&fieldSelector=metadata.name%3Dp", &plain).await;
+    if !read_until(&mut watch, "\r\n\r\n").await.starts_with("HTTP/1.1 101") {
+        panic!("a watch takes an upgrade");
+    }
+    let (kind, event) = message(&mut watch).await;
+    let event: serde_json::Value = serde_json::from_slice(&event).unwrap();
+    assert_eq!((kind, &event["type"], &event["object"]["metadata"]["name"]), (1, &json!("ADDED"), &json!("p")));
+    let mut refused = ask(address, "GET none/log", &headers).await;
+    assert!(read_until(&mut refused, "\r\n\r\n").await.starts_with("HTTP/1.1 404"));
 }
 
 #[tokio::test]

@@ -59,6 +59,43 @@ async fn a_stale_update_is_a_conflict_and_an_equal_one_writes_nothing() {
 }
 
 #[tokio::test]
+async fn some_kinds_refuse_an_update_that_does_not_say_over_which_version() {
+    let api = Api::new().await;
+    let leases = "/apis/coordination.k8s.io/v1/namespaces/default/leases";
+    // collection, object, message or none where the update is taken
+    let budget = json!({"metadata": {"name": "x"}, "spec": {"minAvailable": 1}});
+    let cases = [
+        (MAPS, map("x"), None),
+        (leases, json!({"metadata": {"name": "x"}}), Some("leases.coordination.k8s.io")),
+        ("/apis/policy/v1/namespaces/default/poddisruptionbudgets", budget, Some("poddisruptionbudgets.policy")),
+        ("/apis/node.k8s.io/v1/runtimeclasses", json!({"metadata": {"name": "x"}, "handler": "h"}), Some("runtimeclasses.node.k8s.io")),
+    ];
+    for (collection, object, refused) in cases {
+        let path = format!("{collection}/x");
+        assert_eq!(api.post(collection, object.clone()).await.code, 201, "{collection}");
+        for version in ["", "0"] {
+            let mut object = object.clone();
+            object["metadata"]["resourceVersion"] = version.into();
+            let blind = api.put(&path, object).await;
+            let wanted = refused.map_or(String::new(), |kind| {
+                format!("{kind} \"x\" is invalid: metadata.resourceVersion: Invalid value: 0: must be specified for an update")
+            });
+            assert_eq!((blind.code, blind.message()), (if refused.is_some() { 422 } else { 200 }, wanted), "{collection}");
+        }
+        let sighted = api.get(&path).await.json();
+        assert_eq!(api.put(&path, sighted).await.code, 200, "{collection}");
+        assert_eq!(api.merge(&path, json!({"metadata": {"labels": {"a": "b"}}})).await.code, 200, "{collection}: a patch says it");
+    }
+    let created = api.put(&format!("{leases}/y"), json!({"metadata": {"name": "y"}})).await;
+    assert_eq!(created.code, 201, "a lease that is absent is created: {}", created.message());
+    let nameless = api.put(&format!("{MAPS}/x"), json!({"data": {}})).await;
+    assert_eq!(
+        (nameless.code, nameless.message().as_str()),
+        (400, "the name of the object (x based on URL) was undeterminable: name must be provided")
+    );
+}
+
+#[tokio::test]
 async fn every_kind_of_patch_changes_what_it_says() {
     let api = Api::new().await;
     api.post(DEPLOYMENTS, deployment("d")).await;
@@ -184,6 +221,38 @@ async fn status_and_spec_are_written_through_their_own_doors() {
 }
 
 #[tokio::test]
+async fn an_applied_scale_owns_the_replicas() {
+    let api = Api::new().await;
+    let path = format!("{DEPLOYMENTS}/d/scale");
+    let scale =
+        |replicas: i64| format!("{{apiVersion: autoscaling/v1, kind: Scale, metadata: {{name: d}}, spec: {{replicas: {replicas}}}}}");
+    let apply = async |query: &str, replicas: i64| {
+        api.ask("PATCH", &format!("{path}?{query}"), "application/apply-patch+yaml", scale(replicas)).await
+    };
+    assert_eq!(apply("fieldManager=a", 3).await.code, 404);
+    api.post(&format!("{DEPLOYMENTS}?fieldManager=maker"), deployment("d")).await;
+    let conflict = apply("fieldManager=a", 3).await;
+    assert!(
+        conflict.code == 409 && conflict.message().contains("conflict with \"maker\" using apps/v1: .spec.replicas"),
+        "{}",
+        conflict.message()
+    );
+    let forced = apply("fieldManager=a&force=true", 3).await;
+    assert_eq!((forced.code, &forced.json()["kind"], &forced.json()["spec"]["replicas"]), (200, &json!("Scale"), &json!(3)));
+    let fields = api.get(&format!("{DEPLOYMENTS}/d")).await.json()["metadata"]["managedFields"].clone();
+    let owner = fields.as_array().unwrap().iter().find(|entry| entry["manager"] == "a").unwrap();
+    assert_eq!(
+        (&owner["operation"], &owner["apiVersion"], &owner["subresource"], &owner["fieldsV1"]),
+        (&json!("Apply"), &json!("apps/v1"), &json!("scale"), &json!({"f:spec": {"f:replicas": {}}}))
+    );
+    assert_eq!(
+        apply("fieldManager=a", -1).await.message(),
+        "Scale.autoscaling \"d\" is invalid: spec.replicas: Invalid value: -1: must be greater than or equal to 0"
+    );
+    assert_eq!(apply("", 1).await.code, 422);
+}
+
+#[tokio::test]
 async fn a_pod_is_bound_once() {
     let api = Api::new().await;
     api.post("/api/v1/namespaces/default/serviceaccounts", json!({"metadata": {"name": "default"}})).await;
@@ -272,11 +341,35 @@ async fn bad_input_is_named_and_changes_nothing() {
     for (method, path, code) in [
         ("PUT", MAPS, 405),
         ("POST", "/api/v1/configmaps", 405),
+        ("GET", "/api/v1/configmaps/m", 404),
         ("GET", "/api/v1/namespaces/default/nothing", 404),
         ("GET", "/apis/none/v1/x", 404),
     ] {
         assert_eq!(api.ask(method, path, "application/json", "{}").await.code, code, "{method} {path}");
     }
+}
+
+#[tokio::test]
+async fn a_collection_is_deleted_in_chunks() {
+    let api = Api::new().await;
+    for name in ["a", "b", "c"] {
+        api.post(MAPS, map(name)).await;
+    }
+    let names = |answer: &harness::Answer| {
+        let items = answer.json()["items"].as_array().unwrap().clone();
+        items.iter().map(|item| item["metadata"]["name"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    let first = api.delete(&format!("{MAPS}?limit=2")).await;
+    assert_eq!(
+        (first.code, names(&first), &first.json()["metadata"]["remainingItemCount"]),
+        (200, vec!["a".into(), "b".into()], &json!(1))
+    );
+    assert_eq!(names(&api.get(MAPS).await), ["c"]);
+    let token = first.json()["metadata"]["continue"].as_str().unwrap().to_owned();
+    let rest = api.delete(&format!("{MAPS}?limit=2&continue={token}")).await;
+    assert_eq!((rest.code, names(&rest), &rest.json()["metadata"]["continue"]), (200, vec!["c".into()], &Value::Null));
+    assert!(names(&api.get(MAPS).await).is_empty());
+    assert_eq!(api.delete(&format!("{MAPS}?continue=nonsense")).await.code, 400);
 }
 
 #[tokio::test]

@@ -133,3 +133,91 @@ async fn concurrent_creations_never_exceed_a_quota() {
     let quota = api.get("/api/v1/namespaces/default/resourcequotas/q").await.json();
     assert_eq!(quota["status"]["used"]["configmaps"], "5");
 }
+
+/// The status of a policy once its newest generation was looked at.
+async fn checked(api: &Api, name: &str) -> Value {
+    for _ in 0..200 {
+        let policy = api.get(&format!("{GROUP}/validatingadmissionpolicies/{name}")).await.json();
+        if policy["status"]["observedGeneration"] == policy["metadata"]["generation"] {
+            return policy["status"]["typeChecking"].clone();
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    panic!("{name} was never looked at");
+}
+
+#[tokio::test]
+async fn a_policys_status_tells_what_its_expressions_have_against_the_types() {
+    let api = Api::new().await;
+    let schema = json!({"type": "object", "properties": {"spec": {"type": "object", "properties": {"size": {"type": "integer"}, "when": {"type": "string", "format": "date-time"}}}}});
+    let crd = json!({
+        "metadata": {"name": "widgets.example.com"},
+        "spec": {
+            "group": "example.com", "scope": "Namespaced", "names": {"plural": "widgets", "kind": "Widget"},
+            "versions": [{"name": "v1", "served": true, "storage": true, "schema": {"openAPIV3Schema": schema}}],
+        },
+    });
+    make(&api, "/apis/apiextensions.k8s.io/v1/customresourcedefinitions", crd).await;
+    for _ in 0..200 {
+        if api.get("/apis/example.com/v1/widgets").await.code == 200 {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    let (apps, widgets) = (["apps", "deployments"], ["example.com", "widgets"]);
+    // Each with the warnings that are expected: the field and a part of the sentence.
+    let cases: [(&str, [&str; 2], Value, Vec<(&str, &str)>); 6] = [
+        ("fine", apps, json!([{"expression": "object.spec.replicas > 1 && request.namespace != '' && params == null"}]), vec![]),
+        (
+            "wrong-type",
+            apps,
+            json!([{"expression": "object.spec.replicas > '1'"}]),
+            vec![(
+                "spec.validations[0].expression",
+                "apps/v1, Kind=Deployment: ERROR: <input>:1:22: found no matching overload for '_>_' applied to '(int, string)'",
+            )],
+        ),
+        (
+            "no-field",
+            apps,
+            json!([{"expression": "true"}, {"expression": "object.spec.maxRetries < 10", "messageExpression": "string(object.spec.no)"}]),
+            vec![
+                ("spec.validations[1].expression", "undefined field 'maxRetries'"),
+                ("spec.validations[1].messageExpression", "undefined field 'no'"),
+            ],
+        ),
+        (
+            "variable",
+            apps,
+            json!([{"expression": "variables.replicas == 'x'"}]),
+            vec![("spec.validations[0].expression", "found no matching overload for '_==_' applied to '(int, string)'")],
+        ),
+        (
+            "custom",
+            widgets,
+            json!([{"expression": "object.spec.size > 1 && object.spec.when < timestamp('2030-01-01T00:00:00Z') && object.metadata.labels.size() > 0"}]),
+            vec![],
+        ),
+        (
+            "custom-wrong",
+            widgets,
+            json!([{"expression": "object.spec.sise > 1"}]),
+            vec![("spec.validations[0].expression", "example.com/v1, Kind=Widget: ERROR: <input>:1:12: undefined field 'sise'")],
+        ),
+    ];
+    for (name, [group, resource], validations, expected) in cases {
+        let rule = json!({"operations": ["CREATE"], "apiGroups": [group], "apiVersions": ["v1"], "resources": [resource]});
+        let spec = json!({
+            "matchConstraints": {"resourceRules": [rule]}, "validations": validations, "paramKind": {"apiVersion": "v1", "kind": "ConfigMap"},
+            "variables": [{"name": "replicas", "expression": if group == "apps" { "object.spec.replicas" } else { "1" }}],
+        });
+        make(&api, &format!("{GROUP}/validatingadmissionpolicies"), json!({"metadata": {"name": name}, "spec": spec})).await;
+        let said = checked(&api, name).await;
+        let warnings = said["expressionWarnings"].as_array().cloned().unwrap_or_default();
+        assert_eq!(warnings.len(), expected.len(), "{name}: {said}");
+        for (warning, (field, part)) in warnings.iter().zip(expected) {
+            assert_eq!(warning["fieldRef"], field, "{name}");
+            assert!(warning["warning"].as_str().unwrap().contains(part), "{name}: {warning}");
+        }
+    }
+}

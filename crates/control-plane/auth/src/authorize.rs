@@ -1,4 +1,7 @@
-//! Whether they may.
+//! Whether they may: the question, the answer, the refusal. [`configuration`] says who answers.
+
+pub mod conditions;
+pub mod configuration;
 
 use meta::{GroupResource, Status};
 

@@ -5,6 +5,9 @@
 //!
 //! Source: `pkg/apis/certificates/helpers.go`, `pkg/controller/certificates/signer`, RFC 2986, RFC 5280.
 
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use rcgen::{KeyPair, PublicKeyData, SigningKey};
@@ -17,6 +20,8 @@ use crate::pki::Pair;
 pub const CLIENT: &str = "kubernetes.io/kube-apiserver-client";
 pub const KUBELET_CLIENT: &str = "kubernetes.io/kube-apiserver-client-kubelet";
 pub const KUBELET_SERVING: &str = "kubernetes.io/kubelet-serving";
+/// Client certificates of pods, in the name of their service account (KEP-4317).
+pub const POD_CLIENT: &str = "kubernetes.io/kube-apiserver-client-pod";
 pub const LEGACY: &str = "kubernetes.io/legacy-unknown";
 
 /// A certificate begins in the past by so much (upstream: 5 minutes).
@@ -59,8 +64,11 @@ pub struct Request {
 
 impl Request {
     pub fn parse(pem: &[u8]) -> Result<Self, Error> {
-        let der = CertificateSigningRequestDer::from_pem_slice(pem).map_err(|_| Error::Pem)?;
-        let (rest, request) = X509CertificationRequest::from_der(&der).map_err(|_| Error::Form)?;
+        Self::parse_der(&CertificateSigningRequestDer::from_pem_slice(pem).map_err(|_| Error::Pem)?)
+    }
+
+    pub fn parse_der(der: &[u8]) -> Result<Self, Error> {
+        let (rest, request) = X509CertificationRequest::from_der(der).map_err(|_| Error::Form)?;
         if !rest.is_empty() {
             return Err(Error::Form);
         }
@@ -81,6 +89,11 @@ impl Request {
         }
         found.alternative_names = raw_alternative_names(&request);
         Ok(found)
+    }
+
+    /// The same key for somebody whom the signer names itself; what the request says of names is dropped.
+    pub fn for_subject(self, common_name: &str, organizations: &[&str]) -> Self {
+        Self { subject: der::subject(common_name, organizations), public_key: self.public_key, ..Self::default() }
     }
 
     fn name(&mut self, name: &GeneralName<'_>) -> Result<(), Error> {
@@ -173,8 +186,10 @@ fn raw_alternative_names(request: &X509CertificationRequest<'_>) -> Option<Vec<u
     Some(der::extension(&der::oid(&OID_ALTERNATIVE_NAMES), names.critical, names.value))
 }
 
-/// An authority that signs requests.
-pub struct Signer {
+/// An authority that signs requests; another one may take its place.
+pub struct Signer(ArcSwap<Authority>);
+
+struct Authority {
     key: KeyPair,
     subject: Vec<u8>,
     key_id: Vec<u8>,
@@ -188,8 +203,26 @@ impl std::fmt::Debug for Signer {
 }
 
 impl Signer {
-    /// Both PEM; the key is P-256.
+    /// Both PEM (of several certificates the first counts); the key is P-256.
     pub fn new(certificate: &str, key: &str) -> Result<Self, Error> {
+        Ok(Self(ArcSwap::from_pointee(Authority::new(certificate, key)?)))
+    }
+
+    /// Signs with another authority from now on.
+    pub fn replace(&self, certificate: &str, key: &str) -> Result<(), Error> {
+        self.0.store(Arc::new(Authority::new(certificate, key)?));
+        Ok(())
+    }
+
+    /// A leaf certificate (PEM) for the request, valid from now for `seconds` but not longer than the authority itself. `usages` are those of the
+    /// API (`digital signature`, `client auth`).
+    pub fn sign(&self, request: &Request, usages: &[&str], seconds: i64) -> Result<String, Error> {
+        self.0.load().sign(request, usages, seconds)
+    }
+}
+
+impl Authority {
+    fn new(certificate: &str, key: &str) -> Result<Self, Error> {
         let key = KeyPair::from_pem(key).map_err(|_| Error::Authority)?;
         let der = CertificateDer::from_pem_slice(certificate.as_bytes()).map_err(|_| Error::Authority)?;
         let (_, authority) = X509Certificate::from_der(&der).map_err(|_| Error::Authority)?;
@@ -205,9 +238,7 @@ impl Signer {
         })
     }
 
-    /// A leaf certificate (PEM) for the request, valid from now for `seconds` but not longer than the authority itself. `usages` are those of the API
-    /// (`digital signature`, `client auth`).
-    pub fn sign(&self, request: &Request, usages: &[&str], seconds: i64) -> Result<String, Error> {
+    fn sign(&self, request: &Request, usages: &[&str], seconds: i64) -> Result<String, Error> {
         let now = jiff::Timestamp::now().as_second();
         let mut serial = [0_u8; 16];
         // Without randomness no serial is unique; the certificate is not made.
@@ -293,6 +324,16 @@ fn key_usage(usage: &str) -> Option<KeyUsage> {
 
 /// A new key and a request (PEM) for it.
 pub fn make(common_name: &str, organizations: &[&str], hosts: &[String]) -> Result<(Pair, String), Error> {
+    let (key, request) = make_der(der::subject(common_name, organizations), hosts)?;
+    Ok((Pair { certificate: String::new(), key }, pem("CERTIFICATE REQUEST", &request)))
+}
+
+/// A new key (PEM) and a request (DER) that says nothing but its public half, as kubelets make them for pods.
+pub fn make_stub() -> Result<(String, Vec<u8>), Error> {
+    make_der(der::sequence(&[]), &[])
+}
+
+fn make_der(subject: Vec<u8>, hosts: &[String]) -> Result<(String, Vec<u8>), Error> {
     let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).map_err(Error::Make)?;
     let mut names = Vec::new();
     for host in hosts {
@@ -302,9 +343,6 @@ pub fn make(common_name: &str, organizations: &[&str], hosts: &[String]) -> Resu
             Err(_) => names.push(der::tagged(0x82, host.as_bytes())),
         }
     }
-    let part = |oid: u64, text: &&str| der::tagged(0x31, &der::sequence(&[der::oid(&[2, 5, 4, oid]), der::tagged(0x0c, text.as_bytes())]));
-    let mut subject: Vec<Vec<u8>> = organizations.iter().map(|name| part(10, name)).collect();
-    subject.push(part(3, &common_name));
     let attributes = match names.is_empty() {
         true => Vec::new(),
         false => {
@@ -313,12 +351,11 @@ pub fn make(common_name: &str, organizations: &[&str], hosts: &[String]) -> Resu
             der::sequence(&[der::oid(&[1, 2, 840, 113_549, 1, 9, 14]), value])
         }
     };
-    let body =
-        der::sequence(&[der::tagged(0x02, &[0]), der::sequence(&subject), key.subject_public_key_info(), der::tagged(0xa0, &attributes)]);
+    let body = der::sequence(&[der::tagged(0x02, &[0]), subject, key.subject_public_key_info(), der::tagged(0xa0, &attributes)]);
     let signature = key.sign(&body).map_err(Error::Make)?;
     let algorithm = der::sequence(&[der::oid(&[1, 2, 840, 10045, 4, 3, 2])]);
     let request = der::sequence(&[body, algorithm, der::tagged(0x03, &[&[0], signature.as_slice()].concat())]);
-    Ok((Pair { certificate: String::new(), key: key.serialize_pem() }, pem("CERTIFICATE REQUEST", &request)))
+    Ok((key.serialize_pem(), request))
 }
 
 /// When a certificate (PEM) begins and ends, in seconds since the epoch.
@@ -354,6 +391,14 @@ mod der {
         }
         out.extend_from_slice(content);
         out
+    }
+
+    /// Organizations, then the common name, all as UTF-8.
+    pub fn subject(common_name: &str, organizations: &[&str]) -> Vec<u8> {
+        let part = |kind: u64, text: &str| tagged(0x31, &sequence(&[oid(&[2, 5, 4, kind]), tagged(0x0c, text.as_bytes())]));
+        let mut parts: Vec<Vec<u8>> = organizations.iter().map(|name| part(10, name)).collect();
+        parts.push(part(3, common_name));
+        sequence(&parts)
     }
 
     pub fn sequence(parts: &[Vec<u8>]) -> Vec<u8> {

@@ -1,6 +1,6 @@
 //! Who asks (authentication) and whether they may (authorization), and the cluster's own keys and certificates.
 //!
-//! Read in this order: [`UserInfo`], then [`authenticate`] (client certificates, bearer tokens), [`tokens`] (service account JWTs),
+//! Read in this order: [`UserInfo`], then [`authenticate`] (client certificates, bearer tokens), [`tokens`] (service account JWTs), [`jwt`] (tokens of other issuers),
 //! [`authorize`] (the question and the refusal), [`rbac`] and [`node`] (the answers), [`pki`] (the cluster's CA and leaves), [`tls`] (how they are shown, and rotated), [`csr`] (certificates on request), [`encryption`] (of what is stored). No tasks.
 
 pub mod authenticate;
@@ -8,6 +8,7 @@ pub mod authorize;
 pub mod csr;
 pub mod encryption;
 pub mod escalation;
+pub mod jwt;
 pub mod node;
 pub mod pki;
 pub mod rbac;

@@ -5,6 +5,7 @@
 //! and users, and one for the front proxy, whose word about its users is believed. Opening again while the cluster runs is how certificates are
 //! rotated: what was renewed is handed to [`crate::tls`].
 
+pub mod authority;
 mod unverified;
 
 use std::fs;
@@ -15,14 +16,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-    PublicKeyData, SanType,
+    CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SanType,
 };
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
-pub use unverified::unverified_client_config;
+pub use unverified::{any_certificate, unverified_client_config};
 
 const DAY: i64 = 86_400;
 /// Certificates begin in the past by so much: other machines' clocks differ.
@@ -81,8 +81,10 @@ pub struct Names {
 /// The keys of one cluster with one control-plane node.
 #[derive(Clone)]
 pub struct Pki {
-    /// The CA's certificate, PEM.
+    /// Every authority that is trusted, PEM: the issuing one first, then, while it is exchanged, the next and the former one.
     pub ca: String,
+    /// The issuing authority's certificate alone.
+    pub issuing: String,
     /// Signs certificates that are asked for through the API.
     pub ca_key: String,
     /// The front proxy's own CA, and what the API server shows to aggregated API servers as their front proxy.
@@ -119,13 +121,15 @@ impl Pki {
 
     pub fn open_with(dir: &Path, names: &Names, lifetimes: &Lifetimes) -> Result<Self, Error> {
         make_dir(dir)?;
-        let (ca, issuer) = authority(dir, "ca", "kubernetes", lifetimes)?;
-        let (front_proxy_ca, front_issuer) = authority(dir, "front-proxy-ca", "front-proxy-ca", lifetimes)?;
+        authority::recover(dir)?;
+        let (issuing, issuer) = authority::open(dir, "ca", "kubernetes", lifetimes)?;
+        let (front_proxy_ca, front_issuer) = authority::open(dir, "front-proxy-ca", "front-proxy-ca", lifetimes)?;
         let leaf = |leaf: Leaf| leaf.open(dir, &issuer, lifetimes);
         let service_account = key(dir, "sa")?;
         write(&dir.join("sa.pub"), &service_account.public_key_pem())?;
         Ok(Self {
-            ca,
+            ca: authority::bundle(dir, &issuing)?,
+            issuing,
             ca_key: issuer.key().serialize_pem(),
             front_proxy_ca,
             front_proxy_client: client("front-proxy-client", "front-proxy-client", None).open(dir, &front_issuer, lifetimes)?,
@@ -156,7 +160,8 @@ impl NodeKeys {
     pub fn issue(dir: &Path, node_dir: &Path, name: &str, addresses: &[IpAddr]) -> Result<Self, Error> {
         make_dir(node_dir)?;
         let lifetimes = Lifetimes::default();
-        let (ca, issuer) = authority(dir, "ca", "kubernetes", &lifetimes)?;
+        let (issuing, issuer) = authority::open(dir, "ca", "kubernetes", &lifetimes)?;
+        let ca = authority::bundle(dir, &issuing)?;
         write(&node_dir.join("ca.crt"), &ca)?;
         let names = Names {
             api_hosts: Vec::new(),
@@ -194,9 +199,7 @@ impl NodeKeys {
 impl Pki {
     /// Signs and verifies service account tokens with this cluster's keys.
     pub fn token_issuer(&self, issuer: &str) -> Result<crate::tokens::Issuer, crate::tokens::Error> {
-        let mut found = crate::tokens::Issuer::new(&self.service_account_key, issuer)?;
-        self.service_account_trusted.iter().try_for_each(|key| found.trust(key))?;
-        Ok(found)
+        crate::tokens::Issuer::trusting(&self.service_account_key, &self.service_account_trusted, issuer)
     }
 
     /// When the first of the leaves is to be renewed, in seconds since the epoch.
@@ -333,29 +336,6 @@ fn address(bytes: &[u8]) -> Option<IpAddr> {
     v4.or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from)).ok()
 }
 
-fn authority(
-    dir: &Path,
-    name: &'static str,
-    common_name: &str,
-    lifetimes: &Lifetimes,
-) -> Result<(String, Issuer<'static, KeyPair>), Error> {
-    let path = dir.join(format!("{name}.crt"));
-    let key = key(dir, name)?;
-    let make = |source| Error::Make { name, source };
-    if let Some(pem) = read(&path)? {
-        let issuer = Issuer::from_ca_cert_pem(&pem, key).map_err(|_| Error::Damaged { path })?;
-        return Ok((pem, issuer));
-    }
-    let mut params = CertificateParams::new(Vec::new()).map_err(make)?;
-    params.distinguished_name = subject(common_name, None);
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    (params.not_before, params.not_after) = (from_now(-CLOCK_SKEW), from_now(lifetimes.ca));
-    let pem = params.self_signed(&key).map_err(make)?.pem();
-    write(&path, &pem)?;
-    Ok((pem, Issuer::new(params, key)))
-}
-
 fn subject(common_name: &str, organization: Option<&str>) -> DistinguishedName {
     let mut subject = DistinguishedName::new();
     if let Some(organization) = organization {
@@ -379,6 +359,15 @@ fn key(dir: &Path, name: &'static str) -> Result<KeyPair, Error> {
     let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).map_err(|source| Error::Make { name, source })?;
     write(&path, &key.serialize_pem())?;
     Ok(key)
+}
+
+/// Makes another key that signs service account tokens; the former one's tokens are believed as long as its `sa-*.pub` is there.
+pub fn rotate_service_account_key(dir: &Path) -> Result<(), Error> {
+    let former = key(dir, "sa")?;
+    let now = jiff::Timestamp::now().as_millisecond();
+    write(&dir.join(format!("sa-{now}.pub")), &former.public_key_pem())?;
+    let next = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).map_err(|source| Error::Make { name: "sa", source })?;
+    write(&dir.join("sa.key"), &next.serialize_pem())
 }
 
 /// The files `sa-*.pub`, in the order of their names.
@@ -478,6 +467,26 @@ mod tests {
             assert_ne!(a.certificate, c.certificate);
             assert_eq!(a.key, c.key);
         }
+    }
+
+    #[test]
+    fn another_signing_key_leaves_the_tokens_of_the_former_one_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = || Pki::open(dir.path(), &names()).unwrap();
+        let issuer = open().token_issuer("https://a").unwrap();
+        let account = crate::tokens::Reference { name: "bot".into(), uid: "u".into() };
+        let bound = crate::tokens::Bound { namespace: "a".into(), serviceaccount: account, ..Default::default() };
+        let now = jiff::Timestamp::now().as_second();
+        let token = || issuer.issue(bound.clone(), &[], 600, now).unwrap();
+        let old = token();
+        rotate_service_account_key(dir.path()).unwrap();
+        let pki = open();
+        issuer.replace(&pki.service_account_key, &pki.service_account_trusted).unwrap();
+        let new = token();
+        assert!([&old, &new].iter().all(|token| issuer.verify(token, issuer.audiences()).is_ok()));
+        assert!(Pki::open(dir.path(), &names()).unwrap().token_issuer("https://a").unwrap().verify(&old, issuer.audiences()).is_ok());
+        assert_ne!(old.split('.').next(), new.split('.').next(), "the header names the key");
+        assert_eq!(issuer.key_set()["keys"].as_array().unwrap().len(), 2);
     }
 
     #[test]

@@ -3,11 +3,12 @@
 
 use std::sync::Arc;
 
-use arc_swap::ArcSwap;
-use rustls::client::ResolvesClientCert;
+use arc_swap::{ArcSwap, ArcSwapOption};
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{ResolvesClientCert, WebPkiServerVerifier};
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
@@ -149,7 +150,7 @@ impl ClientCertVerifier for Server {
         message: &[u8],
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
-    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
         self.authorities.load().any.verify_tls12_signature(message, certificate, signature)
     }
     fn verify_tls13_signature(
@@ -157,7 +158,7 @@ impl ClientCertVerifier for Server {
         message: &[u8],
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
-    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
         self.authorities.load().any.verify_tls13_signature(message, certificate, signature)
     }
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
@@ -165,31 +166,81 @@ impl ClientCertVerifier for Server {
     }
 }
 
-/// A client's side: the certificate it shows.
+/// A client's side: the certificate it shows, and whom it believes.
 #[derive(Debug)]
-pub struct Client(ArcSwap<CertifiedKey>);
+pub struct Client {
+    certificate: ArcSwap<CertifiedKey>,
+    /// The authorities of servers; none are believed before [`Client::config`] or [`Client::trust`].
+    servers: ArcSwapOption<WebPkiServerVerifier>,
+}
 
 impl Client {
     pub fn new(pair: &Pair) -> Result<Arc<Self>, Error> {
-        Ok(Arc::new(Self(ArcSwap::new(certified(pair)?))))
+        Ok(Arc::new(Self { certificate: ArcSwap::new(certified(pair)?), servers: ArcSwapOption::empty() }))
     }
 
     /// Shows `pair` from now on.
     pub fn rotate(&self, pair: &Pair) -> Result<(), Error> {
-        self.0.store(certified(pair)?);
+        self.certificate.store(certified(pair)?);
+        Ok(())
+    }
+
+    /// Believes servers of these authorities (PEM) from now on; connections that are open stay open.
+    pub fn trust(&self, server_ca: &str) -> Result<(), Error> {
+        let builder = WebPkiServerVerifier::builder_with_provider(Arc::new(roots(server_ca)?), provider());
+        self.servers.store(Some(builder.build().map_err(Error::Verifier)?));
         Ok(())
     }
 
     /// Trusts servers that `server_ca` (PEM) vouches for. No ALPN: HTTP/1.1, as upgrades need it.
     pub fn config(self: &Arc<Self>, server_ca: &str) -> Result<Arc<rustls::ClientConfig>, Error> {
+        self.trust(server_ca)?;
         let builder = rustls::ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions().map_err(Error::Tls)?;
-        Ok(Arc::new(builder.with_root_certificates(roots(server_ca)?).with_client_cert_resolver(self.clone())))
+        let builder = builder.dangerous().with_custom_certificate_verifier(self.clone());
+        Ok(Arc::new(builder.with_client_cert_resolver(self.clone())))
+    }
+
+    fn verifier(&self) -> Result<Arc<WebPkiServerVerifier>, rustls::Error> {
+        self.servers.load_full().ok_or_else(|| rustls::Error::General("no authority of servers is known".into()))
+    }
+}
+
+/// Every question goes to the verifier of the moment.
+impl ServerCertVerifier for Client {
+    fn verify_server_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        self.verifier()?.verify_server_cert(leaf, intermediates, name, ocsp, now)
+    }
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.verifier()?.verify_tls12_signature(message, certificate, signature)
+    }
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.verifier()?.verify_tls13_signature(message, certificate, signature)
+    }
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        provider().signature_verification_algorithms.supported_schemes()
     }
 }
 
 impl ResolvesClientCert for Client {
     fn resolve(&self, _: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
-        Some(self.0.load_full())
+        Some(self.certificate.load_full())
     }
     fn has_certs(&self) -> bool {
         true

@@ -2,6 +2,9 @@
 //!
 //! Source: KEP-1205 (bound service account tokens), KEP-4193 (node binding).
 
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -158,12 +161,31 @@ pub enum Error {
 
 /// Signs with one key and believes it and those before it, so that a key is exchanged while tokens of the old one live.
 pub struct Issuer {
-    signing: EncodingKey,
-    /// The signing key's public half first.
-    keys: Vec<Public>,
+    keys: ArcSwap<Keys>,
     issuer: String,
     /// Audiences of the API server itself.
     audiences: Vec<String>,
+}
+
+struct Keys {
+    signing: EncodingKey,
+    /// The signing key's public half first.
+    public: Vec<Public>,
+}
+
+impl Keys {
+    /// `signing` is a P-256 private key as PKCS#8 PEM, `trusted` are public keys as PEM.
+    fn new<'a>(signing: &str, trusted: impl IntoIterator<Item = &'a String>) -> Result<Self, Error> {
+        let pair = rcgen::KeyPair::from_pem(signing).map_err(|_| Error::Form("not a P-256 key in PKCS#8"))?;
+        let mut public = vec![Public::new(pair.public_key_raw())?];
+        for key in trusted {
+            let key = Public::parse(key)?;
+            if public.iter().all(|known| known.id != key.id) {
+                public.push(key);
+            }
+        }
+        Ok(Self { signing: EncodingKey::from_ec_pem(signing.as_bytes()).map_err(Error::Key)?, public })
+    }
 }
 
 impl std::fmt::Debug for Issuer {
@@ -185,27 +207,31 @@ impl Public {
         let point: [u8; 64] = raw.get(1..65).and_then(|point| point.try_into().ok()).ok_or(Error::Form("no uncompressed point"))?;
         Ok(Self { id: base64_url(&Sha256::digest(raw)), key: DecodingKey::from_ec_der(raw), point })
     }
+
+    fn parse(pem: &str) -> Result<Self, Error> {
+        use rustls::pki_types::pem::PemObject;
+        let der = rustls::pki_types::SubjectPublicKeyInfoDer::from_pem_slice(pem.as_bytes());
+        let der = der.map_err(|_| Error::Form("no public key in PEM"))?;
+        let raw = der.len().checked_sub(65).and_then(|start| der.get(start..)).ok_or(Error::Form("not a P-256 key"))?;
+        Self::new(raw)
+    }
 }
 
 impl Issuer {
     /// `key` is a P-256 private key as PKCS#8 PEM. The API server's audience is the issuer.
     pub fn new(key: &str, issuer: &str) -> Result<Self, Error> {
-        let signing = EncodingKey::from_ec_pem(key.as_bytes()).map_err(Error::Key)?;
-        let pair = rcgen::KeyPair::from_pem(key).map_err(|_| Error::Form("not a P-256 key in PKCS#8"))?;
-        let keys = vec![Public::new(pair.public_key_raw())?];
-        Ok(Self { signing, keys, issuer: issuer.into(), audiences: vec![issuer.into()] })
+        Self::trusting(key, &[], issuer)
     }
 
-    /// Tokens of this key (a P-256 public key as PEM) are believed too.
-    pub fn trust(&mut self, public: &str) -> Result<(), Error> {
-        use rustls::pki_types::pem::PemObject;
-        let der = rustls::pki_types::SubjectPublicKeyInfoDer::from_pem_slice(public.as_bytes())
-            .map_err(|_| Error::Form("no public key in PEM"))?;
-        let raw = der.len().checked_sub(65).and_then(|start| der.get(start..)).ok_or(Error::Form("not a P-256 key"))?;
-        let key = Public::new(raw)?;
-        if self.keys.iter().all(|known| known.id != key.id) {
-            self.keys.push(key);
-        }
+    /// Tokens of the `trusted` keys (P-256 public keys as PEM) are believed too.
+    pub fn trusting(key: &str, trusted: &[String], issuer: &str) -> Result<Self, Error> {
+        let keys = ArcSwap::from_pointee(Keys::new(key, trusted)?);
+        Ok(Self { keys, issuer: issuer.into(), audiences: vec![issuer.into()] })
+    }
+
+    /// Signs with another key from now on.
+    pub fn replace(&self, key: &str, trusted: &[String]) -> Result<(), Error> {
+        self.keys.store(Arc::new(Keys::new(key, trusted)?));
         Ok(())
     }
 
@@ -245,14 +271,15 @@ impl Issuer {
     fn sign(&self, claims: &impl Serialize) -> Result<String, Error> {
         let mut header = Header::new(Algorithm::ES256);
         header.typ = None;
-        header.kid = self.keys.first().map(|key| key.id.clone());
-        jsonwebtoken::encode(&header, claims, &self.signing).map_err(Error::Sign)
+        let keys = self.keys.load();
+        header.kid = keys.public.first().map(|key| key.id.clone());
+        jsonwebtoken::encode(&header, claims, &keys.signing).map_err(Error::Sign)
     }
 
     /// Is this JWT one of ours, by its (unverified) issuer?
     pub fn issued(&self, token: &str) -> bool {
         let claims: Option<Value> = jsonwebtoken::dangerous::insecure_decode_claims(token).ok();
-        claims.is_some_and(|claims| claims["iss"] == self.issuer.as_str())
+        claims.is_some_and(|claims| claims["iss"] == self.issuer.as_str() || claims["iss"] == LEGACY_ISSUER)
     }
 
     /// Signature, times, issuer and audience. Whether the objects still exist is the caller's question.
@@ -260,7 +287,7 @@ impl Issuer {
         let kid = jsonwebtoken::decode_header(token).map_err(Error::Invalid)?.kid;
         let wanted = |key: &&Public| kid.as_ref().is_none_or(|kid| *kid == key.id);
         let mut failed = Error::UnknownKey;
-        for key in self.keys.iter().filter(wanted) {
+        for key in self.keys.load().public.iter().filter(wanted) {
             match self.decode(token, key) {
                 Ok(claims) => return checked(claims, audiences),
                 Err(error) => failed = error,
@@ -296,7 +323,7 @@ impl Issuer {
             let (x, y) = key.point.split_at(32);
             json!({"use": "sig", "kty": "EC", "kid": key.id, "crv": "P-256", "alg": "ES256", "x": base64_url(x), "y": base64_url(y)})
         };
-        json!({"keys": self.keys.iter().map(one).collect::<Vec<_>>()})
+        json!({"keys": self.keys.load().public.iter().map(one).collect::<Vec<_>>()})
     }
 
     /// `/.well-known/openid-configuration`.
@@ -348,9 +375,9 @@ mod tests {
         let pair = rcgen::KeyPair::generate().unwrap();
         let old = Issuer::new(&pair.serialize_pem(), ISSUER).unwrap();
         let token = old.issue(bound(), &[], 600, now()).unwrap();
-        let mut new = issuer();
+        let new = issuer();
         assert!(new.verify(&token, new.audiences()).is_err());
-        new.trust(&pair.public_key_pem()).unwrap();
+        new.replace(&rcgen::KeyPair::generate().unwrap().serialize_pem(), &[pair.public_key_pem()]).unwrap();
         assert!(new.verify(&token, new.audiences()).is_ok());
         assert_eq!(new.key_set()["keys"].as_array().unwrap().len(), 2);
         assert!(old.verify(&new.issue(bound(), &[], 600, now()).unwrap(), old.audiences()).is_err());

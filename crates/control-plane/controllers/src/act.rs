@@ -19,10 +19,28 @@ where
     R: Future<Output = Result<(), E>> + Send + 'static,
     E: Send + 'static,
 {
+    in_windows(items, 1, write).await
+}
+
+/// The same from the beginning with [`IN_FLIGHT`] at a time, for writes that nothing is likely to refuse.
+pub(crate) async fn at_once<T, F, R, E>(items: impl IntoIterator<Item = T>, write: F) -> Result<(), E>
+where
+    F: Fn(T) -> R,
+    R: Future<Output = Result<(), E>> + Send + 'static,
+    E: Send + 'static,
+{
+    in_windows(items, IN_FLIGHT, write).await
+}
+
+async fn in_windows<T, F, R, E>(items: impl IntoIterator<Item = T>, mut window: usize, write: F) -> Result<(), E>
+where
+    F: Fn(T) -> R,
+    R: Future<Output = Result<(), E>> + Send + 'static,
+    E: Send + 'static,
+{
     let mut tasks = JoinSet::new();
     let mut failed = Ok(());
     let mut items = items.into_iter();
-    let mut window = 1;
     loop {
         while failed.is_ok() && tasks.len() < window {
             let Some(item) = items.next() else { break };

@@ -1,10 +1,12 @@
 //! Certificates on request: who is known is approved, what is approved is signed, what is old is removed.
 //!
 //! Three controllers, as upstream, each with what it must see: [`approve`] asks the API whether the requester may have a node's certificate,
-//! [`sign`] holds the key, [`clean`] a clock.
+//! [`sign`] holds the key, [`clean`] a clock. What pods ask for needs nobody's approval: [`pods`] signs it, [`pods_clean`] removes it.
 
 pub(crate) mod approve;
 pub(crate) mod clean;
+pub(crate) mod pods;
+pub(crate) mod pods_clean;
 pub(crate) mod sign;
 
 use client::{Client, Error};

@@ -6,14 +6,15 @@ use std::time::Duration;
 use client::Client;
 use reconcile::{Caches, EventRecorder};
 use stdx::Drain;
+use tokio::sync::watch;
 
 use crate::node_ipam::ClusterRange;
 
 /// The settings of all controllers; the defaults are upstream's.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// PEM of the authority that signed the API server's certificate; published in every namespace. Empty publishes nothing.
-    pub root_ca: String,
+    /// The authorities that vouch for the API server; published in every namespace. Empty publishes nothing.
+    pub root_ca: RootCa,
     /// What nodes get their pods' ranges from, one of each IP family at most; empty gives none.
     pub cluster_ranges: Vec<ClusterRange>,
     /// A node silent for so long is not trusted to be alive.
@@ -30,10 +31,40 @@ pub struct Config {
     pub signing_duration: Duration,
 }
 
+/// Certificates (PEM), which may be exchanged while controllers run.
+#[derive(Clone, Debug)]
+pub struct RootCa(watch::Receiver<String>);
+
+impl RootCa {
+    pub fn new(changing: watch::Receiver<String>) -> Self {
+        Self(changing)
+    }
+    pub fn get(&self) -> String {
+        self.0.borrow().clone()
+    }
+    /// Calls `changed` after every change, until nobody can change it any more.
+    pub(crate) fn on_change(&self, changed: impl Fn() + Send + 'static) {
+        let mut changing = self.0.clone();
+        changing.mark_unchanged();
+        tokio::spawn(async move {
+            while changing.changed().await.is_ok() {
+                changed();
+            }
+        });
+    }
+}
+
+impl<T: Into<String>> From<T> for RootCa {
+    /// One that never changes.
+    fn from(pem: T) -> Self {
+        Self(watch::channel(pem.into()).1)
+    }
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {
-            root_ca: String::new(),
+            root_ca: RootCa::from(""),
             cluster_ranges: Vec::new(),
             signer: None,
             signing_duration: Duration::from_secs(365 * 86_400),
@@ -80,7 +111,8 @@ fn account(controller: &str) -> &str {
         "bootstrap-signer-controller" => "bootstrap-signer",
         "certificatesigningrequest-approving-controller"
         | "certificatesigningrequest-cleaner-controller"
-        | "certificatesigningrequest-signing-controller" => "certificate-controller",
+        | "certificatesigningrequest-signing-controller"
+        | "podcertificaterequest-signing-controller" => "certificate-controller",
         "daemonset-controller" => "daemon-set-controller",
         "endpoints-controller" => "endpoint-controller",
         "endpointslice-mirroring-controller" => "endpointslicemirroring-controller",

@@ -8,15 +8,15 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
-use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet};
-use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::apps::v1::DaemonSet;
+use k8s_openapi::api::core::v1::Node;
 use reconcile::{Cache, ObjectKey, Outcome, Queue, key_of};
 use stdx::Backoff;
 use tokio::time::Instant;
 
 use crate::context::Context;
-use crate::pod_control::{self, PodControl};
-use crate::{history, pods};
+use crate::pod_control;
+use crate::revisioned::Sources;
 
 mod act;
 mod fit;
@@ -27,40 +27,27 @@ pub(crate) const NAME: &str = "daemonset-controller";
 const WORKERS: usize = 4;
 
 pub(crate) struct Controller {
-    client: client::Client,
-    sets: Cache<DaemonSet>,
-    pods: Cache<Pod>,
+    own: Sources<DaemonSet>,
     nodes: Cache<Node>,
-    revisions: Cache<ControllerRevision>,
-    control: PodControl,
     /// Per set (by uid) and node: how long a failed pod stays before its successor may come, and until when. Entries go once they are
     /// twice as old as their wait.
     failures: Mutex<HashMap<(String, String), (Backoff, Instant)>>,
 }
 
 pub(crate) async fn run(context: Context) {
-    let controller = Arc::new(Controller {
-        client: context.client.clone(),
-        sets: context.caches.of(),
-        pods: context.caches.of(),
-        nodes: context.caches.of(),
-        revisions: context.caches.of(),
-        control: PodControl::new(&context, NAME),
-        failures: Mutex::default(),
-    });
-    pods::index(&controller.pods);
-    history::index(&controller.revisions);
+    let own = Sources::new(&context, NAME);
+    let controller = Arc::new(Controller { own, nodes: context.caches.of(), failures: Mutex::default() });
     let queue = Queue::new();
-    let (by_set, by_node, sets) = (queue.clone(), queue.clone(), controller.sets.clone());
-    controller.sets.on_change(move |old, new| new.or(old).into_iter().for_each(|set| by_set.add(key_of(&set.metadata))));
-    pod_control::wake_owners(&controller.pods, &controller.sets, &queue, |set| &set.spec.selector);
+    let (by_set, by_node, sets) = (queue.clone(), queue.clone(), controller.own.sets.clone());
+    controller.own.sets.on_change(move |old, new| new.or(old).into_iter().for_each(|set| by_set.add(key_of(&set.metadata))));
+    pod_control::wake_owners(&controller.own.pods, &controller.own.sets, &queue, |set| &set.spec.selector);
     controller.nodes.on_change(move |old, new| {
         let facts = |node: &Arc<Node>| (node.metadata.labels.clone(), node.spec.as_ref().and_then(|spec| spec.taints.clone()));
         if old.map(facts) != new.map(facts) {
             sets.list().iter().for_each(|set| by_node.add(key_of(&set.metadata)));
         }
     });
-    tokio::join!(controller.sets.synced(), controller.pods.synced(), controller.nodes.synced(), controller.revisions.synced());
+    tokio::join!(controller.own.synced(), controller.nodes.synced());
     reconcile::run(NAME, queue, WORKERS, context.drain, move |key| controller.clone().reconcile(key)).await;
 }
 

@@ -1,9 +1,14 @@
 //! Which resources the server has: for those controllers that work on all of them.
 
+use std::time::Duration;
+
 use client::{ApiResource, Client, Error};
 use http::Method;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{APIGroupList, APIResource, APIResourceList};
 use serde::Deserialize;
+use stdx::Backoff;
+
+use crate::context::Context;
 
 /// A resource and what can be done with it.
 #[derive(Clone, Debug)]
@@ -30,6 +35,22 @@ pub(crate) struct Discovery {
 struct Versions {
     #[serde(default)]
     versions: Vec<String>,
+}
+
+/// Whether the server has this resource, of `v1` or `group/version`; asks until it answers. False where we are to end before.
+pub(crate) async fn is_served(context: &Context, group_version: &str, plural: &str) -> bool {
+    let path = if group_version.contains('/') { format!("/apis/{group_version}") } else { format!("/api/{group_version}") };
+    let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(10));
+    loop {
+        match context.reader.request_json::<APIResourceList>(Method::GET, &path, None).await {
+            Ok(list) => return list.resources.iter().any(|resource| resource.name == plural),
+            Err(error) if error.is_not_found() => return false,
+            Err(error) => tracing::debug!(%group_version, %error, "cannot ask what is served"),
+        }
+        if context.drain.run(tokio::time::sleep(backoff.next_wait())).await.is_none() {
+            return false;
+        }
+    }
 }
 
 /// Asks the server. An error means that not even the groups are known.

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet, StatefulSet};
 use k8s_openapi::api::core::v1::{Pod, ReplicationController};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
-use reconcile::{Cache, Cached, ObjectKey, Outcome, Queue, key_of};
+use reconcile::{Cache, Cached, EventRecorder, ObjectKey, Outcome, Queue, key_of};
 
 use crate::context::Context;
 use crate::kinds::Kinds;
@@ -33,6 +33,7 @@ pub(crate) struct Controller {
     replication_controllers: Cache<ReplicationController>,
     /// Any other owner is asked for its scale.
     kinds: Kinds,
+    recorder: EventRecorder,
 }
 
 pub(crate) async fn run(context: Context) {
@@ -45,6 +46,7 @@ pub(crate) async fn run(context: Context) {
         stateful_sets: context.caches.of(),
         replication_controllers: context.caches.of(),
         kinds: Kinds::new(&context.client),
+        recorder: context.recorder("controllermanager"),
     });
     let queue = Queue::new();
     controller.wake(&queue);

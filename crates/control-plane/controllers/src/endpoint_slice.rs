@@ -28,7 +28,7 @@ pub(crate) struct Controller {
     pods: Cache<Pod>,
     nodes: Cache<Node>,
     slices: Cache<EndpointSlice>,
-    expectations: Expectations<ObjectKey>,
+    expectations: Arc<Expectations<ObjectKey>>,
 }
 
 pub(crate) async fn run(context: Context) {
@@ -38,7 +38,7 @@ pub(crate) async fn run(context: Context) {
         pods: context.caches.of(),
         nodes: context.caches.of(),
         slices: context.caches.of(),
-        expectations: Expectations::default(),
+        expectations: Arc::default(),
     });
     controller.slices.index(BY_SERVICE, |slice| service_of(&slice.metadata).map(|key| key.to_string()).into_iter().collect());
     let queue = Queue::new();

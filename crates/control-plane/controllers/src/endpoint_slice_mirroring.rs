@@ -30,7 +30,7 @@ struct Controller {
     endpoints: Cache<Endpoints>,
     services: Cache<Service>,
     slices: Cache<EndpointSlice>,
-    expectations: Expectations<ObjectKey>,
+    expectations: Arc<Expectations<ObjectKey>>,
 }
 
 pub(crate) async fn run(context: Context) {
@@ -39,7 +39,7 @@ pub(crate) async fn run(context: Context) {
         endpoints: context.caches.of(),
         services: context.caches.of(),
         slices: context.caches.of(),
-        expectations: Expectations::default(),
+        expectations: Arc::default(),
     });
     controller.slices.index(BY_ENDPOINTS, |slice| mirrored(&slice.metadata).map(|key| key.to_string()).into_iter().collect());
     let queue: Queue<ObjectKey> = Queue::new();

@@ -11,6 +11,7 @@
 
 mod act;
 mod context;
+mod devices;
 mod discovery;
 mod finalizer;
 mod hash;
@@ -19,17 +20,19 @@ mod intstr;
 mod kinds;
 mod pod_control;
 mod pods;
+mod revisioned;
 mod selector;
 mod service;
 mod slices;
 
-mod admission_policy_status;
+mod attach_detach;
 mod bootstrap_token;
 mod certificates;
 mod cluster_role_aggregation;
 mod cron_job;
 mod daemon_set;
 mod deployment;
+mod device_taint_eviction;
 mod disruption;
 mod endpoint_slice;
 mod endpoint_slice_mirroring;
@@ -47,6 +50,7 @@ mod persistent_volume_protection;
 mod pod_gc;
 mod replicaset;
 mod resource_claim;
+mod resource_pool_status;
 mod resource_quota;
 mod root_ca;
 mod service_account;
@@ -57,7 +61,9 @@ mod stateful_set;
 mod storage_version_migration;
 mod taint_eviction;
 mod trust_bundle;
+mod volume_attributes_class_protection;
 mod volume_binder;
+mod volume_expander;
 
 use std::pin::Pin;
 
@@ -65,8 +71,8 @@ use client::Client;
 use reconcile::Caches;
 use stdx::Drain;
 
-pub use context::Config;
 use context::Context;
+pub use context::{Config, RootCa};
 pub use node_ipam::ClusterRange;
 use replicaset::replication_controller;
 
@@ -110,6 +116,8 @@ fn all() -> Vec<Controller> {
         controller!(certificates::approve),
         controller!(certificates::sign),
         controller!(certificates::clean),
+        controller!(certificates::pods),
+        controller!(certificates::pods_clean),
         controller!(service_account_token),
         controller!(volume_binder),
         controller!(persistent_volume_protection),
@@ -117,12 +125,16 @@ fn all() -> Vec<Controller> {
         controller!(ephemeral_volume),
         controller!(service_load_balancer),
         controller!(node_ttl),
-        controller!(admission_policy_status),
         controller!(bootstrap_token),
         controller!(resource_claim),
         controller!(service_cidr),
         controller!(storage_version_migration),
         controller!(trust_bundle),
+        controller!(attach_detach),
+        controller!(volume_expander),
+        controller!(volume_attributes_class_protection),
+        controller!(device_taint_eviction),
+        controller!(resource_pool_status),
     ]
 }
 

@@ -11,23 +11,22 @@ use crate::{finalizer, pods};
 
 pub(crate) const NAME: &str = "persistentvolumeclaim-protection-controller";
 const FINALIZER: &str = "kubernetes.io/pvc-protection";
-const BY_CLAIM: &str = "pods-by-claim";
 
 pub(crate) async fn run(context: Context) {
     let (claims, all): (Cache<PersistentVolumeClaim>, Cache<Pod>) = (context.caches.of(), context.caches.of());
-    all.index(BY_CLAIM, |pod| claims_of(pod).map(|key| key.to_string()).collect());
+    pods::index_claims(&all);
     let queue: Queue<ObjectKey> = Queue::new();
     let (by_claim, by_pod) = (queue.clone(), queue.clone());
     claims.on_change(move |_, new| new.into_iter().for_each(|claim| by_claim.add(key_of(&claim.metadata))));
     all.on_change(move |old, new| {
         if let (Some(gone), None) = (old, new) {
-            claims_of(gone).for_each(|key| by_pod.add(key));
+            pods::claims(gone).for_each(|key| by_pod.add(key));
         }
     });
     tokio::join!(claims.synced(), all.synced());
     let client: Client = context.client.clone();
     reconcile::run(NAME, queue, 2, context.drain, move |key| {
-        let (client, claim, users) = (client.clone(), claims.get_key(&key), all.by_index(BY_CLAIM, &key.to_string()));
+        let (client, claim, users) = (client.clone(), claims.get_key(&key), all.by_index(pods::BY_CLAIM, &key.to_string()));
         async move {
             let Some(claim) = claim else { return Outcome::Done };
             match plan(&claim, &users) {
@@ -37,21 +36,6 @@ pub(crate) async fn run(context: Context) {
         }
     })
     .await;
-}
-
-/// The claims that a pod's volumes are, its own ephemeral ones included.
-fn claims_of(pod: &Pod) -> impl Iterator<Item = ObjectKey> {
-    let namespace = pod.metadata.namespace.clone().unwrap_or_default();
-    let name = pod.metadata.name.clone().unwrap_or_default();
-    let volumes = pod.spec.as_ref().and_then(|spec| spec.volumes.clone()).unwrap_or_default();
-    volumes.into_iter().filter_map(move |volume| {
-        let claim = match (volume.persistent_volume_claim, volume.ephemeral) {
-            (Some(source), _) => source.claim_name,
-            (None, Some(_)) => format!("{name}-{}", volume.name),
-            (None, None) => return None,
-        };
-        Some(ObjectKey::new(namespace.clone(), claim))
-    })
 }
 
 /// A pod without a node does not count: the kubelet starts none whose claim is leaving.
@@ -80,7 +64,7 @@ mod tests {
                 .unwrap(),
             )
         };
-        assert_eq!(claims_of(&pod("")).map(|key| key.to_string()).collect::<Vec<_>>(), ["a/p-data", "a/y"]);
+        assert_eq!(pods::claims(&pod("")).map(|key| key.to_string()).collect::<Vec<_>>(), ["a/p-data", "a/y"]);
         assert_eq!(plan(&claim, &[pod("n")]), None);
         assert_eq!(plan(&claim, &[pod("")]), Some(Change::Remove));
         assert_eq!(plan(&claim, &[]), Some(Change::Remove));

@@ -8,9 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use client::{DeleteParams, Error, Patch};
-use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Node, Pod, PodCondition};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::api::core::v1::{Node, Pod};
 use reconcile::{Cache, key_of};
 use serde_json::json;
 use tracing::{debug, info};
@@ -130,27 +128,13 @@ async fn remove(client: client::Client, pod: Arc<Pod>, lost: bool) -> Result<(),
         let mut status = json!({"phase": "Failed"});
         if lost {
             meta["resourceVersion"] = json!(pod.metadata.resource_version);
-            status["conditions"] = json!(with_disruption(&pod));
+            status["conditions"] = json!(pods::with_disruption(&pod, "DeletionByPodGC", "PodGC: node no longer exists"));
         }
         let patch = Patch::Merge(json!({"metadata": meta, "status": status}));
         act::ignore_not_found(client.patch::<Pod>(key.namespace(), &key.name, &patch, "status").await.map(drop))?;
     }
     let params = DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::of_uid(pod.metadata.uid.as_deref().unwrap_or_default()) };
     act::ignore_not_found(client.delete::<Pod>(key.namespace(), &key.name, &params).await.map(drop))
-}
-
-fn with_disruption(pod: &Pod) -> Vec<PodCondition> {
-    let mut conditions = pod.status.as_ref().and_then(|status| status.conditions.clone()).unwrap_or_default();
-    conditions.retain(|condition| condition.type_ != "DisruptionTarget");
-    conditions.push(PodCondition {
-        type_: "DisruptionTarget".into(),
-        status: "True".into(),
-        reason: Some("DeletionByPodGC".into()),
-        message: Some("PodGC: node no longer exists".into()),
-        last_transition_time: Some(Time(Timestamp::now())),
-        ..PodCondition::default()
-    });
-    conditions
 }
 
 #[cfg(test)]

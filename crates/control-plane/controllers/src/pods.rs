@@ -2,8 +2,8 @@
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodCondition, PodStatus};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use reconcile::Cache;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use reconcile::{Cache, ObjectKey};
 
 use crate::selector::{self, Claim, Family};
 
@@ -14,11 +14,32 @@ pub(crate) const ORPHANS: &str = "orphans-by-namespace";
 /// The index of pods by node name.
 pub(crate) const BY_NODE: &str = "node";
 
+/// The index of pods by the claims that their volumes are.
+pub(crate) const BY_CLAIM: &str = "pods-by-claim";
+
 /// Registers the indexes that several controllers read.
 pub(crate) fn index(cache: &Cache<Pod>) {
     cache.index(BY_CONTROLLER, |pod| controller_uid(&pod.metadata));
     cache.index(ORPHANS, |pod| orphan_namespace(&pod.metadata));
     cache.index(BY_NODE, |pod| node_name(pod).map(str::to_owned).into_iter().collect());
+}
+
+/// Registers [`BY_CLAIM`].
+pub(crate) fn index_claims(cache: &Cache<Pod>) {
+    cache.index(BY_CLAIM, |pod| claims(pod).map(|key| key.to_string()).collect());
+}
+
+/// The claims that a pod's volumes are, its own ephemeral ones included.
+pub(crate) fn claims(pod: &Pod) -> impl Iterator<Item = ObjectKey> {
+    let volumes = pod.spec.as_ref().and_then(|spec| spec.volumes.as_deref()).unwrap_or_default();
+    volumes.iter().filter_map(|volume| {
+        let name = match (&volume.persistent_volume_claim, &volume.ephemeral) {
+            (Some(source), _) => source.claim_name.clone(),
+            (None, Some(_)) => format!("{}-{}", pod.metadata.name.as_deref().unwrap_or_default(), volume.name),
+            (None, None) => return None,
+        };
+        Some(ObjectKey::new(pod.metadata.namespace.clone().unwrap_or_default(), name))
+    })
 }
 
 /// The pods of `owner`, those that it would adopt, and those that it would release.
@@ -78,6 +99,21 @@ pub(crate) fn ready_condition(pod: &Pod) -> Option<&PodCondition> {
 
 pub(crate) fn is_ready(pod: &Pod) -> bool {
     ready_condition(pod).is_some_and(|condition| condition.status == "True")
+}
+
+/// The pod's conditions with `DisruptionTarget`: whoever judges its failure sees that it was not its own.
+pub(crate) fn with_disruption(pod: &Pod, reason: &str, message: &str) -> Vec<PodCondition> {
+    let mut conditions = pod.status.as_ref().and_then(|status| status.conditions.clone()).unwrap_or_default();
+    conditions.retain(|condition| condition.type_ != "DisruptionTarget");
+    conditions.push(PodCondition {
+        type_: "DisruptionTarget".into(),
+        status: "True".into(),
+        reason: Some(reason.into()),
+        message: Some(message.into()),
+        last_transition_time: Some(Time(Timestamp::now())),
+        ..PodCondition::default()
+    });
+    conditions
 }
 
 /// When the pod last became ready; `None` where it is not.

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use client::{Error, Object};
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, ResourceQuota, Service};
+use k8s_openapi::api::resource::v1::ResourceClaim;
 use reconcile::{Cache, ObjectKey, Outcome, PartialObject, Queue, Scope, key_of};
 use rules::quota::Resource;
 
@@ -33,6 +34,7 @@ struct Controller {
     pods: Cache<Pod>,
     services: Cache<Service>,
     claims: Cache<PersistentVolumeClaim>,
+    device_claims: Cache<ResourceClaim>,
     /// By the name that quotas count them with (`count/deployments.apps`).
     counted: Mutex<HashMap<String, Cache<PartialObject>>>,
     queue: Queue<ObjectKey>,
@@ -45,6 +47,7 @@ pub(crate) async fn run(context: Context) {
         pods: context.caches.of(),
         services: context.caches.of(),
         claims: context.caches.of(),
+        device_claims: context.caches.of(),
         counted: Mutex::default(),
         queue: queue.clone(),
         context: context.clone(),
@@ -74,6 +77,7 @@ impl Controller {
         });
         self.wake_by_deletions(&self.services);
         self.wake_by_deletions(&self.claims);
+        self.wake_by_deletions(&self.device_claims);
     }
 
     /// Updates of these may give something back as well.
@@ -111,7 +115,7 @@ impl Controller {
 
     /// `false` where something that the quota counts is not served.
     async fn count(self: &Arc<Self>, quota: &ResourceQuota) -> Result<bool, Error> {
-        tokio::join!(self.pods.synced(), self.services.synced(), self.claims.synced());
+        tokio::join!(self.pods.synced(), self.services.synced(), self.claims.synced(), self.device_claims.synced());
         let names: Vec<String> = quota.spec.iter().flat_map(|spec| spec.hard.iter().flatten()).map(|(name, _)| name.clone()).collect();
         let mut numbers = HashMap::new();
         let mut complete = true;
@@ -127,6 +131,7 @@ impl Controller {
             pods: self.pods.by_namespace(namespace),
             services: self.services.by_namespace(namespace),
             claims: self.claims.by_namespace(namespace),
+            device_claims: self.device_claims.by_namespace(namespace),
             numbers,
             now: jiff::Timestamp::now().as_second(),
         };
@@ -179,7 +184,8 @@ impl Controller {
 
 /// Whether only the number of objects counts, so that their metadata is enough.
 fn is_counted_by_number(name: &str) -> bool {
-    let costly = ["pods", "services", "persistentvolumeclaims"].map(|plural| Resource { group: "", plural });
+    let costly = [("", "pods"), ("", "services"), ("", "persistentvolumeclaims"), ("resource.k8s.io", "resourceclaims")];
+    let costly = costly.map(|(group, plural)| Resource { group, plural });
     let plain = ["configmaps", "replicationcontrollers", "resourcequotas", "secrets"].contains(&name);
     (name.starts_with("count/") || plain) && !costly.iter().any(|resource| resource.counts(name))
 }

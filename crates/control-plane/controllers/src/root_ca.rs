@@ -15,7 +15,7 @@ const CONFIG_MAP: &str = "kube-root-ca.crt";
 const DESCRIPTION: &str = "Contains a CA bundle that can be used to verify the kube-apiserver when using internal endpoints such as the internal service IP or kubernetes.default.svc. No other usage is guaranteed across distributions of Kubernetes clusters.";
 
 pub(crate) async fn run(context: Context) {
-    if context.config.root_ca.is_empty() {
+    if context.config.root_ca.get().is_empty() {
         return;
     }
     let namespaces: Cache<Namespace> = context.caches.of();
@@ -30,6 +30,10 @@ pub(crate) async fn run(context: Context) {
     maps.on_change(move |old, new| {
         new.or(old).into_iter().for_each(|map| by_map.add(ObjectKey::new("", map.metadata.namespace.clone().unwrap_or_default())));
     });
+    let (everywhere, again) = (namespaces.clone(), queue.clone());
+    context.config.root_ca.on_change(move || {
+        everywhere.list().iter().for_each(|namespace| again.add(ObjectKey::new("", namespace.metadata.name.clone().unwrap_or_default())));
+    });
     tokio::join!(namespaces.synced(), maps.synced());
     let shared = Arc::new((context.client.clone(), namespaces, maps, context.config.clone()));
     reconcile::run(NAME, queue, 8, context.drain, move |key| {
@@ -37,7 +41,7 @@ pub(crate) async fn run(context: Context) {
         async move {
             let (client, namespaces, maps, config) = &*shared;
             let current = maps.get(&key.name, CONFIG_MAP);
-            match plan(namespaces.get_key(&key).as_deref(), current.as_deref(), &config.root_ca) {
+            match plan(namespaces.get_key(&key).as_deref(), current.as_deref(), &config.root_ca.get()) {
                 Some(write) => act(client, write).await.into(),
                 None => Outcome::Done,
             }

@@ -10,9 +10,10 @@ use reconcile::{Cache, ObjectKey, Queue, key_of};
 
 use crate::pods;
 
-/// Changes of pods are gathered for so long before a Service's endpoints are written: a thousand pods that start within a second
-/// are tens of writes, not a thousand.
-const GATHER: Duration = Duration::from_millis(10);
+/// A look at this many pods is put off by a millisecond, and any by one: a thousand pods that start within a second are tens of writes,
+/// not a thousand.
+const PODS_PER_MILLISECOND: usize = 250;
+const GATHER_MAX: Duration = Duration::from_millis(20);
 
 /// A port that clients of the Service reach on each endpoint.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -112,7 +113,7 @@ pub(crate) fn target(pod: &Pod) -> ObjectReference {
 pub(crate) fn wake(services: &Cache<Service>, pods: &Cache<Pod>, queue: &Queue<ObjectKey>) {
     let by_service = queue.clone();
     services.on_change(move |old, new| new.or(old).into_iter().for_each(|service| by_service.add(key_of(&service.metadata))));
-    let (by_pod, services) = (queue.clone(), services.clone());
+    let (by_pod, services, cache) = (queue.clone(), services.clone(), pods.clone());
     pods.on_change(move |old, new| {
         if let (Some(old), Some(new)) = (old, new)
             && !matters(old, new)
@@ -122,8 +123,14 @@ pub(crate) fn wake(services: &Cache<Service>, pods: &Cache<Pod>, queue: &Queue<O
         let namespace = new.or(old).and_then(|pod| pod.metadata.namespace.clone()).unwrap_or_default();
         let concerned = |service: &&Arc<Service>| [old, new].into_iter().flatten().any(|pod| selects(service, pod));
         let all = services.by_namespace(&namespace);
-        all.iter().filter(concerned).for_each(|service| by_pod.add_after(key_of(&service.metadata), GATHER));
+        let gather = gather(cache.len());
+        all.iter().filter(concerned).for_each(|service| by_pod.add_after(key_of(&service.metadata), gather));
     });
+}
+
+/// Every look at a Service goes through the pods of its namespace; `pods` are all there are.
+fn gather(pods: usize) -> Duration {
+    Duration::from_millis(1 + (pods / PODS_PER_MILLISECOND) as u64).min(GATHER_MAX)
 }
 
 /// Whether a change of a pod can change an endpoint.

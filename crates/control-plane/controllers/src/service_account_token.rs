@@ -45,6 +45,8 @@ pub(crate) async fn run(context: Context) {
         let named = all.iter().filter(|secret| annotation(secret, ACCOUNT) == account.metadata.name.as_deref());
         named.for_each(|secret| by_account.add(key_of(&secret.metadata)));
     });
+    let (all, by_authority) = (controller.secrets.clone(), queue.clone());
+    context.config.root_ca.on_change(move || all.list().iter().for_each(|secret| by_authority.add(key_of(&secret.metadata))));
     tokio::join!(controller.secrets.synced(), controller.accounts.synced());
     reconcile::run(NAME, queue, 5, context.drain, move |key| controller.clone().reconcile(key)).await;
 }
@@ -73,7 +75,7 @@ fn plan(secret: &Secret, account: Option<&ServiceAccount>, config: &Config) -> P
     }
     let data = |name: &str| secret.data.as_ref().and_then(|data| data.get(name)).map(|bytes| bytes.0.as_slice()).unwrap_or_default();
     let namespace = secret.metadata.namespace.as_deref().unwrap_or_default();
-    let right = uid.is_some() && data("namespace") == namespace.as_bytes() && data("ca.crt") == config.root_ca.as_bytes();
+    let right = uid.is_some() && data("namespace") == namespace.as_bytes() && data("ca.crt") == config.root_ca.get().as_bytes();
     match data("token").is_empty() {
         true => Plan::Fill(true),
         false if right => Plan::Nothing,
@@ -118,7 +120,7 @@ impl Controller {
         let mut next = secret.clone();
         let data = next.data.get_or_insert_default();
         data.insert("namespace".into(), ByteString(key.namespace.clone().into_bytes()));
-        data.insert("ca.crt".into(), ByteString(self.config.root_ca.clone().into_bytes()));
+        data.insert("ca.crt".into(), ByteString(self.config.root_ca.get().into_bytes()));
         if with_token {
             let token = self.token(&key, account, secret.metadata.uid.clone()).await?;
             data.insert("token".into(), ByteString(token.into_bytes()));

@@ -5,10 +5,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use client::{Client, DeleteParams, Error};
+use client::{ApiResource, Client, DeleteParams, Error};
+use http::Method;
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointPort, EndpointSlice};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
-use reconcile::{Expectations, ObjectKey, key_of};
+use reconcile::{Expectations, ObjectKey, PartialObject, key_of};
 
 use crate::act;
 use crate::service::Port;
@@ -156,24 +157,48 @@ fn stale_meta(template: &Template, slice: &EndpointSlice) -> bool {
 }
 
 /// New slices before old ones go: in between an endpoint may be in two, but never in none.
-pub(crate) async fn write(client: &Client, expectations: &Expectations<ObjectKey>, owner: &ObjectKey, plan: Plan) -> Result<(), Error> {
-    for slice in &plan.create {
-        match client.create(slice).await {
-            Ok(created) => expectations.wrote(owner, created.metadata.resource_version.as_deref()),
-            Err(error) if error.is_namespace_terminating() || error.is_not_found() => return Ok(()),
-            Err(error) => return Err(error),
+pub(crate) async fn write(
+    client: &Client,
+    expectations: &Arc<Expectations<ObjectKey>>,
+    owner: &ObjectKey,
+    plan: Plan,
+) -> Result<(), Error> {
+    let with = || (client.clone(), expectations.clone(), owner.clone());
+    let created = act::at_once(plan.create, |slice| {
+        let (client, expectations, owner) = with();
+        async move { put(&client, Method::POST, &slice).await.map(|revision| expectations.wrote(&owner, Some(&revision))) }
+    });
+    match created.await {
+        Err(error) if error.is_namespace_terminating() || error.is_not_found() => return Ok(()),
+        other => other?,
+    }
+    act::at_once(plan.update, |slice| {
+        let (client, expectations, owner) = with();
+        async move { put(&client, Method::PUT, &slice).await.map(|revision| expectations.wrote(&owner, Some(&revision))) }
+    })
+    .await?;
+    act::at_once(plan.delete, |slice| {
+        let (client, expectations, owner) = with();
+        async move {
+            let key = key_of(&slice.metadata);
+            let uid = slice.metadata.uid.as_deref().unwrap_or_default();
+            let deleted = client.delete::<EndpointSlice>(key.namespace(), &key.name, &DeleteParams::of_uid(uid)).await;
+            act::ignore_not_found(deleted.map(drop))?;
+            expectations.deleted(&owner, key, uid);
+            Ok(())
         }
-    }
-    for slice in &plan.update {
-        let updated = client.replace(slice).await?;
-        expectations.wrote(owner, updated.metadata.resource_version.as_deref());
-    }
-    for slice in &plan.delete {
-        let key = key_of(&slice.metadata);
-        let uid = slice.metadata.uid.as_deref().unwrap_or_default();
-        let deleted = client.delete::<EndpointSlice>(key.namespace(), &key.name, &DeleteParams::of_uid(uid)).await;
-        act::ignore_not_found(deleted.map(drop))?;
-        expectations.deleted(owner, key, uid);
-    }
-    Ok(())
+    })
+    .await
+}
+
+/// Writes a slice and returns its revision; a hundred endpoints are not decoded again for that.
+async fn put(client: &Client, method: Method, slice: &EndpointSlice) -> Result<String, Error> {
+    let (resource, key) = (ApiResource::of::<EndpointSlice>(), key_of(&slice.metadata));
+    let path = match method {
+        Method::POST => resource.collection(key.namespace()),
+        _ => resource.object(key.namespace(), &key.name, ""),
+    };
+    let body = serde_json::to_vec(slice).map_err(|error| Error::Request(error.to_string()))?;
+    let written: PartialObject = client.request_json(method, &path, Some(body.into())).await?;
+    Ok(written.metadata.resource_version)
 }

@@ -6,48 +6,37 @@
 
 use std::sync::Arc;
 
-use k8s_openapi::api::apps::v1::{ControllerRevision, StatefulSet};
-use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
+use k8s_openapi::api::apps::v1::StatefulSet;
+use k8s_openapi::api::core::v1::PersistentVolumeClaim;
 use reconcile::object::controller_of;
 use reconcile::{Cache, ObjectKey, Outcome, Queue, key_of};
 
 use crate::context::Context;
-use crate::pod_control::{self, PodControl};
-use crate::{history, pods};
+use crate::pod_control;
+use crate::revisioned::{self, Sources};
 
 mod act;
 mod claims;
 mod identity;
-mod observe;
 mod plan;
 
 pub(crate) const NAME: &str = "statefulset-controller";
 const WORKERS: usize = 8;
 
+/// A set, its pods and revisions.
+type World = revisioned::World<StatefulSet>;
+
 pub(crate) struct Controller {
-    client: client::Client,
-    sets: Cache<StatefulSet>,
-    pods: Cache<Pod>,
+    own: Sources<StatefulSet>,
     claims: Cache<PersistentVolumeClaim>,
-    revisions: Cache<ControllerRevision>,
-    control: PodControl,
 }
 
 pub(crate) async fn run(context: Context) {
-    let controller = Arc::new(Controller {
-        client: context.client.clone(),
-        sets: context.caches.of(),
-        pods: context.caches.of(),
-        claims: context.caches.of(),
-        revisions: context.caches.of(),
-        control: PodControl::new(&context, NAME),
-    });
-    pods::index(&controller.pods);
-    history::index(&controller.revisions);
+    let controller = Arc::new(Controller { own: Sources::new(&context, NAME), claims: context.caches.of() });
     let queue = Queue::new();
     let by_set = queue.clone();
-    controller.sets.on_change(move |old, new| new.or(old).into_iter().for_each(|set| by_set.add(key_of(&set.metadata))));
-    pod_control::wake_owners(&controller.pods, &controller.sets, &queue, |set| &set.spec.selector);
+    controller.own.sets.on_change(move |old, new| new.or(old).into_iter().for_each(|set| by_set.add(key_of(&set.metadata))));
+    pod_control::wake_owners(&controller.own.pods, &controller.own.sets, &queue, |set| &set.spec.selector);
     let by_claim = queue.clone();
     controller.claims.on_change(move |old, new| {
         // Only a claim that goes can change what a set does: its pod's next life needs a new one.
@@ -57,18 +46,18 @@ pub(crate) async fn run(context: Context) {
             by_claim.add(ObjectKey::new(claim.metadata.namespace.clone().unwrap_or_default(), owner.name.clone()));
         });
     });
-    tokio::join!(controller.sets.synced(), controller.pods.synced(), controller.claims.synced(), controller.revisions.synced());
+    tokio::join!(controller.own.synced(), controller.claims.synced());
     reconcile::run(NAME, queue, WORKERS, context.drain, move |key| controller.clone().reconcile(key)).await;
 }
 
 impl Controller {
     async fn reconcile(self: Arc<Self>, key: ObjectKey) -> Outcome {
-        match self.observe(&key).await {
-            Ok(Some(world)) => {
+        let Some(set) = self.own.find(&key) else { return Outcome::Done };
+        match self.own.observe(set).await {
+            Ok(world) => {
                 let plan = plan::plan(&world);
                 self.act(&world, plan).await.into()
             }
-            Ok(None) => Outcome::Done,
             Err(error) => Outcome::Err(error.into()),
         }
     }

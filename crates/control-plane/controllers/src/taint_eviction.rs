@@ -8,8 +8,7 @@ use std::time::Duration;
 
 use client::{DeleteParams, Error, Patch};
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Node, Pod, PodCondition, Taint, Toleration};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::api::core::v1::{Node, Pod, Taint, Toleration};
 use reconcile::{Cache, EventKind, EventRecorder, ObjectKey, Outcome, Queue, key_of, reference_to};
 use serde_json::json;
 
@@ -78,16 +77,8 @@ impl Controller {
     async fn evict(&self, pod: &Pod) -> Result<(), Error> {
         let key = key_of(&pod.metadata);
         self.recorder.event(&reference_to(pod), EventKind::Normal, "TaintManagerEviction", format!("Marking for deletion Pod {key}"));
-        let mut conditions = pod.status.as_ref().and_then(|status| status.conditions.clone()).unwrap_or_default();
-        conditions.retain(|condition| condition.type_ != "DisruptionTarget");
-        conditions.push(PodCondition {
-            type_: "DisruptionTarget".into(),
-            status: "True".into(),
-            reason: Some("DeletionByTaintManager".into()),
-            message: Some("Taint manager: deleting due to NoExecute taint".into()),
-            last_transition_time: Some(Time(Timestamp::now())),
-            ..PodCondition::default()
-        });
+        let why = ("DeletionByTaintManager", "Taint manager: deleting due to NoExecute taint");
+        let conditions = pods::with_disruption(pod, why.0, why.1);
         let meta = json!({"uid": pod.metadata.uid, "resourceVersion": pod.metadata.resource_version});
         let patch = json!({"metadata": meta, "status": {"conditions": conditions}});
         let marked = self.client.patch::<Pod>(key.namespace(), &key.name, &Patch::Merge(patch), "status").await;

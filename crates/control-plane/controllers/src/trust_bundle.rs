@@ -15,7 +15,8 @@ pub(crate) const NAME: &str = "kube-apiserver-serving-clustertrustbundle-publish
 const SIGNER: &str = "kubernetes.io/kube-apiserver-serving";
 
 pub(crate) async fn run(context: Context) {
-    if context.config.root_ca.is_empty() || !is_served(&context.reader).await {
+    let served = discovery::is_served(&context, "certificates.k8s.io/v1", "clustertrustbundles").await;
+    if context.config.root_ca.get().is_empty() || !served {
         return;
     }
     let scope = Scope::fields(format!("spec.signerName={SIGNER}"));
@@ -24,6 +25,8 @@ pub(crate) async fn run(context: Context) {
     let (wake, key) = (queue.clone(), ObjectKey::new("", SIGNER));
     let again = key.clone();
     bundles.on_change(move |_, _| wake.add(again.clone()));
+    let (changed, of_ours) = (queue.clone(), key.clone());
+    context.config.root_ca.on_change(move || changed.add(of_ours.clone()));
     bundles.synced().await;
     queue.add(key);
     let shared = Arc::new((context.client.clone(), bundles, context.config.clone()));
@@ -31,16 +34,10 @@ pub(crate) async fn run(context: Context) {
         let shared = shared.clone();
         async move {
             let (client, bundles, config) = &*shared;
-            act(client, plan(&config.root_ca, &bundles.list())).await.map(|()| Outcome::Done)
+            act(client, plan(&config.root_ca.get(), &bundles.list())).await.map(|()| Outcome::Done)
         }
     })
     .await;
-}
-
-async fn is_served(client: &Client) -> bool {
-    let found = discovery::discover(client).await;
-    let is_it = |found: &discovery::Discovered| found.resource.plural == "clustertrustbundles" && found.resource.version == "v1";
-    found.is_ok_and(|found| found.resources.iter().any(is_it))
 }
 
 #[derive(Default)]

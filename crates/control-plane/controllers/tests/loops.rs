@@ -41,6 +41,7 @@ fn cluster() -> Cluster {
         ("v1", "serviceaccounts", "ServiceAccount", true),
         ("apps/v1", "replicasets", "ReplicaSet", true),
         ("apps/v1", "deployments", "Deployment", true),
+        ("resource.k8s.io/v1", "devicetaintrules", "DeviceTaintRule", false),
     ] {
         api.serve(group_version, plural, kind, namespaced);
     }
@@ -364,4 +365,103 @@ async fn whatever_is_asked_for_the_controllers_come_to_rest() {
     let after: Vec<String> = cluster.api.writes()[writes..].iter().filter(|write| !write.contains("/events")).cloned().collect();
     assert_eq!(after, [] as [String; 0]);
     assert_eq!(created(&api), 9, "two sets that want the same pods do not take them from each other");
+}
+
+async fn post(cluster: &Cluster, path: &str, object: Value) {
+    let body = bytes::Bytes::from(object.to_string());
+    cluster.client.request_json::<Value>(http::Method::POST, path, Some(body)).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_volume_is_attached_while_a_pod_on_the_node_uses_it_and_goes_to_the_next_node_after_that() {
+    const ATTACHMENTS: &str = "/apis/storage.k8s.io/v1/volumeattachments";
+    let cluster = cluster();
+    let api = cluster.api.clone();
+    for name in ["n1", "n2"] {
+        let annotations = json!({"volumes.kubernetes.io/controller-managed-attach-detach": "true"});
+        let status = json!({"conditions": [{"type": "Ready", "status": "True"}]});
+        post(&cluster, "/api/v1/nodes", json!({"metadata": {"name": name, "annotations": annotations}, "status": status})).await;
+    }
+    let csi = json!({"driver": "csi.example.org", "volumeHandle": "h"});
+    let claim =
+        json!({"volumeName": "v", "storageClassName": "", "accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}});
+    post(&cluster, "/api/v1/namespaces/a/persistentvolumeclaims", json!({"metadata": {"namespace": "a", "name": "data"}, "spec": claim}))
+        .await;
+    let volume = json!({"accessModes": ["ReadWriteOnce"], "capacity": {"storage": "1Gi"}, "csi": csi});
+    post(&cluster, "/api/v1/persistentvolumes", json!({"metadata": {"name": "v"}, "spec": volume})).await;
+    let pod = |name: &str, node: &str| {
+        let volumes = json!([{"name": "d", "persistentVolumeClaim": {"claimName": "data"}}]);
+        json!({"metadata": {"namespace": "a", "name": name}, "spec": {"nodeName": node, "containers": [{"name": "c"}], "volumes": volumes}})
+    };
+    post(&cluster, "/api/v1/namespaces/a/pods", pod("first", "n1")).await;
+    until("an attachment", || api.all(ATTACHMENTS).len() == 1).await;
+    let attachment = api.all(ATTACHMENTS).remove(0);
+    assert_eq!((attachment["spec"]["nodeName"].as_str(), attachment["spec"]["attacher"].as_str()), (Some("n1"), Some("csi.example.org")));
+    api.edit(ATTACHMENTS, "", attachment["metadata"]["name"].as_str().unwrap(), |live| live["status"] = json!({"attached": true}));
+    let listed = |node: &str| api.get("/api/v1/nodes", "", node).unwrap()["status"]["volumesAttached"][0]["name"].clone();
+    until("the node may mount it", || listed("n1") == "kubernetes.io/csi/csi.example.org^h").await;
+
+    // Mounted on the first node, it is not for the second.
+    api.edit("/api/v1/nodes", "", "n1", |node| node["status"]["volumesInUse"] = json!(["kubernetes.io/csi/csi.example.org^h"]));
+    post(&cluster, "/api/v1/namespaces/a/pods", pod("second", "n2")).await;
+    let events = || api.all("/api/v1/events").into_iter().filter(|event| event["reason"] == "FailedAttachVolume").collect::<Vec<_>>();
+    until("the second pod hears why", || !events().is_empty()).await;
+    assert_eq!(events()[0]["message"], "Multi-Attach error for volume \"v\" Volume is already used by pod(s) first");
+    let now = DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::default() };
+    cluster.client.delete::<Pod>(Some("a"), "first", &now).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(api.all(ATTACHMENTS)[0]["spec"]["nodeName"], "n1", "it is still mounted there");
+    api.edit("/api/v1/nodes", "", "n1", |node| node["status"]["volumesInUse"] = json!([]));
+    until("it moved", || {
+        api.all(ATTACHMENTS).iter().map(|attachment| attachment["spec"]["nodeName"].clone()).collect::<Vec<_>>() == ["n2"]
+    })
+    .await;
+    assert_eq!(listed("n1"), Value::Null);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_migration_writes_every_object_once_and_says_so() {
+    const MIGRATIONS: &str = "/apis/storagemigration.k8s.io/v1/storageversionmigrations";
+    let cluster = cluster();
+    let api = cluster.api.clone();
+    for number in 0..20 {
+        post(&cluster, "/api/v1/namespaces/b/configmaps", json!({"metadata": {"namespace": "b", "name": format!("m{number}")}})).await;
+    }
+    let of = |name: &str, plural: &str| json!({"metadata": {"name": name}, "spec": {"resource": {"group": "", "resource": plural}}});
+    post(&cluster, MIGRATIONS, of("maps", "configmaps")).await;
+    post(&cluster, MIGRATIONS, of("nothing", "widgets")).await;
+    let is = |name: &str, kind: &str| condition(&api.get(MIGRATIONS, "", name).unwrap(), kind)["status"] == "True";
+    until("done", || is("maps", "Succeeded")).await;
+    until("refused", || is("nothing", "Failed")).await;
+    let rewritten = api.writes().iter().filter(|write| write.starts_with("PATCH /api/v1/namespaces/b/configmaps/m")).count();
+    assert_eq!(rewritten, 20);
+    assert!(!is("maps", "Running"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_leaves_a_device_that_a_rule_taints_and_the_rule_counts_it() {
+    const RULES: &str = "/apis/resource.k8s.io/v1/devicetaintrules";
+    let cluster = cluster();
+    let api = cluster.api.clone();
+    let pod = json!({"metadata": {"namespace": "a", "name": "user"}, "spec": {"nodeName": "n1", "containers": [{"name": "c"}],
+        "resourceClaims": [{"name": "gpu", "resourceClaimName": "gpu"}]}});
+    post(&cluster, "/api/v1/namespaces/a/pods", pod).await;
+    let uid = api.get(PODS, "a", "user").unwrap()["metadata"]["uid"].clone();
+    let result = json!({"driver": "d", "pool": "p", "device": "gpu-0", "request": "r"});
+    let status =
+        json!({"allocation": {"devices": {"results": [result]}}, "reservedFor": [{"resource": "pods", "name": "user", "uid": uid}]});
+    let claim = json!({"metadata": {"namespace": "a", "name": "gpu"}, "spec": {}, "status": status});
+    post(&cluster, "/apis/resource.k8s.io/v1/namespaces/a/resourceclaims", claim).await;
+    let rule = |name: &str, effect: &str| {
+        let taint = json!({"key": "k", "effect": effect, "timeAdded": "2026-01-01T00:00:00Z"});
+        json!({"metadata": {"name": name, "generation": 1}, "spec": {"deviceSelector": {"device": "gpu-0"}, "taint": taint}})
+    };
+    post(&cluster, RULES, rule("ask", "None")).await;
+    let told =
+        |name: &str| condition(&api.get(RULES, "", name).unwrap(), "EvictionInProgress")["message"].as_str().unwrap_or_default().to_owned();
+    until("what would happen", || told("ask").contains("1 allocated device selected. 1 pod would be evicted in 1 namespace")).await;
+    assert!(api.get(PODS, "a", "user").is_some());
+    post(&cluster, RULES, rule("do", "NoExecute")).await;
+    until("evicted", || api.get(PODS, "a", "user").is_none()).await;
+    until("an event", || api.all("/api/v1/events").iter().any(|event| event["reason"] == "DeviceTaintManagerEviction")).await;
 }

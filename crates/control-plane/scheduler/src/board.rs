@@ -120,6 +120,13 @@ impl Board {
             if extra.is_none_or(|extra| extra(best).is_none()) {
                 return Some(best);
             }
+            // No score is scaled by what fits: who objects changes nobody else's total.
+            if let Some(extra) = extra
+                && self.taints_max.value() == 0
+                && self.affinity_max.value() == 0
+            {
+                return self.totals.in_order().find(|slot| extra(*slot).is_none());
+            }
         }
         self.totals_of_all(snapshot, extra);
         self.scratch.best()

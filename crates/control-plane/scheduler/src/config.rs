@@ -179,6 +179,7 @@ fn weight_of(profile: &mut Profile, plugin: Plugin) -> Option<&mut i64> {
         Plugin::InterPodAffinity => &mut weights.inter_pod_affinity,
         Plugin::NodeResourcesBalancedAllocation => &mut weights.balanced_allocation,
         Plugin::ImageLocality => &mut weights.image_locality,
+        Plugin::DynamicResources => &mut weights.dynamic_resources,
         _ => return None,
     })
 }

@@ -4,7 +4,7 @@
 //! [`snapshot`] (the nodes, as columns, with a log of what changed), [`profile`] (which plugins judge, and how much each counts),
 //! [`filters`] and [`scores`] (a file per plugin that looks at one node), `board` (what is computed for a class over all nodes, and kept: after
 //! a bind only that node is judged again; counts by topology domain for what depends on other pods), [`plan`] (pure: snapshot + class →
-//! node or reasons), [`preemption`] (who would have to go), [`volumes`], [`gang`] and [`extender`] (one pod's needs beyond its class's), [`queue`]
+//! node or reasons), [`preemption`] (who would have to go), [`volumes`], [`devices`], [`gang`] and [`extender`] (one pod's needs beyond its class's), [`queue`]
 //! (which pod is next, and when a failed one is tried again), `run` (observe → plan → act), [`config`] (upstream's file).
 //!
 //! One task owns the snapshot and the queue. Pod and node changes reach it as keys from the shared caches; it plans pod after pod, each on
@@ -15,6 +15,7 @@ mod board;
 pub mod class;
 pub mod classes;
 pub mod config;
+pub mod devices;
 pub mod explain;
 pub mod extender;
 pub mod filters;

@@ -87,6 +87,8 @@ pub struct Request<'a> {
     pub extra: Option<Extra<'a>>,
     /// What is added to a node's score (extenders).
     pub bonus: Option<&'a dyn Fn(Slot) -> i64>,
+    /// How good the node's devices are, scaled by the best.
+    pub devices: Option<&'a dyn Fn(Slot) -> i64>,
 }
 
 /// Keeps what was computed for the classes of late. A class must be registered with the snapshot before ([`Snapshot::register`]).
@@ -115,12 +117,9 @@ impl Planner {
         {
             return Ok(slot);
         }
-        let best = match request.bonus {
-            None => board.best(snapshot, request.extra),
-            Some(bonus) => {
-                let ranking = board.ranking(snapshot, request.extra).into_iter();
-                ranking.map(|(slot, total)| (total + bonus(slot), std::cmp::Reverse(slot))).max().map(|(_, slot)| slot.0)
-            }
+        let best = match (request.bonus, request.devices) {
+            (None, None) => board.best(snapshot, request.extra),
+            _ => best_of(board.ranking(snapshot, request.extra), request, profile.weights.dynamic_resources),
         };
         match best {
             Some(slot) => Ok(slot),
@@ -200,4 +199,15 @@ impl Planner {
             self.boards.remove(&oldest);
         }
     }
+}
+
+/// The best with what is the pod's own added; the first among equals.
+fn best_of(ranking: Vec<(Slot, i64)>, request: &Request<'_>, weight: i64) -> Option<Slot> {
+    let own: Vec<i64> = ranking.iter().map(|(slot, _)| request.devices.map_or(0, |devices| devices(*slot))).collect();
+    let most = own.iter().copied().max().unwrap_or(0);
+    let total = |((slot, total), own): ((Slot, i64), i64)| {
+        let devices = if most > 0 { weight * (100 * own / most) } else { 0 };
+        (total + devices + request.bonus.map_or(0, |bonus| bonus(slot)), std::cmp::Reverse(slot))
+    };
+    ranking.into_iter().zip(own).map(total).max().map(|(_, slot)| slot.0)
 }

@@ -134,6 +134,8 @@ pub struct Weights {
     pub inter_pod_affinity: i64,
     pub balanced_allocation: i64,
     pub image_locality: i64,
+    /// Of the alternatives that claims give.
+    pub dynamic_resources: i64,
 }
 
 impl Default for Weights {
@@ -146,6 +148,7 @@ impl Default for Weights {
             inter_pod_affinity: 2,
             balanced_allocation: 1,
             image_locality: 1,
+            dynamic_resources: 2,
         }
     }
 }

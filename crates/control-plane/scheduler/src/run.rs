@@ -22,9 +22,11 @@ use k8s_openapi::api::storage::v1::{CSINode, CSIStorageCapacity, StorageClass};
 use reconcile::{Cache, Caches, EventRecorder, ObjectKey, Wakeups};
 use stdx::Drain;
 use tokio::task::JoinSet;
+use tracing::debug;
 
 use crate::class::Class;
 use crate::classes::Classes;
+use crate::devices::{Devices, PODS_BY_CLAIM, claims_index};
 use crate::extender::Extender;
 use crate::gang::Gangs;
 use crate::owners::Owners;
@@ -64,7 +66,8 @@ impl Default for Config {
 
 /// Schedules until `drain`. `caches` are shared with others in the process.
 pub async fn run(config: Config, client: Client, caches: Caches, recorder: EventRecorder, drain: Drain) {
-    let world = World::new(&caches);
+    let Some(groups) = drain.run(serves_pod_groups(&client)).await else { return };
+    let world = World::new(&caches, groups);
     if drain.run(world.synced()).await.is_none() {
         return;
     }
@@ -72,6 +75,22 @@ pub async fn run(config: Config, client: Client, caches: Caches, recorder: Event
     let mut scheduler = Scheduler::new(config, client, world, recorder, &drain);
     scheduler.observe_everything();
     drain.run(scheduler.follow(wakeups)).await;
+}
+
+/// Pod groups are of a version that a server may be told not to serve: then nobody asks for them again until the next start, which is when
+/// what a server serves can change.
+async fn serves_pod_groups(client: &Client) -> bool {
+    let mut backoff = stdx::Backoff::new(Duration::from_millis(50), Duration::from_secs(10));
+    loop {
+        match client.request_json::<serde_json::Value>(http::Method::GET, "/apis/scheduling.k8s.io/v1beta1", None).await {
+            Ok(list) => {
+                return list["resources"].as_array().is_some_and(|all| all.iter().any(|resource| resource["name"] == "podgroups"));
+            }
+            Err(error) if error.is_not_found() => return false,
+            Err(error) => debug!(%error, "cannot tell whether pod groups are served"),
+        }
+        tokio::time::sleep(backoff.next_wait()).await;
+    }
 }
 
 /// What the scheduler reads.
@@ -88,16 +107,20 @@ struct World {
     capacities: Cache<CSIStorageCapacity>,
     owners: Owners,
     volumes: Option<Volumes>,
+    devices: Option<Devices>,
 }
 
 impl World {
-    fn new(caches: &Caches) -> Self {
+    /// `groups`: pod groups are served.
+    fn new(caches: &Caches, groups: bool) -> Self {
+        let pods: Cache<Pod> = caches.of();
+        pods.index(PODS_BY_CLAIM, claims_index);
         Self {
-            pods: caches.of(),
+            pods,
             nodes: caches.of(),
             namespaces: caches.of(),
             budgets: caches.of(),
-            groups: caches.of(),
+            groups: if groups { caches.of() } else { Cache::detached() },
             claims: caches.of(),
             persistent_volumes: caches.of(),
             storage_classes: caches.of(),
@@ -105,10 +128,11 @@ impl World {
             capacities: caches.of(),
             owners: Owners::new(caches),
             volumes: Some(Volumes::new(caches)),
+            devices: Some(Devices::new(caches)),
         }
     }
 
-    /// Waits for what placement would be wrong without. Pod groups are of a group that a server may not serve: they are not waited for.
+    /// Waits for what placement would be wrong without.
     async fn synced(&self) {
         self.nodes.synced().await;
         self.pods.synced().await;
@@ -117,6 +141,9 @@ impl World {
         self.budgets.synced().await;
         if let Some(volumes) = &self.volumes {
             volumes.synced().await;
+        }
+        if let Some(devices) = &self.devices {
+            devices.synced().await;
         }
     }
 }
@@ -129,10 +156,14 @@ struct Changes {
     budgets: Wakeups,
     groups: Wakeups,
     volumes: [Wakeups; 5],
+    /// ResourceClaims, and what else decides about devices.
+    claims: Wakeups,
+    devices: [Wakeups; 3],
 }
 
 impl Changes {
     fn of(world: &World) -> Self {
+        let [claims, slices, classes, rules] = world.devices.as_ref().map_or_else(|| unreachable!("not taken yet"), Devices::subscribe);
         Self {
             pods: world.pods.subscribe(),
             nodes: world.nodes.subscribe(),
@@ -146,6 +177,17 @@ impl Changes {
                 world.csi_nodes.subscribe(),
                 world.capacities.subscribe(),
             ],
+            claims,
+            devices: [slices, classes, rules],
+        }
+    }
+
+    async fn any_device(devices: &mut [Wakeups; 3]) {
+        let [slices, classes, rules] = devices;
+        tokio::select! {
+            _ = slices.next() => {}
+            _ = classes.next() => {}
+            _ = rules.next() => {}
         }
     }
 
@@ -167,6 +209,7 @@ struct Scheduler {
     client: Client,
     world: World,
     volumes: Volumes,
+    devices: Devices,
     recorder: EventRecorder,
     reports: report::Reports,
     snapshot: Snapshot,
@@ -202,13 +245,14 @@ struct Placed {
 
 impl Scheduler {
     fn new(config: Config, client: Client, mut world: World, recorder: EventRecorder, drain: &Drain) -> Self {
-        let volumes = world.volumes.take();
+        let (volumes, devices) = (world.volumes.take(), world.devices.take());
         Self {
             profiles: config.profiles.into_iter().map(|profile| (profile.scheduler_name.clone(), Arc::new(profile))).collect(),
             extenders: config.extenders.into_iter().map(|config| Arc::new(Extender::new(config))).collect(),
             reports: report::Reports::start(&client, drain.clone()),
             client,
             volumes: volumes.unwrap_or_else(|| unreachable!("taken once")),
+            devices: devices.unwrap_or_else(|| unreachable!("taken once")),
             world,
             recorder,
             snapshot: Snapshot::default(),
@@ -243,6 +287,8 @@ impl Scheduler {
                 _ = changes.budgets.next() => self.budgets_stale = true,
                 key = changes.groups.next() => self.observe_group(&key),
                 () = Changes::any_volume(&mut changes.volumes) => self.observe_volumes(),
+                key = changes.claims.next() => self.observe_resource_claim(&key),
+                () = Changes::any_device(&mut changes.devices) => self.observe_devices(),
                 Some(Ok(bound)) = self.bindings.join_next() => self.bound(bound),
                 () = sleep_until(due) => {}
             }
@@ -270,6 +316,18 @@ impl Scheduler {
         }
         if volumes {
             self.observe_volumes();
+        }
+        while let Some(key) = changes.claims.try_next() {
+            self.observe_resource_claim(&key);
+        }
+        let mut devices = false;
+        for wakeups in &mut changes.devices {
+            while wakeups.try_next().is_some() {
+                devices = true;
+            }
+        }
+        if devices {
+            self.observe_devices();
         }
         while let Some(key) = changes.pods.try_next() {
             self.observe_pod(&key);

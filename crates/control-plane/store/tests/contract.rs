@@ -41,6 +41,10 @@ contract!(
     only_one_of_many_racing_creators_wins,
     racing_updates_lose_no_increment,
     binary_keys_and_empty_values_are_fine,
+    history_is_what_a_watch_from_the_past_sees,
+    history_of_what_is_forgotten_is_refused_and_of_the_future_is_empty,
+    an_uncounted_range_says_only_whether_there_is_more,
+    an_uncounted_range_pages_through_everything_at_one_revision,
 );
 
 async fn put(store: &Arc<impl Store>, key: &str, value: &str) -> u64 {
@@ -295,4 +299,74 @@ async fn racing_updates_lose_no_increment(store: Arc<impl Store>) {
 async fn binary_keys_and_empty_values_are_fine(store: Arc<impl Store>) {
     store.put(&[0, 255, 10], Bytes::new(), Expect::Absent).await.unwrap();
     assert_eq!(store.get(&[0, 255, 10]).await.unwrap().unwrap().value, Bytes::new());
+}
+
+async fn history_is_what_a_watch_from_the_past_sees(store: Arc<impl Store>) {
+    let from = put(&store, "/h/a", "1").await;
+    put(&store, "/h/b", "1").await;
+    put(&store, "/other", "1").await;
+    put(&store, "/h/a", "2").await;
+    store.delete(b"/h/b", Expect::Anything).await.unwrap();
+    let newest = put(&store, "/h/b", "again").await;
+    for after in [0, from, from + 2, from + 3, newest] {
+        let history = store.history(b"/h/", after).unwrap();
+        let mut watch = store.watch(b"/h/", after).unwrap();
+        for event in &history {
+            assert_eq!(next(&mut watch).await.unwrap(), *event);
+        }
+        assert!(watch.events.try_recv().is_err(), "the watch after {after} has more than the history");
+    }
+    let lines: Vec<String> = store.history(b"/h/", from).unwrap().iter().map(line).collect();
+    let expected = [("+/h/b=1", 1), ("+/h/a=2", 3), ("-/h/b", 4), ("+/h/b=again", 5)];
+    assert_eq!(lines, expected.map(|(change, later)| format!("{change}@{}", from + later)));
+    let previous = |event: &Event| match event {
+        Event::Put { previous, .. } => previous.as_ref().map(|entry| entry.mod_revision),
+        Event::Delete { previous, .. } => Some(previous.mod_revision),
+    };
+    let previous: Vec<Option<u64>> = store.history(b"/h/", from).unwrap().iter().map(previous).collect();
+    assert_eq!(previous, [None, Some(from), Some(from + 1), None]);
+}
+
+async fn history_of_what_is_forgotten_is_refused_and_of_the_future_is_empty(store: Arc<impl Store>) {
+    let first = put(&store, "/a", "1").await;
+    let second = put(&store, "/a", "2").await;
+    store.compact(second).await.unwrap();
+    assert_eq!(store.history(b"/", first).unwrap_err(), Error::Compacted { oldest: second });
+    assert_eq!(store.history(b"/", second).unwrap(), []);
+    assert_eq!(store.history(b"/", second + 100).unwrap(), []);
+    let third = put(&store, "/a", "3").await;
+    assert_eq!(store.history(b"/", second).unwrap().iter().map(line).collect::<Vec<_>>(), [format!("+/a=3@{third}")]);
+}
+
+async fn an_uncounted_range_says_only_whether_there_is_more(store: Arc<impl Store>) {
+    for number in 0..5 {
+        put(&store, &format!("/u/{number}"), "v").await;
+    }
+    put(&store, "/v", "outside").await;
+    for (limit, entries, more) in [(2, 2, 1), (4, 4, 1), (5, 5, 0), (9, 5, 0), (0, 5, 0)] {
+        let request = Range { prefix: "/u/".into(), limit, uncounted: true, ..Range::default() };
+        let result = store.range(request).await.unwrap();
+        assert_eq!((result.entries.len(), result.remaining), (entries, more), "limit {limit}");
+    }
+}
+
+async fn an_uncounted_range_pages_through_everything_at_one_revision(store: Arc<impl Store>) {
+    for number in 0..7 {
+        put(&store, &format!("/u/{number}"), "old").await;
+    }
+    store.delete(b"/u/3", Expect::Anything).await.unwrap();
+    let (mut start, mut revision, mut seen) = (Bytes::new(), 0, Vec::new());
+    loop {
+        let request = Range { prefix: "/u/".into(), start, limit: 2, revision, uncounted: true };
+        let page = store.range(request).await.unwrap();
+        revision = page.revision;
+        seen.extend(page.entries.iter().map(pair));
+        let Some(last) = page.entries.last().filter(|_| page.remaining > 0) else { break };
+        start = [&last.key[..], &[0]].concat().into();
+        // What changes meanwhile is not seen.
+        put(&store, "/u/6", "new").await;
+        put(&store, "/u/9", "new").await;
+    }
+    let expected: Vec<_> = [0, 1, 2, 4, 5, 6].map(|number| (format!("/u/{number}"), "old".to_owned())).into();
+    assert_eq!(seen, expected);
 }

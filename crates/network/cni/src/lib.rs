@@ -2,8 +2,8 @@
 //!
 //! [`PodNetwork::attach`] connects a sandbox's network namespace: a point-to-point veth with /32 (and /128) routes, `lo` up.
 //! [`PodNetwork::detach`] undoes it. State is on disk, one file per sandbox, so that every start is the recovery path:
-//! [`PodNetwork::retain`] removes what belongs to no living sandbox. Third-party CNI plugins will stand behind the same
-//! calls. Knows no kinds.
+//! [`PodNetwork::retain`] removes what belongs to no living sandbox. Third-party CNI plugins stand behind the same
+//! calls ([`Plugins`]). Knows no kinds.
 //!
 //! The embedded network is [`Routed`], or [`Assigned`] where the cluster gives the node its range. In the pod: `eth0` with the pod's address, a default route through [`GATEWAY`], which exists
 //! nowhere: permanent neighbour entries on both ends name the other end's MAC address, so that no ARP is ever sent and the
@@ -24,12 +24,14 @@ mod assigned;
 mod firewall;
 mod links;
 mod peers;
+mod plugins;
 mod routed;
 pub mod segment;
 mod state;
 
 pub use assigned::Assigned;
 pub use peers::{Peer, Peers};
+pub use plugins::{Folders, Plugins};
 pub use routed::Routed;
 
 /// The next hop of every pod's default route; answers to nothing.
@@ -105,6 +107,8 @@ pub enum Error {
     Node { step: &'static str, source: std::io::Error },
     #[error("network plugin is not ready: the node has no pod range (spec.podCIDR) yet")]
     NoRange,
+    #[error("CNI plugin {plugin}: {command} sandbox {sandbox_id}: {why}")]
+    Plugin { plugin: String, command: String, sandbox_id: String, why: String },
     #[error("firewall of the node's pod network")]
     Firewall(#[from] nft::Error),
 }

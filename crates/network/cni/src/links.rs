@@ -58,6 +58,9 @@ pub struct Requests<'a> {
     first: u32,
 }
 
+/// The address is usable at once: nobody else can have it.
+const IFA_F_NODAD: u8 = 2;
+
 /// The request that the kernel refused.
 #[derive(Debug)]
 pub struct Refused {
@@ -126,7 +129,6 @@ impl<'a> Requests<'a> {
     }
     /// As the only one of its network.
     pub fn add_address(&mut self, index: u32, address: IpAddr) {
-        const IFA_F_NODAD: u8 = 2;
         self.add("add address", NEWADDR, wire::CREATE | wire::REPLACE, |body| {
             let [a, b, c, d] = index.to_ne_bytes();
             body.raw(&[family(address), prefix(address), if address.is_ipv6() { IFA_F_NODAD } else { 0 }, 0, a, b, c, d]);
@@ -222,7 +224,7 @@ impl<'a> Requests<'a> {
     pub fn add_network_address(&mut self, index: u32, (address, length): crate::Cidr) {
         self.add("add address", NEWADDR, wire::CREATE | wire::REPLACE, |body| {
             let [a, b, c, d] = index.to_ne_bytes();
-            body.raw(&[family(address), length, 0, 0, a, b, c, d]);
+            body.raw(&[family(address), length, if address.is_ipv6() { IFA_F_NODAD } else { 0 }, 0, a, b, c, d]);
             attribute(body, 2, address);
             attribute(body, 1, address);
         });

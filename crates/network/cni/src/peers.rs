@@ -27,6 +27,8 @@ const DEFAULT_MTU: u32 = 1500;
 pub struct Peer {
     pub address: IpAddr,
     pub pod_cidr: Cidr,
+    /// The node's first range, which its tunnel's end has its hardware address from: `pod_cidr`, or of the other IP family.
+    pub primary: Cidr,
 }
 
 /// How a peer's pods are reached.
@@ -43,27 +45,29 @@ pub struct Peers {
     link: String,
     vxlan: Vxlan,
     cluster: Vec<Cidr>,
-    own: Cidr,
+    /// At most one of each IP family.
+    own: Vec<Cidr>,
     /// What is programmed, by the range.
     known: BTreeMap<Cidr, (Peer, Via)>,
 }
 
 impl Peers {
-    /// `link_prefix` names the tunnel's link; `own` is this node's range and `address` its own address. Routes of an earlier run within
+    /// `link_prefix` names the tunnel's link; `own` are this node's ranges, the primary one first, and `address` its own address. Routes of an earlier run within
     /// `cluster` are known to [`Peers::sync`] and go with the first one that does not want them.
-    pub fn open(link_prefix: &str, address: IpAddr, own: Cidr, cluster: Vec<Cidr>) -> Result<Self, Error> {
+    pub fn open(link_prefix: &str, address: IpAddr, own: Vec<Cidr>, cluster: Vec<Cidr>) -> Result<Self, Error> {
         let mut socket = Socket::route().map_err(at("open rtnetlink socket"))?;
         let underlay = links::default_mtu(&mut socket).map_err(at("read the default route's MTU"))?.unwrap_or(DEFAULT_MTU).min(9_000);
         let mtu = underlay - if address.is_ipv4() { OVERHEAD } else { OVERHEAD_V6 };
-        let vxlan = Vxlan { id: VXLAN_ID, port: VXLAN_PORT, local: address, mac: mac_of(own), mtu };
+        let mac = own.first().map_or([0; 6], |primary| mac_of(*primary));
+        let vxlan = Vxlan { id: VXLAN_ID, port: VXLAN_PORT, local: address, mac, mtu };
         Ok(Self { socket, link: link_name(link_prefix), vxlan, cluster, own, known: BTreeMap::new() })
     }
 
     /// Makes the routes to exactly these peers.
     pub fn sync(&mut self, peers: &[Peer]) -> Result<(), Error> {
         let mut wanted = BTreeMap::new();
-        let own = self.own;
-        for peer in peers.iter().filter(|peer| peer.pod_cidr != own) {
+        let own = self.own.clone();
+        for peer in peers.iter().filter(|peer| !own.contains(&peer.pod_cidr)) {
             let via = self.via(peer)?;
             wanted.insert(peer.pod_cidr, (peer.clone(), via));
         }
@@ -86,7 +90,7 @@ impl Peers {
         let mut requests = Requests::new(&mut self.socket, 3);
         match (via, tunnel) {
             (Via::Tunnel, Some(index)) => {
-                let (end, mac) = (peer.pod_cidr.0, mac_of(peer.pod_cidr));
+                let (end, mac) = (peer.pod_cidr.0, mac_of(peer.primary));
                 requests.add_forwarding(index, mac, peer.address);
                 requests.add_neighbour(index, end, mac);
                 requests.add_peer_route(peer.pod_cidr, end, Some(index));
@@ -96,8 +100,12 @@ impl Peers {
         requests.send(&[]).map_err(refused)
     }
 
-    /// On one link, seen from the address that the peer knows us by.
+    /// On one link, seen from the address that the peer knows us by. Pods of the other IP family than the nodes' addresses go by the tunnel,
+    /// which carries both.
     fn via(&mut self, peer: &Peer) -> Result<Via, Error> {
+        if peer.pod_cidr.0.is_ipv4() != peer.address.is_ipv4() {
+            return Ok(Via::Tunnel);
+        }
         let way = links::way_to(&mut self.socket, peer.address).map_err(at("look for the way to a node"))?;
         Ok(if way.is_some_and(|way| !way.gateway && way.source == Some(self.vxlan.local)) { Via::Direct } else { Via::Tunnel })
     }
@@ -113,7 +121,11 @@ impl Peers {
         stale.iter().for_each(|cidr| requests.delete_peer_route(*cidr));
         for (peer, via) in &gone {
             if let (Via::Tunnel, Some(index)) = (via, tunnel) {
-                requests.delete_forwarding(index, mac_of(peer.pod_cidr), peer.address);
+                let shared =
+                    |(other, via): &(Peer, Via)| *via == Via::Tunnel && (other.primary, other.address) == (peer.primary, peer.address);
+                if !wanted.values().any(shared) {
+                    requests.delete_forwarding(index, mac_of(peer.primary), peer.address);
+                }
                 requests.delete_neighbour(index, peer.pod_cidr.0);
             }
             self.known.remove(&peer.pod_cidr);
@@ -138,9 +150,9 @@ impl Peers {
         requests.send(&[Errno::EXIST]).map_err(refused)?;
         let index = links::index_of(&mut self.socket, &self.link).map_err(at("find the tunnel"))?;
         let index = index.ok_or_else(|| at("find the tunnel")(Errno::NODEV.into()))?;
-        let mut requests = Requests::new(&mut self.socket, 4);
+        let mut requests = Requests::new(&mut self.socket, 5);
         requests.no_link_local(index);
-        requests.add_address(index, self.own.0);
+        self.own.iter().for_each(|own| requests.add_address(index, own.0));
         requests.make_router_end(index);
         requests.up(index);
         requests.send(&[Errno::AFNOSUPPORT]).map_err(refused)?;

@@ -71,6 +71,7 @@ impl Routed {
         let ipv6 = [Some(config.pod_cidr), config.pod_cidr_secondary].into_iter().flatten().any(|(address, _)| address.is_ipv6());
         set_sysctl("/proc/sys/net/ipv4/ip_forward").map_err(node("turn IPv4 forwarding on"))?;
         if ipv6 {
+            keep_router_advertisements();
             set_sysctl("/proc/sys/net/ipv6/conf/all/forwarding").map_err(node("turn IPv6 forwarding on"))?;
         }
         firewall::install(&config)?;
@@ -330,6 +331,18 @@ pub(crate) fn in_namespace<T: Send>(netns: BorrowedFd<'_>, work: impl FnOnce(&mu
         })?;
         entered.join().unwrap_or_else(|_| Err(io::Error::other("the thread in the pod's namespace panicked")))
     })
+}
+
+/// A host that forwards stops listening to routers, and would lose its own way out, unless it is told to go on.
+fn keep_router_advertisements() {
+    for link in fs::read_dir("/proc/sys/net/ipv6/conf").into_iter().flatten().flatten() {
+        let path = link.path().join("accept_ra");
+        if fs::read(&path).is_ok_and(|value| value.trim_ascii() == b"1")
+            && let Err(error) = fs::write(&path, "2")
+        {
+            tracing::warn!(path = %path.display(), %error, "this link may lose its IPv6 routes");
+        }
+    }
 }
 
 fn set_sysctl(path: &str) -> io::Result<()> {

@@ -2,7 +2,7 @@
 //! nodes with real links can be had, and cut, on one host.
 
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::BorrowedFd;
 
 use nft::Socket;
@@ -19,29 +19,30 @@ const MTU: u32 = 1500;
 pub struct Segment {
     socket: Socket,
     bridge: u32,
-    gateway: IpAddr,
+    gateways: Vec<IpAddr>,
 }
 
 impl Segment {
-    /// Makes the bridge `name` with the host's own address on it, unless it is there.
-    pub fn open(name: &str, gateway: Cidr) -> Result<Self, Error> {
+    /// Makes the bridge `name` with the host's own addresses on it (one of each IP family), unless it is there.
+    pub fn open(name: &str, gateways: &[Cidr]) -> Result<Self, Error> {
         let mut socket = Socket::route().map_err(at("open rtnetlink socket"))?;
         let mut requests = Requests::new(&mut socket, 1);
         requests.add_bridge(name);
         requests.send(&[Errno::EXIST]).map_err(refused)?;
         let bridge = index(&mut socket, name)?;
-        let mut requests = Requests::new(&mut socket, 2);
-        requests.add_network_address(bridge, gateway);
+        let mut requests = Requests::new(&mut socket, 3);
+        gateways.iter().for_each(|gateway| requests.add_network_address(bridge, *gateway));
         requests.up(bridge);
         requests.send(&[]).map_err(refused)?;
-        Ok(Self { socket, bridge, gateway: gateway.0 })
+        Ok(Self { socket, bridge, gateways: gateways.iter().map(|gateway| gateway.0).collect() })
     }
 
-    /// Gives the namespace an `eth0` with that address whose other end, `link`, is in the bridge, and the host as its gateway.
-    pub fn plug(&mut self, link: &str, netns: BorrowedFd<'_>, address: Cidr) -> Result<(), Error> {
+    /// Gives the namespace an `eth0` with these addresses whose other end, `link`, is in the bridge, and the host as its gateway. The
+    /// first address tells the node's hardware address from others'.
+    pub fn plug(&mut self, link: &str, netns: BorrowedFd<'_>, addresses: &[Cidr]) -> Result<(), Error> {
         if links::index_of(&mut self.socket, link).map_err(at("find link"))?.is_none() {
             let mut requests = Requests::new(&mut self.socket, 1);
-            let [near, far] = macs(address.0);
+            let [near, far] = macs(addresses.first().map_or(Ipv4Addr::UNSPECIFIED.into(), |address| address.0));
             requests.add_veth(link, near, MTU, netns, far);
             requests.send(&[]).map_err(refused)?;
         }
@@ -50,15 +51,15 @@ impl Segment {
         requests.set_master(near, self.bridge);
         requests.up(near);
         requests.send(&[]).map_err(refused)?;
-        let gateway = self.gateway;
+        let gateways = self.gateways.clone();
         in_namespace(netns, move |socket| {
             const LO: u32 = 1;
             let eth = index(socket, "eth0")?;
-            let mut requests = Requests::new(socket, 4);
+            let mut requests = Requests::new(socket, 8);
             requests.up(LO);
-            requests.add_network_address(eth, address);
+            addresses.iter().for_each(|address| requests.add_network_address(eth, *address));
             requests.up(eth);
-            requests.add_default_route(eth, gateway);
+            gateways.iter().for_each(|gateway| requests.add_default_route(eth, *gateway));
             requests.send(&[]).map_err(refused)
         })
         .map_err(at("enter the node's namespace"))?

@@ -1,9 +1,11 @@
 //! Messages: from a datagram to a question, from an answer to a datagram.
 
+use std::net::IpAddr;
+
 use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode};
 use hickory_proto::rr::{DNSClass, Record};
 
-use crate::zone::{Answer, Zone};
+use crate::zone::{self, Answer, Zone};
 
 /// UDP payload we offer and accept at most: fits the smallest IPv6 MTU (DNS flag day 2020).
 pub const PAYLOAD_BYTES: u16 = 1232;
@@ -82,6 +84,14 @@ pub fn from_zone(request: &Request, answer: &Answer, zone: &Zone, turn: usize) -
         Answer::Alias { .. } | Answer::NotOurs => return None,
     }
     Some(message)
+}
+
+/// Addresses that somebody wrote down for this very name.
+pub fn fixed(request: &Request, addresses: &[IpAddr]) -> Message {
+    let mut message = reply(&request.message, ResponseCode::NoError);
+    message.metadata.authoritative = true;
+    message.add_answers(zone::address_records(request.query.name(), addresses, request.query.query_type()));
+    message
 }
 
 /// Clients take the first address: another one each time.

@@ -57,10 +57,19 @@ impl Forwarder {
         found.map(|message| adopt(request, message))
     }
 
-    /// Asks one resolver after the other; SERVFAIL when none answers, REFUSED when too many questions are under way.
-    pub async fn ask(&self, request: &Request) -> Message {
+    /// Forgets what resolvers said, because others are asked from now on.
+    pub fn forget(&self) {
+        *self.lock_cache() = Cache::default();
+    }
+
+    /// Asks one resolver after the other (the host's where `upstreams` is empty); SERVFAIL when none answers, REFUSED when too many questions
+    /// are under way.
+    pub async fn ask(&self, request: &Request, upstreams: &[SocketAddr]) -> Message {
         let Ok(_permit) = self.in_flight.try_acquire() else { return answer::reply(&request.message, ResponseCode::Refused) };
-        let resolvers = self.resolvers.lock().unwrap_or_else(PoisonError::into_inner).current();
+        let resolvers = match upstreams {
+            [] => self.resolvers.lock().unwrap_or_else(PoisonError::into_inner).current(),
+            chosen => chosen.into(),
+        };
         for resolver in resolvers.iter().cycle().take(resolvers.len() * ROUNDS) {
             match exchange(request, *resolver).await {
                 // Another resolver may know better; the last round's answer would be no different.

@@ -6,6 +6,9 @@
 //! allocation for waiting; any other goes, in a task of its own, through a small [`cache`] to the host's resolvers ([`forward`]), of
 //! which a bounded number is under way at a time.
 //!
+//! The same datagram is answered with the same bytes as long as nothing has changed ([`fast`]). Forwarders for zones and fixed hosts come in the words
+//! of a [`corefile`].
+//!
 //! Pods reach it through an ordinary Service made by [`ensure_service`]: `kube-dns` in `kube-system`, with an EndpointSlice that
 //! leads to this node's listening address, so that the service proxy's path serves DNS too.
 //!
@@ -23,6 +26,8 @@ use stdx::Drain;
 
 mod answer;
 mod cache;
+pub mod corefile;
+mod fast;
 mod forward;
 mod metrics;
 mod server;

@@ -16,6 +16,8 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::answer::{self, Received, Request};
+use crate::corefile::{self, Block, Way};
+use crate::fast::{Fast, Generation};
 use crate::forward::Forwarder;
 use crate::zone::{Answer, Zone};
 use crate::{Caches, Config, Error, metrics, watch};
@@ -36,6 +38,10 @@ pub struct Server {
     /// Before the caches are complete, a missing name proves nothing.
     ready: AtomicBool,
     forwarder: Forwarder,
+    /// What the Corefile says, where there is one.
+    blocks: RwLock<Arc<Vec<Block>>>,
+    /// Goes up with every change of what may be answered.
+    generation: Arc<Generation>,
     waiting: Arc<Semaphore>,
     udp: Vec<Arc<UdpSocket>>,
     tcp: Vec<Arc<TcpListener>>,
@@ -63,6 +69,8 @@ impl Server {
             zone: Arc::new(RwLock::new(zone)),
             ready: AtomicBool::new(false),
             forwarder: Forwarder::new(config.resolv_conf, own),
+            blocks: RwLock::default(),
+            generation: Arc::default(),
             waiting: Arc::new(Semaphore::new(FORWARDS_WAITING_MAX)),
             udp,
             tcp,
@@ -73,6 +81,19 @@ impl Server {
     /// One per configured address, with the ports really taken.
     pub fn addresses(&self) -> Vec<SocketAddr> {
         self.tcp.iter().filter_map(|listener| listener.local_addr().ok()).collect()
+    }
+
+    /// Forwarders and hosts from now on, in the words of a Corefile; `None`: none. One that cannot be read changes nothing.
+    pub fn configure(&self, text: Option<&str>) -> Result<(), corefile::Error> {
+        let blocks = text.map(corefile::parse).transpose()?.unwrap_or_default();
+        *self.blocks.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(blocks);
+        self.forwarder.forget();
+        self.generation.advance();
+        Ok(())
+    }
+
+    fn blocks(&self) -> Arc<Vec<Block>> {
+        self.blocks.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Services in the zone.
@@ -91,7 +112,7 @@ impl Server {
             let (server, drain) = (self.clone(), drain.clone());
             tasks.spawn(async move { drain.run(server.serve_tcp(listener)).await });
         }
-        watch::follow(&self.zone, &caches);
+        watch::follow(&self.zone, &self.generation, &caches);
         let synced = async {
             caches.namespaces.synced().await;
             caches.services.synced().await;
@@ -105,6 +126,7 @@ impl Server {
 
     async fn serve_udp(self: Arc<Self>, socket: Arc<UdpSocket>) {
         let mut buffer = vec![0; DATAGRAM_BYTES_MAX];
+        let mut fast = Fast::default();
         loop {
             let (length, client) = match socket.recv_from(&mut buffer).await {
                 Ok(received) => received,
@@ -116,7 +138,16 @@ impl Server {
                 }
             };
             let started = Instant::now();
-            match answer::receive(buffer.get(..length).unwrap_or_default()) {
+            let datagram = buffer.get(..length).unwrap_or_default();
+            // Before anything is looked up: what changes meanwhile makes this answer an old one.
+            let generation = self.generation.now();
+            if let Some(kept) = fast.get(datagram, generation) {
+                metrics::count_request("udp", kept.kind);
+                send(&socket, client, &kept.bytes).await;
+                metrics::count_response(kept.code, started.elapsed());
+                continue;
+            }
+            match answer::receive(datagram) {
                 Received::Ignore => metrics::count_ignored(),
                 Received::Reject(message) => {
                     if let Ok(bytes) = message.to_vec() {
@@ -127,7 +158,11 @@ impl Server {
                 Received::Request(request) => {
                     metrics::count_request("udp", request.query.query_type());
                     match self.at_once(&request) {
-                        Some(message) => reply_udp(&socket, client, &request, &message, started).await,
+                        Some(message) => {
+                            if let Some(bytes) = reply_udp(&socket, client, &request, &message, started).await {
+                                fast.put(datagram, &message, &bytes, generation);
+                            }
+                        }
                         None => self.clone().reply_later(socket.clone(), client, *request, started),
                     }
                 }
@@ -198,6 +233,12 @@ impl Server {
 
     /// The answer, where nobody else has to be asked.
     fn at_once(&self, request: &Request) -> Option<Message> {
+        match corefile::way(&self.blocks(), request.query.name()) {
+            Way::Fixed(addresses) => return Some(answer::fixed(request, &addresses)),
+            Way::NoName => return Some(answer::reply(&request.message, ResponseCode::NXDomain)),
+            Way::Upstream(_) => return self.forwarder.cached(request),
+            Way::Usual(_) => {}
+        }
         let message = {
             let zone = self.read_zone();
             let found = zone.answer(request.query.name(), request.query.query_type());
@@ -213,11 +254,21 @@ impl Server {
         message.or_else(|| self.forwarder.cached(request))
     }
 
+    /// Who is asked for a name that is not ours.
+    async fn ask(&self, request: &Request) -> Message {
+        let upstreams = match corefile::way(&self.blocks(), request.query.name()) {
+            Way::Upstream(to) | Way::Usual(to) => to,
+            Way::Fixed(_) | Way::NoName => Vec::new(),
+        };
+        self.forwarder.ask(request, &upstreams).await
+    }
+
     /// The answer with the help of others: names outside, and Services that are aliases of names anywhere.
     async fn resolve(&self, request: &Request) -> Message {
         let mut aliases = Vec::new();
         let mut name = request.query.name().clone();
-        loop {
+        let diverted = matches!(corefile::way(&self.blocks(), &name), Way::Upstream(_));
+        while !diverted {
             let found = self.read_zone().answer(&name, request.query.query_type());
             let Answer::Alias { record, target } = found else { break };
             aliases.push(*record);
@@ -234,7 +285,7 @@ impl Server {
             }
         }
         if aliases.is_empty() {
-            return self.forwarder.ask(request).await;
+            return self.ask(request).await;
         }
         let rest = self.resolve_target(request, name).await;
         let mut message = answer::reply(&request.message, rest.metadata.response_code);
@@ -252,7 +303,7 @@ impl Server {
         let request = Request { message, query };
         match self.at_once(&request) {
             Some(message) => message,
-            None => self.forwarder.ask(&request).await,
+            None => self.ask(&request).await,
         }
     }
 
@@ -261,13 +312,20 @@ impl Server {
     }
 }
 
-async fn reply_udp(socket: &UdpSocket, client: SocketAddr, request: &Request, message: &Message, started: Instant) {
-    if let Some(bytes) = answer::encode_udp(&request.message, message)
-        && let Err(error) = socket.send_to(&bytes, client).await
-    {
-        tracing::debug!(%client, %error, "send a DNS answer");
+/// The bytes that went.
+async fn reply_udp(socket: &UdpSocket, client: SocketAddr, request: &Request, message: &Message, started: Instant) -> Option<Vec<u8>> {
+    let bytes = answer::encode_udp(&request.message, message);
+    if let Some(bytes) = &bytes {
+        send(socket, client, bytes).await;
     }
     metrics::count_response(message.metadata.response_code, started.elapsed());
+    bytes
+}
+
+async fn send(socket: &UdpSocket, client: SocketAddr, bytes: &[u8]) {
+    if let Err(error) = socket.send_to(bytes, client).await {
+        tracing::debug!(%client, %error, "send a DNS answer");
+    }
 }
 
 fn bind_tcp(address: SocketAddr) -> io::Result<TcpListener> {

@@ -6,6 +6,7 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use reconcile::{Cached, ObjectKey};
 
 use crate::Caches;
+use crate::fast::Generation;
 use crate::zone::{Zone, service_records};
 
 const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
@@ -13,10 +14,10 @@ const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
 const SLICES_BY_SERVICE: &str = "service";
 
 /// Fills `zone` with what is there and follows every change from now on.
-pub fn follow(zone: &Arc<RwLock<Zone>>, caches: &Caches) {
+pub fn follow(zone: &Arc<RwLock<Zone>>, generation: &Arc<Generation>, caches: &Caches) {
     caches.slices.index(SLICES_BY_SERVICE, |slice| service_of(slice).map(|key| key.to_string()).into_iter().collect());
-    let refresh = Arc::new(Refresh { zone: zone.clone(), caches: caches.clone(), turn: Mutex::new(()) });
-    let of_namespaces = zone.clone();
+    let refresh = Arc::new(Refresh { zone: zone.clone(), generation: generation.clone(), caches: caches.clone(), turn: Mutex::new(()) });
+    let (of_namespaces, changed) = (zone.clone(), generation.clone());
     caches.namespaces.on_change(move |old, new| {
         let mut zone = of_namespaces.write().unwrap_or_else(PoisonError::into_inner);
         match (old, new) {
@@ -24,6 +25,7 @@ pub fn follow(zone: &Arc<RwLock<Zone>>, caches: &Caches) {
             (Some(namespace), None) => zone.remove_namespace(namespace.name()),
             (None, None) => {}
         }
+        changed.advance();
     });
     let of_services = refresh.clone();
     caches.services.on_change(move |old, new| {
@@ -40,6 +42,7 @@ pub fn follow(zone: &Arc<RwLock<Zone>>, caches: &Caches) {
 
 struct Refresh {
     zone: Arc<RwLock<Zone>>,
+    generation: Arc<Generation>,
     caches: Caches,
     /// Read the caches and write the zone as one step, so that of two changes to a Service the later one stands.
     turn: Mutex<()>,
@@ -53,6 +56,8 @@ impl Refresh {
             service_records(&service, slices.iter().map(|slice| &**slice))
         });
         self.zone.write().unwrap_or_else(PoisonError::into_inner).set_service(&key.namespace, &key.name, records);
+        // After the change, so that no answer from before it is kept as one from after.
+        self.generation.advance();
     }
 }
 

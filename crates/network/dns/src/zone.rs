@@ -261,14 +261,19 @@ fn addresses(name: &Name, ips: &[IpAddr], kind: RecordType) -> Answer {
     if ips.is_empty() {
         return Answer::NoName;
     }
+    let found = address_records(name, ips, kind);
+    if found.is_empty() { Answer::NoData } else { records(found) }
+}
+
+/// Those of the asked family.
+pub fn address_records(name: &Name, ips: &[IpAddr], kind: RecordType) -> Vec<Record> {
     let wanted = |ip: &&IpAddr| match kind {
         RecordType::A => ip.is_ipv4(),
         RecordType::AAAA => ip.is_ipv6(),
         RecordType::ANY => true,
         _ => false,
     };
-    let found: Vec<Record> = ips.iter().filter(wanted).map(|ip| Record::from_rdata(name.clone(), TTL, data(*ip))).collect();
-    if found.is_empty() { Answer::NoData } else { records(found) }
+    ips.iter().filter(wanted).map(|ip| Record::from_rdata(name.clone(), TTL, data(*ip))).collect()
 }
 
 fn data(address: IpAddr) -> RData {

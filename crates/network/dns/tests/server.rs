@@ -18,6 +18,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 
 struct Running {
+    server: Arc<Server>,
     address: SocketAddr,
     caches: Caches,
     drain: stdx::Drain,
@@ -34,8 +35,8 @@ async fn start(resolver: Option<SocketAddr>) -> Running {
     let address = server.addresses()[0];
     let caches = Caches { services: Cache::detached(), slices: Cache::detached(), namespaces: Cache::detached() };
     let drain = stdx::drain();
-    tokio::spawn(server.run(caches.clone(), drain.clone()));
-    Running { address, caches, drain, _directory: directory }
+    tokio::spawn(server.clone().run(caches.clone(), drain.clone()));
+    Running { server, address, caches, drain, _directory: directory }
 }
 
 impl Running {
@@ -245,4 +246,51 @@ async fn the_service_and_this_nodes_slice_are_made_once_and_follow_the_node() {
     let slice = client.get::<EndpointSlice>(Some("kube-system"), "kube-dns-n1").await.unwrap();
     assert_eq!(slice.endpoints.unwrap()[0].addresses, ["192.0.2.2"]);
     assert_eq!(slice.ports.unwrap()[0].port, Some(10053));
+}
+
+#[tokio::test]
+async fn a_corefile_names_forwarders_for_zones_and_fixed_hosts_and_a_bad_one_changes_nothing() {
+    let (usual, usual_asked) = resolver().await;
+    let (special, special_asked) = resolver().await;
+    let running = start(Some(usual)).await;
+    running.sync();
+    running.apply("web", json!({"clusterIP": "10.96.0.5", "clusterIPs": ["10.96.0.5"], "ports": [{"port": 80}]}));
+    let text = format!(
+        ".:53 {{\n kubernetes cluster.local\n forward . /etc/resolv.conf\n hosts {{\n  192.0.2.77 fixed.example.org\n  fallthrough\n }}\n}}\n\
+         acme.local:53 {{\n forward . {special}\n}}"
+    );
+    running.server.configure(Some(&text)).unwrap();
+    let address = |message: &Message| match message.answers.first().map(|answer| &answer.data) {
+        Some(RData::A(A(address))) => address.to_string(),
+        other => format!("{other:?}"),
+    };
+    for (name, expected, usual, special) in [
+        ("web.default.svc.cluster.local.", "10.96.0.5", 0, 0),
+        ("Fixed.example.org.", "192.0.2.77", 0, 0),
+        ("db.acme.local.", "192.0.2.9", 0, 1),
+        ("example.com.", "192.0.2.9", 1, 1),
+    ] {
+        assert_eq!(address(&running.ask_ready(&question(name, RecordType::A)).await), expected, "{name}");
+        assert_eq!((usual_asked.load(Ordering::SeqCst), special_asked.load(Ordering::SeqCst)), (usual, special), "{name}");
+    }
+    assert!(running.server.configure(Some("broken")).is_err());
+    assert_eq!(address(&running.ask(&question("fixed.example.org.", RecordType::A)).await), "192.0.2.77");
+    running.server.configure(None).unwrap();
+    assert_eq!(address(&running.ask(&question("fixed.example.org.", RecordType::A)).await), "192.0.2.9");
+}
+
+#[tokio::test]
+async fn a_changed_service_is_answered_anew_however_often_it_was_asked_before() {
+    let running = start(None).await;
+    running.sync();
+    for last in [5, 6, 7] {
+        let ip = format!("10.96.0.{last}");
+        let service = json!({"metadata": {"namespace": "default", "name": "web", "resourceVersion": last.to_string()},
+            "spec": {"clusterIP": ip, "clusterIPs": [ip], "ports": [{"port": 80}]}});
+        running.caches.services.apply(serde_json::from_value(service).unwrap());
+        for _ in 0..20 {
+            let answer = running.ask_ready(&question("web.default.svc.cluster.local.", RecordType::A)).await;
+            assert!(matches!(answer.answers[0].data, RData::A(A(address)) if address.to_string() == ip), "{answer:?}");
+        }
+    }
 }

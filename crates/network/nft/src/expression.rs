@@ -62,6 +62,8 @@ pub enum Meta {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ct {
     State = 0,
+    /// One byte: 0 as the connection's first packet, 1 against it.
+    Direction = 1,
     Status = 2,
     Mark = 3,
 }
@@ -130,6 +132,15 @@ pub enum Expression {
         register: Register,
         value: Vec<u8>,
     },
+    /// Compared byte by byte: numbers in network byte order.
+    AtLeast {
+        register: Register,
+        value: Vec<u8>,
+    },
+    AtMost {
+        register: Register,
+        value: Vec<u8>,
+    },
     /// `to = (from & mask) ^ xor`
     Bitwise {
         from: Register,
@@ -194,7 +205,7 @@ impl Expression {
             Self::Meta { .. } | Self::SetMeta { .. } => "meta",
             Self::Ct { .. } => "ct",
             Self::Payload { .. } => "payload",
-            Self::Equal { .. } | Self::NotEqual { .. } => "cmp",
+            Self::Equal { .. } | Self::NotEqual { .. } | Self::AtLeast { .. } | Self::AtMost { .. } => "cmp",
             Self::Bitwise { .. } => "bitwise",
             Self::Immediate { .. } | Self::Verdict(_) => "immediate",
             Self::Contains { .. } | Self::Lookup { .. } | Self::LookupVerdict { .. } => "lookup",
@@ -243,6 +254,8 @@ impl Expression {
             }
             Self::Equal { register, value } => compare(*register, 0, value, into),
             Self::NotEqual { register, value } => compare(*register, 1, value, into),
+            Self::AtLeast { register, value } => compare(*register, 5, value, into),
+            Self::AtMost { register, value } => compare(*register, 3, value, into),
             Self::Bitwise { from, to, mask, xor } => {
                 into.u32_be(1, from.0);
                 into.u32_be(2, to.0);

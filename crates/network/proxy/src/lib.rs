@@ -20,11 +20,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use futures_util::FutureExt;
-use k8s_openapi::api::core::v1::{Pod, Service};
+use k8s_openapi::api::core::v1::{Node as KubeNode, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use reconcile::{Cache, ObjectKey, Outcome, Queue};
 use stdx::Drain;
 
+mod health;
 mod metrics;
 pub mod plan;
 pub mod program;
@@ -48,6 +49,17 @@ impl Config {
         let node = Node { name: node_name.to_owned(), zone: None, pod_cidrs };
         Self { node, table: "sternpost".to_owned(), nodeport_addresses: Vec::new() }
     }
+
+    /// With the zone that the Node has now.
+    fn in_zone(&self, caches: &Caches) -> Self {
+        let Some(nodes) = &caches.nodes else { return self.clone() };
+        let zone = nodes.get("", &self.node.name).and_then(|node| zone_of(&node));
+        Self { node: Node { zone, ..self.node.clone() }, ..self.clone() }
+    }
+}
+
+fn zone_of(node: &KubeNode) -> Option<String> {
+    node.metadata.labels.as_ref()?.get("topology.kubernetes.io/zone").cloned()
 }
 
 /// What the proxy reads; all shared with others in the process.
@@ -57,6 +69,8 @@ pub struct Caches {
     pub slices: Cache<EndpointSlice>,
     /// At least this node's pods; `None`: no host ports.
     pub pods: Option<Cache<Pod>>,
+    /// Where this node's zone stands; `None`: it has the one of the configuration.
+    pub nodes: Option<Cache<KubeNode>>,
 }
 
 /// Name of the index on EndpointSlices that [`run`] registers.
@@ -79,7 +93,7 @@ pub enum Error {
 /// Runs the proxy until `drain`. `Err` only where the kernel cannot be spoken to at all; refused batches are retried from scratch.
 /// What is programmed stays when it ends.
 pub async fn run(config: Config, caches: Caches, drain: Drain) -> Result<(), Error> {
-    let queue = wake_on_changes(&caches);
+    let queue = wake_on_changes(&caches, &config.node.name);
     let proxier = Arc::new(Mutex::new(Proxier::open(config.clone())?));
     let work = async {
         caches.services.synced().await;
@@ -87,10 +101,15 @@ pub async fn run(config: Config, caches: Caches, drain: Drain) -> Result<(), Err
         if let Some(pods) = &caches.pods {
             pods.synced().await;
         }
+        if let Some(nodes) = &caches.nodes {
+            nodes.synced().await;
+        }
+        let mut health = health::Servers::default();
         loop {
             let keys = take_all(&queue).await;
-            let outcome = match sync(&proxier, &config, &caches, keys.clone()).await {
-                Ok(retries) => {
+            let outcome = match sync(&proxier, &config.in_zone(&caches), &caches, keys.clone()).await {
+                Ok((retries, healths)) => {
+                    healths.iter().for_each(|(owner, now)| health.set(owner, *now));
                     retries.into_iter().for_each(|owner| queue.add(owner));
                     Outcome::Done
                 }
@@ -117,27 +136,33 @@ async fn take_all(queue: &Queue<Owner>) -> Vec<Owner> {
     keys
 }
 
-async fn sync(proxier: &Arc<Mutex<Proxier>>, config: &Config, caches: &Caches, keys: Vec<Owner>) -> Result<BTreeSet<Owner>, Error> {
+/// Who is to be planned again, and what load balancers are told.
+type Synced = (BTreeSet<Owner>, Vec<(Owner, Option<plan::Health>)>);
+
+async fn sync(proxier: &Arc<Mutex<Proxier>>, config: &Config, caches: &Caches, keys: Vec<Owner>) -> Result<Synced, Error> {
     let (proxier, config, caches) = (proxier.clone(), config.clone(), caches.clone());
     let task = tokio::task::spawn_blocking(move || {
         let started = Instant::now();
         let mut proxier = proxier.lock().unwrap_or_else(PoisonError::into_inner);
-        let result = if proxier.needs_full_sync() {
-            proxier.replace(plan_all(&config, &caches))
+        let all = proxier.needs_full_sync();
+        // Where all is planned, what is not there any more has no plan.
+        let gone = if all { keys.clone() } else { Vec::new() };
+        let plans = if all {
+            plan_all(&config, &caches)
         } else {
-            proxier.update(keys.into_iter().map(|key| (key.clone(), plan_one(&config, &caches, &key))).collect())
+            keys.into_iter().map(|key| (key.clone(), plan_one(&config, &caches, &key))).collect::<Vec<_>>()
         };
+        let healths =
+            gone.into_iter().map(|owner| (owner, None)).chain(plans.iter().map(|(owner, plan)| (owner.clone(), plan.health))).collect();
+        let result = if all { proxier.replace(plans) } else { proxier.update(plans) };
         metrics::observe_sync(started.elapsed(), result.is_ok());
-        result.map(|()| proxier.take_retries())
+        result.map(|()| (proxier.take_retries(), healths))
     });
     task.await.map_err(|_| Error::Thread)?
 }
 
 fn plan_all(config: &Config, caches: &Caches) -> Vec<(Owner, plan::Plan)> {
-    let services = caches.services.list().into_iter().map(|service| {
-        let meta = &service.metadata;
-        Owner::Service(meta.namespace.clone().unwrap_or_default(), meta.name.clone().unwrap_or_default())
-    });
+    let services = caches.services.list().into_iter().map(|service| service_owner(&service));
     let pods = caches.pods.iter().flat_map(Cache::list).map(|pod| pod_owner(&pod));
     let owners: Vec<Owner> = services.chain(pods).collect();
     owners
@@ -164,14 +189,13 @@ fn plan_one(config: &Config, caches: &Caches, owner: &Owner) -> plan::Plan {
     }
 }
 
-fn wake_on_changes(caches: &Caches) -> Queue<Owner> {
+fn wake_on_changes(caches: &Caches, node_name: &str) -> Queue<Owner> {
     let queue = Queue::new();
     caches.slices.index(SLICES_BY_SERVICE, |slice| service_of(slice).map(|key| key.to_string()).into_iter().collect());
     let on_service = queue.clone();
     caches.services.on_change(move |old, new| {
         if let Some(service) = new.or(old) {
-            let meta = &service.metadata;
-            on_service.add(Owner::Service(meta.namespace.clone().unwrap_or_default(), meta.name.clone().unwrap_or_default()));
+            on_service.add(service_owner(service));
         }
     });
     let on_slice = queue.clone();
@@ -190,7 +214,22 @@ fn wake_on_changes(caches: &Caches) -> Queue<Owner> {
             }
         });
     }
+    if let Some(nodes) = &caches.nodes {
+        let (on_zone, services, name) = (queue.clone(), caches.services.clone(), node_name.to_owned());
+        nodes.on_change(move |old, new| {
+            let zone = |node: Option<&Arc<KubeNode>>| node.and_then(|node| zone_of(node));
+            let ours = new.or(old).is_some_and(|node| node.metadata.name.as_deref() == Some(&name));
+            if ours && zone(old) != zone(new) {
+                services.list().iter().for_each(|service| on_zone.add(service_owner(service)));
+            }
+        });
+    }
     queue
+}
+
+fn service_owner(service: &Service) -> Owner {
+    let meta = &service.metadata;
+    Owner::Service(meta.namespace.clone().unwrap_or_default(), meta.name.clone().unwrap_or_default())
 }
 
 fn service_of(slice: &EndpointSlice) -> Option<ObjectKey> {

@@ -108,6 +108,15 @@ pub struct Plan {
     pub local_addresses: BTreeSet<IpAddr>,
     /// loadBalancerSourceRanges: others are dropped.
     pub sources: BTreeMap<Frontend, BTreeSet<Cidr>>,
+    pub health: Option<Health>,
+}
+
+/// healthCheckNodePort, and what it has to say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Health {
+    pub port: u16,
+    /// Endpoints on this node that take traffic.
+    pub local: usize,
 }
 
 const TCP: u8 = 6;
@@ -123,6 +132,7 @@ pub fn plan<'a>(service: &Service, slices: impl IntoIterator<Item = &'a Endpoint
     let Some(spec) = service.spec.as_ref().filter(|_| is_ours(service)) else { return plan };
     let slices: Vec<&EndpointSlice> = slices.into_iter().collect();
     let addresses = Addresses::of(service, spec);
+    plan.health = health(spec, &slices, node);
     for port in spec.ports.iter().flatten() {
         for family in [Family::V4, Family::V6] {
             if let Some(key) = frontend_key(port, family) {
@@ -134,6 +144,24 @@ pub fn plan<'a>(service: &Service, slices: impl IntoIterator<Item = &'a Endpoint
         }
     }
     plan
+}
+
+/// Only ready endpoints count: a balancer shall send no new clients to those that terminate.
+fn health(spec: &ServiceSpec, slices: &[&EndpointSlice], node: &Node) -> Option<Health> {
+    let port = u16::try_from(spec.health_check_node_port?).ok().filter(|port| *port > 0)?;
+    let balancer = spec.type_.as_deref() == Some("LoadBalancer") && spec.external_traffic_policy.as_deref() == Some("Local");
+    let ready = |endpoint: &&SliceEndpoint| {
+        let conditions = endpoint.conditions.as_ref();
+        endpoint.node_name.as_deref() == Some(&node.name) && conditions.and_then(|conditions| conditions.ready).unwrap_or(true)
+    };
+    let local: BTreeSet<&String> = slices
+        .iter()
+        .flat_map(|slice| slice.endpoints.iter().flatten())
+        .filter(ready)
+        // One pod has an address of each family.
+        .filter_map(|endpoint| endpoint.target_ref.as_ref().and_then(|target| target.uid.as_ref()).or(endpoint.addresses.first()))
+        .collect();
+    balancer.then_some(Health { port, local: local.len() })
 }
 
 fn is_ours(service: &Service) -> bool {

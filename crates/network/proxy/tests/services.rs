@@ -388,7 +388,7 @@ fn the_running_proxy_follows_its_caches() {
         let spec = json!({"addressType": "IPv4", "endpoints": endpoints, "ports": [{"port": 8080, "protocol": "TCP"}]});
         serde_json::from_value(object("web-1", revision, spec)).unwrap()
     };
-    let caches = Caches { services: Cache::detached(), slices: Cache::detached(), pods: Some(Cache::detached()) };
+    let caches = Caches { services: Cache::detached(), slices: Cache::detached(), pods: Some(Cache::detached()), nodes: None };
     let service = object("web", "1", json!({"spec": {"clusterIP": "10.96.0.5", "clusterIPs": ["10.96.0.5"], "ports": [{"port": 80}]}}));
     caches.services.apply(serde_json::from_value::<Service>(service).unwrap());
     caches.services.mark_synced("1");

@@ -21,15 +21,23 @@ pub(crate) fn name(config: &Config, number: usize) -> String {
     format!("{}{number}", config.prefix)
 }
 
-/// Creates what is missing of the nodes.
+/// Creates what is missing of the nodes; tries again until the server has taken each, or said that it never will.
 pub(crate) async fn register(config: &Config, client: &Client) {
     let numbers = futures_util::stream::iter(0..config.nodes);
     numbers
         .for_each_concurrent(config.workers, |number| async move {
-            let node = node(config, number);
-            match client.create::<Node>(&node).await {
-                Err(error) if !error.is_already_exists() => warn!(node = %name(config, number), %error, "cannot register"),
-                _ => {}
+            let (node, mut backoff) = (node(config, number), stdx::Backoff::new(Duration::from_millis(20), Duration::from_secs(5)));
+            loop {
+                match client.create::<Node>(&node).await {
+                    Err(error) if !error.is_already_exists() => {
+                        warn!(node = %name(config, number), %error, "cannot register");
+                        if error.is_invalid() || error.is_forbidden() {
+                            return;
+                        }
+                    }
+                    _ => return,
+                }
+                tokio::time::sleep(backoff.next_wait()).await;
             }
         })
         .await;

@@ -143,7 +143,7 @@ async fn serve(agent: Arc<Agent>, listening: Option<(Arc<rustls::ServerConfig>, 
     let server = server::Server {
         node_name: agent.config.node_name.clone(),
         runtime: agent.runtime.clone(),
-        allowed: agent.config.server_users.clone(),
+        access: server::access::Access::new(agent.client.clone(), &agent.config.node_name, agent.config.server_users.clone()),
         data_directory: agent.config.data_directory.clone(),
         image_directory: agent.config.image_directory.clone(),
         pods: agent,

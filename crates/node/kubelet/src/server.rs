@@ -1,8 +1,9 @@
 //! The kubelet's HTTPS server on port 10250: logs, exec, attach, port-forward, pods, health, metrics.
 //!
-//! Callers show a certificate of the cluster's CA whose user or one of whose groups is allowed; only `/healthz` is open to all.
+//! Callers show a certificate of the cluster's CA or a token; [`access`] says whether they may. Only `/healthz` is open to all.
 //! [`Pods`] is what the server knows of the kubelet; containers are found by their CRI labels.
 
+pub mod access;
 mod containers;
 mod metrics;
 mod query;
@@ -23,6 +24,8 @@ use k8s_openapi::api::core::v1::Pod;
 use stdx::Drain;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
+
+use access::Refusal;
 
 pub(crate) type Body = BoxBody<Bytes, std::io::Error>;
 
@@ -46,8 +49,7 @@ pub struct Server {
     pub node_name: String,
     pub pods: Arc<dyn Pods>,
     pub runtime: Arc<dyn cri::RuntimeService>,
-    /// Users and groups that may use everything.
-    pub allowed: Vec<String>,
+    pub access: access::Access,
     /// The configuration in use, for `/configz`.
     pub config: serde_json::Value,
     /// Paths on the file systems of pods and of images.
@@ -96,11 +98,13 @@ impl Server {
         if matches!(request.uri().path(), "/healthz" | "/healthz/ping" | "/healthz/syncloop" | "/healthz/log") {
             return text(StatusCode::OK, "ok");
         }
-        let Some(user) = user else { return text(StatusCode::UNAUTHORIZED, "Unauthorized") };
-        if !self.allowed.iter().any(|name| *name == user.username || user.groups.contains(name)) {
-            let verb = request.method().as_str().to_lowercase();
-            let message = format!("Forbidden (user={}, verb={verb}, resource=nodes, subresource=proxy)", user.username);
-            return text(StatusCode::FORBIDDEN, message);
+        match self.access.check(user, &request).await {
+            Ok(()) => {}
+            Err(Refusal::Unauthorized) => return text(StatusCode::UNAUTHORIZED, "Unauthorized"),
+            Err(Refusal::Forbidden(why)) => return text(StatusCode::FORBIDDEN, why),
+            Err(Refusal::Unknown(why)) => {
+                return text(StatusCode::INTERNAL_SERVER_ERROR, format!("Authorization error: {why}\n"));
+            }
         }
         routes::route(self, request).await
     }

@@ -62,7 +62,7 @@ pub struct ChannelWriter {
     ready: Instant,
 }
 
-pub(crate) async fn open(io: impl Io, role: Role) -> WebSocketStream<Box<dyn Io>> {
+async fn open(io: impl Io, role: Role) -> WebSocketStream<Box<dyn Io>> {
     let config = WebSocketConfig::default().max_message_size(Some(MESSAGE_BYTES_MAX)).max_frame_size(Some(MESSAGE_BYTES_MAX));
     WebSocketStream::from_raw_socket(Box::new(io) as Box<dyn Io>, role, Some(config)).await
 }
@@ -128,7 +128,7 @@ impl ChannelWriter {
     }
 }
 
-pub(crate) fn normal_closure() -> CloseFrame {
+fn normal_closure() -> CloseFrame {
     CloseFrame { code: CloseCode::Normal, reason: "".into() }
 }
 

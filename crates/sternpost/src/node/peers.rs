@@ -19,8 +19,7 @@ const RETRY: Duration = Duration::from_secs(2);
 type Peers = BTreeMap<String, (IpAddr, Vec<cni::Cidr>)>;
 
 pub fn start(around: &Surroundings, tasks: &mut JoinSet<()>) -> anyhow::Result<()> {
-    let pods = around.config.pods()?;
-    let cluster = vec![(pods.address, pods.prefix)];
+    let cluster = super::pairs(around.config.pods()?);
     let nodes: Cache<Node> = around.caches.of();
     let (name, prefix, drain) = (around.config.node_name.clone(), around.config.link_prefix.clone(), around.drain.clone());
     let work = async move {
@@ -59,12 +58,14 @@ async fn program(
     cluster: &[cni::Cidr],
     mut peers: Peers,
 ) -> anyhow::Result<Option<cni::Peers>> {
-    let Some((address, ranges)) = peers.remove(name) else { return Ok(None) };
-    let Some(own) = ranges.into_iter().find(|range| range.0.is_ipv4() == address.is_ipv4()) else { return Ok(None) };
+    let Some((address, own)) = peers.remove(name) else { return Ok(None) };
+    if own.is_empty() {
+        return Ok(None);
+    }
     let peers: Vec<cni::Peer> = peers
         .into_values()
-        .flat_map(|(address, ranges)| ranges.into_iter().map(move |pod_cidr| cni::Peer { address, pod_cidr }))
-        .filter(|peer| peer.pod_cidr.0.is_ipv4() == peer.address.is_ipv4())
+        .filter_map(|(address, ranges)| Some((address, *ranges.first()?, ranges)))
+        .flat_map(|(address, primary, ranges)| ranges.into_iter().map(move |pod_cidr| cni::Peer { address, pod_cidr, primary }))
         .collect();
     let (prefix, cluster) = (prefix.to_owned(), cluster.to_vec());
     let work = move || {

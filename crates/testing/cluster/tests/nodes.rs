@@ -135,6 +135,103 @@ fn nodes_are_one_network_and_a_cut_link_or_a_dead_node_takes_only_its_own_pods_a
     assert_eq!(cluster.traces(), Vec::<String>::new());
 }
 
+const PRIVATE: &str = r#"
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: private}
+spec:
+  podSelector: {matchLabels: {app: web}}
+  ingress: [{from: [{podSelector: {matchLabels: {role: client}}}], ports: [{port: 8080}]}]
+"#;
+
+#[test]
+fn a_policy_holds_between_all_nodes_and_both_families_are_one_network() {
+    let (cluster, seats) = three_nodes();
+    let families = cluster.kubectl(&["get", "pod", &seats[0].pod, "-o", "jsonpath={.status.podIPs[*].ip}"]).ok();
+    if families.contains(' ') {
+        both_families(&cluster, &seats);
+    }
+    let clients = ["client", "stranger"].map(|name| {
+        let node = &seats.iter().find(|seat| seat.node != seats[0].node).unwrap().node;
+        let manifest = format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, labels: {{role: {name}}}}}\nspec:\n  nodeName: {node}\n  \
+             terminationGracePeriodSeconds: 1\n  containers: [{{name: main, image: sternpost.io/toolbox}}]\n"
+        );
+        cluster.kubectl_with(&["apply", "-f", "-"], &manifest).ok();
+        cluster.kubectl(&["wait", "--for=condition=Ready", "--timeout=60s", &format!("pod/{name}")]).ok();
+        Seat { pod: name.to_owned(), node: node.clone(), address: String::new() }
+    });
+    let got =
+        |from: &Seat, url: &str| cluster.kubectl(&["exec", &from.pod, "--", "/toolbox", "fetch", "-t", "1", url]).stdout.trim().to_owned();
+    let reached = |from: &Seat| seats.iter().filter(|to| got(from, &format!("http://{}:8080/hostname", to.address)) == to.pod).count();
+    cluster.kubectl_with(&["apply", "-f", "-"], PRIVATE).ok();
+    wait_for("the policy holds on every node", 20, || ensure(reached(&clients[1]) == 0, "not yet"));
+    assert_eq!(reached(&clients[0]), 6);
+    // The rest of the world of a closed pod goes on: names, its own way out, the Service for whom it is open.
+    assert!(!got(&clients[0], "http://web.default.svc.cluster.local/hostname").is_empty());
+    assert!(got(&clients[1], "http://web/hostname").is_empty());
+    cluster.kubectl(&["label", "pod", "stranger", "role=client", "--overwrite"]).ok();
+    wait_for("a pod with the right label is let in", 20, || ensure(reached(&clients[1]) == 6, "not yet"));
+    // An agent that is started again opens nothing.
+    cluster.kubectl(&["label", "pod", "stranger", "role=stranger", "--overwrite"]).ok();
+    wait_for("and out again", 20, || ensure(reached(&clients[1]) == 0, "not yet"));
+    cluster.kubectl(&["delete", "networkpolicy", "private"]).ok();
+    wait_for("without the policy all is open", 20, || ensure(reached(&clients[1]) == 6, "not yet"));
+
+    // A node is drained, and leaves.
+    let victim = cluster.sternpost(&["node", "list"]).ok().split_whitespace().next().unwrap().to_owned();
+    cluster.kubectl(&["delete", "pod", "client", "stranger", "--grace-period=1"]).ok();
+    cluster
+        .kubectl(&[
+            "patch",
+            "deployment",
+            "web",
+            "--type=json",
+            "-p",
+            r#"[{"op":"remove","path":"/spec/template/spec/topologySpreadConstraints"}]"#,
+        ])
+        .ok();
+    cluster.kubectl(&["rollout", "status", "deployment/web", "--timeout=60s"]).ok();
+    cluster.sternpost(&["node", "remove", &victim, "--timeout", "60"]).ok();
+    assert!(!cluster.kubectl(&["get", "nodes", "-o", "name"]).ok().contains(&victim));
+    assert!(!cluster.sternpost(&["node", "list"]).ok().contains(&victim));
+    cluster.kubectl(&["rollout", "status", "deployment/web", "--timeout=60s"]).ok();
+    cluster.sternpost(&["down", "--purge"]).ok();
+    assert_eq!(cluster.traces(), Vec::<String>::new());
+}
+
+/// A printed matrix: every pod to every pod by its IPv6 address, and to a Service of both families by each.
+fn both_families(cluster: &Cluster, seats: &[Seat]) {
+    let expose = r#"
+apiVersion: v1
+kind: Service
+metadata: {name: both}
+spec: {ipFamilyPolicy: RequireDualStack, selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}
+"#;
+    cluster.kubectl_with(&["apply", "-f", "-"], expose).ok();
+    let ips = cluster.kubectl(&["get", "service", "both", "-o", "jsonpath={.spec.clusterIPs[*]}"]).ok();
+    let service: Vec<&str> = ips.split(' ').collect();
+    assert!(service.len() == 2 && service[1].contains(':'), "{ips}");
+    let address = |seat: &Seat| cluster.kubectl(&["get", "pod", &seat.pod, "-o", "jsonpath={.status.podIPs[1].ip}"]).ok();
+    let addresses: Vec<String> = seats.iter().map(address).collect();
+    let names: BTreeSet<&str> = seats.iter().map(|seat| seat.pod.as_str()).collect();
+    for from in seats {
+        let mut line = format!("{} on {}:", from.pod, from.node);
+        for (to, address) in seats.iter().zip(&addresses) {
+            let got = fetch(cluster, from, &format!("http://[{address}]:8080/hostname"));
+            assert_eq!(got, to.pod, "from {} on {} to {address} on {}", from.pod, from.node, to.node);
+            line.push_str(" ok");
+        }
+        for url in [format!("http://{}/hostname", service[0]), format!("http://[{}]/hostname", service[1])] {
+            wait_for("the Service answers", 20, || ensure(names.contains(fetch(cluster, from, &url).as_str()), &url));
+            line.push_str(" ok");
+        }
+        println!("{line}");
+    }
+    let resolved = cluster.kubectl(&["exec", &seats[0].pod, "--", "/toolbox", "resolve", "both.default.svc.cluster.local"]).ok();
+    assert_eq!(resolved.trim(), service[0], "IPv4 first");
+}
+
 /// A second machine: a network namespace with a link to this one.
 struct Machine(&'static str);
 

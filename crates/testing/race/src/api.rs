@@ -1,84 +1,142 @@
 //! What the API server answers over HTTPS, and what objects and watches cost it in memory.
+//!
+//! Reading order: [`requests`] and [`fanout`] (the loads), [`wire`] (the client), [`constant`] (the floor), [`memory`].
 
+pub mod constant;
 mod fanout;
-mod requests;
-mod wire;
+mod memory;
+pub mod requests;
+pub mod wire;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use client::{Client, WatchParams};
-use k8s_openapi::api::core::v1::{ConfigMap, Node};
+use bytes::Bytes;
 use serde_json::{Value, json};
 
 use crate::Options;
 use crate::cluster::Cluster;
-use crate::measure::{Spread, quantile};
+use crate::etcd::Etcd;
+use crate::measure::{self, Spread, quantile};
 use crate::processes::footprint;
 use crate::report::{Outcome, number, spread};
-use fanout::Fanout;
+use constant::Constant;
 use requests::{Leg, Make, NAMESPACE, closed_loop};
-use wire::{Remote, request};
+use wire::{Call, Protocol, Remote};
 
 const METHOD: &str = "\
-HTTP/1.1 with keep-alive over TLS 1.3 with a client certificate, JSON, one request under way per connection; the client counts answers without \
-decoding them and runs on the same processors as the server. GET and CREATE are of ConfigMaps of 1 KiB, writes are durable; LIST 500 selects \
-them by a label; the large list is of pods of about 2.5 KiB, whole. Fan-out: so many watch connections of one collection see every write of four writers; \
-a delay is from before the write to the delivery. Memory is what the server's RSS grew by. There is no peer: Debian has no Kubernetes control plane.";
-
+Keep-alive over TLS 1.3 with a client certificate, JSON; HTTP/1.1 with a connection per client, HTTP/2 with one per 16; each client has one request under \
+way; answers are counted, not decoded; client and server share the processors. The floor is a process with the same TLS and HTTP libraries, set up as ours, that \
+answers as many bytes and does nothing else: what a server can do here beside this client. A round is ours, floor, floor, ours. etcd is Debian's 3.4, asked in gRPC \
+without TLS, linearizable reads. GET and CREATE are of ConfigMaps of 1 KiB, writes are durable in both; LIST 500 selects by a label among all ConfigMaps; the large \
+lists are of pods of about 2.8 KiB, whole. Fan-out: so many watch connections see every write of the writers; a delay is from before the write to the \
+delivery; the floor sends lines of the same size without end. “µs” is processor time of the server per request (or delivery, or MB). A pod's memory is what the server's \
+RSS grew by while they were made; an idle watch's, over HTTP/2 with 250 on a connection.";
+const HEAD: [&str; 8] = ["what", "clients", "ours, a second", "floor", "ours / floor", "etcd", "p50 / p99 ms", "µs: ours / floor"];
 const ENDLESS: u64 = u64::MAX;
+/// What an event of the fan-out has on the wire, about.
+const EVENT_BYTES: usize = 1_000;
 
-enum What {
-    Requests(Make, usize),
-    Fanout { writers: usize, rate: Option<f64> },
+/// The servers of a race.
+struct Servers {
+    cluster: Option<Cluster>,
+    ours: Remote,
+    floor: Constant,
+    etcd: Option<Etcd>,
+}
+
+/// A load of single requests.
+struct Load {
+    what: &'static str,
+    protocol: Protocol,
+    clients: usize,
+    make: Make,
+    /// What it is for etcd.
+    peer: Option<Peer>,
+}
+
+#[derive(Clone, Copy)]
+enum Peer {
+    Get,
+    Put,
+}
+
+fn loads() -> Vec<Load> {
+    let load = |what, protocol, clients, make, peer| Load { what, protocol, clients, make, peer };
+    let (h1, h2) = (Protocol::Http1, Protocol::Http2);
+    vec![
+        load("GET one", h1, 1, requests::get_one(), Some(Peer::Get)),
+        load("GET one", h1, 64, requests::get_one(), Some(Peer::Get)),
+        load("GET one", h2, 1, requests::get_one(), None),
+        load("GET one", h2, 64, requests::get_one(), None),
+        load("LIST 500", h1, 8, requests::list_maps(), None),
+        load("CREATE", h1, 1, requests::create("made"), Some(Peer::Put)),
+        load("CREATE", h1, 64, requests::create("made"), Some(Peer::Put)),
+        load("server-side apply of a pod", h1, 1, requests::apply_pod(), None),
+        load("server-side apply of a pod", h1, 16, requests::apply_pod(), None),
+    ]
+}
+
+#[derive(Default)]
+struct Table {
+    rows: Vec<Vec<String>>,
+    figures: Vec<Value>,
 }
 
 pub async fn race(options: &Options, dir: &Path) -> anyhow::Result<Outcome> {
-    let cluster = match &options.kubeconfig {
-        Some(_) => None,
-        None => {
-            let cluster = Cluster::new(dir)?;
-            cluster.up()?;
-            Some(cluster)
-        }
-    };
-    let kubeconfig = match (&options.kubeconfig, &cluster) {
-        (Some(path), _) => path.clone(),
-        (None, Some(cluster)) => cluster.kubeconfig()?,
-        (None, None) => anyhow::bail!("no server"),
-    };
-    let remote = Remote::from_kubeconfig(&kubeconfig)?;
-    prepare(&remote).await?;
-    let mut rows = Vec::new();
-    let mut figures = Vec::new();
-    measure(options, &remote, &mut rows, &mut figures).await?;
-    if wanted(options, "memory") {
-        memory(options, &remote, cluster.as_ref().map(|cluster| &cluster.program), &mut rows, &mut figures).await?;
+    let mut servers = Servers::start(options, dir).await?;
+    prepare(&servers.ours).await?;
+    let mut table = Table::default();
+    for load in loads().iter().filter(|load| options.wants(load.what)) {
+        table.requests(options, &servers, load).await.with_context(|| load.what.to_owned())?;
     }
-    let many = [("LIST of all pods", requests::list_pods(), 1), ("LIST of all pods", requests::list_pods(), 4)];
-    for (what, make, connections) in many {
-        if !wanted(options, what) {
-            continue;
+    for (rate, writers) in [(Some(100.0), 4), (Some(400.0), 16), (None, 16)] {
+        let what = rate.map_or("deliveries, as many as go".to_owned(), |rate| format!("deliveries, {rate:.0} events a second"));
+        if options.wants(&what) {
+            table.deliveries(options, &servers, &what, writers, rate).await.with_context(|| what.clone())?;
         }
-        let mut legs = Vec::new();
-        for round in 1..=options.rounds {
-            let leg = closed_loop(&remote, connections, Duration::from_secs_f64(options.leg_seconds), ENDLESS, &make).await?;
-            eprintln!("round {round}, {what} × {connections}: {:.0} MB/s", leg.bytes_per_second / 1e6);
-            legs.push(leg);
-        }
-        let rate = Spread::of(&legs.iter().map(|leg| leg.bytes_per_second / 1e6).collect::<Vec<_>>());
-        rows.push(vec![format!("{what} ({}), MB/s", options.objects), connections.to_string(), spread(&rate), waits(&legs)]);
-        figures.push(json!({"what": what, "connections": connections, "mb_per_second": rate}));
     }
-    if let Some(cluster) = cluster {
-        if wanted(options, "memory") {
-            idle_watches(&cluster, 4 * options.watchers, &mut rows, &mut figures).await?;
+    let sizes = [10_000.min(options.objects), options.objects];
+    let mut there = 0;
+    for size in sizes.into_iter().filter(|size| *size > 0) {
+        if size > there && (options.wants("memory") || options.wants("LIST of all pods")) {
+            memory::pods(options, &servers, there..size, &mut table).await?;
+            there = size;
+            table.large_list(options, &servers, size).await.context("LIST of all pods")?;
+        }
+    }
+    if let Some(cluster) = servers.cluster.take() {
+        if options.wants("memory") {
+            memory::idle_watches(&cluster, 4 * options.watchers, &mut table).await?;
         }
         cluster.purge()?;
     }
-    let head = vec!["what", "clients", "a second, median (least–most)", "p50 / p99 ms"];
-    Ok(Outcome { method: METHOD.into(), head, rows, figures: figures.into() })
+    Ok(Outcome { method: METHOD.into(), head: HEAD.into(), rows: table.rows, figures: table.figures.into() })
+}
+
+impl Servers {
+    async fn start(options: &Options, dir: &Path) -> anyhow::Result<Self> {
+        let (cluster, kubeconfig) = match &options.kubeconfig {
+            Some(path) => (None, path.clone()),
+            None => {
+                let cluster = Cluster::new(dir)?;
+                cluster.up()?;
+                let kubeconfig = cluster.kubeconfig()?;
+                (Some(cluster), kubeconfig)
+            }
+        };
+        let etcd = if options.no_etcd { None } else { Some(Etcd::start(options.etcd.as_deref(), &dir.join("etcd")).await?) };
+        Ok(Self { cluster, ours: Remote::from_kubeconfig(&kubeconfig)?, floor: Constant::start()?, etcd })
+    }
+
+    /// Processor seconds that our server and the floor have used; NaN of a server that is not ours to look at.
+    fn cpu_seconds(&self) -> [f64; 2] {
+        let ours = self.cluster.as_ref().map_or(f64::NAN, |cluster| footprint(&cluster.program).cpu_seconds);
+        [ours, footprint(&self.floor.program).cpu_seconds]
+    }
 }
 
 async fn prepare(remote: &Remote) -> anyhow::Result<()> {
@@ -87,7 +145,7 @@ async fn prepare(remote: &Remote) -> anyhow::Result<()> {
     ensure!(matches!(answer.status, 201 | 409), "the namespace: status {}", answer.status);
     let account = json!({"metadata": {"name": "default"}}).to_string();
     let path = format!("/api/v1/namespaces/{NAMESPACE}/serviceaccounts");
-    connection.ask(&request("POST", &path, "application/json", &account)).await?;
+    connection.ask(&Call::new("POST", &path, "application/json", &account)).await?;
     let listed = requests::create("listed");
     for number in 0..requests::LISTED as u64 {
         connection.ask(&listed(number)).await?;
@@ -95,113 +153,207 @@ async fn prepare(remote: &Remote) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn measure(options: &Options, remote: &Remote, rows: &mut Vec<Vec<String>>, figures: &mut Vec<Value>) -> anyhow::Result<()> {
-    let watchers = options.watchers;
-    let loads = [
-        ("GET one", What::Requests(requests::get_one(), 1)),
-        ("GET one", What::Requests(requests::get_one(), 64)),
-        ("LIST 500", What::Requests(requests::list_maps(), 8)),
-        ("CREATE", What::Requests(requests::create("made"), 1)),
-        ("CREATE", What::Requests(requests::create("made"), 64)),
-        ("server-side apply of a pod", What::Requests(requests::apply_pod(), 1)),
-        ("server-side apply of a pod", What::Requests(requests::apply_pod(), 16)),
-        ("deliveries, 100 events a second", What::Fanout { writers: 4, rate: Some(100.0) }),
-        ("deliveries, as many as go", What::Fanout { writers: 4, rate: None }),
-    ];
-    let length = Duration::from_secs_f64(options.leg_seconds);
-    for (what, load) in loads {
-        if !wanted(options, what) {
-            continue;
-        }
-        let (mut rates, mut legs, mut delays, clients) = (Vec::new(), Vec::new(), Vec::new(), load.clients(watchers));
-        for round in 1..=options.rounds {
-            let rate = match &load {
-                What::Requests(make, connections) => {
-                    let leg = closed_loop(remote, *connections, length, ENDLESS, make).await?;
-                    legs.push(leg.clone());
-                    leg.per_second
-                }
-                What::Fanout { writers, rate } => {
-                    let Fanout { events_per_second, deliveries_per_second, delays: more } =
-                        fanout::leg(remote, watchers, *writers, *rate, length).await.with_context(|| what.to_owned())?;
-                    eprintln!("round {round}, {events_per_second:.0} events a second");
-                    delays.push(more);
-                    deliveries_per_second
-                }
+/// Legs of one server and what they cost it.
+#[derive(Default)]
+struct Side {
+    legs: Vec<Leg>,
+    cpu_seconds: f64,
+}
+
+impl Side {
+    fn requests(&self) -> f64 {
+        self.legs.iter().map(|leg| leg.latencies.len() as f64).sum()
+    }
+    fn megabytes(&self) -> f64 {
+        self.legs.iter().map(|leg| leg.bytes_per_second / 1e6 * leg.latencies.len() as f64 / leg.per_second).sum()
+    }
+    fn spread(&self, of: impl Fn(&Leg) -> f64) -> Spread {
+        Spread::of(&self.legs.iter().map(of).collect::<Vec<_>>())
+    }
+    fn waits(&self) -> String {
+        quantiles(self.legs.iter().map(|leg| leg.latencies.as_slice()))
+    }
+}
+
+impl Table {
+    async fn requests(&mut self, options: &Options, servers: &Servers, load: &Load) -> anyhow::Result<()> {
+        let sample = (load.make)(sample_number());
+        let answer = servers.ours.connect().await?.ask(&sample).await?;
+        ensure!((200..300).contains(&answer.status), "status {}", answer.status);
+        let floored = requests::always(sample.to(&format!("/{}", answer.body_bytes)));
+        let [ours, floor] = sides(options, servers, load.protocol, load.clients, [&load.make, &floored]).await?;
+        let etcd = match (&servers.etcd, load.peer) {
+            (Some(etcd), Some(peer)) => Some(peer_legs(options, etcd, peer, load.clients).await?),
+            _ => None,
+        };
+        let what = format!("{}, {}", load.what, load.protocol.word());
+        let micros = |side: &Side| side.cpu_seconds / side.requests() * 1e6;
+        self.row(&what, load.clients, [&ours, &floor], etcd, |leg| leg.per_second, micros);
+        Ok(())
+    }
+
+    /// The whole collection as often as it goes; figures are MB/s.
+    async fn large_list(&mut self, options: &Options, servers: &Servers, size: usize) -> anyhow::Result<()> {
+        let make = requests::list_pods();
+        let mut first = servers.ours.connect().await?;
+        let bytes = first.ask(&make(0)).await?.body_bytes;
+        let floored = requests::always(Call::get(&format!("/{bytes}")));
+        for clients in [1, 4] {
+            let [ours, floor] = sides(options, servers, Protocol::Http1, clients, [&make, &floored]).await?;
+            let etcd = match &servers.etcd {
+                Some(etcd) if clients == 1 => Some(memory::peer_list(options, etcd, size).await?),
+                _ => None,
             };
-            eprintln!("round {round}, {what} × {clients}: {rate:.0} a second");
-            rates.push(rate);
+            let micros = |side: &Side| side.cpu_seconds / side.megabytes() * 1e6;
+            self.row(
+                &format!("LIST of all {} pods, MB/s", number(size as f64)),
+                clients,
+                [&ours, &floor],
+                etcd,
+                |leg| leg.bytes_per_second / 1e6,
+                micros,
+            );
         }
-        let rate = Spread::of(&rates);
-        let waited = if delays.is_empty() { waits(&legs) } else { quantiles(delays.iter().map(Vec::as_slice)) };
-        rows.push(vec![what.to_owned(), clients.to_string(), spread(&rate), waited.clone()]);
-        figures.push(json!({ "what": what, "clients": clients, "per_second": rate, "p50_p99_ms": waited }));
+        Ok(())
     }
-    Ok(())
+
+    async fn deliveries(
+        &mut self,
+        options: &Options,
+        servers: &Servers,
+        what: &str,
+        writers: usize,
+        rate: Option<f64>,
+    ) -> anyhow::Result<()> {
+        let (mut legs, mut floors, mut used) = (Vec::new(), Vec::new(), [0.0; 2]);
+        let length = Duration::from_secs_f64(options.leg_seconds);
+        for round in 1..=options.rounds {
+            let before = servers.cpu_seconds();
+            let leg = fanout::leg(&servers.ours, options.watchers, writers, rate, length).await?;
+            let between = servers.cpu_seconds();
+            if rate.is_none() {
+                floors.push(fanout::floor(&servers.floor.remote, options.watchers, EVENT_BYTES, length).await?);
+            }
+            let after = servers.cpu_seconds();
+            eprintln!("round {round}, {what}: {:.0} events, {:.0} deliveries a second", leg.events_per_second, leg.deliveries_per_second);
+            used[0] += (between[0] - before[0]) / leg.deliveries;
+            used[1] += (after[1] - between[1]) / (floors.last().copied().unwrap_or(f64::NAN) * options.leg_seconds);
+            legs.push(leg);
+        }
+        let ours = Spread::of(&legs.iter().map(|leg| leg.deliveries_per_second).collect::<Vec<_>>());
+        let floor = Spread::of(&floors);
+        let waits = quantiles(legs.iter().map(|leg| leg.delays.as_slice()));
+        let used = used.map(|sum| sum / options.rounds as f64 * 1e6);
+        self.rows.push(vec![
+            what.to_owned(),
+            options.watchers.to_string(),
+            spread(&ours),
+            number(floor.median),
+            number(ours.median / floor.median),
+            "–".into(),
+            waits.clone(),
+            format!("{} / {}", number(used[0]), number(used[1])),
+        ]);
+        self.figures.push(
+            json!({"what": what, "watchers": options.watchers, "per_second": ours, "floor": floor, "p50_p99_ms": waits, "micros": used}),
+        );
+        Ok(())
+    }
+
+    fn row(
+        &mut self,
+        what: &str,
+        clients: usize,
+        [ours, floor]: [&Side; 2],
+        etcd: Option<Spread>,
+        figure: impl Fn(&Leg) -> f64 + Copy,
+        micros: impl Fn(&Side) -> f64,
+    ) {
+        let (own, least) = (ours.spread(figure), floor.spread(figure));
+        self.rows.push(vec![
+            what.to_owned(),
+            clients.to_string(),
+            spread(&own),
+            spread(&least),
+            number(own.median / least.median),
+            etcd.as_ref().map_or("–".into(), spread),
+            ours.waits(),
+            format!("{} / {}", number(micros(ours)), number(micros(floor))),
+        ]);
+        eprintln!(
+            "{what} × {clients}: {} of {}; {} of {} µs",
+            number(own.median),
+            number(least.median),
+            number(micros(ours)),
+            number(micros(floor))
+        );
+        self.figures.push(json!({"what": what, "clients": clients, "ours": own, "floor": least, "etcd": etcd, "p50_p99_ms": ours.waits(),
+            "micros": {"ours": micros(ours), "floor": micros(floor)}}));
+    }
+
+    /// A figure that has nothing beside it.
+    fn alone(&mut self, what: &str, clients: &str, value: f64) {
+        eprintln!("{what}: {}", number(value));
+        let mut row = vec![what.to_owned(), clients.to_owned(), number(value)];
+        row.resize(HEAD.len(), "–".to_owned());
+        self.rows.push(row);
+        self.figures.push(json!({"what": what, "value": value}));
+    }
 }
 
-fn wanted(options: &Options, what: &str) -> bool {
-    options.only.as_ref().is_none_or(|only| what.contains(only.as_str()))
-}
-
-impl What {
-    fn clients(&self, watchers: usize) -> usize {
-        match self {
-            What::Requests(_, connections) => *connections,
-            What::Fanout { .. } => watchers,
+/// Ours, floor, floor, ours, as many times as there are rounds.
+async fn sides(options: &Options, servers: &Servers, protocol: Protocol, clients: usize, makes: [&Make; 2]) -> anyhow::Result<[Side; 2]> {
+    let mut sides = [Side::default(), Side::default()];
+    let length = Duration::from_secs_f64(options.leg_seconds / 2.0);
+    for _ in 0..options.rounds {
+        for at in [0, 1, 1, 0] {
+            let remote = [&servers.ours, &servers.floor.remote][at];
+            let askers = remote.askers(protocol, clients).await?;
+            let before = servers.cpu_seconds();
+            sides[at].legs.push(closed_loop(askers, length, ENDLESS, makes[at]).await?);
+            sides[at].cpu_seconds += servers.cpu_seconds()[at] - before[at];
         }
     }
+    Ok(sides)
 }
 
-fn waits(legs: &[Leg]) -> String {
-    quantiles(legs.iter().map(|leg| leg.latencies.as_slice()))
+/// A number that no leg uses.
+fn sample_number() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(u64::MAX >> 1);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
+async fn peer_legs(options: &Options, etcd: &Etcd, peer: Peer, clients: usize) -> anyhow::Result<Spread> {
+    const CLIENTS_PER_CONNECTION: usize = 16;
+    let key = |number: u64| Bytes::from(format!("/registry/configmaps/race/made-{:06}", number % 10_000));
+    let value = Bytes::from("x".repeat(1_024));
+    let mut connections = Vec::new();
+    for _ in 0..clients.div_ceil(CLIENTS_PER_CONNECTION) {
+        connections.push(etcd.connect().await?);
+    }
+    if let (Peer::Get, Some(first)) = (peer, connections.first_mut()) {
+        for number in 0..requests::LISTED as u64 {
+            first.put(key(number), value.clone()).await?;
+        }
+    }
+    let (connections, mut rates) = (Arc::new(connections), Vec::new());
+    for _ in 0..options.rounds {
+        let (connections, value) = (connections.clone(), value.clone());
+        let leg = measure::closed_loop(clients, Duration::from_secs_f64(options.leg_seconds), move |client, number| {
+            let (mut connection, value) = (connections[client / CLIENTS_PER_CONNECTION].clone(), value.clone());
+            async move {
+                match peer {
+                    Peer::Get => connection.range(key(number % requests::LISTED as u64), Bytes::new()).await.map(drop),
+                    Peer::Put => connection.put(key(number), value).await,
+                }
+            }
+        });
+        rates.push(leg.await?.per_second);
+    }
+    Ok(Spread::of(&rates))
 }
 
 fn quantiles<'a>(legs: impl Iterator<Item = &'a [f64]> + Clone) -> String {
     let wait = |q: f64| number(Spread::of(&legs.clone().map(|leg| quantile(leg, q)).collect::<Vec<_>>()).median);
     format!("{} / {}", wait(0.5), wait(0.99))
-}
-
-/// What stored objects and idle watches add to the server's memory.
-async fn memory(
-    options: &Options,
-    remote: &Remote,
-    program: Option<&PathBuf>,
-    rows: &mut Vec<Vec<String>>,
-    figures: &mut Vec<Value>,
-) -> anyhow::Result<()> {
-    let rss = || program.map(|program| footprint(program).rss_mib * 1024.0 * 1024.0);
-    let before = rss();
-    let make = requests::create_pod();
-    closed_loop(remote, 16, Duration::from_secs(600), options.objects as u64, &make).await.context("make the pods")?;
-    let listed = closed_loop(remote, 1, Duration::from_secs(600), 1, &requests::list_pods()).await?;
-    let wire = listed.bytes_per_second * listed.latencies.iter().sum::<f64>() / 1e3;
-    if let (Some(before), Some(after)) = (before, rss()) {
-        let ratio = (after - before) / wire;
-        eprintln!("{} pods: {:.1} MB on the wire, RSS grew by {:.1} MB", options.objects, wire / 1e6, (after - before) / 1e6);
-        rows.push(vec![format!("memory of {} pods / their size on the wire", options.objects), "–".into(), number(ratio), "–".into()]);
-        figures.push(json!({"what": "memory per wire byte", "ratio": ratio, "wire_bytes": wire}));
-    }
-    Ok(())
-}
-
-/// Watches that nothing happens to, many on one HTTP/2 connection as Go's clients have them.
-async fn idle_watches(cluster: &Cluster, number: usize, rows: &mut Vec<Vec<String>>, figures: &mut Vec<Value>) -> anyhow::Result<()> {
-    const PER_CONNECTION: usize = 250;
-    let rss = || footprint(&cluster.program).rss_mib * 1024.0;
-    let connections: Vec<Client> = (0..number.div_ceil(PER_CONNECTION)).map(|_| cluster.client()).collect::<anyhow::Result<_>>()?;
-    for connection in &connections {
-        drop(connection.get::<Node>(None, "nobody").await);
-    }
-    let before = rss();
-    let mut open = Vec::new();
-    for index in 0..number {
-        let params = WatchParams { label_selector: Some(format!("idle={index}")), resource_version: None, ..WatchParams::default() };
-        open.push(connections[index / PER_CONNECTION].watch::<ConfigMap>(&params).await?);
-    }
-    let each = (rss() - before) / number as f64;
-    eprintln!("{number} idle watches: {each:.2} KiB each");
-    rows.push(vec!["memory of an idle watch, KiB".into(), number.to_string(), crate::report::number(each), "–".into()]);
-    figures.push(json!({"what": "KiB per idle watch", "watches": number, "kib": each}));
-    Ok(())
 }

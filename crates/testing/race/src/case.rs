@@ -19,6 +19,11 @@ pub fn all() -> &'static [Case] {
     &[
         Case { name: "store", title: "Store: durable puts", run: |options, dir| Box::pin(crate::store::race(options, dir)) },
         Case { name: "codec", title: "One Pod through every encoding", run: |options, dir| Box::pin(crate::codec::race(options, dir)) },
+        Case {
+            name: "auth",
+            title: "Who asks, whether they may, and the trail",
+            run: |options, dir| Box::pin(crate::auth::race(options, dir)),
+        },
         Case { name: "cel", title: "CEL rules", run: |options, dir| Box::pin(crate::cel::race(options, dir)) },
         Case {
             name: "boot",
@@ -33,6 +38,11 @@ pub fn all() -> &'static [Case] {
             run: |options, dir| Box::pin(crate::controllers::race(options, dir)),
         },
         Case { name: "api", title: "API requests over HTTPS", run: |options, dir| Box::pin(crate::api::race(options, dir)) },
+        Case {
+            name: "network",
+            title: "Services, names, paths and policies",
+            run: |options, dir| Box::pin(crate::network::race(options, dir)),
+        },
         Case { name: "scheduler", title: "Scheduler", run: |options, dir| Box::pin(crate::scheduler::race(options, dir)) },
     ]
 }

@@ -8,6 +8,7 @@
 use clap::Parser;
 
 mod api;
+mod auth;
 mod boot;
 mod case;
 mod cel;
@@ -18,6 +19,7 @@ mod etcd;
 mod floor;
 mod machine;
 mod measure;
+mod network;
 mod node;
 mod pods;
 mod processes;
@@ -28,7 +30,7 @@ mod store;
 #[derive(Parser)]
 #[command(name = "cargo xtask race", about = "Measure, with the peer and the machine's floors in the same run")]
 pub struct Options {
-    /// store, codec, cel, boot, pods, api or scheduler
+    /// store, codec, cel, auth, boot, pods, controllers, api, scheduler or network
     case: String,
     /// Rounds; below five nothing is written to docs/benchmarks.md.
     #[arg(long, default_value_t = 5)]
@@ -36,7 +38,7 @@ pub struct Options {
     /// How long one leg of a throughput case runs, in seconds.
     #[arg(long, default_value_t = 2.0)]
     leg_seconds: f64,
-    /// The peer of the case store [default: etcd on PATH, of Debian's etcd-server]
+    /// The peer of the cases store and api [default: etcd on PATH, of Debian's etcd-server]
     #[arg(long)]
     etcd: Option<std::path::PathBuf>,
     /// Folder on the disk to measure on [default: target/race]
@@ -45,25 +47,38 @@ pub struct Options {
     /// The case api measures this server instead of a cluster of its own.
     #[arg(long)]
     kubeconfig: Option<std::path::PathBuf>,
-    /// Only the measurements of the case api whose name has this in it.
+    /// Only the measurements of the case api, or the part (services, paths, policies, names) of the case network, with this in the name.
     #[arg(long)]
     only: Option<String>,
-    /// Objects in the large lists of the case api.
-    #[arg(long, default_value_t = 10_000)]
+    /// Pods in the largest list of the case api.
+    #[arg(long, default_value_t = 100_000)]
     objects: usize,
+    /// The case api without its peer.
+    #[arg(long)]
+    no_etcd: bool,
     /// Watchers of the case api.
     #[arg(long, default_value_t = 1_000)]
     watchers: usize,
     /// Replicas of the case pods.
     #[arg(long, default_value_t = 100)]
     replicas: usize,
-    /// A tenth of the objects of the case scheduler.
+    /// A tenth of the objects of the cases scheduler and network.
     #[arg(long)]
     quick: bool,
 }
 
+impl Options {
+    /// Whether a measurement of this name is wanted.
+    pub fn wants(&self, what: &str) -> bool {
+        self.only.as_ref().is_none_or(|only| what.contains(only.as_str()))
+    }
+}
+
 fn main() -> anyhow::Result<()> {
     let options = Options::parse();
+    if options.case == api::constant::NAME {
+        return tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(api::constant::serve());
+    }
     let case = case::find(&options.case)?;
     let dir = options.dir.clone().unwrap_or_else(|| report::folder().to_path_buf());
     std::fs::create_dir_all(&dir)?;

@@ -11,6 +11,7 @@ use anyhow::Context;
 use client::Client;
 use futures_util::StreamExt;
 use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::resource::v1::ResourceSlice;
 use reconcile::EventRecorder;
 use serde::Deserialize;
 use serde_json::json;
@@ -23,8 +24,8 @@ use crate::report::{Outcome, number, spread};
 const METHOD: &str = "\
 The cases of kubernetes/kubernetes test/integration/scheduler_perf, as data in crates/testing/race/src/scheduler/cases.yaml. Store on disk with every \
 write durable before it is acknowledged, API server and scheduler in one process on all processors, no network between them. The measured pods \
-exist when the scheduler starts; the rate is of bindings seen through a watch, from the first to the last. The last column is upstream's own lower \
-bound for its CI, on other machines.";
+exist when the scheduler starts; the rate is of bindings seen through a watch, from the first to the last. Claims of volumes and devices are made beforehand. The last \
+column is upstream's own lower bound for its CI, on other machines.";
 
 const WRITERS: usize = 64;
 /// Nothing bound for so long means that the case does not end.
@@ -45,6 +46,9 @@ struct Case {
     memory: String,
     #[serde(default)]
     churn: bool,
+    /// Of each node.
+    #[serde(default)]
+    devices: usize,
     init: Vec<objects::Template>,
     measured: objects::Template,
 }
@@ -59,23 +63,33 @@ fn memory() -> String {
     "32Gi".into()
 }
 
-/// Upstream's thresholds in pods a second, of 2025.
-const FLOORS: [(&str, u32); 15] = [
+/// Upstream's thresholds in pods a second, of 2025 and 2026; 0: switched off there.
+const FLOORS: [(&str, u32); 25] = [
     ("SchedulingBasic", 680),
+    ("SchedulingBasic50000", 810),
     ("SchedulingPodAntiAffinity", 60),
+    ("SchedulingPodMatchingAntiAffinity", 595),
     ("SchedulingPodAffinity", 35),
     ("SchedulingPreferredPodAffinity", 90),
     ("SchedulingPreferredPodAntiAffinity", 90),
     ("SchedulingNodeAffinity", 220),
-    ("TopologySpreading", 85),
-    ("PreferredTopologySpreading", 125),
+    ("SchedulingRequiredPodAntiAffinityWithNSSelector", 24),
+    ("SchedulingPreferredAntiAffinityWithNSSelector", 55),
+    ("SchedulingRequiredPodAffinityWithNSSelector", 35),
+    ("SchedulingPreferredAffinityWithNSSelector", 90),
+    ("TopologySpreading", 460),
+    ("PreferredTopologySpreading", 340),
+    ("SchedulingWithNodeInclusionPolicy", 270),
     ("MixedSchedulingBasePod", 140),
     ("PreemptionBasic", 0),
+    ("PreemptionAsync", 570),
     ("Unschedulable", 600),
     ("SchedulingWithMixedChurn", 710),
     ("SchedulingWhileGated", 910),
     ("SchedulingDaemonset", 1100),
-    ("SchedulingCSIPVs", 48),
+    ("SchedulingSecrets", 790),
+    ("SchedulingCSIPVs", 100),
+    ("SchedulingWithResourceClaims", 56),
 ];
 
 pub async fn race(options: &Options, dir: &Path) -> anyhow::Result<Outcome> {
@@ -122,6 +136,11 @@ async fn run(case: &Case, dir: &Path) -> anyhow::Result<f64> {
         async move { admin.create::<Node>(&node?).await.map(drop).map_err(Into::into) }
     })
     .await?;
+    make(if case.devices > 0 { case.nodes } else { 0 }, |number| {
+        let (admin, slice) = (admin.clone(), objects::slice(number, case.devices));
+        async move { admin.create::<ResourceSlice>(&slice?).await.map(drop).map_err(Into::into) }
+    })
+    .await?;
     let pods = cluster.caches.of::<Pod>();
     pods.synced().await;
     let counts = Arc::new(Counts::default());
@@ -166,7 +185,10 @@ async fn create(admin: &Client, template: &objects::Template, prefix: &str) -> a
             if template.volume {
                 objects::volume(&admin, &name).await?;
             }
-            admin.create::<Pod>(&template.pod(&name)?).await.map(drop).map_err(Into::into)
+            if template.device {
+                objects::claim(&admin, &name).await?;
+            }
+            admin.create::<Pod>(&template.pod(&name, number)?).await.map(drop).map_err(Into::into)
         }
     })
     .await

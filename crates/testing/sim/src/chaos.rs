@@ -1,6 +1,7 @@
-//! A network that delays requests, loses some, loses the answers of others, and cuts watches: all as a seed says.
+//! A network that delays requests, loses some, loses the answers of others, delays and repeats events, and cuts watches: all as a seed says.
 //!
-//! A watch that is cut begins anew from where it was or with a list: events come late, twice, and as the difference of two lists.
+//! A watch that is cut begins anew from where it was or with a list: events come late, twice, and as the difference of two lists. Each watch
+//! has delays of its own, so that what happened to one kind is seen before or after what happened to another.
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,6 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use client::{Body, Transport};
 use futures_util::StreamExt;
+use http_body::Frame;
 use http_body_util::{BodyExt, BodyStream, StreamBody};
 
 use crate::Random;
@@ -23,11 +25,14 @@ pub struct Weather {
     pub answer_lost: u64,
     /// Watches live at most so long.
     pub watch_max: Duration,
+    /// One in so many events comes late, with all that follow on its watch; and one in so many comes twice. 0: none.
+    pub late: u64,
+    pub twice: u64,
 }
 
 impl Weather {
     pub fn stormy() -> Self {
-        Self { delay_max: Duration::from_millis(8), lost: 30, answer_lost: 30, watch_max: Duration::from_millis(300) }
+        Self { delay_max: Duration::from_millis(8), lost: 30, answer_lost: 30, watch_max: Duration::from_millis(300), late: 8, twice: 8 }
     }
 }
 
@@ -62,6 +67,35 @@ impl Sky {
     }
 }
 
+impl Sky {
+    /// How long an event waits, and whether it comes twice.
+    fn event(&self) -> (Duration, bool) {
+        let mut sky = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (random, weather) = &mut *sky;
+        let Some(weather) = weather else { return (Duration::ZERO, false) };
+        let mut hits = |often: u64| often > 0 && random.one_in(often);
+        let (late, twice) = (hits(weather.late), hits(weather.twice));
+        (if late { random.up_to(2 * weather.delay_max) } else { Duration::ZERO }, twice)
+    }
+
+    /// The frames of a watch as they arrive.
+    fn scatter(self, body: Body) -> impl futures_util::Stream<Item = Frames> + Send {
+        BodyStream::new(body).flat_map(move |frame| {
+            let (delay, twice) = self.event();
+            let again = frame.as_ref().ok().and_then(|frame| frame.data_ref().cloned()).filter(|_| twice);
+            let late = async move {
+                if !delay.is_zero() {
+                    tokio::time::sleep(delay).await;
+                }
+                frame
+            };
+            futures_util::stream::once(late).chain(futures_util::stream::iter(again.map(|data| Ok(Frame::data(data)))))
+        })
+    }
+}
+
+type Frames = Result<Frame<Bytes>, std::io::Error>;
+
 /// A transport under that sky.
 pub struct Chaotic {
     pub inner: Arc<dyn Transport>,
@@ -85,7 +119,7 @@ impl Transport for Chaotic {
             Ok(match fate.watch.filter(|_| watch) {
                 None => response,
                 Some(life) => response.map(|body| {
-                    let frames = BodyStream::new(body).take_until(tokio::time::sleep(life));
+                    let frames = self.sky.clone().scatter(body).take_until(tokio::time::sleep(life));
                     BodyExt::boxed(StreamBody::new(SyncStream(Mutex::new(Box::pin(frames)))))
                 }),
             })

@@ -1,13 +1,15 @@
-//! Two Deployments that are created, scaled, rolled and robbed of pods, while requests get lost and the components are restarted at any moment. Then
-//! the sky clears, and the cluster must come to the state that the objects ask for: the same for each seed.
+//! Two Deployments that are created, scaled, rolled and robbed of pods beside a StatefulSet, a DaemonSet and a Service, while requests get lost and
+//! the components are restarted at any moment. Then the sky clears, and the cluster must come to the state that the objects ask for: the same for
+//! each seed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use client::{Client, DeleteParams, ListParams, Patch};
-use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, StatefulSet};
+use k8s_openapi::api::core::v1::{Node, Pod, Service};
+use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
 use reconcile::{Caches, EventRecorder};
 use serde_json::{Value, json};
 use stdx::Drain;
@@ -33,15 +35,17 @@ pub struct Plan {
 pub struct Outcome {
     /// Running and ready pods by app and image.
     pub pods: BTreeMap<(String, String), usize>,
+    /// Ready endpoints of the Service.
+    pub endpoints: usize,
     /// What must never be.
     pub faults: BTreeSet<String>,
 }
 
 /// What every run must come to.
 pub fn expected() -> Outcome {
-    let pods = [("a", "a:1", 12), ("b", "b:2", 10)];
+    let pods = [("a", "a:1", 12), ("b", "b:2", 10), ("d", "d:1", NODES), ("s", "s:1", 3)];
     let pods = pods.into_iter().map(|(app, image, count)| ((app.to_owned(), image.to_owned()), count)).collect();
-    Outcome { pods, faults: BTreeSet::new() }
+    Outcome { pods, endpoints: 12, faults: BTreeSet::new() }
 }
 
 /// Runs it to the end, or until the cluster had its time.
@@ -73,8 +77,29 @@ pub async fn run(plan: &Plan) -> anyhow::Result<Outcome> {
         tokio::time::sleep(Duration::from_millis(100)).await;
         outcome = look(&admin).await?;
     }
+    if outcome != expected() {
+        describe(&admin, plan.seed).await?;
+    }
     running.iter().for_each(Drain::stop);
     Ok(outcome)
+}
+
+/// What is left, for whoever looks into a seed that failed.
+async fn describe(admin: &Client, seed: u64) -> anyhow::Result<()> {
+    for node in admin.list::<Node>(&ListParams::default()).await?.items {
+        let taints = json!(node.spec.and_then(|spec| spec.taints));
+        let ready = node.status.into_iter().flat_map(|status| status.conditions.into_iter().flatten()).find(|one| one.type_ == "Ready");
+        eprintln!("seed {seed}: node {} {} {taints}", node.metadata.name.unwrap_or_default(), json!(ready));
+    }
+    for pod in admin.list::<Pod>(&ListParams::in_namespace("default")).await?.items {
+        let ready =
+            pod.status.iter().flat_map(|status| status.conditions.iter().flatten()).any(|one| one.type_ == "Ready" && one.status == "True");
+        let (phase, conditions) = pod.status.map(|status| (status.phase, status.conditions)).unwrap_or_default();
+        let (node, going) = (pod.spec.and_then(|spec| spec.node_name), pod.metadata.deletion_timestamp);
+        let conditions = if ready { json!("ready") } else { json!(conditions) };
+        eprintln!("seed {seed}: pod {} on {node:?}, {phase:?}, going {going:?}: {conditions}", pod.metadata.name.unwrap_or_default());
+    }
+    Ok(())
 }
 
 struct Components<'a> {
@@ -122,6 +147,11 @@ async fn script(admin: &Client, seed: u64) -> anyhow::Result<()> {
     let (created, mut left) = (deployment("a", 20)?, vec![0, 1, 2, 3]);
     admin.create(&created).await?;
     admin.create(&deployment("b", 10)?).await?;
+    let service =
+        json!({ "metadata": { "name": "a", "namespace": "default" }, "spec": { "selector": { "app": "a" }, "ports": [{ "port": 80 }] } });
+    admin.create::<Service>(&serde_json::from_value(service)?).await?;
+    admin.create::<StatefulSet>(&serde_json::from_value(set("s", json!({ "replicas": 3, "serviceName": "s" })))?).await?;
+    admin.create::<DaemonSet>(&serde_json::from_value(set("d", json!({})))?).await?;
     while !left.is_empty() {
         tokio::time::sleep(random.up_to(pause)).await;
         match left.swap_remove(random.below(left.len() as u64) as usize) {
@@ -149,6 +179,18 @@ fn deployment(name: &str, replicas: usize) -> anyhow::Result<Deployment> {
             },
         },
     }))?)
+}
+
+/// A set of small pods.
+fn set(name: &str, more: Value) -> Value {
+    let pod = json!({
+        "containers": [{ "name": "c", "image": format!("{name}:1") }], "terminationGracePeriodSeconds": 1, "automountServiceAccountToken": false,
+    });
+    let mut spec = json!({
+        "selector": { "matchLabels": { "app": name } }, "template": { "metadata": { "labels": { "app": name } }, "spec": pod },
+    });
+    more.as_object().into_iter().flatten().for_each(|(field, value)| spec[field] = value.clone());
+    json!({ "metadata": { "name": name, "namespace": "default" }, "spec": spec })
 }
 
 async fn patch(admin: &Client, name: &str, patch: Value) -> anyhow::Result<()> {
@@ -181,12 +223,18 @@ async fn look(admin: &Client) -> anyhow::Result<Outcome> {
             if !names.contains(&node) {
                 outcome.faults.insert(format!("a pod is on {node}, which does not exist"));
             }
-            *used.entry(node).or_default() += 1500;
+            let asks =
+                spec.containers.iter().any(|container| container.resources.as_ref().is_some_and(|resources| resources.requests.is_some()));
+            *used.entry(node).or_default() += if asks { 1500 } else { 0 };
         }
         let ready = status.conditions.into_iter().flatten().any(|condition| condition.type_ == "Ready" && condition.status == "True");
         let key = if ready { (app, image) } else { (app, format!("{image}, not ready")) };
         *outcome.pods.entry(key).or_default() += 1;
     }
+    let slices = admin.list::<EndpointSlice>(&ListParams::in_namespace("default").labels("kubernetes.io/service-name=a")).await?.items;
+    let endpoints = slices.into_iter().flat_map(|slice| slice.endpoints.into_iter().flatten());
+    let ready = |endpoint: &Endpoint| endpoint.conditions.as_ref().and_then(|conditions| conditions.ready) == Some(true);
+    outcome.endpoints = endpoints.filter(ready).count();
     for (node, used) in used.into_iter().filter(|(_, used)| *used > 1000 * NODE_CPU) {
         outcome.faults.insert(format!("{node} has {NODE_CPU} CPU and gives {used}m"));
     }

@@ -23,7 +23,7 @@ pub fn call<'a>(function: &str, args: &[Value<'a>]) -> Option<Called<'a>> {
         ("_-_", [a, b]) => subtract(a, b),
         ("_*_" | "_/_" | "_%_", [a, b]) => multiply(function, a, b),
         ("@in", [item, Value::List(list)]) => Ok(Value::Bool(list.contains(item))),
-        ("@in", [key, Value::Map(map)]) => Ok(Value::Bool(map.get(key).is_some())),
+        ("@in", [key, Value::Map(map)]) => Ok(Value::Bool(map.contains(key))),
         ("_[_]", [from, key]) => index(from, key),
         ("_[?_]", [from, key]) => Ok(optional_index(from, key)),
         ("size", [value]) => size(value),
@@ -178,7 +178,7 @@ fn size<'a>(value: &Value<'_>) -> Called<'a> {
 fn insert<'a>(map: &Map<'a>, more: Vec<(Value<'a>, Value<'a>)>) -> Called<'a> {
     let mut entries: Arc<Vec<(Value<'a>, Value<'a>)>> = match map {
         Map::Owned(entries) => entries.clone(),
-        Map::Json { .. } => Arc::new(map.iter().collect()),
+        Map::Json { .. } | Map::Forgiving(_) => Arc::new(map.iter().collect()),
     };
     let all = Arc::make_mut(&mut entries);
     for (key, value) in more {

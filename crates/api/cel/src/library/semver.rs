@@ -30,7 +30,8 @@ impl fmt::Display for Semver {
 }
 
 impl Semver {
-    fn parse(text: &str, normalize: bool) -> Option<Self> {
+    /// `normalize` lets a leading `v`, missing parts and leading zeros pass.
+    pub fn parse(text: &str, normalize: bool) -> Option<Self> {
         let text = if normalize { text.strip_prefix('v').unwrap_or(text) } else { text };
         let (text, build) = text.split_once('+').map_or((text, ""), |(text, build)| (text, build));
         let (core, pre) = text.split_once('-').map_or((text, None), |(core, pre)| (core, Some(pre)));

@@ -41,6 +41,9 @@ impl Rules for CustomResourceDefinition {
     fn counts_generation(&self) -> bool {
         true
     }
+    fn unconditional_update(&self) -> bool {
+        false
+    }
     fn columns(&self) -> &[Column] {
         COLUMNS
     }

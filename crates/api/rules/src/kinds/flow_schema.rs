@@ -17,7 +17,6 @@ pub const FLOW_SCHEMA: Plain = Plain {
     },
     validate,
     counts_generation: true,
-    unconditional_update: false,
     ..Plain::new(
         ("flowcontrol.apiserver.k8s.io", "v1", "FlowSchema"),
         &[

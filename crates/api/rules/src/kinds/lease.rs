@@ -37,4 +37,7 @@ impl Rules for Lease {
     fn create_on_update(&self) -> bool {
         true
     }
+    fn unconditional_update(&self) -> bool {
+        false
+    }
 }

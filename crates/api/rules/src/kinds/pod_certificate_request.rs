@@ -8,7 +8,7 @@ use crate::Part;
 use crate::checks::{Errors, immutable, required, required_formed, signer_name};
 use crate::plain::Plain;
 use crate::printing::{self, AGE, NAME, shown};
-use crate::value::{at, has, int, list, set, text};
+use crate::value::{at, has, int, keep, list, set, text};
 
 pub const POD_CERTIFICATE_REQUEST: Plain = Plain {
     default: |object| {
@@ -17,8 +17,10 @@ pub const POD_CERTIFICATE_REQUEST: Plain = Plain {
         }
     },
     validate,
+    // What was asked stays, and only a signer answers.
+    prepare_update: |new, old, part| keep(new, old, if part == Part::Main { "status" } else { "spec" }),
     validate_update: |new, old, part| {
-        if part == Part::Main { immutable(&Path::new("spec"), at(new, "spec"), at(old, "spec")) } else { Vec::new() }
+        if part == Part::Main { immutable(&Path::new("spec"), at(new, "spec"), at(old, "spec")) } else { validate_answer(new, old) }
     },
     unconditional_update: false,
     fields: &["spec.signerName", "spec.podName", "spec.nodeName"],
@@ -45,6 +47,44 @@ pub const POD_CERTIFICATE_REQUEST: Plain = Plain {
         },
     )
 };
+
+/// One answer at most, which then stays.
+fn validate_answer(new: &Value, old: &Value) -> Errors {
+    const KINDS: [&str; 3] = ["Denied", "Failed", "Issued"];
+    let (path, mut errors) = (Path::new("status"), Errors::new());
+    let conditions = list(new, "status.conditions");
+    let kind = |object: &Value| list(object, "status.conditions").first().map(|condition| text(condition, "type").to_owned());
+    for (index, condition) in conditions.iter().enumerate() {
+        let here = path.child("conditions").index(index);
+        if !KINDS.contains(&text(condition, "type")) {
+            errors.push(Error::not_supported(&here.child("type"), text(condition, "type"), &KINDS));
+        } else if text(condition, "status") != "True" {
+            errors.push(Error::not_supported(&here.child("status"), text(condition, "status"), &["True"]));
+        }
+    }
+    if conditions.len() > 1 {
+        let sentence = "There may be at most one condition with type \"Issued\", \"Denied\", or \"Failed\"";
+        errors.push(Error::invalid(&path.child("conditions"), conditions.to_vec(), sentence));
+    }
+    let fields = ["certificateChain", "notBefore", "beginRefreshAt", "notAfter"];
+    let issued = kind(new).as_deref() == Some("Issued");
+    for field in fields {
+        let whole = format!("status.{field}");
+        match (issued, has(new, &whole)) {
+            (true, false) => errors.push(Error::required(&path.child(field), "must be set in issued requests")),
+            (false, true) => errors.push(Error::forbidden(&path.child(field), "only issued requests may have it")),
+            _ => {}
+        }
+        if has(old, &whole) {
+            errors.extend(immutable(&path.child(field), at(new, &whole), at(old, &whole)));
+        }
+    }
+    if let Some(before) = kind(old).filter(|before| kind(new).as_ref() != Some(before)) {
+        let sentence = format!("immutable after {before:?} was set");
+        errors.push(Error::invalid(&path.child("conditions"), conditions.to_vec(), sentence));
+    }
+    errors
+}
 
 fn validate(object: &Value) -> Errors {
     let (path, spec) = (Path::new("spec"), at(object, "spec"));

@@ -90,7 +90,4 @@ impl Rules for PriorityClass {
     fn validate_name(&self, name: &str) -> Vec<String> {
         names::dns1123_subdomain(name)
     }
-    fn create_on_update(&self) -> bool {
-        true
-    }
 }

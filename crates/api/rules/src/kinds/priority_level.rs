@@ -12,7 +12,6 @@ pub const PRIORITY_LEVEL: Plain = Plain {
     default,
     validate,
     counts_generation: true,
-    unconditional_update: false,
     ..Plain::new(
         ("flowcontrol.apiserver.k8s.io", "v1", "PriorityLevelConfiguration"),
         &[

@@ -5,22 +5,10 @@ use meta::names;
 use serde_json::{Value, json};
 
 use crate::checks::nonnegative;
-use crate::printing::{self, AGE, CONTAINERS, IMAGES, NAME, SELECTOR, shown};
-use crate::value::{at, int, keep, set, set_default, sub};
+use crate::value::{at, keep, set, set_default, sub};
 use crate::{Column, Part, Rules, template};
 
 pub struct ReplicaSet;
-
-const COLUMNS: &[Column] = &[
-    NAME,
-    shown("Desired", "integer", "Pods wanted."),
-    shown("Current", "integer", "Pods that exist."),
-    shown("Ready", "integer", "Pods that are ready."),
-    AGE,
-    CONTAINERS,
-    IMAGES,
-    SELECTOR,
-];
 
 impl Rules for ReplicaSet {
     fn gvk(&self) -> (&'static str, &'static str, &'static str) {
@@ -46,9 +34,7 @@ impl Rules for ReplicaSet {
         if part == Part::Main {
             return template::selector_unchanged(new, old);
         }
-        let mut errors = template::status_counts(new, &["fullyLabeledReplicas", "readyReplicas", "availableReplicas"], "replicas");
-        errors.extend(template::available_are_ready(new));
-        errors
+        template::replicas_status(new)
     }
     fn warnings(&self, object: &Value, old: Option<&Value>) -> Vec<String> {
         template::warnings(object, old)
@@ -57,26 +43,16 @@ impl Rules for ReplicaSet {
         true
     }
     fn selectable_fields(&self, object: &Value) -> Vec<(&'static str, String)> {
-        vec![("status.replicas", int(object, "status.replicas").unwrap_or(0).to_string())]
+        template::replicas_fields(object)
     }
     fn selectable_field_names(&self) -> &'static [&'static str] {
-        &["status.replicas"]
+        template::REPLICAS_FIELDS
     }
     fn columns(&self) -> &'static [Column] {
-        COLUMNS
+        template::REPLICAS
     }
     fn cells(&self, object: &Value, now: i64) -> Vec<Value> {
-        let [containers, images] = template::cells(at(object, "spec.template"));
-        vec![
-            printing::name(object),
-            printing::number(object, "spec.replicas"),
-            printing::number(object, "status.replicas"),
-            printing::number(object, "status.readyReplicas"),
-            printing::age(object, now),
-            containers,
-            images,
-            template::selector_cell(object),
-        ]
+        template::replicas_cells(object, now, template::selector_cell(object))
     }
     fn validate_name(&self, name: &str) -> Vec<String> {
         names::dns1123_subdomain(name)

@@ -6,23 +6,10 @@ use meta::names;
 use serde_json::{Value, json};
 
 use crate::checks::{any, nonnegative};
-use crate::printing::{self, AGE, NAME, SELECTOR, shown};
-use crate::template::{self, POD_COLUMNS};
-use crate::value::{at, has, int, set, set_default, sub};
-use crate::{Column, Part, Rules, pod_spec};
+use crate::value::{at, has, set, set_default, sub};
+use crate::{Column, Part, Rules, pod_spec, printing, template};
 
 pub struct ReplicationController;
-
-const COLUMNS: &[Column] = &[
-    NAME,
-    shown("Desired", "integer", "Pods wanted."),
-    shown("Current", "integer", "Pods that exist."),
-    shown("Ready", "integer", "Pods that are ready."),
-    AGE,
-    POD_COLUMNS[0],
-    POD_COLUMNS[1],
-    SELECTOR,
-];
 
 impl Rules for ReplicationController {
     fn gvk(&self) -> (&'static str, &'static str, &'static str) {
@@ -70,9 +57,7 @@ impl Rules for ReplicationController {
         if part != Part::Status {
             return Vec::new();
         }
-        let mut errors = template::status_counts(new, &["fullyLabeledReplicas", "readyReplicas", "availableReplicas"], "replicas");
-        errors.extend(template::available_are_ready(new));
-        errors
+        template::replicas_status(new)
     }
     fn warnings(&self, object: &Value, old: Option<&Value>) -> Vec<String> {
         template::warnings(object, old)
@@ -81,26 +66,16 @@ impl Rules for ReplicationController {
         true
     }
     fn selectable_fields(&self, object: &Value) -> Vec<(&'static str, String)> {
-        vec![("status.replicas", int(object, "status.replicas").unwrap_or(0).to_string())]
+        template::replicas_fields(object)
     }
     fn selectable_field_names(&self) -> &'static [&'static str] {
-        &["status.replicas"]
+        template::REPLICAS_FIELDS
     }
     fn columns(&self) -> &'static [Column] {
-        COLUMNS
+        template::REPLICAS
     }
     fn cells(&self, object: &Value, now: i64) -> Vec<Value> {
-        let [containers, images] = template::cells(at(object, "spec.template"));
-        vec![
-            printing::name(object),
-            printing::number(object, "spec.replicas"),
-            printing::number(object, "status.replicas"),
-            printing::number(object, "status.readyReplicas"),
-            printing::age(object, now),
-            containers,
-            images,
-            printing::labels(at(object, "spec.selector")),
-        ]
+        template::replicas_cells(object, now, printing::labels(at(object, "spec.selector")))
     }
     fn validate_name(&self, name: &str) -> Vec<String> {
         names::dns1123_subdomain(name)

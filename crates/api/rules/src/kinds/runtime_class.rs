@@ -16,6 +16,7 @@ use crate::value::{at, has, list, text};
 pub const RUNTIME_CLASS: Plain = Plain {
     validate,
     validate_update: |new, old, _| immutable(&Path::new("handler"), at(new, "handler"), at(old, "handler")),
+    create_on_update: true,
     unconditional_update: false,
     ..Plain::new(
         ("node.k8s.io", "v1", "RuntimeClass"),

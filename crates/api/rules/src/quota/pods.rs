@@ -6,32 +6,16 @@ use meta::{Quantity, time};
 use serde_json::Value;
 
 use super::{Amounts, add, amounts, one};
+use crate::resources::{COMPUTE, is_extended, is_huge_page};
 use crate::value::{entries, int, list, text};
 
-const COMPUTE: [&str; 10] = [
-    "pods",
-    "cpu",
-    "memory",
-    "ephemeral-storage",
-    "requests.cpu",
-    "requests.memory",
-    "requests.ephemeral-storage",
-    "limits.cpu",
-    "limits.memory",
-    "limits.ephemeral-storage",
-];
 /// Where a quota bounds these, every container must say them itself. (Upstream calls it a mistake that stays.)
 const DEMANDED: [&str; 6] = ["cpu", "memory", "requests.cpu", "requests.memory", "limits.cpu", "limits.memory"];
 
 pub fn counts(name: &str) -> bool {
-    let huge = name.starts_with("hugepages-") || name.starts_with("requests.hugepages-");
+    let huge = is_huge_page(name) || name.starts_with("requests.hugepages-");
     let extended = name.strip_prefix("requests.").is_some_and(is_extended);
-    COMPUTE.contains(&name) || huge || extended
-}
-
-/// A resource that some other domain than Kubernetes' gives.
-fn is_extended(name: &str) -> bool {
-    name.split_once('/').is_some_and(|(domain, _)| !domain.ends_with("kubernetes.io")) && !name.starts_with("requests.")
+    name == "pods" || COMPUTE.contains(&name) || huge || extended
 }
 
 /// A pod that ended, or should have been gone by now, costs nothing but its place.
@@ -62,7 +46,7 @@ fn compute(requests: &Amounts, limits: &Amounts, usage: &mut Amounts) {
                 usage.insert(name.clone(), *amount);
                 usage.insert(format!("requests.{name}"), *amount);
             }
-            huge if huge.starts_with("hugepages-") => {
+            huge if is_huge_page(huge) => {
                 usage.insert(name.clone(), *amount);
                 usage.insert(format!("requests.{name}"), *amount);
             }

@@ -16,6 +16,10 @@ fn objects_cost_what_upstream_says() {
     let ended = json!({"spec": pod["spec"], "status": {"phase": "Succeeded"}});
     let service = |kind: &str| json!({"spec": {"type": kind, "ports": [{"port": 1}, {"port": 2}]}});
     let claim = json!({"spec": {"storageClassName": "gold", "resources": {"requests": {"storage": "5Gi"}}}});
+    let alternatives =
+        json!([{"deviceClassName": "gpu", "count": 3}, {"deviceClassName": "gpu"}, {"deviceClassName": "all", "allocationMode": "All"}]);
+    let requests = json!([{"exactly": {"deviceClassName": "gpu", "count": 2}}, {"firstAvailable": alternatives}]);
+    let devices = json!({"spec": {"devices": {"requests": requests}}});
     let cases = [
         (PODS, &pod, "count/pods=1,cpu=1010m,limits.cpu=4010m,memory=2Gi,pods=1,requests.cpu=1010m,requests.memory=2Gi"),
         (PODS, &ended, "count/pods=1"),
@@ -27,6 +31,11 @@ fn objects_cost_what_upstream_says() {
             "count/persistentvolumeclaims=1,gold.storageclass.storage.k8s.io/persistentvolumeclaims=1,gold.storageclass.storage.k8s.io/requests.storage=5Gi,persistentvolumeclaims=1,requests.storage=5Gi",
         ),
         (core("secrets"), &json!({}), "count/secrets=1,secrets=1"),
+        (
+            Resource { group: "resource.k8s.io", plural: "resourceclaims" },
+            &devices,
+            "all.deviceclass.resource.k8s.io/devices=32,count/resourceclaims.resource.k8s.io=1,gpu.deviceclass.resource.k8s.io/devices=5",
+        ),
         (Resource { group: "apps", plural: "replicasets" }, &json!({}), "count/replicasets.apps=1"),
     ];
     for (resource, object, expected) in cases {

@@ -239,9 +239,11 @@ fn special_value(bytes: &[u8], special: &Special, depth: usize) -> Result<Value,
     })
 }
 
+/// A schema where the table knows no type: its zero values are put right here.
 fn props(bytes: &[u8], depth: usize) -> Result<Value, Error> {
     let Some(found) = schema_props() else { return Ok(Value::Null) };
-    object(bytes, found, depth)
+    let (value, _) = decode::decode_type(object(bytes, found, depth)?, found, Mode::Ignore)?;
+    Ok(value)
 }
 
 /// The content of a RawExtension: a protobuf body or JSON.

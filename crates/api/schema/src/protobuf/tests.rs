@@ -39,6 +39,21 @@ fn a_go_client_that_sends_every_empty_string_gets_them_dropped() {
 }
 
 #[test]
+fn empty_strings_inside_a_schemas_items_are_dropped_too() {
+    let props = table::find("io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSONSchemaProps").unwrap();
+    let number = |name: &str| props.field(name).unwrap().pb;
+    let tag = |number: u32| {
+        let key = number << 3 | 2;
+        if key < 0x80 { vec![key as u8] } else { vec![key as u8 | 0x80, (key >> 7) as u8] }
+    };
+    let field = |number: u32, content: &[u8]| [tag(number), vec![content.len() as u8], content.to_vec()].concat();
+    // { items: { schema: { id: "", type: "string" } } }
+    let inner = [field(number("id"), b""), field(number("type"), b"string")].concat();
+    let message = field(number("items"), &field(1, &inner));
+    assert_eq!(read::object(&message, props, 0).unwrap(), json!({"items": {"type": "string"}}));
+}
+
+#[test]
 fn a_body_without_a_kind_is_of_the_callers_type() {
     let message = encode_message(&json!({"gracePeriodSeconds": 0, "preconditions": {"uid": "x"}}), kind("", "v1", "DeleteOptions"));
     let object = decode(&envelope("", "", &message), Some(kind("", "v1", "DeleteOptions"))).unwrap();

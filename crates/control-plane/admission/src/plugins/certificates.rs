@@ -13,6 +13,7 @@ use crate::{Attributes, Lookup, Operation, Plugin, Verdict};
 
 const GROUP: &str = "certificates.k8s.io";
 const REQUESTS: &str = "certificatesigningrequests";
+const POD_REQUESTS: &str = "podcertificaterequests";
 
 /// Rights are given for one signer (`example.com/a`) or all of a domain (`example.com/*`).
 async fn may(attributes: &Attributes, verb: &str, signer: &str, lookup: &dyn Lookup) -> bool {
@@ -67,8 +68,10 @@ impl Plugin for CertificateSigning {
     fn validate<'a>(&'a self, attributes: &'a Attributes, lookup: &'a dyn Lookup) -> Verdict<'a> {
         Box::pin(async move {
             let (Some(new), Some(old)) = (&attributes.object, &attributes.old) else { return Ok(()) };
-            let signed = ["status.certificate", "status.conditions"].iter().any(|field| at(new, field) != at(old, field));
-            if !attributes.is_part(GROUP, REQUESTS, "status") || !signed {
+            let signed = ["status.certificate", "status.conditions", "status.certificateChain"].iter();
+            let signed = signed.into_iter().any(|field| at(new, field) != at(old, field));
+            let asked = [REQUESTS, POD_REQUESTS].iter().any(|resource| attributes.is_part(GROUP, resource, "status"));
+            if !asked || !signed {
                 return Ok(());
             }
             require(attributes, "sign", "sign requests with", signer(attributes), lookup).await

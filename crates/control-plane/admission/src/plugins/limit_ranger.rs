@@ -56,8 +56,7 @@ async fn judge(attributes: &Attributes, lookup: &dyn Lookup) -> Result<(), Statu
             }
             "Pod" if is_pod => complaints.extend(within(limit, "Pod", &Amounts::of_pod(object))),
             "PersistentVolumeClaim" if !is_pod => {
-                let mut amounts = Amounts::of(at(object, "spec.resources"));
-                amounts.limits = amounts.requests.clone();
+                let amounts = Amounts { limits: Resources::new(), ..Amounts::of(at(object, "spec.resources")) };
                 complaints.extend(within(limit, "PersistentVolumeClaim", &amounts));
             }
             _ => {}
@@ -122,26 +121,15 @@ impl Amounts {
         };
         Self { requests: read("requests"), limits: read("limits") }
     }
-    /// All containers together, or the largest init container where it needs more.
+    /// All containers together, or the start where it needs more; what the pod says of itself as a whole takes their place.
     fn of_pod(pod: &Value) -> Self {
-        let mut total = Self::default();
-        for container in list(pod, "spec.containers") {
-            let one = Self::of(at(container, "resources"));
-            for (all, part) in [(&mut total.requests, one.requests), (&mut total.limits, one.limits)] {
-                for (name, amount) in part {
-                    all.entry(name).and_modify(|sum| *sum = *sum + amount).or_insert(amount);
-                }
-            }
-        }
-        for container in list(pod, "spec.initContainers") {
-            let one = Self::of(at(container, "resources"));
-            for (all, part) in [(&mut total.requests, one.requests), (&mut total.limits, one.limits)] {
-                for (name, amount) in part {
-                    all.entry(name).and_modify(|most| *most = (*most).max(amount)).or_insert(amount);
-                }
-            }
-        }
-        total
+        let of = |part: &str| {
+            let mut sum = rules::resources::of_containers(at(pod, "spec"), part);
+            let whole = Self::of(at(pod, "spec.resources"));
+            sum.extend(if part == "requests" { whole.requests } else { whole.limits });
+            sum
+        };
+        Self { requests: of("requests"), limits: of("limits") }
     }
 }
 
@@ -161,6 +149,15 @@ fn within(limit: &Value, kind: &str, amounts: &Amounts) -> Vec<String> {
     }
     for (name, bound) in bounds("max") {
         let head = format!("maximum {name} usage per {kind} is {bound}");
+        if kind == "PersistentVolumeClaim" {
+            // Of claims only what they ask for counts.
+            match amounts.requests.get(&name) {
+                None => complaints.push(format!("{head}.  No request is specified")),
+                Some(request) if *request > bound => complaints.push(format!("{head}, but request is {request}")),
+                _ => {}
+            }
+            continue;
+        }
         match (amounts.limits.get(&name), amounts.requests.get(&name)) {
             (None, _) => complaints.push(format!("{head}.  No limit is specified")),
             (Some(limit), _) if *limit > bound => complaints.push(format!("{head}, but limit is {limit}")),

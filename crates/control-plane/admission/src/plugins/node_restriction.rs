@@ -28,6 +28,9 @@ impl Plugin for NodeRestriction {
                 ("", "pods") => pods(attributes, node, lookup).await?,
                 ("", "nodes") => nodes(attributes, node),
                 ("", "serviceaccounts") if attributes.subresource == "token" => token(attributes, node, lookup).await?,
+                ("certificates.k8s.io", "podcertificaterequests") if attributes.subresource.is_empty() => {
+                    pod_certificate(attributes, node, lookup).await?
+                }
                 ("coordination.k8s.io", "leases") => leases(attributes, node),
                 ("storage.k8s.io", "csinodes") if attributes.name != node => {
                     Err("can only access CSINode with the same name as the requesting node".into())
@@ -69,6 +72,36 @@ async fn pods(attributes: &Attributes, node: &str, lookup: &dyn Lookup) -> Resul
         (operation, "") => Err(format!("unexpected operation {:?}", format!("{operation:?}").to_uppercase())),
         (_, other) => Err(format!("unexpected pod subresource {other:?}, only 'status' and 'eviction' are allowed")),
     })
+}
+
+/// A kubelet asks for certificates of pods that run here and now, and says of them what is so (KEP-4317).
+async fn pod_certificate(attributes: &Attributes, node: &str, lookup: &dyn Lookup) -> Result<Checked, Status> {
+    let Some(request) = attributes.object.as_ref().filter(|_| attributes.operation == Operation::Create) else {
+        return Ok(Err(format!("unexpected operation {:?}", format!("{:?}", attributes.operation).to_uppercase())));
+    };
+    let said = |field: &str| text(request, &format!("spec.{field}")).to_owned();
+    if said("nodeName") != node {
+        return Ok(Err(format!("PodCertificateRequest.Spec.NodeName={:?}, which is not the requesting node {node:?}", said("nodeName"))));
+    }
+    let here = lookup.get(&core("nodes"), "", node).await?;
+    let pod = lookup.get(&core("pods"), &attributes.namespace, &said("podName")).await?;
+    let Some(pod) = pod else { return Ok(Err(format!("pod {:?} named in the PodCertificateRequest not found", said("podName")))) };
+    let account = lookup.get(&core("serviceaccounts"), &attributes.namespace, &said("serviceAccountName")).await?;
+    let uid = |object: Option<&Value>| object.map(|object| text(object, "metadata.uid").to_owned()).unwrap_or_default();
+    let facts = [
+        ("node UID", said("nodeUID"), uid(here.as_deref())),
+        ("pod UID", said("podUID"), uid(Some(&pod))),
+        ("node of the pod", node.to_owned(), text(&pod, "spec.nodeName").to_owned()),
+        ("service account name", said("serviceAccountName"), text(&pod, "spec.serviceAccountName").to_owned()),
+        ("service account UID", said("serviceAccountUID"), uid(account.as_deref())),
+    ];
+    if annotation(&pod, MIRROR).is_some() {
+        return Ok(Err(format!("pod {:?} is a mirror pod", said("podName"))));
+    }
+    let wrong = facts.into_iter().find(|(_, said, is)| said != is);
+    Ok(wrong.map_or(Ok(()), |(what, said, is)| {
+        Err(format!("PodCertificateRequest for pod {:?}: {what} is {is:?}, not {said:?}", text(request, "spec.podName")))
+    }))
 }
 
 /// An absent pod is nobody's: the handler will answer 404.

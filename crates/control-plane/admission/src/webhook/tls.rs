@@ -33,7 +33,7 @@ pub fn client_config(trust: &Trust, identity: Option<Identity>) -> Result<Client
         .with_safe_default_protocol_versions()
         .map_err(|error| error.to_string())?
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Verifier::new(trust, provider)?));
+        .with_custom_certificate_verifier(verifier(trust, provider)?);
     let mut config = match identity {
         Some(identity) => builder.with_client_cert_resolver(identity),
         None => builder.with_no_client_auth(),
@@ -42,32 +42,28 @@ pub fn client_config(trust: &Trust, identity: Option<Identity>) -> Result<Client
     Ok(config)
 }
 
-#[derive(Debug)]
-struct Verifier {
-    /// Absent: anybody.
-    inner: Option<Arc<WebPkiServerVerifier>>,
-    /// A certificate that stands in the bundle itself is trusted, also one that calls itself a CA (as Go does).
-    listed: Vec<CertificateDer<'static>>,
-    provider: Arc<CryptoProvider>,
+fn verifier(trust: &Trust, provider: Arc<CryptoProvider>) -> Result<Arc<dyn ServerCertVerifier>, String> {
+    let bundle = match trust {
+        Trust::Anybody => return Ok(auth::pki::any_certificate(provider)),
+        Trust::Bundle(bundle) => bundle.clone(),
+        Trust::System => SYSTEM_BUNDLES.iter().find_map(|path| std::fs::read(path).ok()).unwrap_or_default(),
+    };
+    let listed: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(&bundle).filter_map(Result::ok).collect();
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(listed.iter().cloned());
+    if roots.is_empty() {
+        return Err("unable to load root certificates: no valid certificate authority data seen".into());
+    }
+    let inner = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider).build();
+    let inner = inner.map_err(|error| error.to_string())?;
+    Ok(if matches!(trust, Trust::System) { inner } else { Arc::new(Verifier { inner, listed }) })
 }
 
-impl Verifier {
-    fn new(trust: &Trust, provider: Arc<CryptoProvider>) -> Result<Self, String> {
-        let bundle = match trust {
-            Trust::Anybody => return Ok(Self { inner: None, listed: Vec::new(), provider }),
-            Trust::Bundle(bundle) => bundle.clone(),
-            Trust::System => SYSTEM_BUNDLES.iter().find_map(|path| std::fs::read(path).ok()).unwrap_or_default(),
-        };
-        let listed: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(&bundle).filter_map(Result::ok).collect();
-        let mut roots = RootCertStore::empty();
-        roots.add_parsable_certificates(listed.iter().cloned());
-        if roots.is_empty() {
-            return Err("unable to load root certificates: no valid certificate authority data seen".into());
-        }
-        let inner = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider.clone()).build();
-        let listed = if matches!(trust, Trust::System) { Vec::new() } else { listed };
-        Ok(Self { inner: Some(inner.map_err(|error| error.to_string())?), listed, provider })
-    }
+#[derive(Debug)]
+struct Verifier {
+    inner: Arc<WebPkiServerVerifier>,
+    /// A certificate that stands in the bundle itself is trusted, also one that calls itself a CA (as Go does).
+    listed: Vec<CertificateDer<'static>>,
 }
 
 impl ServerCertVerifier for Verifier {
@@ -79,8 +75,7 @@ impl ServerCertVerifier for Verifier {
         ocsp: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        let Some(inner) = &self.inner else { return Ok(ServerCertVerified::assertion()) };
-        let verified = inner.verify_server_cert(end_entity, intermediates, server_name, ocsp, now);
+        let verified = self.inner.verify_server_cert(end_entity, intermediates, server_name, ocsp, now);
         if verified.is_ok() || !self.listed.iter().any(|listed| listed.as_ref() == end_entity.as_ref()) {
             return verified;
         }
@@ -94,7 +89,7 @@ impl ServerCertVerifier for Verifier {
         certificate: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls12_signature(message, certificate, signed, &self.provider.signature_verification_algorithms)
+        self.inner.verify_tls12_signature(message, certificate, signed)
     }
     fn verify_tls13_signature(
         &self,
@@ -102,10 +97,10 @@ impl ServerCertVerifier for Verifier {
         certificate: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls13_signature(message, certificate, signed, &self.provider.signature_verification_algorithms)
+        self.inner.verify_tls13_signature(message, certificate, signed)
     }
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
+        self.inner.supported_verify_schemes()
     }
 }
 

@@ -129,7 +129,7 @@ impl Destination {
 }
 
 /// An address, `localhost`, or the cluster name of a Service. Other names need a name service, which a static binary does not have.
-async fn host_addresses(lookup: &dyn Lookup, host: &str, port: u16) -> Result<Vec<SocketAddr>, String> {
+pub async fn host_addresses(lookup: &dyn Lookup, host: &str, port: u16) -> Result<Vec<SocketAddr>, String> {
     if let Ok(address) = host.parse::<IpAddr>() {
         return Ok(vec![SocketAddr::new(address, port)]);
     }

@@ -1,4 +1,6 @@
-//! Who asks: front-proxy headers, client certificate, bearer token, in upstream's order; nobody is `system:anonymous`.
+//! Who asks: front-proxy headers, client certificate, bearer token, in upstream's order; nobody is `system:anonymous`, where that is let in.
+
+use std::sync::Arc;
 
 use auth::UserInfo;
 use auth::authenticate::{bearer, websocket_token};
@@ -7,6 +9,7 @@ use auth::tokens::{Claims, Reference};
 use http::{HeaderMap, Request};
 use meta::Status;
 
+use super::issuers::Issuer;
 use super::{Access, bootstrap_token};
 use crate::object::meta;
 use crate::registry::{Registry, Target, catalog};
@@ -23,7 +26,7 @@ impl Access {
     pub async fn authenticate(&self, registry: &Registry, request: &Request<Body>) -> Result<UserInfo, Status> {
         let headers = request.headers();
         let peer = request.extensions().get::<ClientCertificate>();
-        match peer.map(|certificate| &certificate.0) {
+        match peer.map(|certificate| &*certificate.0) {
             Some(Peer::User(user)) => return Ok(user.clone()),
             Some(Peer::FrontProxy(name)) if self.front_proxies.is_empty() || self.front_proxies.contains(name) => {
                 if let Some(user) = fronted(headers) {
@@ -34,7 +37,8 @@ impl Access {
         }
         let Some(token) = bearer(headers).map(str::to_owned).or_else(|| websocket_token(headers)) else {
             // A certificate that stands for nobody is a failed attempt, not an absent one.
-            return if peer.is_some() { Err(Status::unauthorized()) } else { Ok(UserInfo::anonymous()) };
+            let known = peer.is_none() && self.lets_in_strangers(request.uri().path());
+            return if known { Ok(UserInfo::anonymous()) } else { Err(Status::unauthorized()) };
         };
         // Boxed: most requests carry no token, and need not carry this future.
         match Box::pin(self.token(registry, &token, &[])).await {
@@ -44,6 +48,10 @@ impl Access {
                 Err(Status::unauthorized())
             }
         }
+    }
+
+    fn lets_in_strangers(&self, path: &str) -> bool {
+        self.strangers.load().anonymous.as_ref().is_none_or(|anonymous| anonymous.allows(path))
     }
 
     /// Whose token it is. Without `audiences` the API server's own are meant.
@@ -59,9 +67,35 @@ impl Access {
         if let Some(id) = bootstrap_token::id(token).filter(|_| ours) {
             return Ok(Known { user: bootstrap_token::user(registry, id, token).await?, audiences: for_us() });
         }
-        let claims = self.verify(registry, token, wanted).await?;
-        let audiences = claims.aud.iter().filter(|audience| wanted.contains(audience)).cloned().collect();
-        Ok(Known { user: claims.user(), audiences })
+        if self.issuer.as_ref().is_some_and(|issuer| issuer.issued(token)) {
+            let claims = self.verify(registry, token, wanted).await?;
+            let audiences = claims.aud.iter().filter(|audience| wanted.contains(audience)).cloned().collect();
+            return Ok(Known { user: claims.user(), audiences });
+        }
+        // Tokens of others say nothing of our audiences: whom their issuer means is in the configuration.
+        match self.foreign(token).filter(|_| ours) {
+            Some(issuer) => Ok(Known { user: issuer.user(token, &*self.lookup).await?, audiences: for_us() }),
+            None => self.outside(token, wanted, &own).await,
+        }
+    }
+
+    /// The configured issuer that the token names.
+    fn foreign(&self, token: &str) -> Option<Arc<Issuer>> {
+        let strangers = self.strangers.load();
+        if strangers.issuers.is_empty() {
+            return None;
+        }
+        let named = auth::jwt::unverified_issuer(token)?;
+        strangers.issuers.iter().find(|issuer| issuer.provider.issuer == named).cloned()
+    }
+
+    /// The server outside that knows tokens, if there is one.
+    async fn outside(&self, token: &str, wanted: &[String], own: &[String]) -> Result<Known, String> {
+        match &self.token_webhook {
+            Some(webhook) => webhook.token(token, wanted, own, &*self.lookup).await,
+            None if self.issuer.is_none() => Err("no token is accepted here".into()),
+            None => Err("nobody knows this token".into()),
+        }
     }
 
     /// A service account token whose objects all still exist.

@@ -1,18 +1,22 @@
-//! Whether they may: `system:masters` first, then what is open to all, then the Node authorizer, then RBAC.
+//! Whether they may: `system:masters` first, then what is open to all, then whoever the configuration names, in its order; by default the Node
+//! authorizer, then RBAC.
 //!
 //! Roles, bindings and pods are followed in the watch cache; a decision costs two hash look-ups per group of the user and no allocation but its
 //! reason. Both locks are held for the look-up alone, never across an await.
 
-use std::sync::{Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
+use admission::Lookup as Server;
+use arc_swap::ArcSwap;
 use auth::UserInfo;
-use auth::authorize::{Attributes, Decision};
+use auth::authorize::{Attributes, Decision, configuration};
 use auth::node::{self, Graph, Lookup};
 use auth::rbac::{Policy, Rule};
 use serde_json::Value;
 
 use super::MASTERS;
 use super::follow::{Follower, Lost};
+use super::webhook::Webhook;
 use crate::bootstrap;
 use crate::cache::{Caches, Change};
 use crate::object::meta;
@@ -28,6 +32,40 @@ pub struct Authorizer {
     rbac: RwLock<Rbac>,
     pods: Mutex<Pods>,
     node_rules: Vec<Rule>,
+    chain: ArcSwap<Chain>,
+    /// Where webhooks behind Services and names are.
+    server: Arc<dyn Server>,
+}
+
+/// Who is asked, one after the other, until somebody has an opinion.
+pub struct Chain {
+    steps: Vec<Step>,
+    /// Somebody in another process is among them.
+    outside: bool,
+}
+
+enum Step {
+    AlwaysAllow,
+    AlwaysDeny,
+    Node,
+    Rbac,
+    Webhook(Box<Webhook>),
+}
+
+impl Chain {
+    pub fn new(steps: Vec<configuration::Step>) -> Result<Self, String> {
+        let step = |step| {
+            Ok(match step {
+                configuration::Step::AlwaysAllow => Step::AlwaysAllow,
+                configuration::Step::AlwaysDeny => Step::AlwaysDeny,
+                configuration::Step::Node => Step::Node,
+                configuration::Step::Rbac => Step::Rbac,
+                configuration::Step::Webhook(settings) => Step::Webhook(Box::new(Webhook::new(settings)?)),
+            })
+        };
+        let steps = steps.into_iter().map(step).collect::<Result<Vec<Step>, String>>()?;
+        Ok(Self { outside: steps.iter().any(|step| matches!(step, Step::Webhook(_))), steps })
+    }
 }
 
 struct Rbac {
@@ -44,27 +82,88 @@ struct Pods {
 }
 
 impl Authorizer {
-    pub fn new(caches: &Caches) -> Self {
+    pub fn new(caches: &Caches, server: Arc<dyn Server>, chain: Chain) -> Self {
         let follow = |plural| Follower::new(caches, RBAC_GROUP, plural);
         let rbac = Rbac { policy: Policy::default(), roles: ROLES.map(follow), bindings: BINDINGS.map(follow), seen: [u64::MAX; 4] };
         let pods = Pods { graph: Graph::default(), pods: Follower::new(caches, "", "pods") };
-        Self { rbac: RwLock::new(rbac), pods: Mutex::new(pods), node_rules: bootstrap::roles::of_nodes() }
+        let node_rules = bootstrap::roles::of_nodes();
+        Self { rbac: RwLock::new(rbac), pods: Mutex::new(pods), node_rules, chain: ArcSwap::from_pointee(chain), server }
     }
 
-    pub fn decide(&self, caches: &Caches, user: &UserInfo, asked: &Attributes<'_>) -> Decision {
+    /// Asks others from now on.
+    pub fn set_chain(&self, chain: Chain) {
+        self.chain.store(Arc::new(chain));
+    }
+
+    /// Whether somebody decides whose rules cannot be listed.
+    pub fn asks_outside(&self) -> bool {
+        self.chain.load().outside
+    }
+
+    pub async fn decide(&self, caches: &Caches, user: &UserInfo, asked: &Attributes<'_>) -> Decision {
+        if let Some(decision) = self.decide_here(caches, user, asked) {
+            return decision;
+        }
+        let chain = self.chain.load_full();
+        let mut against = Against::default();
+        for step in &chain.steps {
+            let decision = match step {
+                Step::Webhook(webhook) => webhook.decide(user, asked, &*self.server).await,
+                here => self.step(here, caches, user, asked),
+            };
+            if let Some(decision) = against.hear(decision) {
+                return decision;
+            }
+        }
+        against.last_word()
+    }
+
+    /// For those who cannot wait (expressions, grants): they hold their thread while somebody outside is asked. On a runtime of one thread, which
+    /// must not be held, nobody outside is.
+    pub fn decide_now(&self, caches: &Caches, user: &UserInfo, asked: &Attributes<'_>) -> Decision {
+        if let Some(decision) = self.decide_here(caches, user, asked) {
+            return decision;
+        }
+        match tokio::runtime::Handle::try_current() {
+            Ok(runtime) if runtime.runtime_flavor() == tokio::runtime::RuntimeFlavor::MultiThread => {
+                tokio::task::block_in_place(|| runtime.block_on(self.decide(caches, user, asked)))
+            }
+            _ => self.ask_here(&self.chain.load(), caches, user, asked),
+        }
+    }
+
+    /// `None` where somebody outside has a say.
+    fn decide_here(&self, caches: &Caches, user: &UserInfo, asked: &Attributes<'_>) -> Option<Decision> {
         if user.groups.iter().any(|group| group == MASTERS) {
-            return Decision::Allow(String::new());
+            return Some(Decision::Allow(String::new()));
         }
         let is_open = |open: &str| asked.path == open || asked.path.strip_prefix(open).is_some_and(|rest| rest.starts_with('/'));
         if !asked.is_resource && OPEN_PATHS.iter().any(|open| is_open(open)) {
-            return Decision::Allow(String::new());
+            return Some(Decision::Allow(String::new()));
         }
-        let of_node = self.node(caches, user, asked);
-        if let Some(decision @ Decision::Allow(_)) = of_node {
-            return decision;
+        let chain = self.chain.load();
+        (!chain.outside).then(|| self.ask_here(&chain, caches, user, asked))
+    }
+
+    fn ask_here(&self, chain: &Chain, caches: &Caches, user: &UserInfo, asked: &Attributes<'_>) -> Decision {
+        let mut against = Against::default();
+        for step in &chain.steps {
+            if let Some(decision) = against.hear(self.step(step, caches, user, asked)) {
+                return decision;
+            }
         }
-        let granted = self.with_policy(|policy| policy.reason(user, asked));
-        granted.map_or_else(|| of_node.unwrap_or(Decision::NoOpinion(String::new())), Decision::Allow)
+        against.last_word()
+    }
+
+    fn step(&self, step: &Step, caches: &Caches, user: &UserInfo, asked: &Attributes<'_>) -> Decision {
+        let nothing = || Decision::NoOpinion(String::new());
+        match step {
+            Step::AlwaysAllow => Decision::Allow(String::new()),
+            Step::AlwaysDeny => Decision::NoOpinion("Everything is forbidden.".into()),
+            Step::Node => self.node(caches, user, asked).unwrap_or_else(nothing),
+            Step::Rbac => self.with_policy(|policy| policy.reason(user, asked)).map_or_else(nothing, Decision::Allow),
+            Step::Webhook(_) => nothing(),
+        }
     }
 
     /// The roles and bindings that the caches have now.
@@ -86,6 +185,26 @@ impl Authorizer {
         let _ = pods.pods.cache.revision();
         pods.catch_up();
         node::decide(user, asked, &pods.graph, &Stored(caches), &self.node_rules)
+    }
+}
+
+/// What those said who left it to others.
+#[derive(Default)]
+struct Against(String);
+
+impl Against {
+    /// The decision, if it is one.
+    fn hear(&mut self, decision: Decision) -> Option<Decision> {
+        let Decision::NoOpinion(why) = decision else { return Some(decision) };
+        if !why.is_empty() {
+            let line = if self.0.is_empty() { "" } else { "\n" };
+            self.0.push_str(line);
+            self.0.push_str(&why);
+        }
+        None
+    }
+    fn last_word(self) -> Decision {
+        Decision::NoOpinion(self.0)
     }
 }
 

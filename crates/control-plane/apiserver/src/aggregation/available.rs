@@ -136,7 +136,12 @@ async fn ask(server: &Arc<Inner>, remote: &Remote) -> Result<Known, String> {
     let list = get(server, remote, &path).await?;
     let index = get(server, remote, "/openapi/v3").await.unwrap_or_default();
     let openapi = index["paths"][path.trim_start_matches('/')]["serverRelativeURL"].as_str().map(str::to_owned);
-    Ok(Known { resources: entries(&list), openapi, stale: false })
+    let openapi_v2 = match server.aggregator.document(&remote.place(), openapi.as_deref()) {
+        Some(known) => Some(known),
+        // Not every server has one.
+        None => get(server, remote, "/openapi/v2").await.ok().map(|document| Arc::new(schema::openapi::merge::part(&document, &path))),
+    };
+    Ok(Known { resources: entries(&list), openapi, openapi_v2, stale: false })
 }
 
 async fn get(server: &Arc<Inner>, remote: &Remote, path: &str) -> Result<Value, String> {

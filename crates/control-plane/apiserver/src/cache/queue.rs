@@ -8,8 +8,11 @@ use std::task::{Context, Poll, Waker};
 
 use super::{Change, Delivery};
 
-/// Undelivered events a watcher may have before it is closed.
+/// Undelivered events a watcher may have before it is closed, …
 const LENGTH_MAX: usize = 4_096;
+/// … or bytes of objects in them: whoever asks for large objects and does not read them must not keep gigabytes here. A few events always fit.
+const BYTES_MAX: usize = 64 << 20;
+const FEW: usize = 16;
 /// An empty queue gives memory back beyond this many places.
 const KEPT_MAX: usize = 64;
 
@@ -24,8 +27,18 @@ enum Phase {
 
 struct State {
     waiting: VecDeque<(Change, Arc<Delivery>)>,
+    /// Of the objects in `waiting`.
+    bytes: usize,
     phase: Phase,
     reader: Option<Waker>,
+}
+
+impl State {
+    fn pop(&mut self) -> Option<(Change, Arc<Delivery>)> {
+        let (change, delivery) = self.waiting.pop_front()?;
+        self.bytes -= delivery.event.object.bytes.len();
+        Some((change, delivery))
+    }
 }
 
 /// One watcher's queue; the cache and the reader share it.
@@ -42,7 +55,7 @@ pub enum Next {
 
 impl Queue {
     pub fn new() -> Arc<Self> {
-        Arc::new(Self(Mutex::new(State { waiting: VecDeque::new(), phase: Phase::Open, reader: None })))
+        Arc::new(Self(Mutex::new(State { waiting: VecDeque::new(), bytes: 0, phase: Phase::Open, reader: None })))
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -55,10 +68,13 @@ impl Queue {
         if state.phase != Phase::Open {
             return false;
         }
-        if state.waiting.len() >= LENGTH_MAX {
+        let size = delivery.event.object.bytes.len();
+        let heavy = state.bytes + size > BYTES_MAX && state.waiting.len() >= FEW;
+        if state.waiting.len() >= LENGTH_MAX || heavy {
             state.phase = Phase::Lagged;
             return false;
         }
+        state.bytes += size;
         state.waiting.push_back((change, delivery.clone()));
         let reader = state.reader.take();
         drop(state);
@@ -87,12 +103,12 @@ impl Queue {
 
     /// What waits already. Does not register the reader: [`Queue::poll_next`] does.
     pub fn take_event(&self) -> Option<(Change, Arc<Delivery>)> {
-        self.lock().waiting.pop_front()
+        self.lock().pop()
     }
 
     pub fn poll_next(&self, poller: &mut Context<'_>) -> Poll<Next> {
         let mut state = self.lock();
-        if let Some((change, delivery)) = state.waiting.pop_front() {
+        if let Some((change, delivery)) = state.pop() {
             return Poll::Ready(Next::Event(change, delivery));
         }
         if state.waiting.capacity() > KEPT_MAX {
@@ -107,6 +123,46 @@ impl Queue {
                 }
                 Poll::Pending
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::cache::Event;
+    use crate::object::Object;
+
+    fn delivery(size: usize) -> Arc<Delivery> {
+        let bytes = format!("{{\"metadata\":{{}},\"data\":\"{}\"}}", "x".repeat(size));
+        let object = Arc::new(Object::new(Bytes::from_static(b"/registry/a/b"), bytes.into(), 1).unwrap());
+        Arc::new(Delivery::new(Event { deleted: false, object, previous: None }))
+    }
+
+    /// How many such events an unread queue takes, and whether its reader then hears that it lagged.
+    fn fill(size: usize) -> (usize, bool) {
+        let (queue, delivery) = (Queue::new(), delivery(size));
+        let taken = (0..10_000).take_while(|_| queue.push(Change::Added, &delivery)).count();
+        let read = std::iter::from_fn(|| queue.take_event()).count();
+        let lagged = matches!(queue.poll_next(&mut Context::from_waker(Waker::noop())), Poll::Ready(Next::Lagged));
+        (taken, lagged && taken == read)
+    }
+
+    #[test]
+    fn a_queue_is_bounded_by_number_and_by_size() {
+        assert_eq!(fill(100), (LENGTH_MAX, true));
+        assert_eq!(fill(1 << 20), (63, true));
+        assert_eq!(fill(16 << 20), (FEW, true));
+    }
+
+    #[test]
+    fn what_was_read_makes_room() {
+        let (queue, delivery) = (Queue::new(), delivery(1 << 20));
+        for _ in 0..200 {
+            assert!(queue.push(Change::Added, &delivery));
+            assert!(queue.take_event().is_some());
         }
     }
 }

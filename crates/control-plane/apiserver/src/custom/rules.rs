@@ -104,6 +104,9 @@ impl Rules for CustomRules {
     fn counts_generation(&self) -> bool {
         true
     }
+    fn unconditional_update(&self) -> bool {
+        false
+    }
     fn selectable_fields(&self, object: &Value) -> Vec<(&'static str, String)> {
         let value = |steps: &[String]| {
             let found = steps.iter().try_fold(object, |value, step| value.get(step));

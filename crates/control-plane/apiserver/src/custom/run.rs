@@ -14,7 +14,7 @@ use structural::definition;
 
 use super::kind;
 use crate::Inner;
-use crate::cache::Since;
+use crate::cache::Changes;
 use crate::context::Context;
 use crate::object::{meta, metadata_mut};
 use crate::registry::catalog::{self, Kind};
@@ -40,7 +40,7 @@ pub async fn run(server: Arc<Inner>) {
     let mut made: HashMap<String, Made> = HashMap::new();
     while !server.registry.caches.wait_loaded(Duration::from_secs(3_600)).await {}
     loop {
-        let Some(mut changes) = Changes::new(&server) else { return };
+        let Some(mut changes) = Changes::of(&server.registry.caches, &[(GROUP, PLURAL)]) else { return };
         loop {
             // Objects that others hold by their finalizers are looked at again.
             let again = match step(&server, &mut made).await {
@@ -62,26 +62,6 @@ pub async fn run(server: Arc<Inner>) {
         if server.drain.is_stopping() {
             return;
         }
-    }
-}
-
-/// Wakes when any CRD changes.
-struct Changes(crate::cache::Subscription);
-
-impl Changes {
-    fn new(server: &Inner) -> Option<Self> {
-        let kind = catalog::stored(GROUP, PLURAL)?;
-        let cache = server.registry.caches.of(kind.storage.prefix.as_bytes());
-        let selection = Arc::new(Selection::all(kind.prefix(""), kind.storage.rules.clone()));
-        cache.watch(Since::State, false, selection, 0).ok().map(Self)
-    }
-
-    /// `false` when the watch was closed.
-    async fn next(&mut self) -> bool {
-        let first = std::future::poll_fn(|poller| self.0.live.poll_next(poller).map(|next| matches!(next, crate::cache::Next::Event(..))));
-        let open = first.await;
-        while self.0.live.take_event().is_some() {}
-        open
     }
 }
 

@@ -1,21 +1,28 @@
-//! One priority level: so many seats at a time; who finds none waits in a queue of its flow, and queues are served fairly.
+//! One priority level: so many seats at a time; who finds none waits in a queue of its flow.
 //!
-//! A flow is dealt a hand of queues and waits in the shortest of them (shuffle sharding), so that a flood in one flow rarely touches another. Among
-//! queues, the one that has used the fewest seats goes next (start-time fair queuing). Invariant: nobody waits while a seat that fits is free.
+//! Invariant: nobody waits while a seat that fits is free. A request that is wider than the level is served when it is alone.
 
-use std::collections::VecDeque;
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
 use serde_json::Value;
 use tokio::sync::oneshot;
 
+use super::borrow::{Limits, Want};
+use super::counted::Counted;
+use super::demand::Demand;
+use super::queues::{Queues, Waits, hand};
+
+/// A PriorityLevelConfiguration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
     pub exempt: bool,
     pub shares: u64,
-    /// Waiting is refused.
-    pub reject: bool,
+    pub lendable_percent: u64,
+    /// Absent: without limit.
+    pub borrowing_percent: Option<u64>,
+    /// None: waiting is refused.
     pub queues: usize,
     pub hand: usize,
     pub queue_length: usize,
@@ -25,49 +32,106 @@ impl Settings {
     pub fn parse(object: &Value) -> Self {
         let spec = &object["spec"];
         let exempt = spec["type"] == "Exempt";
-        let limited = &spec["limited"];
-        let queuing = &limited["limitResponse"]["queuing"];
+        let level = if exempt { &spec["exempt"] } else { &spec["limited"] };
+        let response = &spec["limited"]["limitResponse"];
+        let queuing = &response["queuing"];
         let count = |value: &Value, default: u64| usize::try_from(value.as_u64().unwrap_or(default)).unwrap_or(1).max(1);
+        let waits = !exempt && response["type"] != "Reject";
         Self {
             exempt,
-            shares: limited["nominalConcurrencyShares"].as_u64().unwrap_or(if exempt { 0 } else { 30 }),
-            reject: limited["limitResponse"]["type"] == "Reject",
-            queues: count(&queuing["queues"], 64).min(10_000),
+            shares: level["nominalConcurrencyShares"].as_u64().unwrap_or(if exempt { 0 } else { 30 }),
+            lendable_percent: level["lendablePercent"].as_u64().unwrap_or(0).min(100),
+            borrowing_percent: spec["limited"]["borrowingLimitPercent"].as_u64(),
+            queues: if waits { count(&queuing["queues"], 64).min(10_000) } else { 0 },
             hand: count(&queuing["handSize"], 8),
             queue_length: count(&queuing["queueLengthLimit"], 50),
+        }
+    }
+
+    /// The most seats that one request of this level is said to need (KEP-1040: a wide one must not block the whole level).
+    pub fn widest(&self, nominal: usize) -> usize {
+        match self.queues {
+            0 => usize::MAX,
+            _ => (nominal as f64 * 0.15).ceil().min((nominal / self.hand) as f64).max(1.0) as usize,
         }
     }
 }
 
 pub struct Level {
-    pub uid: String,
-    pub settings: Settings,
-    pub seats_max: usize,
+    pub name: String,
     state: Mutex<State>,
 }
 
-#[derive(Default)]
 struct State {
+    settings: Settings,
+    limits: Limits,
+    /// Seats there are for now.
+    seats_max: usize,
     seats_taken: usize,
-    waiting: usize,
-    queues: Vec<Queue>,
-    /// The service that the last served queue had had: where a queue that was empty begins.
-    served: u64,
+    executing: usize,
+    queues: Queues<Waiter>,
+    /// By the number that a place has; free numbers are given again.
+    running: Vec<Option<Running>>,
+    free: Vec<usize>,
+    demand: Demand,
+    tallies: Tallies,
 }
 
-#[derive(Default)]
-struct Queue {
-    waiters: VecDeque<Waiter>,
-    served: u64,
+/// What became of requests.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tallies {
+    pub dispatched: u64,
+    pub rejected: u64,
+    pub timed_out: u64,
+    pub cancelled: u64,
+}
+
+/// A request that wants seats.
+#[derive(Clone, Debug)]
+pub struct Ticket {
+    pub seats: usize,
+    pub schema: Arc<str>,
+    /// What tells its flow from others of the schema.
+    pub flow: String,
+    /// User, verb, path, namespace, name, version, resource and subresource, for those who look.
+    pub details: String,
+    pub arrived: Timestamp,
+    pub is_watch: bool,
+    pub counted: Arc<Counted>,
 }
 
 struct Waiter {
-    seats: usize,
+    ticket: Ticket,
     ready: oneshot::Sender<Place>,
 }
 
+impl Waits for Waiter {
+    fn seats(&self) -> usize {
+        self.ticket.seats
+    }
+    fn is_gone(&self) -> bool {
+        self.ready.is_closed()
+    }
+}
+
+struct Running {
+    ticket: Ticket,
+    /// It came from there; none where it found a seat at once.
+    queue: Option<usize>,
+    started: Timestamp,
+}
+
 /// A request's seats; given back when dropped.
-pub struct Place(Option<(Arc<Level>, usize)>);
+pub struct Place(Option<Held>);
+
+struct Held {
+    level: Arc<Level>,
+    number: Option<usize>,
+    seats: usize,
+    since: Instant,
+    is_watch: bool,
+    counted: Arc<Counted>,
+}
 
 impl Place {
     pub fn free() -> Self {
@@ -77,8 +141,9 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        if let Some((level, seats)) = self.0.take() {
-            level.leave(seats);
+        if let Some(held) = self.0.take() {
+            held.counted.left(held.seats, held.since.elapsed(), held.is_watch);
+            held.level.leave(held.seats, held.number);
         }
     }
 }
@@ -86,188 +151,268 @@ impl Drop for Place {
 /// What happens to one who comes.
 pub enum Entry {
     Now(Place),
-    Wait(oneshot::Receiver<Place>),
+    Wait(Waiting),
     /// With upstream's word for why.
     Refused(&'static str),
 }
 
+/// A request in a queue; it leaves the queue when dropped.
+pub struct Waiting {
+    level: Arc<Level>,
+    queue: usize,
+    seats: usize,
+    since: Instant,
+    counted: Arc<Counted>,
+    receiver: oneshot::Receiver<Place>,
+    end: End,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum End {
+    Served,
+    TimedOut,
+    /// The client went away.
+    Cancelled,
+}
+
+impl Waiting {
+    /// Its seats; `None` when they took too long.
+    pub async fn place(mut self, patience: Duration) -> Option<Place> {
+        self.end = End::Cancelled;
+        match tokio::time::timeout(patience, &mut self.receiver).await {
+            Ok(Ok(place)) => {
+                self.end = End::Served;
+                Some(place)
+            }
+            _ => {
+                self.end = End::TimedOut;
+                None
+            }
+        }
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.counted.waited(self.seats, self.since.elapsed(), self.end == End::Served);
+        let why = match self.end {
+            End::Served => return,
+            End::TimedOut => "time-out",
+            End::Cancelled => "cancelled",
+        };
+        self.counted.rejected(why);
+        self.receiver.close();
+        self.level.give_up(self.queue, self.end);
+    }
+}
+
 impl Level {
-    pub fn new(uid: String, settings: Settings, seats_max: usize) -> Arc<Self> {
-        let queues = if settings.exempt || settings.reject { 0 } else { settings.queues };
-        let state = State { queues: (0..queues).map(|_| Queue::default()).collect(), ..State::default() };
-        Arc::new(Self { uid, settings, seats_max, state: Mutex::new(state) })
+    pub fn new(name: &str, settings: Settings, limits: Limits) -> Arc<Self> {
+        let state = State {
+            limits,
+            seats_max: limits.nominal - (limits.nominal - limits.min) / 2,
+            seats_taken: 0,
+            executing: 0,
+            queues: Queues::new(settings.queues),
+            running: Vec::new(),
+            free: Vec::new(),
+            demand: Demand::new(Instant::now()),
+            tallies: Tallies::default(),
+            settings,
+        };
+        Arc::new(Self { name: name.to_owned(), state: Mutex::new(state) })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Seats in use, and requests that wait.
-    pub fn load(&self) -> (usize, usize) {
-        let state = self.lock();
-        (state.seats_taken, state.waiting)
+    /// Takes new settings on; who runs and who waits stays.
+    pub fn configure(&self, settings: Settings, limits: Limits) {
+        let mut state = self.lock();
+        state.queues.resize(settings.queues);
+        state.settings = settings;
+        state.limits = limits;
     }
 
-    pub fn enter(self: &Arc<Self>, flow: (&str, &str), seats: usize) -> Entry {
-        if self.settings.exempt {
-            return Entry::Now(Place::free());
-        }
-        // Who needs more than there is gets all there is.
-        let seats = seats.min(self.seats_max).max(1);
+    pub fn settings(&self) -> Settings {
+        self.lock().settings.clone()
+    }
+
+    /// What it could use, since this was last asked.
+    pub fn want(&self) -> Want {
         let mut state = self.lock();
-        if state.waiting == 0 && state.seats_taken + seats <= self.seats_max {
-            state.seats_taken += seats;
-            return Entry::Now(Place(Some((self.clone(), seats))));
+        let demand = state.demand.take(Instant::now());
+        Want { exempt: state.settings.exempt, limits: state.limits, demand }
+    }
+
+    /// So many seats there are from now on.
+    pub fn limit(self: &Arc<Self>, seats_max: usize) {
+        self.settle(|state| state.seats_max = seats_max);
+    }
+
+    pub fn enter(self: &Arc<Self>, ticket: Ticket) -> Entry {
+        let now = Instant::now();
+        let mut state = self.lock();
+        if state.settings.exempt || (state.queues.waiting() == 0 && state.fits(ticket.seats)) {
+            let place = state.start(self, ticket, None, now);
+            return Entry::Now(place);
         }
-        if state.queues.is_empty() {
+        let (count, size, length_max) = (state.settings.queues, state.settings.hand, state.settings.queue_length);
+        if count == 0 {
+            state.tallies.rejected += 1;
             return Entry::Refused("concurrency-limit");
         }
-        let shortest = self.hand(flow).into_iter().min_by_key(|at| state.queues.get(*at).map_or(usize::MAX, |queue| queue.waiters.len()));
-        let served = state.served;
-        let Some(queue) = shortest.and_then(|at| state.queues.get_mut(at)) else { return Entry::Refused("queue-full") };
-        queue.waiters.retain(|waiter| !waiter.ready.is_closed());
-        if queue.waiters.len() >= self.settings.queue_length {
+        let Some(queue) = state.queues.shortest(&hand((&ticket.schema, &ticket.flow), count, size)) else {
+            return Entry::Refused("queue-full");
+        };
+        let (ready, receiver) = oneshot::channel();
+        let (seats, counted) = (ticket.seats, ticket.counted.clone());
+        if state.queues.push(queue, Waiter { ticket, ready }, length_max).is_err() {
+            state.tallies.rejected += 1;
             return Entry::Refused("queue-full");
         }
-        if queue.waiters.is_empty() {
-            queue.served = queue.served.max(served);
-        }
-        let (ready, receiver) = oneshot::channel();
-        queue.waiters.push_back(Waiter { seats, ready });
-        state.waiting = state.queues.iter().map(|queue| queue.waiters.len()).sum();
-        Entry::Wait(receiver)
+        state.note_demand(now);
+        counted.waits(seats);
+        Entry::Wait(Waiting { level: self.clone(), queue, seats, since: now, counted, receiver, end: End::Cancelled })
     }
 
-    /// Different queues for one flow, the same every time.
-    fn hand(&self, flow: (&str, &str)) -> Vec<usize> {
-        let mut hasher = DefaultHasher::new();
-        flow.hash(&mut hasher);
-        let mut entropy = hasher.finish();
-        let mut dealt: Vec<usize> = Vec::with_capacity(self.settings.hand);
-        for left in (1..=self.settings.queues).rev().take(self.settings.hand) {
-            let mut card = (entropy % left as u64) as usize;
-            entropy /= left as u64;
-            // The card is counted among those not dealt yet.
-            let mut sorted = dealt.clone();
-            sorted.sort_unstable();
-            sorted.iter().for_each(|before| card += usize::from(*before <= card));
-            dealt.push(card);
-        }
-        dealt
+    fn leave(self: &Arc<Self>, seats: usize, number: Option<usize>) {
+        self.settle(|state| {
+            state.seats_taken = state.seats_taken.saturating_sub(seats);
+            state.executing = state.executing.saturating_sub(1);
+            if let Some(number) = number {
+                if let Some(running) = state.running.get_mut(number) {
+                    *running = None;
+                }
+                state.free.push(number);
+            }
+        });
     }
 
-    fn leave(self: &Arc<Self>, seats: usize) {
+    fn give_up(self: &Arc<Self>, queue: usize, end: End) {
+        self.settle(|state| {
+            state.queues.tidy(queue);
+            match end {
+                End::TimedOut => state.tallies.timed_out += 1,
+                _ => state.tallies.cancelled += 1,
+            }
+        });
+    }
+
+    /// Changes something, and serves whom that lets in.
+    fn settle(self: &Arc<Self>, change: impl FnOnce(&mut State)) {
         let mut called = Vec::new();
+        let now = Instant::now();
         {
             let mut state = self.lock();
-            state.seats_taken = state.seats_taken.saturating_sub(seats);
-            while let Some(waiter) = state.next(self.seats_max) {
-                called.push(waiter);
+            change(&mut state);
+            while let Some((queue, waiter)) = state.next() {
+                called.push((waiter.ready, state.start(self, waiter.ticket, Some(queue), now)));
             }
+            state.note_demand(now);
         }
-        for waiter in called {
+        for (ready, place) in called {
             // Who has gone in the meantime drops the place, which comes back here.
-            let _ = waiter.ready.send(Place(Some((self.clone(), waiter.seats))));
+            let _ = ready.send(place);
         }
+    }
+
+    pub fn snapshot(&self) -> Snapshot {
+        let state = self.lock();
+        let queues = state.queues.all().iter().enumerate().map(|(at, queue)| {
+            let here = || state.running.iter().flatten().filter(move |running| running.queue == Some(at));
+            QueueSnapshot {
+                executing: here().count(),
+                seats: here().map(|running| running.ticket.seats).sum(),
+                served: queue.served,
+                waiting: queue.waiters.iter().map(|waiter| waiter.ticket.clone()).collect(),
+            }
+        });
+        Snapshot {
+            #[cfg(test)]
+            seats_taken: state.seats_taken,
+            executing: state.executing,
+            waiting: state.queues.waiting(),
+            queues: queues.collect(),
+            running: state.running.iter().flatten().map(|running| (running.queue, running.ticket.clone(), running.started)).collect(),
+            tallies: state.tallies,
+        }
+    }
+
+    pub fn limits(&self) -> Limits {
+        self.lock().limits
     }
 }
 
+/// A level as it is at one moment.
+pub struct Snapshot {
+    #[cfg(test)]
+    pub seats_taken: usize,
+    pub executing: usize,
+    pub waiting: usize,
+    pub queues: Vec<QueueSnapshot>,
+    /// With the queue each came from. The exempt are only counted.
+    pub running: Vec<(Option<usize>, Ticket, Timestamp)>,
+    pub tallies: Tallies,
+}
+
+pub struct QueueSnapshot {
+    pub executing: usize,
+    pub seats: usize,
+    pub served: u64,
+    pub waiting: Vec<Ticket>,
+}
+
 impl State {
-    /// The next waiter that a free seat fits, taken out with its seats taken.
-    fn next(&mut self, seats_max: usize) -> Option<Waiter> {
+    fn fits(&self, seats: usize) -> bool {
+        self.seats_taken + seats <= self.seats_max || (seats > self.seats_max && self.seats_taken == 0)
+    }
+
+    fn start(&mut self, level: &Arc<Level>, ticket: Ticket, queue: Option<usize>, now: Instant) -> Place {
+        let (seats, is_watch, counted) = (ticket.seats, ticket.is_watch, ticket.counted.clone());
+        self.seats_taken += seats;
+        self.executing += 1;
+        self.tallies.dispatched += 1;
+        counted.starts(seats);
+        let number = (!self.settings.exempt).then(|| {
+            let started = if queue.is_some() { Timestamp::now() } else { ticket.arrived };
+            let running = Some(Running { ticket, queue, started });
+            match self.free.pop() {
+                Some(number) => {
+                    self.running[number] = running;
+                    number
+                }
+                None => {
+                    self.running.push(running);
+                    self.running.len() - 1
+                }
+            }
+        });
+        self.note_demand(now);
+        Place(Some(Held { level: level.clone(), number, seats, since: now, is_watch, counted }))
+    }
+
+    /// The next waiter that free seats fit, with the queue it stood in.
+    fn next(&mut self) -> Option<(usize, Waiter)> {
         loop {
-            if self.waiting == 0 {
-                return None;
-            }
-            let queue = self.queues.iter_mut().filter(|queue| !queue.waiters.is_empty()).min_by_key(|queue| queue.served)?;
-            let front = queue.waiters.front()?;
-            let gone = front.ready.is_closed();
-            if !gone && self.seats_taken + front.seats > seats_max {
-                return None;
-            }
-            let waiter = queue.waiters.pop_front()?;
-            self.waiting -= 1;
-            if gone {
+            let (queue, seats) = self.queues.front()?;
+            if self.queues.all()[queue].waiters.front().is_some_and(Waits::is_gone) {
+                self.queues.tidy(queue);
                 continue;
             }
-            self.served = queue.served;
-            queue.served += waiter.seats as u64;
-            self.seats_taken += waiter.seats;
-            return Some(waiter);
+            if !self.fits(seats) {
+                return None;
+            }
+            return Some((queue, self.queues.pop(queue)?));
         }
+    }
+
+    fn note_demand(&mut self, now: Instant) {
+        let seats = self.seats_taken + self.queues.waiting_seats();
+        self.demand.set(seats, now);
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn level(seats: usize, queues: usize, length: usize) -> Arc<Level> {
-        let settings = Settings { exempt: false, shares: 1, reject: false, queues, hand: 2.min(queues), queue_length: length };
-        Level::new(String::new(), settings, seats)
-    }
-
-    fn wait(entry: Entry) -> oneshot::Receiver<Place> {
-        match entry {
-            Entry::Wait(receiver) => receiver,
-            _ => panic!("it waits"),
-        }
-    }
-
-    #[test]
-    fn a_flood_of_one_flow_leaves_room_for_another() {
-        let level = level(1, 64, 1_000);
-        let Entry::Now(first) = level.enter(("s", "flood"), 1) else { panic!("there was a seat") };
-        let mut flood: Vec<_> = (0..100).map(|_| wait(level.enter(("s", "flood"), 1))).collect();
-        let mut other = wait(level.enter(("s", "other"), 1));
-        let mut holding = first;
-        let mut turns = 0;
-        loop {
-            drop(holding);
-            if let Ok(place) = other.try_recv() {
-                drop(place);
-                break;
-            }
-            turns += 1;
-            holding = flood.iter_mut().find_map(|waiter| waiter.try_recv().ok()).expect("somebody is served");
-        }
-        assert!(turns <= 3, "the other flow waited for {turns} of the flood");
-    }
-
-    #[test]
-    fn seats_come_back_also_of_those_who_gave_up() {
-        let level = level(2, 4, 10);
-        let Entry::Now(both) = level.enter(("s", "a"), 5) else { panic!("it gets all there is") };
-        let gone = wait(level.enter(("s", "b"), 1));
-        let stays = wait(level.enter(("s", "c"), 2));
-        drop(gone);
-        drop(both);
-        let place = { stays }.try_recv().expect("served");
-        assert_eq!(level.load(), (2, 0));
-        drop(place);
-        assert_eq!(level.load(), (0, 0));
-    }
-
-    #[test]
-    fn a_full_queue_and_a_level_without_queues_refuse() {
-        let level = level(1, 1, 1);
-        let _first = level.enter(("s", "a"), 1);
-        let _second = wait(level.enter(("s", "a"), 1));
-        assert!(matches!(level.enter(("s", "a"), 1), Entry::Refused("queue-full")));
-        let settings = Settings { reject: true, ..level.settings.clone() };
-        let rejecting = Level::new(String::new(), settings, 1);
-        let _first = rejecting.enter(("s", "a"), 1);
-        assert!(matches!(rejecting.enter(("s", "a"), 1), Entry::Refused("concurrency-limit")));
-    }
-
-    #[test]
-    fn a_hand_has_no_card_twice() {
-        let settings = Settings { exempt: false, shares: 1, reject: false, queues: 8, hand: 8, queue_length: 1 };
-        let level = Level::new(String::new(), settings, 1);
-        for flow in ["a", "b", "c"] {
-            let mut hand = level.hand(("s", flow));
-            hand.sort_unstable();
-            assert_eq!(hand, (0..8).collect::<Vec<_>>(), "{flow}");
-        }
-    }
-}
+mod tests;

@@ -13,9 +13,23 @@ fn is_request(kind: &Kind) -> bool {
     kind.facts.plural == "certificatesigningrequests" && kind.facts.group == "certificates.k8s.io"
 }
 
+/// What a kubelet wrote for a pod must be a request that its own key has signed.
+fn check_stub(kind: &Kind, object: &Value) -> Result<(), Status> {
+    use base64::Engine;
+    let given = object["spec"]["stubPKCS10Request"].as_str().unwrap_or_default();
+    let der = base64::engine::general_purpose::STANDARD.decode(given).unwrap_or_default();
+    Request::parse_der(&der).map(drop).map_err(|error| {
+        let path = field::Path::new("spec").child("stubPKCS10Request");
+        kind.invalid(crate::object::meta(object, "name"), &[field::Error::invalid_unprinted(&path, error.to_string())])
+    })
+}
+
 /// At a create: the requester's identity, whatever the body says; and a request that can be read.
 pub fn stamp(context: &Context, kind: &Kind, object: &mut Value) -> Result<(), Status> {
     use base64::Engine;
+    if kind.facts.plural == "podcertificaterequests" && kind.facts.group == "certificates.k8s.io" {
+        return check_stub(kind, object);
+    }
     if !is_request(kind) {
         return Ok(());
     }

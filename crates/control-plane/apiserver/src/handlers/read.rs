@@ -126,6 +126,16 @@ pub async fn list(server: &Arc<Inner>, context: &Context, target: Target<'_>) ->
     Ok(reply::value(StatusCode::OK, &views::many(target.kind, &page.objects, format, include, metadata), format))
 }
 
+/// The objects that a request's selectors, `limit` and `continue` name, as they are served.
+pub async fn chunk(server: &Inner, context: &Context, target: Target<'_>) -> Result<Page, Status> {
+    let selection = Arc::new(selection(context, target)?);
+    let limit = number(context, "limit")?.unwrap_or(0) as usize;
+    let at = at(context, target, limit)?;
+    let (mut page, _) = page(server, target.kind, &selection, &at, limit, false).await?;
+    page.objects = target.kind.present_all(std::mem::take(&mut page.objects))?;
+    Ok(page)
+}
+
 /// The objects of a page. With `lazily` those of a list without limit come as a walk over a frozen state instead.
 async fn page(
     server: &Inner,
@@ -164,7 +174,7 @@ fn list_head(kind: &Kind, metadata: &Value) -> Vec<u8> {
     format!("{{\"kind\":\"{}\",\"apiVersion\":\"{}\",\"metadata\":{metadata},", kind.facts.list_kind, kind.api_version()).into_bytes()
 }
 
-fn list_meta(kind: &Kind, page: &Page) -> Value {
+pub fn list_meta(kind: &Kind, page: &Page) -> Value {
     let mut metadata = json!({"resourceVersion": page.revision.to_string()});
     if let Some(after) = &page.more_after {
         metadata["continue"] = token(kind, page.revision as i64, after, page.remaining).into();

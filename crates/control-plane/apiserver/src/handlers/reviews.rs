@@ -38,8 +38,11 @@ pub async fn create(server: &Arc<Inner>, context: &Context, target: Target<'_>, 
     let status = match target.kind.facts.plural {
         "tokenreviews" => token(server, &review).await?,
         "selfsubjectreviews" => json!({"userInfo": context.user}),
+        "selfsubjectrulesreviews" if review["spec"]["namespace"].as_str().unwrap_or_default().is_empty() => {
+            return Err(Status::bad_request("no namespace on request"));
+        }
         "selfsubjectrulesreviews" => rules(server, context, &review),
-        _ => access(server, context, target, &review)?,
+        _ => access(server, context, target, &review).await?,
     };
     review["status"] = status;
     Ok(created(&review, format))
@@ -58,7 +61,7 @@ async fn token(server: &Inner, review: &Value) -> Result<Value, Status> {
     })
 }
 
-fn access(server: &Inner, context: &Context, target: Target<'_>, review: &Value) -> Result<Value, Status> {
+async fn access(server: &Inner, context: &Context, target: Target<'_>, review: &Value) -> Result<Value, Status> {
     let spec = &review["spec"];
     let own = target.kind.facts.plural == "selfsubjectaccessreviews";
     let user = if own { context.user.clone() } else { subject(spec) };
@@ -88,7 +91,7 @@ fn access(server: &Inner, context: &Context, target: Target<'_>, review: &Value)
         },
         false => Attributes { verb: &path_verb, path: &path, ..Attributes::default() },
     };
-    let decision = server.access.authorizer.decide(&server.registry.caches, &user, &asked);
+    let decision = server.access.authorizer.decide(&server.registry.caches, &user, &asked).await;
     let mut status = json!({"allowed": decision.is_allowed()});
     if matches!(decision, auth::authorize::Decision::Deny(_)) {
         status["denied"] = true.into();
@@ -142,7 +145,66 @@ fn check(target: Target<'_>, spec: &Value, own: bool) -> Result<(), Status> {
     if !own && nobody {
         errors.push(field::Error::invalid(&path.child("user"), "", "at least one of user or group must be specified"));
     }
+    if resource {
+        let at = path.child("resourceAttributes");
+        for name in ["fieldSelector", "labelSelector"] {
+            check_selector(&at.child(name), &spec["resourceAttributes"][name], name == "labelSelector", &mut errors);
+        }
+    }
+    if target.kind.facts.plural == "localsubjectaccessreviews" {
+        let namespace = spec["resourceAttributes"]["namespace"].as_str().unwrap_or_default();
+        if resource && namespace != target.namespace {
+            errors.push(field::Error::invalid(&path.dotted("resourceAttributes.namespace"), namespace, "must match metadata.namespace"));
+        }
+        if other {
+            let given = spec["nonResourceAttributes"].clone();
+            errors.push(field::Error::invalid(&path.child("nonResourceAttributes"), given, "disallowed on this kind of request"));
+        }
+    }
     if errors.is_empty() { Ok(()) } else { Err(target.kind.invalid("", &errors)) }
+}
+
+/// Source: `pkg/apis/authorization/validation`.
+fn check_selector(path: &field::Path, selector: &Value, labels: bool, errors: &mut Vec<field::Error>) {
+    if !selector.is_object() {
+        return;
+    }
+    let (raw, requirements) = (selector["rawSelector"].as_str().unwrap_or_default(), selector["requirements"].as_array());
+    let requirements = requirements.map(Vec::as_slice).unwrap_or_default();
+    let at = path.child("requirements");
+    match (raw.is_empty(), requirements.is_empty()) {
+        (false, false) => {
+            errors.push(field::Error::invalid(&path.child("rawSelector"), raw, "may not specified at the same time as requirements"))
+        }
+        (true, true) => {
+            let detail = format!("when {path} is specified, requirements or rawSelector is required");
+            errors.push(field::Error::required(&at, detail));
+        }
+        _ => {}
+    }
+    for (index, requirement) in requirements.iter().enumerate() {
+        let here = at.index(index);
+        let text = |name: &str| requirement[name].as_str().unwrap_or_default();
+        let values = requirement["values"].as_array().map_or(0, Vec::len);
+        if text("key").is_empty() {
+            errors.push(field::Error::required(&here.child("key"), "must be specified"));
+        }
+        match text("operator") {
+            "In" | "NotIn" if values == 0 => {
+                errors.push(field::Error::required(&here.child("values"), "must be specified when `operator` is 'In' or 'NotIn'"));
+            }
+            "Exists" | "DoesNotExist" if values > 0 => {
+                errors.push(field::Error::forbidden(
+                    &here.child("values"),
+                    "may not be specified when `operator` is 'Exists' or 'DoesNotExist'",
+                ));
+            }
+            "In" | "NotIn" | "Exists" | "DoesNotExist" => {}
+            // Unknown ones of fields are looked past: they only narrow.
+            operator if labels => errors.push(field::Error::invalid(&here.child("operator"), operator, "not a valid selector operator")),
+            _ => {}
+        }
+    }
 }
 
 fn rules(server: &Inner, context: &Context, review: &Value) -> Value {
@@ -162,14 +224,19 @@ fn rules(server: &Inner, context: &Context, review: &Value) -> Value {
             }
         }
     });
-    // The Node authorizer decides by object: its rules cannot be listed.
-    match auth::node::identity(&context.user) {
-        Some(_) => json!({
-            "resourceRules": resources,
-            "nonResourceRules": paths,
-            "incomplete": true,
-            "evaluationError": "node authorizer does not support user rule resolution",
-        }),
-        None => json!({"resourceRules": resources, "nonResourceRules": paths, "incomplete": false}),
+    // Who decides by object or outside has no rules that could be listed.
+    let mut silent = Vec::new();
+    if auth::node::identity(&context.user).is_some() {
+        silent.push("node authorizer does not support user rule resolution");
     }
+    if server.access.authorizer.asks_outside() {
+        silent.push("webhook authorizer does not support user rule resolution");
+    }
+    let mut status = json!({"resourceRules": resources, "nonResourceRules": paths, "incomplete": !silent.is_empty()});
+    match silent.as_slice() {
+        [] => {}
+        [one] => status["evaluationError"] = (*one).into(),
+        many => status["evaluationError"] = format!("[{}]", many.join(", ")).into(),
+    }
+    status
 }

@@ -35,9 +35,7 @@ fn scale_of(kind: &Kind, object: &Value) -> Result<Value, Status> {
     let Some(scale) = kind.custom.as_ref().and_then(|form| form.scale.as_ref()) else { return Ok(of(object)) };
     let dotted = |path: &[String]| format!(".{}", path.join("."));
     let count = |path: &[String], required: bool| match follow(object, path) {
-        Value::Null if required => {
-            Err(Status::internal(format!("the spec replicas field {:?} does not exist in {:?}", dotted(path), meta(object, "name"))))
-        }
+        Value::Null if required => Err(Status::internal(format!("the spec replicas field {:?} does not exist", dotted(path)))),
         value => Ok(value.as_i64().unwrap_or(0)),
     };
     let mut found = of(&json!({"metadata": object["metadata"], "spec": {}, "status": {}}));
@@ -108,33 +106,91 @@ fn respond(scale: &Value, format: Format) -> Response<Body> {
 pub async fn update(server: &Arc<Inner>, context: &Context, target: Target<'_>, request: Request<Body>) -> Result<Response<Body>, Status> {
     let media = negotiate::body_media(&context.headers, true)?;
     let scale = codec::other(context, scale_type()?, API_VERSION, "Scale", &read_body(request).await?, media)?;
-    if !meta(&scale, "name").is_empty() && meta(&scale, "name") != target.name {
-        let message = format!("the name of the object ({}) does not match the name on the URL ({})", meta(&scale, "name"), target.name);
-        return Err(Status::bad_request(message));
-    }
+    check_name(target, &scale)?;
     write(server, context, target, |_| Ok(scale.clone())).await
 }
+
+/// Stands for replicas that nobody has set, while a patch is applied.
+const UNSET: i64 = i32::MIN as i64;
 
 pub async fn patch(server: &Arc<Inner>, context: &Context, target: Target<'_>, request: Request<Body>) -> Result<Response<Body>, Status> {
     let kind = PatchType::of(&context.headers, true)?;
     let bytes = read_body(request).await?;
-    // Applying a Scale sets the one field that it has.
-    let bytes = match kind {
-        PatchType::Apply => codec::parse(&bytes, negotiate::Media::Yaml, "Scale")?.value.to_string().into(),
-        _ => bytes,
-    };
-    let kind = if kind == PatchType::Apply { PatchType::Merge } else { kind };
+    if kind == PatchType::Apply {
+        return apply(server, context, target, &bytes).await;
+    }
     let patch = Patch::parse(kind, bytes)?;
     let schema = scale_type()?;
     write(server, context, target, |object| {
-        let current = scale_of(target.kind, object)?;
+        let current = match replicas(target.kind, object) {
+            Value::Null => scale_of(target.kind, &with_replicas(target.kind, object, UNSET))?,
+            _ => scale_of(target.kind, object)?,
+        };
         let mut scale = patch.apply_as(schema, current.clone())?;
         if meta(&scale, "resourceVersion") == meta(&current, "resourceVersion") {
             metadata_mut(&mut scale).remove("resourceVersion");
         }
+        if scale["spec"]["replicas"] == UNSET {
+            let path = target.kind.custom.as_ref().and_then(|form| form.scale.as_ref()).map(|scale| scale.spec.join("."));
+            let path = format!(".{}", path.unwrap_or_else(|| "spec.replicas".into()));
+            return Err(Status::bad_request(format!("the spec replicas field {path:?} cannot be empty")));
+        }
         Ok(scale)
     })
     .await
+}
+
+/// The replicas that an object says, wherever its kind has them.
+fn replicas<'v>(kind: &Kind, object: &'v Value) -> &'v Value {
+    match kind.custom.as_ref().and_then(|form| form.scale.as_ref()) {
+        None => &object["spec"]["replicas"],
+        Some(scale) => follow(object, &scale.spec),
+    }
+}
+
+fn with_replicas(kind: &Kind, object: &Value, replicas: i64) -> Value {
+    let mut object = object.clone();
+    set_replicas(kind, &mut object, replicas);
+    object
+}
+
+/// Applying a Scale is applying the one field that it has to the object itself: it is owned there.
+async fn apply(server: &Arc<Inner>, context: &Context, target: Target<'_>, bytes: &[u8]) -> Result<Response<Body>, Status> {
+    super::write::has_manager(context)?;
+    let format = super::format(context, target.kind)?;
+    let options = context.write_options()?;
+    let media = crate::patching::apply_media(&context.headers);
+    let given = codec::parse(bytes, media, "Scale")?.value;
+    // Whether it is a Scale at all, and what of it is none.
+    codec::other(context, scale_type()?, API_VERSION, "Scale", bytes, media)?;
+    check_name(target, &given)?;
+    let mut applied = json!({"apiVersion": target.kind.api_version(), "kind": target.kind.facts.kind, "metadata": {"name": target.name}});
+    if !meta(&given, "resourceVersion").is_empty() {
+        applied["metadata"]["resourceVersion"] = meta(&given, "resourceVersion").into();
+    }
+    if let Some(replicas) = given["spec"]["replicas"].as_i64() {
+        check_replicas(target, replicas)?;
+        set_replicas(target.kind, &mut applied, replicas);
+    }
+    let part = Part::Subresource("scale");
+    let (_, object) = super::write::applied_to(server, context, target, part, &applied, &options).await?;
+    Ok(respond(&scale_of(target.kind, &object.value())?, format))
+}
+
+fn check_name(target: Target<'_>, scale: &Value) -> Result<(), Status> {
+    let name = meta(scale, "name");
+    if name.is_empty() || name == target.name {
+        return Ok(());
+    }
+    Err(Status::bad_request(format!("the name of the object ({name}) does not match the name on the URL ({})", target.name)))
+}
+
+fn check_replicas(target: Target<'_>, replicas: i64) -> Result<(), Status> {
+    if replicas >= 0 {
+        return Ok(());
+    }
+    let error = field::Error::invalid(&field::Path::new("spec").child("replicas"), replicas, "must be greater than or equal to 0");
+    Err(Status::invalid("autoscaling", "Scale", target.name, &[error]))
 }
 
 async fn write(
@@ -148,12 +204,8 @@ async fn write(
     let set = |old: &Value| {
         let scale = make(old)?;
         let replicas = scale["spec"]["replicas"].as_i64().unwrap_or(0);
-        if replicas < 0 {
-            let error = field::Error::invalid(&field::Path::new("spec").child("replicas"), replicas, "must be greater than or equal to 0");
-            return Err(Status::invalid("autoscaling", "Scale", target.name, &[error]));
-        }
-        let mut new = old.clone();
-        set_replicas(target.kind, &mut new, replicas);
+        check_replicas(target, replicas)?;
+        let mut new = with_replicas(target.kind, old, replicas);
         for name in ["uid", "resourceVersion"] {
             let given = meta(&scale, name).to_owned();
             metadata_mut(&mut new).insert(name.into(), given.into());

@@ -48,10 +48,18 @@ pub async fn update(server: &Arc<Inner>, context: &Context, target: Target<'_>, 
     let options = context.write_options()?;
     let media = negotiate::body_media(&context.headers, !target.kind.is_custom())?;
     let mut object = codec::object(context, target.kind, &read_body(request).await?, media, &options)?;
+    if meta(&object, "name").is_empty() {
+        let name = target.name;
+        return Err(Status::bad_request(format!("the name of the object ({name} based on URL) was undeterminable: name must be provided")));
+    }
     place(target, &mut object)?;
     let part = part(context, target);
     let wanted = object.clone();
+    let blind = matches!(meta(&object, "resourceVersion"), "" | "0") && !target.kind.storage.rules.unconditional_update();
     let make = |old: &Value| {
+        if blind {
+            return Err(unversioned(target));
+        }
         server.access.check_grant(&server.registry.caches, context, target.kind, &wanted, Some(old))?;
         Ok(wanted.clone())
     };
@@ -64,6 +72,13 @@ pub async fn update(server: &Arc<Inner>, context: &Context, target: Target<'_>, 
         Err(status) => Err(status),
         Ok(object) => respond(context, target.kind, StatusCode::OK, &object, format),
     }
+}
+
+/// A PUT must say over which version it writes. As upstream, with the resource in the kind's place.
+fn unversioned(target: Target<'_>) -> Status {
+    let path = meta::field::Path::new("metadata").child("resourceVersion");
+    let error = meta::field::Error::invalid(&path, 0, "must be specified for an update");
+    Status::invalid(target.kind.facts.group, target.kind.facts.plural, target.name, &[error])
 }
 
 /// Name and namespace of the body are those of the path, or absent.
@@ -133,30 +148,47 @@ async fn apply(
     options: &WriteOptions,
     format: negotiate::Format,
 ) -> Result<Response<Body>, Status> {
-    if context.query.text("fieldManager").is_none() {
-        let error = meta::field::Error::required(&meta::field::Path::new("fieldManager"), "is required for apply patch");
-        return Err(Status::invalid("meta.k8s.io", "PatchOptions", "", &[error]));
-    }
+    has_manager(context)?;
     let kind = target.kind;
     let parsed = codec::parse(bytes, patching::apply_media(&context.headers), kind.facts.kind)?;
-    let api_version = kind.api_version();
     // Unknown and repeated fields are reported; the configuration itself stays as it was written.
     codec::check(context, kind, parsed.clone(), options)?;
     let mut applied = parsed.value;
     of_kind(target, &mut applied)?;
     place(target, &mut applied)?;
-    let now = meta::time::now();
+    let (code, object) = applied_to(server, context, target, part, &applied, options).await?;
+    respond(context, kind, code, &object, format)
+}
+
+/// An apply names who applies.
+pub fn has_manager(context: &Context) -> Result<(), Status> {
+    if context.query.text("fieldManager").is_some() {
+        return Ok(());
+    }
+    let error = meta::field::Error::required(&meta::field::Path::new("fieldManager"), "is required for apply patch");
+    Err(Status::invalid("meta.k8s.io", "PatchOptions", "", &[error]))
+}
+
+/// Merges a configuration into the object, which a part other than the whole needs to be there.
+pub async fn applied_to(
+    server: &Arc<Inner>,
+    context: &Context,
+    target: Target<'_>,
+    part: Part,
+    applied: &Value,
+    options: &WriteOptions,
+) -> Result<(StatusCode, Arc<Object>), Status> {
+    let (kind, api_version, now) = (target.kind, target.kind.api_version(), meta::time::now());
     let manager = registry::manager(kind, &options.manager, part, &api_version, &now);
     let merge = |live: Option<&Value>| {
         let live = live.map(|live| if kind.converts() { crate::convert::from_storage(kind, live.clone()) } else { live.clone() });
-        let merged =
-            schema::apply::apply(live.as_ref(), &applied, &manager, options.force, &kind.schema).map_err(|error| error.status())?;
+        let merged = schema::apply::apply(live.as_ref(), applied, &manager, options.force, &kind.schema).map_err(|error| error.status())?;
         let quiet = WriteOptions { validation: schema::decode::Mode::Ignore, ..options.clone() };
         codec::decode(context, kind, merged, &quiet)
     };
     let make = |old: &Value| {
         let mut new = merge(Some(old))?;
-        if meta(&applied, "resourceVersion").is_empty() {
+        if meta(applied, "resourceVersion").is_empty() {
             metadata_mut(&mut new).remove("resourceVersion");
         }
         server.access.check_grant(&server.registry.caches, context, kind, &new, Some(old))?;
@@ -166,7 +198,7 @@ async fn apply(
         match server.registry.update(context, target, part, options, Owners::Applied, make).await {
             Err(status) if status.is("NotFound") && part == Part::Main => {}
             Err(status) => return Err(status),
-            Ok(object) => return respond(context, kind, StatusCode::OK, &object, format),
+            Ok(object) => return Ok((StatusCode::OK, object)),
         }
         let mut fresh = merge(None)?;
         certificate::stamp(context, kind, &mut fresh)?;
@@ -175,7 +207,7 @@ async fn apply(
             // Somebody created it in between: apply to that.
             Err(status) if status.is("AlreadyExists") => {}
             Err(status) => return Err(status),
-            Ok(object) => return respond(context, kind, StatusCode::CREATED, &object, format),
+            Ok(object) => return Ok((StatusCode::CREATED, object)),
         }
     }
 }
@@ -236,22 +268,17 @@ pub async fn delete_collection(
 ) -> Result<Response<Body>, Status> {
     let format = super::format(context, target.kind)?;
     let options = delete_options(context, request).await?;
-    let selection = read::selection(context, target)?;
-    read::reach(server, server.registry.store.revision()).await?;
-    let caches = &server.registry.caches;
-    let cache = caches.of(target.kind.storage.prefix.as_bytes());
-    let mut page = cache.list(&selection.prefix, b"", 0, &selection, caches.observed());
+    let page = read::chunk(server, context, target).await?;
     let kind = target.kind;
-    page.objects = kind.present_all(std::mem::take(&mut page.objects))?;
     let deletions: Vec<_> =
         page.objects.iter().map(|object| delete_one(server.clone(), context, kind, object.clone(), options.clone())).collect();
     let mut running = futures_util::stream::iter(deletions).buffer_unordered(COLLECTION_WORKERS);
     while let Some(outcome) = running.next().await {
         outcome?;
     }
-    let metadata = serde_json::json!({"resourceVersion": page.revision.to_string()});
     let include = views::Include::parse(&context.query)?;
-    Ok(reply::value(StatusCode::OK, &views::many(target.kind, &page.objects, format, include, metadata), format))
+    let metadata = read::list_meta(kind, &page);
+    Ok(reply::value(StatusCode::OK, &views::many(kind, &page.objects, format, include, metadata), format))
 }
 
 async fn delete_one(

@@ -94,6 +94,10 @@ impl Lookup for Reader {
         versions::resource_of(&self.custom, kind)
     }
 
+    fn type_of(&self, kind: &GroupVersionKind) -> Option<cel::Type> {
+        versions::type_of(&self.custom, kind)
+    }
+
     fn convert<'a>(&'a self, object: Value, to: &'a GroupVersionKind) -> BoxFuture<'a, Result<Value, Status>> {
         std::future::ready(versions::convert(&self.custom, object, to)).boxed()
     }

@@ -171,7 +171,8 @@ impl Registry {
     }
 }
 
-fn check(target: Target<'_>, old: &Value, options: &Options) -> Result<(), Status> {
+/// The preconditions of a deletion.
+pub fn check(target: Target<'_>, old: &Value, options: &Options) -> Result<(), Status> {
     let resource = target.kind.group_resource();
     let (uid, version) = (meta(old, "uid"), meta(old, "resourceVersion"));
     if let Some(wanted) = options.uid.as_deref().filter(|wanted| *wanted != uid) {

@@ -6,7 +6,7 @@
 //! Source: `pkg/registry/core/service/storage/alloc.go`.
 
 use std::collections::BTreeSet;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use meta::field::{self, Path};
@@ -14,36 +14,77 @@ use serde_json::{Value, json};
 
 use super::catalog::Kind;
 
+mod families;
+
 /// The ranges from which addresses and ports are given out.
 #[derive(Clone, Debug)]
 pub struct Ranges {
-    /// The network's first address and its prefix length.
-    pub network: Ipv4Addr,
-    pub prefix: u8,
+    /// One, or one of each IP family; Services that do not choose get the first's.
+    pub networks: Vec<Network>,
     pub node_ports: std::ops::RangeInclusive<u16>,
 }
 
+/// A range of Services' addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Network {
+    pub first: IpAddr,
+    pub prefix: u8,
+}
+
+/// More addresses of one range are never given out; upstream refuses IPv6 ranges that are larger than this many bits.
+const OFFSET_BITS_MAX: u32 = 20;
+
 impl Default for Ranges {
     fn default() -> Self {
-        Self { network: Ipv4Addr::new(10, 96, 0, 0), prefix: 16, node_ports: 30_000..=32_767 }
+        Self { networks: vec![Network { first: Ipv4Addr::new(10, 96, 0, 0).into(), prefix: 16 }], node_ports: 30_000..=32_767 }
     }
 }
 
 impl Ranges {
     /// The first usable address: the `kubernetes` Service's.
-    pub fn first(&self) -> Ipv4Addr {
-        Ipv4Addr::from(u32::from(self.network) + 1)
+    pub fn first(&self) -> IpAddr {
+        self.networks.first().map_or(Ipv4Addr::UNSPECIFIED.into(), |network| network.nth(1))
+    }
+    fn of(&self, family: &str) -> Option<Network> {
+        self.networks.iter().copied().find(|network| network.family() == family)
+    }
+}
+
+impl Network {
+    /// As `spec.ipFamilies` has it.
+    pub fn family(&self) -> &'static str {
+        family_of(self.first)
+    }
+    fn bits(&self) -> u32 {
+        if self.first.is_ipv4() { 32 } else { 128 }
     }
     fn size(&self) -> u32 {
-        1_u32.checked_shl(32 - u32::from(self.prefix.clamp(1, 32))).unwrap_or(u32::MAX)
+        1 << (self.bits() - u32::from(self.prefix).min(self.bits())).min(if self.first.is_ipv4() { 31 } else { OFFSET_BITS_MAX })
     }
-    fn contains(&self, address: Ipv4Addr) -> bool {
-        let (at, first) = (u32::from(address), u32::from(self.network));
-        at > first && at - first < self.size().saturating_sub(1)
+    fn nth(&self, offset: u32) -> IpAddr {
+        match self.first {
+            IpAddr::V4(first) => Ipv4Addr::from_bits(first.to_bits().wrapping_add(offset)).into(),
+            IpAddr::V6(first) => Ipv6Addr::from_bits(first.to_bits().wrapping_add(offset.into())).into(),
+        }
+    }
+    /// The network's own address and the last one are nobody's.
+    fn contains(&self, address: IpAddr) -> bool {
+        let (at, first) = match (address, self.first) {
+            (IpAddr::V4(address), IpAddr::V4(first)) => (u128::from(address.to_bits()), u128::from(first.to_bits())),
+            (IpAddr::V6(address), IpAddr::V6(first)) => (address.to_bits(), first.to_bits()),
+            _ => return false,
+        };
+        let host_bits = self.bits() - u32::from(self.prefix).min(self.bits());
+        let last = 1_u128.checked_shl(host_bits).map_or(u128::MAX, |size| size - 1);
+        at > first && at - first < last
     }
     fn words(&self) -> String {
-        format!("{}/{}", self.network, self.prefix)
+        format!("{}/{}", self.first, self.prefix)
     }
+}
+
+fn family_of(address: IpAddr) -> &'static str {
+    if address.is_ipv4() { "IPv4" } else { "IPv6" }
 }
 
 pub struct Allocators {
@@ -53,14 +94,14 @@ pub struct Allocators {
 
 #[derive(Default)]
 struct Taken {
-    addresses: BTreeSet<u32>,
+    addresses: BTreeSet<IpAddr>,
     ports: BTreeSet<u16>,
 }
 
 /// What a write took; given back when dropped, unless kept.
 pub struct Reservation<'a> {
     allocators: &'a Allocators,
-    addresses: Vec<Ipv4Addr>,
+    addresses: Vec<IpAddr>,
     ports: Vec<u16>,
     kept: bool,
 }
@@ -77,7 +118,7 @@ impl Drop for Reservation<'_> {
         if !self.kept {
             let mut taken = self.allocators.lock();
             for address in &self.addresses {
-                taken.addresses.remove(&u32::from(*address));
+                taken.addresses.remove(address);
             }
             for port in &self.ports {
                 taken.ports.remove(port);
@@ -98,7 +139,7 @@ impl Allocators {
     /// Counts a stored Service in.
     pub fn occupy(&self, service: &Value) {
         let mut taken = self.lock();
-        taken.addresses.extend(addresses(service).into_iter().map(u32::from));
+        taken.addresses.extend(addresses(service));
         taken.ports.extend(ports(service));
     }
 
@@ -108,74 +149,72 @@ impl Allocators {
         if kind.facts.plural != "services" {
             return Ok(reserved);
         }
-        self.reserve_address(service, old, &mut reserved).map_err(|error| vec![error])?;
+        self.reserve_addresses(service, old, &mut reserved)?;
         self.reserve_ports(service, old, &mut reserved).map_err(|error| vec![error])?;
         Ok(reserved)
     }
 
-    fn reserve_address(&self, service: &mut Value, old: Option<&Value>, reserved: &mut Reservation<'_>) -> Result<(), field::Error> {
-        let given = service["spec"]["clusterIP"].as_str().unwrap_or_default().to_owned();
+    fn reserve_addresses(&self, service: &mut Value, old: Option<&Value>, reserved: &mut Reservation<'_>) -> Result<(), Vec<field::Error>> {
         if service["spec"]["type"] == "ExternalName" {
             return Ok(());
         }
-        if given == "None" {
-            self.describe(service, "None");
+        families::settle(&mut service["spec"], old.map(|old| &old["spec"]), &self.ranges)?;
+        let spec = &mut service["spec"];
+        if spec["clusterIP"] == "None" {
+            spec["clusterIPs"] = json!(["None"]);
             return Ok(());
         }
         let before = old.map(addresses).unwrap_or_default();
-        let path = Path::new("spec").child("clusterIPs");
-        let refuse = |text: &str, why: String| field::Error::invalid(&path, json!([text]), format!("failed to allocate IP {text}: {why}"));
-        if given.is_empty() {
-            let address = self
-                .free_address()
-                .ok_or_else(|| field::Error::invalid(&path, json!([]), "failed to allocate a serviceIP: range is full"))?;
-            reserved.addresses.push(address);
-            self.describe(service, &address.to_string());
-            return Ok(());
+        let families: Vec<String> = strings(&spec["ipFamilies"]);
+        let given = strings(&spec["clusterIPs"]);
+        let mut all = Vec::new();
+        for (index, family) in families.iter().enumerate() {
+            let address = match given.get(index) {
+                Some(text) => self.reserve_given(text, &before, reserved),
+                None => self.reserve_free(family, reserved),
+            };
+            all.push(address.map_err(|error| vec![error])?);
         }
-        let Ok(address) = given.parse::<Ipv4Addr>() else {
-            return Err(refuse(&given, "the provided IP is not an IPv4 address".into()));
-        };
-        if !before.contains(&address) {
-            if !self.ranges.contains(address) {
-                let why = format!("the provided IP ({given}) is not in the valid range. The range of valid IPs is {}", self.ranges.words());
-                return Err(refuse(&given, why));
-            }
-            if !self.lock().addresses.insert(u32::from(address)) {
-                return Err(refuse(&given, "provided IP is already allocated".into()));
-            }
-            reserved.addresses.push(address);
-        }
-        self.describe(service, &given);
+        spec["clusterIP"] = json!(all.first());
+        spec["clusterIPs"] = json!(all);
         Ok(())
     }
 
-    /// Sets the fields that say the same thing in several ways. IPv4 single stack is what there is.
-    fn describe(&self, service: &mut Value, address: &str) {
-        let spec = &mut service["spec"];
-        spec["clusterIP"] = address.into();
-        spec["clusterIPs"] = json!([address]);
-        let has_selector = spec["selector"].as_object().is_some_and(|selector| !selector.is_empty());
-        if spec["ipFamilies"].as_array().is_none_or(Vec::is_empty) {
-            spec["ipFamilies"] = json!(["IPv4"]);
+    fn reserve_free(&self, family: &str, reserved: &mut Reservation<'_>) -> Result<String, field::Error> {
+        let full = || field::Error::invalid(&addresses_path(), json!([]), "failed to allocate a serviceIP: range is full");
+        let address = self.ranges.of(family).and_then(|network| self.free_address(network)).ok_or_else(full)?;
+        reserved.addresses.push(address);
+        Ok(address.to_string())
+    }
+
+    fn reserve_given(&self, text: &str, before: &[IpAddr], reserved: &mut Reservation<'_>) -> Result<String, field::Error> {
+        let refuse = |why: String| field::Error::invalid(&addresses_path(), json!([text]), format!("failed to allocate IP {text}: {why}"));
+        let Ok(address) = text.parse::<IpAddr>() else { return Err(refuse("the provided IP is not an IP address".into())) };
+        if before.contains(&address) {
+            return Ok(text.to_owned());
         }
-        if spec["ipFamilyPolicy"].as_str().is_none_or(str::is_empty) {
-            let policy = if address == "None" && !has_selector { "RequireDualStack" } else { "SingleStack" };
-            spec["ipFamilyPolicy"] = policy.into();
+        let network = self.ranges.of(family_of(address));
+        if !network.is_some_and(|network| network.contains(address)) {
+            let range = network.map(|network| network.words()).unwrap_or_default();
+            return Err(refuse(format!("the provided IP ({text}) is not in the valid range. The range of valid IPs is {range}")));
         }
+        if !self.lock().addresses.insert(address) {
+            return Err(refuse("provided IP is already allocated".into()));
+        }
+        reserved.addresses.push(address);
+        Ok(text.to_owned())
     }
 
     /// At random in the upper part of the range first; the lower part is for addresses that people choose (KEP-3070).
-    fn free_address(&self) -> Option<Ipv4Addr> {
-        let size = self.ranges.size();
+    fn free_address(&self, network: Network) -> Option<IpAddr> {
+        let size = network.size();
         let reserved = (size / 16).clamp(16, 256).min(size / 2);
         let mut taken = self.lock();
-        let first = u32::from(self.ranges.network);
         let start = reserved + random_below(size.saturating_sub(reserved + 1).max(1));
         let upper = (start..size.saturating_sub(1)).chain(reserved..start);
-        let offset = upper.chain(1..reserved).find(|offset| !taken.addresses.contains(&(first + offset)))?;
-        taken.addresses.insert(first + offset);
-        Some(Ipv4Addr::from(first + offset))
+        let address = upper.chain(1..reserved).map(|offset| network.nth(offset)).find(|address| !taken.addresses.contains(address))?;
+        taken.addresses.insert(address);
+        Some(address)
     }
 
     fn reserve_ports(&self, service: &mut Value, old: Option<&Value>, reserved: &mut Reservation<'_>) -> Result<(), field::Error> {
@@ -256,7 +295,7 @@ impl Allocators {
         let (kept_addresses, kept_ports) = (new.map(addresses).unwrap_or_default(), new.map(ports).unwrap_or_default());
         let mut taken = self.lock();
         for address in addresses(old).into_iter().filter(|address| !kept_addresses.contains(address)) {
-            taken.addresses.remove(&u32::from(address));
+            taken.addresses.remove(&address);
         }
         for port in ports(old).into_iter().filter(|port| !kept_ports.contains(port)) {
             taken.ports.remove(&port);
@@ -264,10 +303,19 @@ impl Allocators {
     }
 }
 
-fn addresses(service: &Value) -> Vec<Ipv4Addr> {
+fn addresses_path() -> Path {
+    Path::new("spec").child("clusterIPs")
+}
+
+fn strings(list: &Value) -> Vec<String> {
+    list.as_array().into_iter().flatten().filter_map(|text| text.as_str().map(str::to_owned)).collect()
+}
+
+fn addresses(service: &Value) -> Vec<IpAddr> {
     let list = service["spec"]["clusterIPs"].as_array().into_iter().flatten();
     let all = list.chain(service["spec"].get("clusterIP"));
-    let mut found: Vec<Ipv4Addr> = all.filter_map(|text| text.as_str()?.parse().ok()).collect();
+    let mut found: Vec<IpAddr> = all.filter_map(|text| text.as_str()?.parse().ok()).collect();
+    found.sort();
     found.dedup();
     found
 }

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use admission::policy::types;
+use cel::types::{Field, ObjectType};
 use meta::{GroupVersionKind, GroupVersionResource, Status};
 use schema::apply::Manager;
 use schema::decode::{self, Mode};
@@ -43,6 +45,39 @@ pub fn equivalents(custom: &Kinds, gvr: &GroupVersionResource, subresource: &str
 pub fn resource_of(custom: &Kinds, gvk: &GroupVersionKind) -> Option<(GroupVersionResource, bool)> {
     let facts = by_kind(custom, gvk)?.facts;
     Some((GroupVersionResource::new(facts.group, facts.version, facts.plural), facts.namespaced))
+}
+
+/// What objects of a kind look like to expressions.
+pub fn type_of(custom: &Kinds, gvk: &GroupVersionKind) -> Option<cel::Type> {
+    let kind = by_kind(custom, gvk)?;
+    let Some(form) = &kind.custom else { return Some(types::of(kind.schema.clone())) };
+    let schema: Value = serde_json::from_slice(&form.openapi).ok()?;
+    match structural::expressions::types::declared(&structural::Node::read(&schema), true)? {
+        cel::Type::Object(own) => Some(cel::Type::Object(Arc::new(Complete { own, metadata: kind.schema.clone() }))),
+        other => Some(other),
+    }
+}
+
+/// A custom object with all of its metadata, of which its own rules may see little.
+#[derive(Debug)]
+struct Complete {
+    own: Arc<dyn ObjectType>,
+    metadata: Ref<Type>,
+}
+
+impl ObjectType for Complete {
+    fn name(&self) -> &str {
+        self.own.name()
+    }
+    fn field(&self, name: &str) -> Option<Field> {
+        match (name, self.metadata.field("metadata").map(|field| &field.schema)) {
+            ("metadata", Some(Schema::Object(found))) => Some(Field { json: name.to_owned(), ty: types::of(found.clone()) }),
+            _ => self.own.field(name),
+        }
+    }
+    fn json_names(&self) -> Vec<String> {
+        self.own.json_names()
+    }
 }
 
 /// A stored object in another version; one that is not stored (a Scale, a Binding) has one version only. Custom resources are worked on

@@ -1,6 +1,7 @@
 //! A server on the store in memory, asked without sockets.
 #![allow(dead_code)]
 
+pub mod cases;
 pub mod https;
 
 use std::sync::Arc;

@@ -18,8 +18,13 @@ pub fn unverified_client_config() -> Result<Arc<ClientConfig>, Error> {
     }
     let provider = Arc::new(aws_lc_rs::default_provider());
     let builder = ClientConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions().map_err(Error::Tls)?;
-    let config = builder.dangerous().with_custom_certificate_verifier(Arc::new(AnyCertificate(provider))).with_no_client_auth();
+    let config = builder.dangerous().with_custom_certificate_verifier(any_certificate(provider)).with_no_client_auth();
     Ok(CONFIG.get_or_init(|| Arc::new(config)).clone())
+}
+
+/// Takes any certificate, for those who are told to (`insecureSkipTLSVerify`).
+pub fn any_certificate(provider: Arc<CryptoProvider>) -> Arc<dyn ServerCertVerifier> {
+    Arc::new(AnyCertificate(provider))
 }
 
 /// Takes any certificate; the handshake's signatures are still checked.

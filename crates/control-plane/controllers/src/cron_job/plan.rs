@@ -109,7 +109,7 @@ fn start(world: &World, cron: &CronJob, spec: &CronJobSpec, schedule: &Schedule,
         let advice = "Set or decrease .spec.startingDeadlineSeconds or check clock skew";
         plan.events.push(("Warning", "TooManyMissedTimes", format!("too many missed start times. {advice}")));
     }
-    let late = spec.starting_deadline_seconds.is_some_and(|seconds| due.as_second() + seconds < world.now.as_second());
+    let late = spec.starting_deadline_seconds.is_some_and(|seconds| due.as_second().saturating_add(seconds) < world.now.as_second());
     if late {
         let time = due.strftime("%a, %d %b %Y %H:%M:%S +0000");
         plan.events.push(("Warning", "MissSchedule", format!("Missed scheduled time to start a job: {time}")));
@@ -250,5 +250,16 @@ mod tests {
         world.now = "2026-01-03T00:00:30Z".parse().unwrap();
         assert_eq!(words(&world), "+c-29456640 TooManyMissedTimes");
         assert_eq!(plan(&world).look_again, Some(Duration::from_millis(30_100)));
+    }
+
+    #[test]
+    fn a_clock_that_jumps_starts_nothing_twice_and_waits_for_the_next_time_it_shows() {
+        let ran = json!({"lastScheduleTime": "2026-01-01T00:10:00Z"});
+        let mut back = world(json!({}), ran.clone(), &[]);
+        back.now = "2025-01-01T00:12:03Z".parse().unwrap();
+        assert_eq!((words(&back), plan(&back).look_again), (String::new(), Some(Duration::from_millis(177_100))));
+        let mut ahead = world(json!({"startingDeadlineSeconds": i64::MAX}), ran, &[]);
+        ahead.now = "2036-01-01T00:12:03Z".parse().unwrap();
+        assert_eq!(words(&ahead), "+c-34712650 TooManyMissedTimes");
     }
 }

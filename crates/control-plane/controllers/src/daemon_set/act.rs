@@ -21,20 +21,19 @@ const FAILED_MAX: Duration = Duration::from_secs(15 * 60);
 
 impl Controller {
     pub(super) async fn act(self: &Arc<Self>, world: &World, plan: Plan) -> Result<Outcome, Error> {
-        let set = &*world.set;
-        self.control.claim(set, &plan.adopt, &plan.release).await?;
-        let made = self.control.create(set, plan.create.iter().map(|node| fit::pod(set, node, &world.hash))).await;
+        let set = &*world.own.set;
+        self.own.control.claim(set, &plan.adopt, &plan.release).await?;
+        let made = self.own.control.create(set, plan.create.iter().map(|node| fit::pod(set, node, &world.hash))).await;
         let (ended, wait) = self.may_replace(set, plan.ended);
         ended.iter().for_each(|pod| self.tell_ended(set, pod));
-        self.control.delete(set, plan.delete.into_iter().chain(ended).collect()).await?;
+        self.own.control.delete(set, plan.delete.into_iter().chain(ended).collect()).await?;
         if !set.status.as_ref().is_some_and(|current| act::same(current, &plan.status)) {
-            act::write_status(&self.client, &DaemonSet { status: Some(plan.status), ..set.clone() }).await?;
+            act::write_status(&self.own.client, &DaemonSet { status: Some(plan.status), ..set.clone() }).await?;
         }
         made.or_else(|error| if error.is_namespace_terminating() { Ok(()) } else { Err(error) })?;
         let label = |pod: &Arc<Pod>| pod.metadata.labels.as_ref().and_then(|labels| labels.get(history::HASH_LABEL).cloned());
-        let used: Vec<String> = world.pods.iter().filter_map(label).chain([world.hash.clone()]).collect();
-        let limit = set.spec.revision_history_limit.unwrap_or(10);
-        history::prune(&self.client, &world.revisions, limit, |revision| used.contains(&history::hash(revision))).await?;
+        let used: Vec<String> = world.own.pods.iter().filter_map(label).chain([world.hash.clone()]).collect();
+        self.own.prune(&world.own, |revision| used.contains(&history::hash(revision))).await?;
         let next = [plan.look_again, wait].into_iter().flatten().min();
         Ok(next.map_or(Outcome::Done, Outcome::RequeueAfter))
     }
@@ -71,6 +70,6 @@ impl Controller {
                 (EventKind::Normal, "SucceededDaemonPod", format!("Found succeeded daemon pod {key} on node {node}, will try to delete it"))
             }
         };
-        self.control.recorder().event(&reference_to(set), kind, reason, message);
+        self.own.control.recorder().event(&reference_to(set), kind, reason, message);
     }
 }

@@ -41,17 +41,17 @@ impl<'a> Serving<'a> {
 
 pub(super) fn plan(world: &World) -> Plan {
     let mut by_node: HashMap<&str, Vec<&Arc<Pod>>> = HashMap::new();
-    for pod in world.pods.iter().chain(&world.orphans) {
+    for pod in world.own.pods.iter().chain(&world.own.orphans) {
         if let Some(node) = fit::node_of(pod) {
             by_node.entry(node).or_default().push(pod);
         }
     }
-    let mut plan = Plan { adopt: world.orphans.clone(), release: world.strays.clone(), ..Plan::default() };
+    let mut plan = Plan { adopt: world.own.orphans.clone(), release: world.own.strays.clone(), ..Plan::default() };
     let mut serving: Vec<Serving> = Vec::new();
-    let mut status = DaemonSetStatus { observed_generation: world.set.metadata.generation, ..DaemonSetStatus::default() };
+    let mut status = DaemonSetStatus { observed_generation: world.own.set.metadata.generation, ..DaemonSetStatus::default() };
     for node in &world.nodes {
         let name = node.metadata.name.as_deref().unwrap_or_default();
-        let (shall_run, may_stay) = fit::fits(&world.set, node);
+        let (shall_run, may_stay) = fit::fits(&world.own.set, node);
         let here = by_node.remove(name).unwrap_or_default();
         if !shall_run && !(may_stay && !here.is_empty()) {
             status.number_misscheduled += i32::from(!here.is_empty());
@@ -83,7 +83,7 @@ fn settle<'a>(world: &World, node: &str, here: &[&'a Arc<Pod>], shall_run: bool,
     let mut alive: Vec<&'a Arc<Pod>> = here.iter().copied().filter(|pod| pods::is_active(pod)).collect();
     alive.sort_by_key(|pod| (pods::node_name(pod).is_none(), pod.metadata.creation_timestamp.as_ref().map(|time| time.0)));
     let mut kept = Serving { node: node.to_owned(), ..Serving::default() };
-    let surges = max_surge(&world.set, 1) > 0;
+    let surges = max_surge(&world.own.set, 1) > 0;
     for pod in alive {
         let full = if surges { false } else { kept.first().is_some() };
         let place = if is_current(world, pod) { &mut kept.new } else { &mut kept.old };
@@ -107,7 +107,7 @@ fn settle<'a>(world: &World, node: &str, here: &[&'a Arc<Pod>], shall_run: bool,
 }
 
 fn is_available(world: &World, pod: &Pod) -> bool {
-    pods::is_available(pod, world.set.spec.min_ready_seconds.unwrap_or(0), world.now)
+    pods::is_available(pod, world.own.set.spec.min_ready_seconds.unwrap_or(0), world.own.now)
 }
 
 fn is_current(world: &World, pod: &Pod) -> bool {
@@ -117,7 +117,7 @@ fn is_current(world: &World, pod: &Pod) -> bool {
 fn count(world: &World, serving: &[Serving], status: &mut DaemonSetStatus) {
     let of = |test: &dyn Fn(&Pod) -> bool| serving.iter().filter_map(Serving::first).filter(|pod| test(pod)).count() as i32;
     let available = of(&|pod| is_available(world, pod));
-    let old = world.set.status.clone().unwrap_or_default();
+    let old = world.own.set.status.clone().unwrap_or_default();
     status.number_ready = of(&pods::is_ready);
     status.number_available = Some(available);
     status.number_unavailable = Some(status.desired_number_scheduled - available);
@@ -128,13 +128,13 @@ fn count(world: &World, serving: &[Serving], status: &mut DaemonSetStatus) {
 
 /// Replaces pods of older revisions: those that serve nobody at once, others as far as the strategy allows.
 fn roll(world: &World, serving: &[Serving], status: &DaemonSetStatus, plan: &mut Plan) {
-    let strategy = world.set.spec.update_strategy.as_ref();
+    let strategy = world.own.set.spec.update_strategy.as_ref();
     if strategy.and_then(|strategy| strategy.type_.as_deref()) == Some("OnDelete") {
         return;
     }
     let outdated = serving.iter().filter(|node| node.new.is_none()).filter_map(|node| Some((node, node.old?)));
     let (available, useless): (Vec<_>, Vec<_>) = outdated.partition(|(_, pod)| is_available(world, pod));
-    let surge = max_surge(&world.set, status.desired_number_scheduled);
+    let surge = max_surge(&world.own.set, status.desired_number_scheduled);
     if surge > 0 {
         let rising = serving.iter().filter(|node| node.old.is_some() && node.new.is_some()).count();
         let room = usize::try_from(surge).unwrap_or(0).saturating_sub(rising);
@@ -142,7 +142,7 @@ fn roll(world: &World, serving: &[Serving], status: &DaemonSetStatus, plan: &mut
         return;
     }
     plan.delete.extend(useless.iter().map(|(_, pod)| (*pod).clone()));
-    let room = max_unavailable(&world.set, status.desired_number_scheduled) - status.number_unavailable.unwrap_or(0);
+    let room = max_unavailable(&world.own.set, status.desired_number_scheduled) - status.number_unavailable.unwrap_or(0);
     plan.delete.extend(available.into_iter().take(usize::try_from(room).unwrap_or(0)).map(|(_, pod)| pod.clone()));
 }
 
@@ -161,9 +161,9 @@ fn max_surge(set: &DaemonSet, desired: i32) -> i32 {
 }
 
 fn next_available(world: &World, serving: &[Serving]) -> Option<Duration> {
-    let seconds = i64::from(world.set.spec.min_ready_seconds.unwrap_or(0));
+    let seconds = i64::from(world.own.set.spec.min_ready_seconds.unwrap_or(0));
     let waits = serving.iter().flat_map(|node| [node.new, node.old]).flatten().filter_map(|pod| {
-        let left = pods::ready_since(pod)?.as_second() + seconds - world.now.as_second();
+        let left = pods::ready_since(pod)?.as_second() + seconds - world.own.now.as_second();
         u64::try_from(left).ok().filter(|left| *left > 0)
     });
     waits.min().map(Duration::from_secs)
@@ -192,16 +192,16 @@ mod tests {
                 "status": {"phase": "Running", "conditions": [{"type": "Ready", "status": ready, "lastTransitionTime": "2026-01-01T00:00:00Z"}]},
             })).unwrap())
         };
-        World {
+        let own = crate::revisioned::World {
             set: Arc::new(serde_json::from_value(set).unwrap()),
             pods: pods.iter().map(pod).collect(),
             orphans: vec![],
             strays: vec![],
-            nodes: taints.iter().enumerate().map(node).collect(),
             revisions: vec![],
-            hash: "new".into(),
+            update: serde_json::from_value(json!({"metadata": {"name": "agent-new"}, "data": {}, "revision": 1})).unwrap(),
             now: "2026-01-01T01:00:00Z".parse().unwrap(),
-        }
+        };
+        World { own, nodes: taints.iter().enumerate().map(node).collect(), hash: "new".into() }
     }
 
     fn words(world: &World) -> String {
@@ -242,7 +242,7 @@ mod tests {
     #[test]
     fn a_daemon_asks_for_its_node_by_name() {
         let world = world(&[""], &[], json!({}));
-        let pod = fit::pod(&world.set, "n1", "new");
+        let pod = fit::pod(&world.own.set, "n1", "new");
         assert_eq!(fit::node_of(&pod), Some("n1"));
         assert!(pod.spec.unwrap().tolerations.unwrap().len() >= 6);
     }

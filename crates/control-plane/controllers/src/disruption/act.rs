@@ -2,7 +2,7 @@
 
 use client::Error;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
-use reconcile::Outcome;
+use reconcile::{Outcome, reference_to};
 
 use super::Controller;
 use super::observe::World;
@@ -11,6 +11,9 @@ use crate::act;
 
 impl Controller {
     pub(super) async fn act(&self, world: &World, plan: Plan) -> Result<Outcome, Error> {
+        if let Some((kind, reason, message)) = plan.event {
+            self.recorder.event(&reference_to(&*world.budget), kind, reason, message);
+        }
         if let Some(status) = plan.status {
             let next = PodDisruptionBudget { status: Some(status), ..PodDisruptionBudget::clone(&world.budget) };
             act::ignore_not_found(self.client.replace_status(&next).await.map(drop))?;

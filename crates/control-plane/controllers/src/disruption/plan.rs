@@ -9,8 +9,11 @@ use k8s_openapi::api::policy::v1::{PodDisruptionBudgetSpec, PodDisruptionBudgetS
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
+use reconcile::EventKind;
+use reconcile::object::controller_of;
+
 use super::observe::World;
-use crate::{intstr, pods};
+use crate::{intstr, pods, selector};
 
 /// An evicted pod counts as gone so long, although it is still there.
 const EVICTION_TAKES: SignedDuration = SignedDuration::from_secs(120);
@@ -20,6 +23,8 @@ pub(super) struct Plan {
     /// `None` where nothing changed.
     pub status: Option<PodDisruptionBudgetStatus>,
     pub look_again: Option<Duration>,
+    /// What the user should know about the budget's pods; told when the status changes.
+    pub event: Option<(EventKind, &'static str, String)>,
 }
 
 /// Of the pods of a budget: how many there shall be, and how many of them healthy.
@@ -52,7 +57,27 @@ pub(super) fn plan(world: &World) -> Plan {
     let first = disrupted.values().min().map(|since| world.now.duration_until(since.saturating_add(EVICTION_TAKES).unwrap_or(*since)));
     status.disrupted_pods = (!disrupted.is_empty()).then(|| disrupted.into_iter().map(|(name, since)| (name, Time(since))).collect());
     let look_again = first.map(|left| Duration::try_from(left).unwrap_or_default().max(Duration::from_secs(1)));
-    Plan { status: (status != old).then_some(status), look_again }
+    let status = (status != old).then_some(status);
+    Plan { event: event(world, spec).filter(|_| status.is_some()), status, look_again }
+}
+
+fn event(world: &World, spec: &PodDisruptionBudgetSpec) -> Option<(EventKind, &'static str, String)> {
+    let counts_owners = spec.max_unavailable.is_some() || matches!(spec.min_available, Some(IntOrString::String(_)));
+    if world.pods.is_empty() {
+        return Some((EventKind::Normal, "NoPods", "No matching pods found".into()));
+    }
+    if let (Err(why), true) = (&world.sizes, counts_owners) {
+        let message = format!("Failed to calculate the number of expected pods: {why}");
+        return Some((EventKind::Warning, "CalculateExpectedPodCountFailed", message));
+    }
+    let unmanaged = world.pods.iter().any(|pod| controller_of(&pod.metadata).is_none());
+    let selector = selector::parse(spec.selector.as_ref());
+    let message = format!(
+        "Pods selected by this PodDisruptionBudget (selector: {selector}) were found to be unmanaged. As a result, the status of the PDB \
+         cannot be calculated correctly, which may result in undefined behavior. To account for these pods please set \
+         \".spec.minAvailable\" field of the PDB to an integer value."
+    );
+    (unmanaged && counts_owners).then_some((EventKind::Warning, "UnmanagedPods", message))
 }
 
 /// The evictions that are still under way.
@@ -176,5 +201,16 @@ mod tests {
             (status.disruptions_allowed, condition.reason.as_str(), condition.message.as_str()),
             (Some(0), "SyncFailed", "no scale")
         );
+    }
+
+    #[test]
+    fn a_budget_without_pods_or_over_pods_without_owners_says_so() {
+        let told = |spec: Value, pods: &[(&str, bool)], size| {
+            plan(&world(spec, pods, size, json!({}))).event.map(|(_, reason, _)| reason).unwrap_or_default()
+        };
+        assert_eq!(told(json!({"maxUnavailable": 1}), &[], Ok(0)), "NoPods");
+        assert_eq!(told(json!({"maxUnavailable": 1}), &[("a", true)], Err("no scale")), "CalculateExpectedPodCountFailed");
+        assert_eq!(told(json!({"minAvailable": "50%"}), &[("a", true)], Ok(0)), "UnmanagedPods");
+        assert_eq!(told(json!({"minAvailable": 1}), &[("a", true)], Ok(0)), "");
     }
 }

@@ -46,9 +46,15 @@ impl Controller {
     }
 
     /// The watches of two resources may be at different revisions: an object that has just been orphaned may still look owned here when its
-    /// owner's end is already known. What the server has decides; if that differs, its event is on its way and decides anew.
+    /// owner's end is already known. So the deletion holds only for the revision that was decided on; where that is over, what the server
+    /// has decides, and if that differs, its event is on its way and decides anew.
     async fn delete(&self, node: &Node, propagation: Propagation) -> Result<(), Error> {
         let meta = &node.object.metadata;
+        debug!(kind = %node.resource.kind, namespace = %meta.namespace, name = %meta.name, ?propagation, "its owners are gone");
+        match self.delete_at(node, propagation, &meta.resource_version).await {
+            Err(error) if error.is_conflict() => {}
+            other => return other,
+        }
         let path = node.resource.object(Some(&meta.namespace), &meta.name, "");
         let live: PartialObject = match self.client.request_json(Method::GET, &path, None).await {
             Err(error) if error.is_not_found() => return Ok(()),
@@ -57,18 +63,19 @@ impl Controller {
         if live.metadata.uid != meta.uid || live.metadata.owner_references != meta.owner_references {
             return Ok(());
         }
-        debug!(kind = %node.resource.kind, namespace = %meta.namespace, name = %meta.name, ?propagation, "its owners are gone");
+        // A conflict, too, is tried again: what changed in between may have been anything.
+        self.delete_at(node, propagation, &live.metadata.resource_version).await
+    }
+
+    async fn delete_at(&self, node: &Node, propagation: Propagation, revision: &str) -> Result<(), Error> {
+        let meta = &node.object.metadata;
         let params = DeleteParams {
             propagation: Some(propagation),
             uid: Some(meta.uid.clone()),
-            resource_version: Some(live.metadata.resource_version.clone()),
+            resource_version: Some(revision.to_owned()),
             ..DeleteParams::default()
         };
-        match self.client.delete_of(&node.resource, Some(&meta.namespace), &meta.name, &params).await {
-            Err(error) if error.is_not_found() => Ok(()),
-            // A conflict, too, is tried again: what changed in between may have been anything.
-            other => other.map(drop),
-        }
+        act::ignore_not_found(self.client.delete_of(&node.resource, Some(&meta.namespace), &meta.name, &params).await.map(drop))
     }
 
     /// Takes these owners off, whatever kind of object it is: a merge patch of the whole list, guarded by the revision it was read at.
@@ -144,7 +151,12 @@ mod tests {
             queue: Queue::new(),
             recorder: reconcile::EventRecorder::discard(),
         };
+        if owners_seen != owners_now {
+            // Whatever changed the owners moved the revision.
+            api.edit("/api/v1/configmaps", "a", "x", |live| live["metadata"]["ownerReferences"] = owners_now.clone());
+        }
         let mut seen = object(&owners_seen);
+        seen["metadata"]["resourceVersion"] = live["metadata"]["resourceVersion"].clone();
         seen["metadata"]["uid"] = live["metadata"]["uid"].clone();
         let node = Node { resource: Arc::new(ApiResource::of::<ConfigMap>()), object: Arc::new(serde_json::from_value(seen).unwrap()) };
         controller.delete(&node, Propagation::Background).await.unwrap();
@@ -155,6 +167,9 @@ mod tests {
     async fn an_object_that_was_orphaned_meanwhile_stays() {
         let owned = json!([{"apiVersion": "v1", "kind": "ConfigMap", "name": "o", "uid": "1"}]);
         assert!(!is_deleted(owned.clone(), json!([])).await);
-        assert!(is_deleted(owned.clone(), owned).await);
+        assert!(is_deleted(owned.clone(), owned.clone()).await);
+        let mut more = owned.clone();
+        more[0]["blockOwnerDeletion"] = json!(true);
+        assert!(!is_deleted(owned, more).await, "what changed is decided on anew");
     }
 }

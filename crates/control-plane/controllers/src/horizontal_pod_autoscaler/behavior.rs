@@ -31,7 +31,8 @@ impl Memory {
         self.recommendations.is_empty()
     }
     fn push(list: &mut Vec<(Timestamp, i32)>, value: i32, now: Timestamp) {
-        list.retain(|(at, _)| now.duration_since(*at) <= REMEMBERED);
+        // What lies in the future was noted before the clock was put back, and says nothing any more.
+        list.retain(|(at, _)| *at <= now && now.duration_since(*at) <= REMEMBERED);
         if list.len() >= EVENTS_MAX {
             list.remove(0);
         }
@@ -190,6 +191,15 @@ mod tests {
         let memory = Memory { recommendations: ago(recommended), changes: ago(changed) };
         let held = hold(&serde_json::from_value(json!({ "spec": spec })).unwrap(), &memory, current, desired, now);
         (held.replicas, held.able.0, held.limited.1)
+    }
+
+    #[test]
+    fn a_clock_that_is_put_back_does_not_hold_an_old_recommendation_for_ever() {
+        let now: Timestamp = "2026-01-01T01:00:00Z".parse().unwrap();
+        let mut memory = Memory::default();
+        memory.recommended(20, now + SignedDuration::from_hours(9000));
+        memory.recommended(3, now);
+        assert_eq!(memory.within(300, now).collect::<Vec<_>>(), [3]);
     }
 
     #[test]

@@ -271,7 +271,8 @@ fn backoff_of(world: &World, last: &Pod) -> Option<Duration> {
 fn wait_after(last: Timestamp, failures: i32, now: Timestamp) -> Option<Duration> {
     let doublings = u32::try_from(failures - 1).unwrap_or(0).min(20);
     let wait = (BACKOFF_FIRST_SECONDS << doublings).min(BACKOFF_MAX_SECONDS);
-    let left = last.as_second() + wait - now.as_second();
+    // Never longer than the wait itself, where the clock was put back.
+    let left = (last.as_second() + wait - now.as_second()).min(wait);
     u64::try_from(left).ok().filter(|left| *left > 0).map(Duration::from_secs)
 }
 

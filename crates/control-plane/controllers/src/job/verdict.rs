@@ -110,7 +110,7 @@ fn restarts_in_place(world: &World, spec: &JobSpec) -> Option<i32> {
 
 pub(super) fn seconds_left(spec: &JobSpec, status: &JobStatus, now: Timestamp) -> Option<i64> {
     let start = status.start_time.as_ref()?.0.as_second();
-    Some(start + spec.active_deadline_seconds? - now.as_second())
+    Some(start.saturating_add(spec.active_deadline_seconds?).saturating_sub(now.as_second()))
 }
 
 fn by_deadline(spec: &JobSpec, status: &JobStatus, now: Timestamp) -> Option<Verdict> {

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, ResourceQuota, ResourceQuotaStatus, Service};
+use k8s_openapi::api::resource::v1::ResourceClaim;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use meta::quantity;
 use rules::quota::{self, Amounts, Resource};
@@ -15,6 +16,7 @@ pub(super) struct World<'a> {
     pub pods: Vec<Arc<Pod>>,
     pub services: Vec<Arc<Service>>,
     pub claims: Vec<Arc<PersistentVolumeClaim>>,
+    pub device_claims: Vec<Arc<ResourceClaim>>,
     /// How many objects there are of what is counted by number alone.
     pub numbers: HashMap<String, usize>,
     /// Seconds since the epoch.
@@ -28,10 +30,14 @@ pub(super) fn plan(world: &World<'_>) -> Option<ResourceQuota> {
     let mut asked = serde_json::to_value(world.quota).unwrap_or_default();
     asked["status"] = serde_json::json!({ "hard": hard });
     let mut sum = Amounts::new();
-    for (plural, objects) in
-        [("pods", values(&world.pods)), ("services", values(&world.services)), ("persistentvolumeclaims", values(&world.claims))]
-    {
-        let resource = Resource { group: "", plural };
+    let counted = [
+        ("", "pods", values(&world.pods)),
+        ("", "services", values(&world.services)),
+        ("", "persistentvolumeclaims", values(&world.claims)),
+        ("resource.k8s.io", "resourceclaims", values(&world.device_claims)),
+    ];
+    for (group, plural, objects) in counted {
+        let resource = Resource { group, plural };
         for object in objects.iter().filter(|object| resource.matches(&asked, object)) {
             quota::add(&mut sum, &resource.usage(object, world.now));
         }
@@ -84,6 +90,7 @@ mod tests {
             pods: pods.iter().map(|pod| Arc::new(of(pod.clone()))).collect(),
             services: vec![Arc::new(of(json!({"spec": {"type": "NodePort", "ports": [{"port": 1}]}})))],
             claims: Vec::new(),
+            device_claims: Vec::new(),
             numbers: numbers.iter().map(|(name, number)| ((*name).to_owned(), *number)).collect(),
             now: 0,
         };

@@ -7,16 +7,15 @@ use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{ObjectReference, PersistentVolumeClaim, Pod};
 use reconcile::{EventKind, ObjectKey, Outcome, key_of, reference_to};
 
-use super::observe::World;
 use super::plan::Plan;
-use super::{Controller, claims, identity};
+use super::{Controller, World, claims, identity};
 use crate::{act, history};
 
 impl Controller {
     pub(super) async fn act(self: &Arc<Self>, world: &World, plan: Plan) -> Result<Outcome, Error> {
         let set = &*world.set;
         let key = key_of(&set.metadata);
-        self.control.claim(set, &plan.adopt, &plan.release).await?;
+        self.own.control.claim(set, &plan.adopt, &plan.release).await?;
         self.own_claims(world, &plan).await?;
         let mut failed = Ok(());
         for (ordinal, revision) in &plan.create {
@@ -31,15 +30,14 @@ impl Controller {
             }
         }
         if !set.status.as_ref().is_some_and(|current| act::same(current, &plan.status)) {
-            act::write_status(&self.client, &StatefulSet { status: Some(plan.status.clone()), ..set.clone() }).await?;
+            act::write_status(&self.own.client, &StatefulSet { status: Some(plan.status.clone()), ..set.clone() }).await?;
         }
         failed?;
         let used = |name: &str| {
             let named = [&plan.status.current_revision, &plan.status.update_revision];
             named.into_iter().any(|live| live.as_deref() == Some(name)) || world.pods.iter().any(|pod| identity::revision(pod) == name)
         };
-        let limit = set.spec.revision_history_limit.unwrap_or(10);
-        history::prune(&self.client, &world.revisions, limit, |revision| used(history::name(revision))).await?;
+        self.own.prune(world, |revision| used(history::name(revision))).await?;
         Ok(plan.look_again.map_or(Outcome::Done, Outcome::RequeueAfter))
     }
 
@@ -54,16 +52,16 @@ impl Controller {
         let kept = world.revisions.iter().find(|known| history::name(known) == revision).and_then(|known| history::template(known));
         let template = kept.unwrap_or_else(|| set.spec.template.clone());
         let pod = identity::pod(set, ordinal, template, revision);
-        match self.control.create_silently(key, &pod).await {
+        match self.own.control.create_silently(key, &pod).await {
             Ok(()) => {
                 let message = format!("create Pod {name} in StatefulSet {} successful", key.name);
-                self.control.recorder().event(&about, EventKind::Normal, "SuccessfulCreate", message);
+                self.own.control.recorder().event(&about, EventKind::Normal, "SuccessfulCreate", message);
                 Ok(())
             }
             Err(error) if error.is_namespace_terminating() => Ok(()),
             Err(error) => {
                 let message = format!("create Pod {name} in StatefulSet {} failed error: {error}", key.name);
-                self.control.recorder().event(&about, EventKind::Warning, "FailedCreate", message);
+                self.own.control.recorder().event(&about, EventKind::Warning, "FailedCreate", message);
                 Err(error)
             }
         }
@@ -87,16 +85,16 @@ impl Controller {
             None => {}
         }
         claim.metadata.owner_references = claims::owners(set, &claim, None, false);
-        match self.client.create(&claim).await {
+        match self.own.client.create(&claim).await {
             Ok(_) => {
                 let message = format!("create Claim {} Pod {pod} in StatefulSet {set_name} success", key.name);
-                self.control.recorder().event(about, EventKind::Normal, "SuccessfulCreate", message);
+                self.own.control.recorder().event(about, EventKind::Normal, "SuccessfulCreate", message);
                 Ok(())
             }
             Err(error) if error.is_already_exists() || error.is_namespace_terminating() => Ok(()),
             Err(error) => {
                 let message = format!("create Claim {} for Pod {pod} in StatefulSet {set_name} failed error: {error}", key.name);
-                self.control.recorder().event(about, EventKind::Warning, "FailedCreate", message);
+                self.own.control.recorder().event(about, EventKind::Warning, "FailedCreate", message);
                 Err(error)
             }
         }
@@ -104,7 +102,7 @@ impl Controller {
 
     async fn delete(&self, set: &StatefulSet, key: &ObjectKey, pod: &Pod) -> Result<(), Error> {
         let name = pod.metadata.name.as_deref().unwrap_or_default();
-        let (kind, reason, message, result) = match self.control.delete_silently(key, pod).await {
+        let (kind, reason, message, result) = match self.own.control.delete_silently(key, pod).await {
             Ok(false) => return Ok(()),
             Ok(true) => {
                 (EventKind::Normal, "SuccessfulDelete", format!("delete Pod {name} in StatefulSet {} successful", key.name), Ok(()))
@@ -114,7 +112,7 @@ impl Controller {
                 (EventKind::Warning, "FailedDelete", message, Err(error))
             }
         };
-        self.control.recorder().event(&reference_to(set), kind, reason, message);
+        self.own.control.recorder().event(&reference_to(set), kind, reason, message);
         result
     }
 
@@ -129,7 +127,7 @@ impl Controller {
                 if let Some(owners) = claims::owners(set, &claim, Some(pod), condemned) {
                     let mut next = PersistentVolumeClaim::clone(&claim);
                     next.metadata.owner_references = Some(owners);
-                    act::ignore_not_found(self.client.replace(&next).await.map(drop))?;
+                    act::ignore_not_found(self.own.client.replace(&next).await.map(drop))?;
                 }
             }
         }

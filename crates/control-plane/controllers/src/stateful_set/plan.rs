@@ -7,8 +7,8 @@ use std::time::Duration;
 use k8s_openapi::api::apps::v1::{StatefulSet, StatefulSetStatus};
 use k8s_openapi::api::core::v1::Pod;
 
+use super::World;
 use super::identity::{ordinal, revision};
-use super::observe::World;
 use crate::{history, intstr, pods};
 
 #[derive(Default)]

@@ -1,5 +1,8 @@
 //! Totals by slot with the best at the root: a change costs the logarithm of their number.
 
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+
 use super::UNFIT;
 use crate::snapshot::Slot;
 
@@ -48,6 +51,22 @@ impl Tournament {
         }
         Some(at - self.leaves)
     }
+
+    /// All that fit, the best first and among equals the first, as far as they are asked for.
+    pub fn in_order(&self) -> impl Iterator<Item = Slot> + '_ {
+        let mut ahead = BinaryHeap::new();
+        ahead.extend(self.nodes.get(1).filter(|best| **best != UNFIT).map(|best| (*best, Reverse(1))));
+        std::iter::from_fn(move || {
+            loop {
+                let (_, Reverse(at)) = ahead.pop()?;
+                if at >= self.leaves {
+                    return Some(at - self.leaves);
+                }
+                let children = [2 * at, 2 * at + 1].map(|child| (self.nodes[child], Reverse(child)));
+                ahead.extend(children.into_iter().filter(|(total, _)| *total != UNFIT));
+            }
+        })
+    }
 }
 
 #[cfg(test)]
@@ -65,6 +84,7 @@ mod tests {
         tournament.set(4, 10);
         tournament.set(3, UNFIT);
         assert_eq!(tournament.best(), Some(4));
+        assert_eq!(tournament.in_order().collect::<Vec<_>>(), [4, 0, 1]);
         (0..5).for_each(|slot| tournament.set(slot, UNFIT));
         assert_eq!(tournament.best(), None);
     }

@@ -1,7 +1,7 @@
 //! Bindings: written through the API beside the loop, and what becomes of them.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use client::Client;
 use k8s_openapi::api::core::v1::{Binding, ObjectReference, Pod};
@@ -12,8 +12,12 @@ use tracing::warn;
 
 use super::Scheduler;
 use super::report::Report;
+use crate::devices::bind::Reservation;
 use crate::extender::Extender;
 use crate::metrics::metrics;
+
+/// How often a pod is looked at whose binding nobody answered: about ten seconds.
+const LOOKS_MAX: usize = 10;
 
 /// A pod and its node.
 pub(super) struct Order {
@@ -21,6 +25,7 @@ pub(super) struct Order {
     pub pod: Arc<Pod>,
     pub node: String,
     pub volumes: Option<crate::volumes::bind::Binding>,
+    pub devices: Option<Reservation>,
     pub since: Instant,
     /// The extender that binds instead of us.
     pub binder: Option<Arc<Extender>>,
@@ -31,6 +36,8 @@ pub(super) struct Bound {
     key: ObjectKey,
     pod: Arc<Pod>,
     since: Instant,
+    /// ResourceClaims that were written, with their revisions; `None` where the pod has none.
+    claims: Option<Vec<(ObjectKey, u64)>>,
     result: Result<(), Error>,
 }
 
@@ -38,6 +45,8 @@ pub(super) struct Bound {
 enum Error {
     #[error(transparent)]
     Volumes(#[from] crate::volumes::bind::Error),
+    #[error(transparent)]
+    Devices(#[from] crate::devices::bind::Error),
     #[error("{0}")]
     Api(#[from] client::Error),
     #[error(transparent)]
@@ -45,13 +54,22 @@ enum Error {
 }
 
 pub(super) async fn bind(client: Client, recorder: EventRecorder, order: Order) -> Bound {
-    let Order { key, pod, node, volumes, since, binder } = order;
-    let result = write(&client, &key, pod.uid(), &node, volumes, binder).await;
+    let Order { key, pod, node, volumes, devices, since, binder } = order;
+    let mut claims = None;
+    let mut result = Ok(());
+    if let Some(devices) = devices {
+        let written = devices.carry_out(&client).await;
+        claims = Some(written.claims);
+        result = written.result.map_err(Error::from);
+    }
+    if result.is_ok() {
+        result = write(&client, &key, pod.uid(), &node, volumes, binder).await;
+    }
     if result.is_ok() {
         let message = format!("Successfully assigned {key} to {node}");
         recorder.event_with_action(&reference_to(&*pod), EventKind::Normal, "Scheduled", "Binding", message);
     }
-    Bound { key, pod, since, result }
+    Bound { key, pod, since, claims, result }
 }
 
 async fn write(
@@ -77,13 +95,33 @@ async fn write(
         },
         target: ObjectReference { kind: Some("Node".into()), name: Some(node.to_owned()), ..ObjectReference::default() },
     };
-    client.create_subresource::<Pod, Value>(key.namespace(), &key.name, "binding", &binding).await?;
-    Ok(())
+    match client.create_subresource::<Pod, Value>(key.namespace(), &key.name, "binding", &binding).await {
+        Ok(_) => Ok(()),
+        // Nobody answered: the server may have done it all the same, and until that is known the room must not go to another pod.
+        Err(error) if error.status().is_none() && is_bound(client, key, uid, node).await => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Asks until somebody answers, or for some seconds.
+async fn is_bound(client: &Client, key: &ObjectKey, uid: &str, node: &str) -> bool {
+    let mut backoff = stdx::Backoff::new(Duration::from_millis(20), Duration::from_secs(2));
+    for _ in 0..LOOKS_MAX {
+        match client.get::<Pod>(key.namespace(), &key.name).await {
+            Ok(pod) => return pod.uid() == uid && super::observe::node_of(&pod) == Some(node),
+            Err(error) if error.status().is_some() => return false,
+            Err(_) => tokio::time::sleep(backoff.next_wait()).await,
+        }
+    }
+    false
 }
 
 impl Scheduler {
     pub(super) fn bound(&mut self, bound: Bound) {
-        let Bound { key, pod, since, result } = bound;
+        let Bound { key, pod, since, claims, result } = bound;
+        if let Some(claims) = claims {
+            self.devices.settle(&key, &claims);
+        }
         let ours = self.placed.get(&key).is_some_and(|placed| *placed.uid == *pod.uid() && placed.assumed);
         let profile = pod.spec.as_ref().and_then(|spec| spec.scheduler_name.as_deref()).unwrap_or("default-scheduler");
         let label = if result.is_ok() { "scheduled" } else { "error" };

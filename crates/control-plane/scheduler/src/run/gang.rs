@@ -8,12 +8,12 @@ use reconcile::ObjectKey;
 
 use super::Scheduler;
 use super::report::Report;
+use super::schedule::Decided;
 use crate::gang::Together;
 use crate::profile::Plugin;
 use crate::snapshot::Slot;
-use crate::volumes::bind::Binding;
 
-type Placed = (ObjectKey, Arc<Pod>, Slot, Option<Binding>);
+type Placed = (ObjectKey, Arc<Pod>, Slot, Decided);
 
 impl Scheduler {
     /// Binds the members if enough of them find a place, and none of them otherwise.
@@ -29,21 +29,22 @@ impl Scheduler {
             let Some(profile) = self.profiles.get(&class.scheduler_name).cloned() else { continue };
             let verdicts = self.ask_extenders(&pod, &class, &profile).await;
             match self.place(key, &pod, &class, &profile, verdicts.as_ref()) {
-                Ok((slot, volumes)) => {
+                Ok((slot, decided)) => {
                     self.assume(key, &pod, &class, slot);
-                    placed.push((key.clone(), pod, slot, volumes));
+                    placed.push((key.clone(), pod, slot, decided));
                 }
                 Err(error) => failed.push((key.clone(), pod, error.to_string())),
             }
         }
         let count = placed.len();
         if count >= together.needed {
-            for (key, pod, slot, volumes) in placed {
-                self.start_binding(&key, &pod, slot, volumes, start);
+            for (key, pod, slot, decided) in placed {
+                self.start_binding(&key, &pod, slot, decided, start);
             }
         } else {
             let why = failed.first().map(|(_, _, why)| why.clone()).unwrap_or_default();
             for (key, pod, ..) in placed {
+                self.devices.release(&key);
                 self.release(&key);
                 failed.push((key, pod, why.clone()));
             }

@@ -9,6 +9,7 @@ use reconcile::{Cached, ObjectKey};
 
 use super::{Placed, Scheduler};
 use crate::class::Class;
+use crate::devices::{Help, PODS_BY_CLAIM};
 use crate::filters::{self, Judged};
 use crate::neighbours::DefaultSpread;
 use crate::preemption::Budget;
@@ -16,7 +17,7 @@ use crate::profile::{Plugin, Plugins, Profile};
 use crate::snapshot::{Nomination, Resident, Slot, Snapshot};
 
 /// What a node's own change, or a pod's going from it, may overcome.
-const NODE: [Plugin; 12] = [
+const NODE: [Plugin; 13] = [
     Plugin::NodeUnschedulable,
     Plugin::NodeName,
     Plugin::TaintToleration,
@@ -28,6 +29,7 @@ const NODE: [Plugin; 12] = [
     Plugin::VolumeZone,
     Plugin::PodTopologySpread,
     Plugin::InterPodAffinity,
+    Plugin::DynamicResources,
     Plugin::Extender,
 ];
 const POD_GONE: [Plugin; 7] = [
@@ -46,6 +48,9 @@ impl Scheduler {
     pub(super) fn observe_everything(&mut self) {
         for namespace in self.world.namespaces.list() {
             self.observe_namespace(&namespace.key());
+        }
+        for claim in self.devices.claims.list() {
+            self.devices.observe(&claim.key());
         }
         for node in self.world.nodes.list() {
             self.snapshot.set_node(&node);
@@ -83,6 +88,25 @@ impl Scheduler {
 
     pub(super) fn observe_volumes(&mut self) {
         self.wake(Plugins::of(&VOLUMES), None);
+    }
+
+    /// Slices, classes or rules changed.
+    pub(super) fn observe_devices(&mut self) {
+        self.devices.invalidate();
+        self.wake(Plugin::DynamicResources.bit(), None);
+    }
+
+    pub(super) fn observe_resource_claim(&mut self, key: &ObjectKey) {
+        if self.devices.observe(key) == Help::All {
+            self.wake(Plugin::DynamicResources.bit(), None);
+        }
+        for pod in self.world.pods.by_index(PODS_BY_CLAIM, &key.to_string()) {
+            let pod = pod.key();
+            match self.gated.contains(&pod) {
+                true => self.observe_pod(&pod),
+                false => self.queue.wake(&pod, Instant::now()),
+            }
+        }
     }
 
     pub(super) fn observe_group(&mut self, key: &ObjectKey) {
@@ -187,7 +211,7 @@ impl Scheduler {
                 self.observe_pod(&sibling);
             }
         }
-        if !self.gangs.is_ready(pod) {
+        if !self.gangs.is_ready(pod) || !self.devices.is_ready(pod) {
             self.gated.insert(key.clone());
             return self.queue.remove(key);
         }

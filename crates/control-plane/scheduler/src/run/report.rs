@@ -5,6 +5,7 @@ use std::sync::Arc;
 use client::{Client, DeleteParams, Patch};
 use futures_util::StreamExt;
 use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::resource::v1::ResourceClaim;
 use reconcile::{Cached, EventKind, EventRecorder, ObjectKey, reference_to};
 use serde_json::{Value, json};
 use stdx::Drain;
@@ -66,6 +67,8 @@ enum Write {
     Status(Report),
     /// The victim: its key, uid, and what its condition says.
     Evict(ObjectKey, String, Value),
+    /// A claim loses its devices: its key and uid.
+    TakeBack(ObjectKey, String),
 }
 
 /// The writer's end in the loop.
@@ -82,6 +85,13 @@ impl Reports {
     pub fn send(&self, report: Report) {
         if self.0.try_send(Write::Status(report)).is_err() {
             debug!("too many writes wait; a pod's condition waits for its next attempt");
+        }
+    }
+
+    /// Gives the claim's devices back.
+    pub fn take_back(&self, claim: &ResourceClaim) {
+        if self.0.try_send(Write::TakeBack(claim.key(), claim.uid().to_owned())).is_err() {
+            debug!("too many writes wait; a claim keeps its devices until the pod's next attempt");
         }
     }
 
@@ -139,12 +149,18 @@ async fn write_one(client: &Client, write: Write) {
             let result = evict(client, &key, &uid, condition).await;
             (key, result)
         }
+        Write::TakeBack(key, uid) => {
+            let nothing = json!({ "allocation": null, "reservedFor": null, "devices": null });
+            let patch = Patch::Merge(json!({ "metadata": { "uid": uid }, "status": nothing }));
+            let written = client.patch::<ResourceClaim>(key.namespace(), &key.name, &patch, "status").await;
+            (key, written.map(drop))
+        }
     };
     if let Err(error) = result
         && !error.is_not_found()
         && !error.is_conflict()
     {
-        warn!(pod = %key, %error, "cannot write what was decided about the pod");
+        warn!(object = %key, %error, "cannot write what was decided about a pod");
     }
 }
 

@@ -10,17 +10,18 @@ use tracing::debug;
 use super::report::Report;
 use super::{BINDINGS_MAX, BURST, Scheduler, act};
 use crate::class::{Class, target};
+use crate::devices::bind::Reservation;
 use crate::filters::Objection;
 use crate::metrics::metrics;
 use crate::plan::{Extra, FitError, Request};
 use crate::preemption::{self, Budgets, Candidate};
 use crate::profile::{Plugin, Profile};
-use crate::snapshot::Slot;
-use crate::volumes::Needs;
+use crate::snapshot::{Slot, Snapshot};
+use crate::{devices, volumes};
 
 /// How long an eviction may take to show before it counts as failed.
 const EVICTION_MAX: Duration = Duration::from_secs(30);
-/// What else a failed attempt says after the reasons, since resource claims can be taken back (upstream says so of every pod).
+/// What a failed attempt says of resource claims after the reasons, of pods without any as well (as upstream).
 const NO_CLAIMS: &str = "no new claims to deallocate";
 
 impl Scheduler {
@@ -50,16 +51,16 @@ impl Scheduler {
         }
         let verdicts = self.ask_extenders(pod, &class, &profile).await;
         match self.place(key, pod, &class, &profile, verdicts.as_ref()) {
-            Ok((slot, volumes)) => {
+            Ok((slot, decided)) => {
                 metrics().algorithm_duration.observe(start.elapsed().as_secs_f64());
                 self.assume(key, pod, &class, slot);
-                self.start_binding(key, pod, slot, volumes, start);
+                self.start_binding(key, pod, slot, decided, start);
             }
             Err(error) => self.unschedulable(key, pod, &class, &profile, error, start),
         }
     }
 
-    /// Finds a node; with it comes what its choice decides about volumes.
+    /// Finds a node; with it comes what its choice decides. Its devices are the pod's from then on.
     pub(super) fn place(
         &mut self,
         key: &ObjectKey,
@@ -67,23 +68,36 @@ impl Scheduler {
         class: &Arc<Class>,
         profile: &Arc<Profile>,
         extenders: Option<&crate::extender::Verdicts>,
-    ) -> Result<(Slot, Option<crate::volumes::bind::Binding>), Arc<FitError>> {
+    ) -> Result<(Slot, Decided), Arc<FitError>> {
         let refused = |plugin, why| Arc::new(FitError::refused(self.snapshot.len(), plugin, why));
-        if self.asks_for_devices(pod) {
-            return Err(refused(Plugin::DynamicResources, self.devices_refusal(pod)));
-        }
+        self.devices.refresh();
         let needs = self.volumes.needs(pod).map_err(|refusal| refused(refusal.plugin, refusal.why))?;
+        let devices = match profile.filters.has(Plugin::DynamicResources) {
+            true => self.devices.needs(pod).map_err(|why| refused(Plugin::DynamicResources, why))?,
+            false => None,
+        };
         let snapshot = &self.snapshot;
-        let judge = |slot: Slot| judge_extra(needs.as_ref(), extenders, snapshot, slot);
-        let extra: Option<Extra<'_>> = if needs.is_some() || extenders.is_some() { Some(&judge) } else { None };
+        let own = Own { volumes: needs.as_ref(), devices: devices.as_ref(), extenders };
+        let judge = |slot: Slot| own.objection(snapshot, slot);
+        let extra: Option<Extra<'_>> = if own.is_nothing() { None } else { Some(&judge) };
         let nominated = self.nominated.get(key).map(String::as_str);
         let bonus = |slot: Slot| extenders.map_or(0, |verdicts| verdicts.score(snapshot.name(slot)));
         let bonus: Option<&dyn Fn(Slot) -> i64> = if extenders.is_some() { Some(&bonus) } else { None };
-        let request = Request { pod: Some(key), target: target(pod), nominated, extra, bonus };
+        let alternatives = |slot: Slot| devices.as_ref().map_or(0, |needs| needs.score(&snapshot.details[slot]));
+        let scores = profile.weights.dynamic_resources > 0 && devices.as_ref().is_some_and(devices::Needs::scores);
+        let alternatives: Option<&dyn Fn(Slot) -> i64> = if scores { Some(&alternatives) } else { None };
+        let request = Request { pod: Some(key), target: target(pod), nominated, extra, bonus, devices: alternatives };
         let slot = self.planner.place(snapshot, profile, class, &request)?;
         let decisions = needs.as_ref().filter(|needs| !needs.waiting.is_empty()).map(|needs| needs.decide(&snapshot.details[slot]));
         let within = Duration::from_secs(profile.bind_timeout_seconds);
-        Ok((slot, decisions.map(|decisions| self.volumes.assume(decisions, within))))
+        let volumes = decisions.map(|decisions| self.volumes.assume(decisions, within));
+        let devices = devices.and_then(|devices| devices.decide(&snapshot.details[slot]));
+        let devices = devices.map(|decision| {
+            self.devices.assume(key, &decision);
+            let claims = self.devices.claims.clone();
+            Reservation { decision, pod: key.clone(), uid: pod.uid().to_owned(), claims }
+        });
+        Ok((slot, Decided { volumes, devices }))
     }
 
     /// The pod occupies its node before the API knows.
@@ -102,19 +116,13 @@ impl Scheduler {
         }
     }
 
-    pub(super) fn start_binding(
-        &mut self,
-        key: &ObjectKey,
-        pod: &Arc<Pod>,
-        slot: Slot,
-        volumes: Option<crate::volumes::bind::Binding>,
-        start: Instant,
-    ) {
+    pub(super) fn start_binding(&mut self, key: &ObjectKey, pod: &Arc<Pod>, slot: Slot, decided: Decided, start: Instant) {
         let order = act::Order {
             key: key.clone(),
             pod: pod.clone(),
             node: self.snapshot.name(slot).to_owned(),
-            volumes,
+            volumes: decided.volumes,
+            devices: decided.devices,
             since: start,
             binder: self.extenders.iter().find(|extender| extender.binds() && extender.is_interested(pod)).cloned(),
         };
@@ -136,6 +144,7 @@ impl Scheduler {
         metrics().attempt_duration.with_label_values(&labels).observe(start.elapsed().as_secs_f64());
         let mut error = FitError::clone(&error);
         let outcome = self.make_room(key, pod, class, profile, &error);
+        let claims = self.take_back(pod, &error);
         let mut report = Report::unschedulable(pod, String::new());
         let before = pod.status.as_ref().and_then(|status| status.nominated_node_name.as_deref()).unwrap_or_default();
         match outcome {
@@ -146,9 +155,9 @@ impl Scheduler {
                 report.nominate(&node);
             }
             // Its victims are still going: everything stays as it is.
-            Room::Awaited(why) => error.after = format!("{NO_CLAIMS}, preemption: {why}"),
+            Room::Awaited(why) => error.after = format!("{claims}, preemption: {why}"),
             Room::Impossible(why) => {
-                error.after = format!("{NO_CLAIMS}, preemption: {why}");
+                error.after = format!("{claims}, preemption: {why}");
                 if self.nominated.contains_key(key) || !before.is_empty() {
                     self.forget_nomination(key);
                     report.nominate("");
@@ -163,6 +172,22 @@ impl Scheduler {
         }
         self.queue.unschedulable(key, plugins, Instant::now());
         self.report(pod, report);
+    }
+
+    /// A claim whose devices the pod cannot reach, and that nobody else uses, is allocated anew. Says what upstream says of it.
+    fn take_back(&self, pod: &Pod, error: &FitError) -> &'static str {
+        const AWAY: &str = "resourceclaim not available on the node";
+        if devices::claim_names(pod).next().is_none() {
+            return NO_CLAIMS;
+        }
+        let away = error.reasons.contains_key(AWAY).then(|| self.devices.needs(pod).ok().flatten()?.unavailable(pod)).flatten();
+        match away {
+            Some(claim) => {
+                self.reports.take_back(&claim);
+                "deallocation of ResourceClaim completed"
+            }
+            None => "still not schedulable",
+        }
     }
 
     fn make_room(&mut self, key: &ObjectKey, pod: &Pod, class: &Arc<Class>, profile: &Arc<Profile>, error: &FitError) -> Room {
@@ -191,12 +216,14 @@ impl Scheduler {
             Ok(needs) => needs,
             Err(_) => return helpless(self.snapshot.len()),
         };
+        let Ok(devices) = self.devices.needs(pod) else { return helpless(self.snapshot.len()) };
+        let own = Own { volumes: needs.as_ref(), devices: devices.as_ref(), extenders: None };
         let (snapshot, only) = (&self.snapshot, target(pod));
         let judge = |slot: Slot| match only.is_some_and(|only| snapshot.name(slot) != only) {
             true => Some(Objection::unresolvable(Plugin::NodeAffinity, "node(s) didn't satisfy plugin(s) [NodeAffinity]")),
-            false => judge_extra(needs.as_ref(), None, snapshot, slot),
+            false => own.objection(snapshot, slot),
         };
-        let extra: Option<Extra<'_>> = if needs.is_some() || only.is_some() { Some(&judge) } else { None };
+        let extra: Option<Extra<'_>> = if !own.is_nothing() || only.is_some() { Some(&judge) } else { None };
         let budgets = Budgets { all: &self.budgets, generation: self.budgets_generation };
         let board = self.planner.board(snapshot, profile, class);
         match preemption::find(board, snapshot, key, &budgets, extra) {
@@ -240,15 +267,6 @@ impl Scheduler {
             }
         }
     }
-
-    /// DRA is served only as far as claims are allocated already.
-    fn asks_for_devices(&self, pod: &Pod) -> bool {
-        pod.spec.as_ref().and_then(|spec| spec.resource_claims.as_ref()).is_some_and(|claims| !claims.is_empty())
-    }
-
-    fn devices_refusal(&self, _: &Pod) -> String {
-        "this scheduler does not allocate devices for resource claims".into()
-    }
 }
 
 /// How preemption went.
@@ -259,13 +277,30 @@ enum Room {
     NoNodes,
 }
 
-fn judge_extra(
-    needs: Option<&Needs<'_>>,
-    extenders: Option<&crate::extender::Verdicts>,
-    snapshot: &crate::snapshot::Snapshot,
-    slot: Slot,
-) -> Option<Objection> {
-    needs
-        .and_then(|needs| needs.objection(&snapshot.details[slot]))
-        .or_else(|| extenders.and_then(|verdicts| verdicts.objection(snapshot.name(slot))))
+/// What the choice of a node decides beside the binding.
+#[derive(Default)]
+pub(super) struct Decided {
+    pub volumes: Option<crate::volumes::bind::Binding>,
+    pub devices: Option<Reservation>,
+}
+
+/// What is one pod's own and not its class's.
+struct Own<'a> {
+    volumes: Option<&'a volumes::Needs<'a>>,
+    devices: Option<&'a devices::Needs<'a>>,
+    extenders: Option<&'a crate::extender::Verdicts>,
+}
+
+impl Own<'_> {
+    fn is_nothing(&self) -> bool {
+        self.volumes.is_none() && self.devices.is_none() && self.extenders.is_none()
+    }
+
+    fn objection(&self, snapshot: &Snapshot, slot: Slot) -> Option<Objection> {
+        let node = &snapshot.details[slot];
+        self.volumes
+            .and_then(|needs| needs.objection(node))
+            .or_else(|| self.devices.and_then(|needs| needs.objection(node)))
+            .or_else(|| self.extenders.and_then(|verdicts| verdicts.objection(snapshot.name(slot))))
+    }
 }

@@ -16,7 +16,7 @@ fn balanced(frontend: Frontend, endpoints: &[u8]) -> Plan {
         true => Action::Reject,
         false => Action::Balance(Balance { endpoints, local: None, masquerade: Masquerade::NonPods, affinity_seconds: None }),
     };
-    Plan { frontends: BTreeMap::from([(frontend, action)]), local_addresses: BTreeSet::new(), sources: BTreeMap::new() }
+    Plan { frontends: BTreeMap::from([(frontend, action)]), ..Plan::default() }
 }
 
 fn owner(name: &str) -> Owner {

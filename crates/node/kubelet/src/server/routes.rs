@@ -39,7 +39,7 @@ pub(super) async fn route(server: Arc<Server>, request: Request<Incoming>) -> Re
     match parts.as_slice() {
         ["pods"] if get => pods(&server),
         ["runningpods"] if get => running_pods(&server).await,
-        ["containerLogs", namespace, pod, container] if get => logs(server.clone(), request, (namespace, pod, container), &query).await,
+        ["containerLogs", namespace, pod, container] if get => logs(server.clone(), (namespace, pod, container), &query).await,
         ["exec", namespace, pod, rest @ ..] if stream => {
             let command = query.all("command").map(str::to_owned).collect();
             remote(server.clone(), request, (namespace, pod, rest), &query, Command::Exec(command)).await
@@ -126,7 +126,7 @@ fn log_options(query: &Query) -> Result<Options, String> {
     })
 }
 
-async fn logs(server: Arc<Server>, mut request: Request<Incoming>, target: (&str, &str, &str), query: &Query) -> Response<Body> {
+async fn logs(server: Arc<Server>, target: (&str, &str, &str), query: &Query) -> Response<Body> {
     let (namespace, pod, container) = target;
     let pod = match find_pod(&server, namespace, pod) {
         Ok(pod) => pod,
@@ -156,9 +156,6 @@ async fn logs(server: Arc<Server>, mut request: Request<Incoming>, target: (&str
     let (sender, receiver) = mpsc::channel(LOG_BACKLOG);
     let follow = query.flag("follow").then_some((server, status.id));
     tokio::spawn(pump(reader, sender, follow));
-    if streaming::is_upgrade(request.headers()) {
-        return upgrade(streaming::send_bytes(&mut request, receiver));
-    }
     let frames =
         futures_util::stream::unfold(receiver, |mut receiver| async move { Some((receiver.recv().await?.map(Frame::data), receiver)) });
     let mut response = Response::new(StreamBody::new(frames).boxed());

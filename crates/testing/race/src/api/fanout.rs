@@ -8,7 +8,7 @@ use anyhow::ensure;
 use serde_json::json;
 
 use super::requests::NAMESPACE;
-use super::wire::{Connection, Remote, request};
+use super::wire::{Call, Connection, Remote};
 
 /// Every so manieth watcher notes delays.
 const SAMPLED: usize = 20;
@@ -21,6 +21,7 @@ const EVENTS_MAX: usize = 1 << 20;
 pub struct Fanout {
     pub events_per_second: f64,
     pub deliveries_per_second: f64,
+    pub deliveries: f64,
     /// Milliseconds from before the write to the delivery, sorted.
     pub delays: Vec<f64>,
 }
@@ -41,10 +42,10 @@ pub async fn leg(remote: &Remote, watchers: usize, writers: usize, rate: Option<
     for writer in 0..writers {
         let mut connection = remote.connect().await?;
         let body = json!({"metadata": {"name": format!("event-{writer}")}}).to_string();
-        let answer = connection.ask(&request("POST", &path, "application/json", &body)).await?;
+        let answer = connection.ask(&Call::new("POST", &path, "application/json", &body)).await?;
         ensure!(matches!(answer.status, 201 | 409), "status {}", answer.status);
     }
-    let begin = request("GET", &format!("{path}?watch=1&resourceVersion={}", newest(remote, &path).await?), "", "");
+    let begin = Call::get(&format!("{path}?watch=1&resourceVersion={}", newest(remote, &path).await?));
     let mut readers = tokio::task::JoinSet::new();
     for number in 0..watchers {
         let mut connection = remote.connect().await?;
@@ -69,7 +70,7 @@ pub async fn leg(remote: &Remote, watchers: usize, writers: usize, rate: Option<
                 ensure!(number < EVENTS_MAX, "too many events for one leg");
                 let body = json!({"metadata": {"annotations": {"number": format!("{number:08}"), "text": "x".repeat(600)}}}).to_string();
                 shared.sent[number].store(shared.start.elapsed().as_nanos() as u64, Ordering::Release);
-                let answer = connection.ask(&request("PATCH", &path, "application/merge-patch+json", &body)).await?;
+                let answer = connection.ask(&Call::new("PATCH", &path, "application/merge-patch+json", &body)).await?;
                 ensure!(answer.status == 200, "status {}", answer.status);
             }
             anyhow::Ok(())
@@ -94,31 +95,59 @@ pub async fn leg(remote: &Remote, watchers: usize, writers: usize, rate: Option<
     readers.abort_all();
     delays.extend(DELAYS.lock().map(|mut all| std::mem::take(&mut *all)).unwrap_or_default());
     delays.sort_by(f64::total_cmp);
-    Ok(Fanout { events_per_second: events as f64 / seconds, deliveries_per_second: delivered as f64 / seconds, delays })
+    Ok(Fanout {
+        events_per_second: events as f64 / seconds,
+        deliveries_per_second: delivered as f64 / seconds,
+        deliveries: delivered as f64,
+        delays,
+    })
 }
 
 static DELAYS: std::sync::Mutex<Vec<f64>> = std::sync::Mutex::new(Vec::new());
 
 async fn newest(remote: &Remote, path: &str) -> anyhow::Result<String> {
     let mut connection = remote.connect().await?;
-    connection.begin(&request("GET", &format!("{path}?limit=1"), "", "")).await?;
+    connection.begin(&Call::get(&format!("{path}?limit=1"))).await?;
     let text = String::from_utf8_lossy(connection.piece().await?).into_owned();
     let after = text.split("\"resourceVersion\":\"").nth(1).unwrap_or_default();
     Ok(after.split('"').next().unwrap_or_default().to_owned())
 }
 
-/// Counts events: an event is a line that ends with a brace, which no chunk line does.
+/// Lines of this many bytes from the floor to so many watchers, as fast as they go: lines a second.
+pub async fn floor(remote: &Remote, watchers: usize, line_bytes: usize, length: Duration) -> anyhow::Result<f64> {
+    let counted = Arc::new(AtomicU64::new(0));
+    let mut readers = tokio::task::JoinSet::new();
+    let begin = Call::get(&format!("/stream/{line_bytes}"));
+    for _ in 0..watchers {
+        let mut connection = remote.connect().await?;
+        connection.begin(&begin).await?;
+        let counted = counted.clone();
+        readers.spawn(async move {
+            while let Ok(piece) = connection.piece().await {
+                counted.fetch_add(lines(piece), Ordering::Relaxed);
+            }
+        });
+    }
+    let (began, before) = (Instant::now(), counted.load(Ordering::Relaxed));
+    tokio::time::sleep(length).await;
+    let lines = counted.load(Ordering::Relaxed) - before;
+    readers.abort_all();
+    Ok(lines as f64 / began.elapsed().as_secs_f64())
+}
+
+/// Lines that end here: those of the chunked encoding have a carriage return too, which no JSON of ours has.
+fn lines(piece: &[u8]) -> u64 {
+    let count = |wanted: u8| piece.iter().filter(|byte| **byte == wanted).count() as u64;
+    // A pair may be cut in two pieces: over the whole stream it comes out even.
+    count(b'\n').wrapping_sub(count(b'\r'))
+}
+
 async fn read(mut connection: Connection, shared: Arc<Shared>, sampled: bool) -> anyhow::Result<Vec<f64>> {
     const NUMBER: &[u8] = b"\"number\":\"";
-    let mut last = 0_u8;
     loop {
         let Ok(piece) = connection.piece().await else { return Ok(Vec::new()) };
         let now = shared.start.elapsed().as_nanos() as u64;
-        let mut count = 0;
-        for byte in piece {
-            count += u64::from(*byte == b'\n' && last == b'}');
-            last = *byte;
-        }
+        let count = lines(piece);
         if sampled {
             let mut delays = Vec::new();
             for at in 0..piece.len().saturating_sub(NUMBER.len() + 8) {

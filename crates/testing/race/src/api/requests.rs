@@ -7,10 +7,11 @@ use std::time::{Duration, Instant};
 use anyhow::ensure;
 use serde_json::json;
 
-use super::wire::{Connection, Remote, request};
+use super::wire::{Asker, Call};
 
 pub const NAMESPACE: &str = "race";
 const MAPS: &str = "/api/v1/namespaces/race/configmaps";
+const PODS: &str = "/api/v1/namespaces/race/pods";
 pub const LISTED: usize = 500;
 
 /// What a leg gave.
@@ -23,24 +24,23 @@ pub struct Leg {
 }
 
 /// Makes the request of a number.
-pub type Make = Arc<dyn Fn(u64) -> Vec<u8> + Send + Sync>;
+pub type Make = Arc<dyn Fn(u64) -> Arc<Call> + Send + Sync>;
 
-pub fn namespace() -> Vec<u8> {
-    request("POST", "/api/v1/namespaces", "application/json", &json!({"metadata": {"name": NAMESPACE}}).to_string())
+pub fn namespace() -> Call {
+    Call::new("POST", "/api/v1/namespaces", "application/json", &json!({"metadata": {"name": NAMESPACE}}).to_string())
 }
 
 pub fn get_one() -> Make {
-    let ready: Vec<Vec<u8>> = (0..LISTED).map(|number| request("GET", &format!("{MAPS}/listed-{number}"), "", "")).collect();
+    let ready: Vec<Arc<Call>> = (0..LISTED).map(|number| Arc::new(Call::get(&format!("{MAPS}/listed-{number}")))).collect();
     Arc::new(move |number| ready[number as usize % LISTED].clone())
 }
 
 pub fn list_maps() -> Make {
-    let ready = request("GET", &format!("{MAPS}?labelSelector=app%3Dlisted"), "", "");
-    Arc::new(move |_| ready.clone())
+    always(Call::get(&format!("{MAPS}?labelSelector=app%3Dlisted")))
 }
 
 pub fn create(prefix: &'static str) -> Make {
-    Arc::new(move |number| request("POST", MAPS, "application/json", &config_map(&format!("{prefix}-{number}"), prefix)))
+    Arc::new(move |number| Arc::new(Call::new("POST", MAPS, "application/json", &config_map(&format!("{prefix}-{number}"), prefix))))
 }
 
 /// A server-side apply that changes one field of one of a hundred pods.
@@ -51,8 +51,8 @@ pub fn apply_pod() -> Make {
         pod["metadata"]["annotations"] = json!({"number": number.to_string()});
         pod["kind"] = "Pod".into();
         pod["apiVersion"] = "v1".into();
-        let path = format!("/api/v1/namespaces/{NAMESPACE}/pods/{name}?fieldManager=race&force=true");
-        request("PATCH", &path, "application/apply-patch+yaml", &pod.to_string())
+        let path = format!("{PODS}/{name}?fieldManager=race&force=true");
+        Arc::new(Call::new("PATCH", &path, "application/apply-patch+yaml", &pod.to_string()))
     })
 }
 
@@ -76,26 +76,26 @@ pub fn pod(name: &str, app: &str) -> serde_json::Value {
 }
 
 pub fn create_pod() -> Make {
-    let path = format!("/api/v1/namespaces/{NAMESPACE}/pods");
-    Arc::new(move |number| request("POST", &path, "application/json", &pod(&format!("p-{number:06}"), "many").to_string()))
+    Arc::new(move |number| Arc::new(Call::new("POST", PODS, "application/json", &pod(&format!("p-{number:06}"), "many").to_string())))
 }
 
 pub fn list_pods() -> Make {
-    let ready = request("GET", &format!("/api/v1/namespaces/{NAMESPACE}/pods"), "", "");
+    always(Call::get(PODS))
+}
+
+/// The same request each time.
+pub fn always(call: Call) -> Make {
+    let ready = Arc::new(call);
     Arc::new(move |_| ready.clone())
 }
 
-/// So many connections with one request under way each, until `length` is over or `most` requests were made.
-pub async fn closed_loop(remote: &Remote, connections: usize, length: Duration, most: u64, make: &Make) -> anyhow::Result<Leg> {
+/// So many askers with one request under way each, until `length` is over or `most` requests were made.
+pub async fn closed_loop(askers: Vec<Asker>, length: Duration, most: u64, make: &Make) -> anyhow::Result<Leg> {
     static NUMBER: AtomicU64 = AtomicU64::new(0);
     let last = NUMBER.load(Ordering::Relaxed).saturating_add(most);
-    let mut open: Vec<Connection> = Vec::new();
-    for _ in 0..connections {
-        open.push(remote.connect().await?);
-    }
     let start = Instant::now();
     let mut tasks = tokio::task::JoinSet::new();
-    for mut connection in open {
+    for mut asker in askers {
         let make = make.clone();
         tasks.spawn(async move {
             let (mut latencies, mut bytes) = (Vec::new(), 0);
@@ -104,9 +104,9 @@ pub async fn closed_loop(remote: &Remote, connections: usize, length: Duration, 
                 if number >= last {
                     break;
                 }
-                let request = make(number);
+                let call = make(number);
                 let sent = Instant::now();
-                let answer = connection.ask(&request).await?;
+                let answer = asker.ask(&call).await?;
                 ensure!((200..300).contains(&answer.status), "status {}", answer.status);
                 latencies.push(sent.elapsed().as_secs_f64() * 1e3);
                 bytes += answer.body_bytes;

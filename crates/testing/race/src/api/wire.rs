@@ -1,12 +1,16 @@
-//! HTTP/1.1 over TLS with as little of a client as possible, so that the figures are the server's: requests are bytes made beforehand,
-//! answers are counted, not decoded.
+//! HTTP over TLS with as little of a client as possible, so that the figures are the server's: requests are bytes made beforehand,
+//! answers are counted, not decoded. HTTP/1.1 by hand, HTTP/2 by hyper.
 
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, bail, ensure};
-use client::kubeconfig;
+use bytes::Bytes;
+use client::kubeconfig::{self, Access};
+use http_body_util::{BodyExt, Full};
+use hyper::client::conn::http2::SendRequest;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -14,38 +18,154 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 const BUFFER: usize = 64 << 10;
+/// Requests under way on one HTTP/2 connection.
+const STREAMS: usize = 16;
 
 /// A server and who asks it.
 #[derive(Clone)]
 pub struct Remote {
     address: SocketAddr,
     name: ServerName<'static>,
-    tls: TlsConnector,
+    access: Access,
+}
+
+/// How it is spoken to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    Http1,
+    Http2,
+}
+
+impl Protocol {
+    pub fn word(self) -> &'static str {
+        match self {
+            Protocol::Http1 => "HTTP/1.1",
+            Protocol::Http2 => "HTTP/2",
+        }
+    }
 }
 
 impl Remote {
     pub fn from_kubeconfig(path: &Path) -> anyhow::Result<Self> {
-        let access = kubeconfig::load(path, None)?;
+        Self::of(kubeconfig::load(path, None)?)
+    }
+
+    pub fn of(access: Access) -> anyhow::Result<Self> {
         let authority = access.server.strip_prefix("https://").context("the server has no https://")?;
         let address: SocketAddr = authority.trim_end_matches('/').parse().context("the server is no IP:port")?;
-        let mut config = client::tls_config(&access)?;
-        config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        Ok(Self { address, name: ServerName::IpAddress(address.ip().into()), tls: TlsConnector::from(Arc::new(config)) })
+        Ok(Self { address, name: ServerName::IpAddress(address.ip().into()), access })
+    }
+
+    /// A server whose certificate nobody vouches for.
+    pub fn unverified(address: SocketAddr) -> anyhow::Result<Self> {
+        let access = Access { insecure: true, ..Access::default() };
+        Ok(Self { address, name: ServerName::IpAddress(address.ip().into()), access })
+    }
+
+    async fn open(&self, protocol: &[u8]) -> anyhow::Result<TlsStream<TcpStream>> {
+        let mut config = client::tls_config(&self.access)?;
+        config.alpn_protocols = vec![protocol.to_vec()];
+        let stream = TcpStream::connect(self.address).await?;
+        stream.set_nodelay(true)?;
+        Ok(TlsConnector::from(Arc::new(config)).connect(self.name.clone(), stream).await?)
     }
 
     pub async fn connect(&self) -> anyhow::Result<Connection> {
-        let stream = TcpStream::connect(self.address).await?;
-        stream.set_nodelay(true)?;
-        let stream = self.tls.connect(self.name.clone(), stream).await?;
-        Ok(Connection { stream, buffer: vec![0; BUFFER], begin: 0, end: 0 })
+        Ok(Connection { stream: self.open(b"http/1.1").await?, buffer: vec![0; BUFFER], begin: 0, end: 0 })
+    }
+
+    async fn connect_h2(&self) -> anyhow::Result<SendRequest<Full<Bytes>>> {
+        let stream = self.open(b"h2").await?;
+        let mut builder = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
+        builder.initial_connection_window_size(16 << 20).initial_stream_window_size(4 << 20);
+        let (requests, connection) = builder.handshake(TokioIo::new(stream)).await?;
+        tokio::spawn(connection);
+        Ok(requests)
+    }
+
+    /// So many that ask one request at a time: a connection each, or streams of few connections.
+    pub async fn askers(&self, protocol: Protocol, number: usize) -> anyhow::Result<Vec<Asker>> {
+        let mut askers = Vec::new();
+        match protocol {
+            Protocol::Http1 => {
+                for _ in 0..number {
+                    askers.push(Asker::Http1(Box::new(self.connect().await?)));
+                }
+            }
+            Protocol::Http2 => {
+                let mut requests = self.connect_h2().await?;
+                for index in 0..number {
+                    if index > 0 && index % STREAMS == 0 {
+                        requests = self.connect_h2().await?;
+                    }
+                    askers.push(Asker::Http2(requests.clone()));
+                }
+            }
+        }
+        Ok(askers)
     }
 }
 
-/// A request as it goes over the wire.
-pub fn request(method: &str, path: &str, content_type: &str, body: &str) -> Vec<u8> {
-    let content =
-        if body.is_empty() { String::new() } else { format!("content-type: {content_type}\r\ncontent-length: {}\r\n", body.len()) };
-    format!("{method} {path} HTTP/1.1\r\nhost: race\r\naccept: application/json\r\nuser-agent: race/1\r\n{content}\r\n{body}").into_bytes()
+/// A request, ready to be sent in either protocol.
+#[derive(Clone, Debug)]
+pub struct Call {
+    method: &'static str,
+    path: String,
+    content_type: &'static str,
+    body: Bytes,
+    /// All of it as HTTP/1.1 has it.
+    bytes: Vec<u8>,
+}
+
+impl Call {
+    pub fn new(method: &'static str, path: &str, content_type: &'static str, body: &str) -> Self {
+        let length = body.len();
+        let content = if body.is_empty() { String::new() } else { format!("content-type: {content_type}\r\ncontent-length: {length}\r\n") };
+        let head = format!("{method} {path} HTTP/1.1\r\nhost: race\r\naccept: application/json\r\nuser-agent: race/1\r\n{content}\r\n");
+        let (path, bytes) = (path.to_owned(), (head + body).into_bytes());
+        Self { method, path, content_type, body: Bytes::copy_from_slice(body.as_bytes()), bytes }
+    }
+
+    pub fn get(path: &str) -> Self {
+        Self::new("GET", path, "", "")
+    }
+
+    /// The same to another path.
+    pub fn to(&self, path: &str) -> Self {
+        Self::new(self.method, path, self.content_type, &String::from_utf8_lossy(&self.body))
+    }
+
+    fn h2(&self) -> anyhow::Result<http::Request<Full<Bytes>>> {
+        let mut builder = http::Request::builder().method(self.method).uri(format!("https://race{}", self.path));
+        builder = builder.header("accept", "application/json").header("user-agent", "race/1");
+        if !self.body.is_empty() {
+            builder = builder.header("content-type", self.content_type);
+        }
+        Ok(builder.body(Full::new(self.body.clone()))?)
+    }
+}
+
+/// One that has one request under way at a time.
+pub enum Asker {
+    Http1(Box<Connection>),
+    Http2(SendRequest<Full<Bytes>>),
+}
+
+impl Asker {
+    pub async fn ask(&mut self, call: &Call) -> anyhow::Result<Answer> {
+        match self {
+            Asker::Http1(connection) => connection.ask(call).await,
+            Asker::Http2(requests) => {
+                requests.ready().await?;
+                let (head, mut body) = requests.send_request(call.h2()?).await?.into_parts();
+                let mut body_bytes = 0;
+                while let Some(frame) = body.frame().await {
+                    body_bytes += frame?.data_ref().map_or(0, Bytes::len);
+                }
+                Ok(Answer { status: head.status.as_u16(), body_bytes })
+            }
+        }
+    }
 }
 
 /// A connection with one request under way at a time.
@@ -66,8 +186,8 @@ pub struct Answer {
 
 impl Connection {
     /// Sends a request and reads the whole answer.
-    pub async fn ask(&mut self, request: &[u8]) -> anyhow::Result<Answer> {
-        self.stream.write_all(request).await?;
+    pub async fn ask(&mut self, call: &Call) -> anyhow::Result<Answer> {
+        self.send(call).await?;
         let head = self.head().await?;
         let body_bytes = match head.length {
             Some(length) => {
@@ -80,11 +200,17 @@ impl Connection {
     }
 
     /// Sends a request whose answer does not end, and reads its head.
-    pub async fn begin(&mut self, request: &[u8]) -> anyhow::Result<()> {
-        self.stream.write_all(request).await?;
+    pub async fn begin(&mut self, call: &Call) -> anyhow::Result<()> {
+        self.send(call).await?;
         let head = self.head().await?;
         ensure!(head.status == 200, "status {}", head.status);
         Ok(())
+    }
+
+    async fn send(&mut self, call: &Call) -> anyhow::Result<()> {
+        self.stream.write_all(&call.bytes).await?;
+        // A task that has read much may not write at once: TLS then keeps the bytes, and without this they would stay there.
+        Ok(self.stream.flush().await?)
     }
 
     /// What arrives next of it, in whatever pieces, chunk lines included.

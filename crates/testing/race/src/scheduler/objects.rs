@@ -5,11 +5,15 @@ use std::time::Duration;
 
 use client::{Client, DeleteParams};
 use k8s_openapi::api::core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, Service, ServiceAccount};
+use k8s_openapi::api::resource::v1::{DeviceClass, ResourceClaim, ResourceSlice};
 use k8s_openapi::api::scheduling::v1::PriorityClass;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 const NAMESPACE: &str = "race";
+/// Of the same team.
+const NAMESPACES: usize = 100;
+const DRIVER: &str = "driver.race.test";
 
 /// Pods of one kind.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -27,6 +31,12 @@ pub struct Template {
     node_zones: Vec<String>,
     node: Option<String>,
     gated: bool,
+    /// They are spread over so many namespaces of one team, instead of being in the one of all others.
+    namespaces: usize,
+    /// A Secret, mounted.
+    secret: bool,
+    /// A claim of one device, for each; or an extended resource that devices give.
+    pub device: bool,
     /// A claim bound to a CSI volume, for each.
     pub volume: bool,
     /// They get no node, and nobody waits for it.
@@ -37,6 +47,9 @@ pub struct Template {
 struct Neighbours {
     key: String,
     labels: BTreeMap<String, String>,
+    /// In all namespaces of the team.
+    #[serde(default)]
+    team: bool,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -46,10 +59,17 @@ struct Spread {
     max_skew: i32,
     labels: BTreeMap<String, String>,
     forbids: bool,
+    #[serde(default)]
+    honours_taints: bool,
 }
 
 impl Template {
-    pub fn pod(&self, name: &str) -> anyhow::Result<Pod> {
+    /// The namespace of the pod with that number.
+    fn namespace(&self, number: usize) -> String {
+        if self.namespaces > 0 { format!("{NAMESPACE}-{}", number % self.namespaces) } else { NAMESPACE.to_owned() }
+    }
+
+    pub fn pod(&self, name: &str, number: usize) -> anyhow::Result<Pod> {
         let requests = self.requests.clone().map_or_else(|| json!({ "cpu": "100m", "memory": "500Mi" }), |requests| json!(requests));
         let mut spec = json!({
             "containers": [{ "name": "pause", "image": "registry.k8s.io/pause:3.10", "resources": { "requests": requests } }],
@@ -63,6 +83,7 @@ impl Template {
             spec["topologySpreadConstraints"] = json!([{
                 "maxSkew": spread.max_skew, "topologyKey": spread.key, "labelSelector": { "matchLabels": spread.labels },
                 "whenUnsatisfiable": if spread.forbids { "DoNotSchedule" } else { "ScheduleAnyway" },
+                "nodeTaintsPolicy": if spread.honours_taints { "Honor" } else { "Ignore" },
             }]);
         }
         if self.gated {
@@ -71,14 +92,27 @@ impl Template {
         if self.volume {
             spec["volumes"] = json!([{ "name": "v", "persistentVolumeClaim": { "claimName": name } }]);
         }
-        let metadata = json!({ "name": name, "namespace": NAMESPACE, "labels": self.labels });
+        if self.secret {
+            spec["volumes"] = json!([{ "name": "secret", "secret": { "secretName": "secret" } }]);
+        }
+        if self.device {
+            spec["resourceClaims"] = json!([{ "name": "device", "resourceClaimName": name }]);
+            spec["containers"][0]["resources"]["claims"] = json!([{ "name": "device" }]);
+        }
+        let metadata = json!({ "name": name, "namespace": self.namespace(number), "labels": self.labels });
         Ok(serde_json::from_value(json!({ "metadata": metadata, "spec": spec }))?)
     }
 
     fn affinity(&self) -> Value {
         const REQUIRED: &str = "requiredDuringSchedulingIgnoredDuringExecution";
         const PREFERRED: &str = "preferredDuringSchedulingIgnoredDuringExecution";
-        let term = |one: &Neighbours| json!({ "topologyKey": one.key, "labelSelector": { "matchLabels": one.labels } });
+        let term = |one: &Neighbours| {
+            let mut term = json!({ "topologyKey": one.key, "labelSelector": { "matchLabels": one.labels } });
+            if one.team {
+                term["namespaceSelector"] = json!({ "matchLabels": { "team": "race" } });
+            }
+            term
+        };
         let mut affinity = json!({});
         for (kind, required, preferred) in [
             ("podAffinity", &self.affinity, &self.preferred_affinity),
@@ -121,11 +155,36 @@ pub fn node(case: &super::Case, number: usize) -> anyhow::Result<Node> {
 
 /// What pods need before they can be created.
 pub async fn surroundings(admin: &Client) -> anyhow::Result<()> {
-    admin.create::<Namespace>(&serde_json::from_value(json!({ "metadata": { "name": NAMESPACE } }))?).await?;
-    let account = json!({ "metadata": { "name": "default", "namespace": NAMESPACE } });
-    admin.create::<ServiceAccount>(&serde_json::from_value(account)?).await?;
+    let more = (0..NAMESPACES).map(|number| format!("{NAMESPACE}-{number}"));
+    for name in more.chain([NAMESPACE.to_owned()]) {
+        let namespace = json!({ "metadata": { "name": name, "labels": { "team": "race" } } });
+        admin.create::<Namespace>(&serde_json::from_value(namespace)?).await?;
+        let account = json!({ "metadata": { "name": "default", "namespace": name } });
+        admin.create::<ServiceAccount>(&serde_json::from_value(account)?).await?;
+    }
+    let selector = json!({ "cel": { "expression": format!("device.driver == '{DRIVER}'") } });
+    admin
+        .create::<DeviceClass>(&serde_json::from_value(json!({ "metadata": { "name": "race" }, "spec": { "selectors": [selector] } }))?)
+        .await?;
     let class = json!({ "metadata": { "name": "race-high" }, "value": 10 });
     admin.create::<PriorityClass>(&serde_json::from_value(class)?).await?;
+    Ok(())
+}
+
+/// What the node's driver publishes.
+pub fn slice(number: usize, devices: usize) -> anyhow::Result<ResourceSlice> {
+    let name = format!("node-{number}");
+    let devices: Vec<Value> = (0..devices).map(|number| json!({ "name": format!("device-{number}") })).collect();
+    let pool = json!({ "name": name, "generation": 1, "resourceSliceCount": 1 });
+    let spec = json!({ "driver": DRIVER, "nodeName": name, "pool": pool, "devices": devices });
+    Ok(serde_json::from_value(json!({ "metadata": { "name": name }, "spec": spec }))?)
+}
+
+/// A claim of one device.
+pub async fn claim(admin: &Client, name: &str) -> anyhow::Result<()> {
+    let request = json!({ "name": "device", "exactly": { "deviceClassName": "race" } });
+    let claim = json!({ "metadata": { "name": name, "namespace": NAMESPACE }, "spec": { "devices": { "requests": [request] } } });
+    admin.create::<ResourceClaim>(&serde_json::from_value(claim)?).await?;
     Ok(())
 }
 
@@ -164,7 +223,7 @@ async fn turn(admin: &Client, number: usize) -> anyhow::Result<()> {
     let service = json!({ "metadata": { "name": name, "namespace": NAMESPACE }, "spec": spec });
     admin.create::<Service>(&serde_json::from_value(service)?).await?;
     let template = Template { priority: 10, requests: Some([("cpu".to_owned(), "9".to_owned())].into()), ..Template::default() };
-    admin.create::<Pod>(&template.pod(&name)?).await?;
+    admin.create::<Pod>(&template.pod(&name, 0)?).await?;
     if let Some(before) = number.checked_sub(1).filter(|before| *before > 0) {
         let (before, params) = (format!("churn-{before}"), DeleteParams::default());
         admin.delete::<Node>(None, &before, &params).await?;

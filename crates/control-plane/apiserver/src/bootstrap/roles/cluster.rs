@@ -68,6 +68,8 @@ const SCHEDULER: &[Words] = &[
     rule("get list patch update watch", "resource.k8s.io", "resourceclaims/status"),
     rule(READ, "core", "pods/finalizers"),
     rule(READ, "resource.k8s.io", "resourceslices"),
+    rule(READ, "resource.k8s.io", "devicetaintrules"),
+    rule("create delete", "resource.k8s.io", "resourceclaims"),
     rule(READ, "scheduling.k8s.io", "priorityclasses podgroups workloads"),
 ];
 
@@ -138,6 +140,15 @@ const PLAIN: &[(&str, &[Words])] = &[
             rule("get list watch", "core", "services namespaces nodes"),
             rule("get list watch", "discovery.k8s.io", "endpointslices"),
             rule("get list watch", "networking.k8s.io", "networkpolicies"),
+        ],
+    ),
+    // Policies speak of all pods, which a node's own identity does not see: nodes read them as this account.
+    (
+        "sternpost:network",
+        &[
+            rule("list watch", "core", "pods"),
+            rule("list watch", "apiextensions.k8s.io", "customresourcedefinitions"),
+            rule("list watch", "policy.networking.k8s.io", "adminnetworkpolicies baselineadminnetworkpolicies clusternetworkpolicies"),
         ],
     ),
     ("system:persistent-volume-provisioner", PROVISIONER),
@@ -310,6 +321,7 @@ pub fn bindings() -> Vec<Value> {
     let (joining, nodes) = (group("system:bootstrappers:kubeadm:default-node-token"), group("system:nodes"));
     let requests = "system:certificates.k8s.io:certificatesigningrequests";
     bindings.push(binding("sternpost:node-network", "ClusterRole", "sternpost:node-network", vec![nodes.clone()]));
+    bindings.push(binding("sternpost:network", "ClusterRole", "sternpost:network", vec![super::account("sternpost-network")]));
     bindings.push(binding("sternpost:kubelet-bootstrap", "ClusterRole", "system:node-bootstrapper", vec![joining.clone()]));
     bindings.push(binding("sternpost:node-autoapprove-bootstrap", "ClusterRole", &format!("{requests}:nodeclient"), vec![joining]));
     bindings.push(binding("sternpost:node-autoapprove-renewal", "ClusterRole", &format!("{requests}:selfnodeclient"), vec![nodes]));

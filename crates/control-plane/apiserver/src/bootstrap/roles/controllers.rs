@@ -39,8 +39,10 @@ const ALL: &[(&str, &[Words])] = &[
             rule("approve", CERTIFICATES, "signers").named("kubernetes.io/kube-apiserver-client-kubelet kubernetes.io/kubelet-serving"),
             rule("sign", CERTIFICATES, "signers").named(
                 "kubernetes.io/kube-apiserver-client kubernetes.io/kube-apiserver-client-kubelet kubernetes.io/kubelet-serving \
-                 kubernetes.io/legacy-unknown",
+                 kubernetes.io/legacy-unknown kubernetes.io/kube-apiserver-client-pod",
             ),
+            rule("get list watch", CERTIFICATES, "podcertificaterequests"),
+            rule("update", CERTIFICATES, "podcertificaterequests/status"),
             rule("create", "authorization.k8s.io", "subjectaccessreviews"),
             EVENTS,
         ],
@@ -90,6 +92,7 @@ const ALL: &[(&str, &[Words])] = &[
             rule(READ, RESOURCE, "resourceslices"),
             rule(READ, RESOURCE, "deviceclasses"),
             rule(READ, RESOURCE, "devicetaintrules"),
+            rule("patch update", RESOURCE, "devicetaintrules/status"),
             EVENTS,
         ],
     ),
@@ -262,6 +265,16 @@ const ALL: &[(&str, &[Words])] = &[
     ("resourcequota-controller", &[rule("list watch", "*", "*"), rule("update", "core", "resourcequotas/status"), EVENTS]),
     ("root-ca-cert-publisher", &[rule("create update", "core", "configmaps"), EVENTS]),
     ("route-controller", &[rule("list watch", "core", "nodes"), rule("patch", "core", "nodes/status"), EVENTS]),
+    (
+        "resourcepoolstatusrequest-controller",
+        &[
+            rule("delete get list watch", RESOURCE, "resourcepoolstatusrequests"),
+            rule("patch update", RESOURCE, "resourcepoolstatusrequests/status"),
+            rule(READ, RESOURCE, "resourceslices"),
+            rule(READ, RESOURCE, "resourceclaims"),
+            rule(READ, RESOURCE, "devicetaintrules"),
+        ],
+    ),
     (
         "selinux-warning-controller",
         &[EVENTS, rule(READ, "core", PV), rule(READ, "core", PVC), rule(READ, "core", "pods"), rule(READ, STORAGE, "csidrivers")],

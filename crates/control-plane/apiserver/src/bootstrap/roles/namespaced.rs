@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::{EVENTS, READ, Words, account, binding, role, rule, user, words};
+use super::{EVENTS, READ, Words, account, binding, group, role, rule, user, words};
 
 const SYSTEM: &str = "kube-system";
 const PUBLIC: &str = "kube-public";
@@ -11,6 +11,8 @@ const READER: &str = "extension-apiserver-authentication-reader";
 /// Namespace, name, rules.
 const ALL: &[(&str, &str, &[Words])] = &[
     (SYSTEM, READER, &[rule(READ, "core", "configmaps").named("extension-apiserver-authentication")]),
+    (SYSTEM, "sternpost:network", &[rule(READ, "core", "configmaps").named("coredns")]),
+    (SYSTEM, "sternpost:node-network", &[rule("impersonate", "core", "serviceaccounts").named("sternpost-network")]),
     (SYSTEM, "system:controller:bootstrap-signer", &[rule(READ, "core", "secrets")]),
     (SYSTEM, "system:controller:cloud-provider", &[rule("create get list watch", "core", "configmaps")]),
     (SYSTEM, "system:controller:token-cleaner", &[rule("delete get list watch", "core", "secrets"), EVENTS]),
@@ -49,6 +51,8 @@ pub fn bindings() -> Vec<Value> {
         (SYSTEM, "system::extension-apiserver-authentication-reader", READER, users()),
         (SYSTEM, "system::leader-locking-kube-controller-manager", "", locking(controllers)),
         (SYSTEM, "system::leader-locking-kube-scheduler", "", locking(scheduler)),
+        (SYSTEM, "sternpost:network", "", named("sternpost-network")),
+        (SYSTEM, "sternpost:node-network", "", vec![group("system:nodes")]),
         (SYSTEM, "system:controller:bootstrap-signer", "", named("bootstrap-signer")),
         (SYSTEM, "system:controller:cloud-provider", "", named("cloud-provider")),
         (SYSTEM, "system:controller:token-cleaner", "", named("token-cleaner")),

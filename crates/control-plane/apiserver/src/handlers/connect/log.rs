@@ -10,13 +10,12 @@ use serde_json::Value;
 
 use super::{container, kubelet, query_string, refusal};
 use crate::Inner;
-use crate::backend;
 use crate::context::Context;
 use crate::registry::Target;
 use crate::reply::{self, Body};
 use crate::request::Query;
 
-pub async fn log(server: &Arc<Inner>, context: &Context, target: Target<'_>, request: Request<Body>) -> Result<Response<Body>, Status> {
+pub async fn log(server: &Arc<Inner>, context: &Context, target: Target<'_>) -> Result<Response<Body>, Status> {
     check(&context.query, target.name)?;
     let pod = server.registry.get(target).await?.value();
     let container = container(&pod, context.query.text("container"))?;
@@ -27,10 +26,6 @@ pub async fn log(server: &Arc<Inner>, context: &Context, target: Target<'_>, req
     }
     let backend = kubelet(server, node).await?;
     let path = format!("/containerLogs/{}/{}/{container}{}", target.namespace, target.name, kubelet_query(&context.query));
-    // Over a WebSocket the kubelet speaks for itself.
-    if backend::is_upgrade(request.headers()) {
-        return backend.forward(request, &path).await.map_err(|error| error.unreachable("error dialing backend"));
-    }
     let request = Request::builder().method(Method::GET).uri(&path).body(reply::empty()).map_err(Status::internal)?;
     let response = backend.forward(request, &path).await;
     let mut response = response.map_err(|error| error.unreachable(&format!("Get {:?}", backend.url(&path))))?;

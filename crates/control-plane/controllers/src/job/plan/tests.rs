@@ -67,6 +67,8 @@ fn a_job_fails_beyond_its_limit_or_deadline_after_its_pods_have_ended() {
     assert_eq!(kinds(&failed), ["FailureTarget", "Failed"]);
     let late = plan(&world(json!({"activeDeadlineSeconds": 60}), json!({"startTime": "2026-01-01T00:58:00Z"}), &[]));
     assert_eq!(late.event.unwrap().1, "DeadlineExceeded");
+    let never = plan(&world(json!({"activeDeadlineSeconds": i64::MAX}), json!({"startTime": "2026-01-01T00:58:00Z"}), &[]));
+    assert_eq!(never.event, None, "a deadline beyond all time is none");
 }
 
 #[test]
