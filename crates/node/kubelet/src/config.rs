@@ -86,15 +86,15 @@ pub struct Eviction {
 }
 
 impl Default for Eviction {
-    /// Upstream's, but for the disk: a tenth of a large disk that others fill too is no reason to stop pods, the last gibibyte is.
+    /// Upstream's, but for the disk: a tenth of a large disk that others fill too is no reason to stop pods, its last quarter of a gibibyte is.
     fn default() -> Self {
         let hard = |signal: &str, least: Least| Threshold { signal: signal.into(), least, grace: None };
         Self {
             thresholds: vec![
                 hard("memory.available", Least::Amount(100 << 20)),
-                hard("nodefs.available", Least::Amount(1 << 30)),
+                hard("nodefs.available", Least::Amount(256 << 20)),
                 hard("nodefs.inodesFree", Least::Share(0.01)),
-                hard("imagefs.available", Least::Amount(1 << 30)),
+                hard("imagefs.available", Least::Amount(256 << 20)),
                 hard("imagefs.inodesFree", Least::Share(0.01)),
             ],
             transition: Duration::from_secs(300),
