@@ -5,7 +5,7 @@
 //! the pod is. A wake-up carries the uid and no hint; it comes from the pod watch, runtime events, probe verdicts, a changed ConfigMap
 //! or Secret, the end of a pull, stop or hook, or the time that the plan named.
 //!
-//! Read in this order: [`config`], [`podspec`], [`amounts`], [`world`], [`admit`], [`plan`], [`resize`], [`status`], [`worker`], [`act`], [`pull`],
+//! Read in this order: [`config`], [`podspec`], [`amounts`], [`world`], [`admit`], [`plan`], [`resize`], [`grants`], [`status`], [`worker`], [`act`], [`pull`],
 //! [`mounts`], [`objects`], [`crispec`], [`env`], [`dns`], [`probe`], [`node`], [`evict`], [`pressure`], [`garbage`], [`static_pods`], [`server`],
 //! [`logs`].
 //!
@@ -37,6 +37,7 @@ pub mod dns;
 pub mod env;
 pub mod evict;
 pub mod garbage;
+pub mod grants;
 pub mod logs;
 pub mod mounts;
 pub mod node;

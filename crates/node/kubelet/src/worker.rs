@@ -21,10 +21,9 @@ use crate::observe::{Observed, observe};
 use crate::plan::{Plan, plan};
 use crate::podspec::{self, Role};
 use crate::probe::{Kind, Probes, Target};
-use crate::resize::{self, Given, Grant, Room};
+use crate::resize::Grant;
 use crate::status::status;
 use crate::world::{Memory, State, World};
-use crate::{admit, amounts};
 
 /// Rounds of one reconcile; a plan that still has actions then runs again a little later.
 const ROUNDS_MAX: usize = 16;
@@ -80,7 +79,7 @@ pub struct Record {
     /// The object that shows a static pod in the API.
     pub mirror: Mutex<Option<Arc<Pod>>>,
     /// The resources that the pod was granted.
-    grant: Mutex<Option<Grant>>,
+    pub grant: Mutex<Option<Grant>>,
 }
 
 /// The API's last word on the pod.
@@ -218,95 +217,6 @@ impl Agent {
             let _ = self.runtime_name.set(self.runtime.version().await?.runtime_name.into());
         }
         self.runtime_name.get().ok_or_else(|| cri::Error::internal("the runtime has no name"))
-    }
-
-    /// Judges, once, whether the node takes the pod at all. What runs already was taken.
-    fn admit(&self, record: &Arc<Record>, pod: &Pod, gone: bool, observed: &Observed) {
-        let taken = gone || podspec::is_terminal(pod) || pod.metadata.deletion_timestamp.is_some();
-        if record.memory().admitted {
-            return;
-        }
-        // One at a time: what one takes, the next one does not have.
-        let _one = lock(&self.admitting);
-        if !taken
-            && observed.sandboxes.is_empty()
-            && observed.containers.is_empty()
-            && let Some(verdict) = admit::judge(pod, &self.admission(&record.uid))
-        {
-            let said = verdict.message.strip_prefix("Pod was rejected: ").unwrap_or(&verdict.message).to_owned();
-            self.event(&reconcile::reference_to(pod), EventKind::Warning, &verdict.reason, said);
-            record.memory().verdict = Some(verdict);
-        }
-        record.memory().admitted = true;
-    }
-
-    /// The node as a new pod finds it.
-    fn admission(&self, uid: &str) -> admit::Node {
-        let others = self.others(uid);
-        admit::Node {
-            room: self.room(&others),
-            pods: u32::try_from(others.len()).unwrap_or(u32::MAX),
-            pods_max: self.config.pods_max,
-            ports: others.iter().flat_map(|pod| podspec::host_ports(pod)).collect(),
-            pressures: lock(&self.pressures).clone(),
-            sysctls: self.config.unsafe_sysctls.clone(),
-            app_armor: crate::node::has_app_armor(),
-            shutting_down: false,
-        }
-    }
-
-    /// The pods that hold something of this node, with what they were granted, but for `uid`.
-    fn others(&self, uid: &str) -> Vec<Arc<Pod>> {
-        let records: Vec<Arc<Record>> = lock(&self.records).values().filter(|record| record.uid != uid).cloned().collect();
-        let holds = |record: &Arc<Record>| {
-            let Wish { pod, gone } = lock(&record.wish).clone();
-            let memory = record.memory();
-            if gone || memory.finished || !memory.admitted || memory.verdict.is_some() || podspec::is_terminal(&pod) {
-                return None;
-            }
-            drop(memory);
-            let grant = lock(&record.grant).clone();
-            Some(grant.map_or(pod.clone(), |grant| Arc::new(grant.apply(&pod))))
-        };
-        records.iter().filter_map(holds).collect()
-    }
-
-    fn room(&self, others: &[Arc<Pod>]) -> Room {
-        let names = ["cpu", "memory", "ephemeral-storage"];
-        let used = names.map(|name| (name.to_owned(), others.iter().map(|pod| amounts::pod_request(pod, name)).sum()));
-        Room { allocatable: self.allocatable.clone(), used: used.into() }
-    }
-
-    /// The pod with the resources that it was granted. What it asks for beyond them is granted where the node has it (KEP-1287).
-    fn granted(&self, record: &Arc<Record>, pod: Arc<Pod>, gone: bool) -> Arc<Pod> {
-        let known = lock(&record.grant).clone();
-        let grant = known.unwrap_or_else(|| {
-            let grant = Grant::of_status(&pod);
-            // What a kubelet before this one left running has what it was granted then.
-            record.memory().given = Given::all(&grant.apply(&pod));
-            *lock(&record.grant) = Some(grant.clone());
-            grant
-        });
-        let wanted = Grant::of_spec(&pod);
-        if grant == wanted {
-            record.memory().resize_waiting = None;
-            return pod;
-        }
-        let now = Arc::new(grant.apply(&pod));
-        if gone || podspec::is_terminal(&pod) || record.memory().verdict.is_some() {
-            return now;
-        }
-        match resize::judge(&pod, &now, &self.room(&self.others(&record.uid))) {
-            Ok(()) => {
-                *lock(&record.grant) = Some(wanted);
-                record.memory().resize_waiting = None;
-                pod
-            }
-            Err(waiting) => {
-                record.memory().resize_waiting = Some(waiting);
-                now
-            }
-        }
     }
 
     fn plan(&self, scene: &Scene, gone: bool) -> Plan {

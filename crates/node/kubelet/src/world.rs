@@ -130,6 +130,8 @@ pub struct Memory {
     pub admitted: bool,
     /// Why the resources that the spec asks for now are not granted.
     pub resize_waiting: Option<Waiting>,
+    /// Since when.
+    pub resize_since: Option<Timestamp>,
     /// What each container was last given, by name.
     pub given: BTreeMap<String, Given>,
     /// Resizes that the runtime refused, by container.
