@@ -15,12 +15,15 @@ const PLANTED: &str = "cGxhbnRlZC1zZWNyZXQtdmFsdWU=";
 const SECRETS: &str = "/api/v1/namespaces/default/secrets";
 
 fn encryption(keys: &[(&str, u8)]) -> Encryption {
+    Encryption::parse(&configuration(keys)).unwrap()
+}
+
+fn configuration(keys: &[(&str, u8)]) -> Value {
     use base64::Engine;
     let secret = |fill: u8| base64::engine::general_purpose::STANDARD.encode([fill; 32]);
     let keys: Vec<Value> = keys.iter().map(|(name, fill)| json!({"name": name, "secret": secret(*fill)})).collect();
-    Encryption::parse(&json!({"kind": "EncryptionConfiguration", "apiVersion": "apiserver.config.k8s.io/v1",
-        "resources": [{"resources": ["secrets"], "providers": [{"aesgcm": {"keys": keys}}, {"identity": {}}]}]}))
-    .unwrap()
+    json!({"kind": "EncryptionConfiguration", "apiVersion": "apiserver.config.k8s.io/v1",
+        "resources": [{"resources": ["secrets"], "providers": [{"aesgcm": {"keys": keys}}, {"identity": {}}]}]})
 }
 
 async fn start(store: &Arc<store::memory::Memory>, config: apiserver::Config) -> Api {
@@ -139,6 +142,36 @@ async fn the_trail_tells_what_the_policy_wants_and_never_a_secret() {
     assert_eq!((&joe["user"]["username"], &joe["annotations"]["authorization.k8s.io/decision"]), (&json!("admin"), &json!("forbid")));
     use std::os::unix::fs::PermissionsExt;
     assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+}
+
+#[tokio::test]
+async fn a_key_is_exchanged_while_the_server_runs() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("encryption.yaml");
+    std::fs::write(&file, configuration(&[("k1", 1)]).to_string()).unwrap();
+    let store = Arc::new(store::memory::Memory::new());
+    let config =
+        apiserver::Config { encryption: Some(encryption(&[("k1", 1)])), encryption_file: Some(file.clone()), ..Default::default() };
+    let api = planted(&store, config).await;
+    let sealed_by = async |key: &str| {
+        let prefix = format!("k8s:enc:aesgcm:v1:{key}:");
+        for _ in 0..400 {
+            if store.get(b"/registry/secrets/default/s").await.unwrap().unwrap().value.starts_with(prefix.as_bytes()) {
+                return true;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+        false
+    };
+    assert!(sealed_by("k1").await);
+    for keys in [&[("k2", 2), ("k1", 1)][..], &[("k2", 2)]] {
+        std::fs::write(&file, configuration(keys).to_string()).unwrap();
+        assert!(sealed_by("k2").await, "{keys:?}");
+        assert_eq!(api.get(&format!("{SECRETS}/s")).await.json()["data"]["key"], PLANTED);
+    }
+    std::fs::write(&file, "nonsense").unwrap();
+    assert_eq!(api.merge(&format!("{SECRETS}/s"), json!({"data": {"more": PLANTED}})).await.code, 200);
+    assert!(!holds(&stored(&store).await, PLANTED));
 }
 
 #[tokio::test]

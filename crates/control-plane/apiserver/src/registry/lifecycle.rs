@@ -145,9 +145,13 @@ fn keep_all_but_subresource(new: &mut Value, old: &Value, name: &str) {
         _ => return,
     };
     let wanted: Vec<Option<Value>> = written.iter().map(|path| new.pointer(path).cloned()).collect();
-    let version = meta(new, "resourceVersion").to_owned();
+    let metadata = new["metadata"].take();
     *new = old.clone();
-    metadata_mut(new).insert("resourceVersion".into(), version.into());
+    match name {
+        // Who decides about a request may label it too.
+        "approval" => new["metadata"] = metadata,
+        _ => drop(metadata_mut(new).insert("resourceVersion".into(), metadata["resourceVersion"].as_str().unwrap_or_default().into())),
+    }
     for (path, value) in written.iter().zip(wanted) {
         let Some((parent, field)) = path.trim_start_matches('/').split_once('/') else { continue };
         match value {
