@@ -62,6 +62,13 @@ pub struct Local {
     server: String,
 }
 
+impl Local {
+    /// The settings that its daemon runs with.
+    pub fn into_config(self) -> Config {
+        self.config
+    }
+}
+
 /// Brings the nodes two to `count` up, and waits until they are ready.
 pub async fn start_all(parts: &Arc<Parts>, count: u8, progress: &mut Progress) -> anyhow::Result<()> {
     let nodes = parts.caches.of::<Node>();
