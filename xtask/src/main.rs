@@ -5,6 +5,7 @@
 //! - `race` measures: ours and the peer in one run; the cases live in the crate `race`.
 //! - `sim` runs a whole cluster through storms, from as many seeds as asked for.
 //! - `fuzz` throws odd input at the decoders, the patch engines, selectors and quantities.
+//! - `conformance` runs upstream's own end-to-end suite against a running cluster.
 //! - `codegen` rewrites the committed fact tables from published Kubernetes data (`--spec DIR`).
 //!
 //! This program is built before anything else on a fresh checkout, so it depends on little.
@@ -15,6 +16,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 mod codegen;
+mod conformance;
 mod fuzz;
 mod race;
 mod sim;
@@ -62,6 +64,8 @@ enum Chore {
         #[arg(long, default_value_t = 60)]
         seconds: u32,
     },
+    /// Run upstream's end-to-end suite against a cluster; builds it first, with Go.
+    Conformance(conformance::Conformance),
     /// Rewrite the committed fact tables from published Kubernetes data.
     Codegen {
         /// Folder with the published data (its README names each file).
@@ -80,6 +84,7 @@ fn main() -> anyhow::Result<ExitCode> {
         Chore::Race { args } => race::run(&args),
         Chore::Sim { args } => sim::run(&args),
         Chore::Fuzz { target, seconds } => fuzz::run(target.as_deref(), seconds),
+        Chore::Conformance(wanted) => conformance::run(&wanted),
         Chore::Codegen { spec, only } => codegen::run(&spec, only.as_deref()).map(|()| ExitCode::SUCCESS),
     }
 }

@@ -1,8 +1,9 @@
 //! The node's half of the daemon: images, runtime, pod network, kubelet, service proxy, DNS; and how all of it is taken down.
 
+use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -280,11 +281,32 @@ fn start_dns(around: &Surroundings, tasks: &mut JoinSet<()>) -> anyhow::Result<(
     let service = config.dns_service_ip()?;
     let mut settings = dns::Config::new(vec![listen], &config.cluster_domain);
     settings.own_addresses = vec![SocketAddr::new(service, 53)];
+    settings.clients = dns_clients(around)?;
     let server = Arc::new(dns::Server::bind(settings)?);
     let caches = dns::Caches { services: around.caches.of(), slices: around.caches.of(), namespaces: around.caches.of() };
     follow_corefile(around, &server);
     tasks.spawn(server.run(caches, around.drain.clone()));
     Ok(())
+}
+
+/// Pods, nodes and this host: the port is open on the node's address, and everybody else could only misuse it.
+fn dns_clients(around: &Surroundings) -> anyhow::Result<dns::Clients> {
+    let inside = [around.config.pods()?, around.config.nodes()?].concat();
+    let known: Arc<RwLock<HashSet<IpAddr>>> = Arc::default();
+    let (nodes, of_nodes) = (around.caches.of::<Node>(), known.clone());
+    let listed = nodes.clone();
+    nodes.on_change(move |_, _| {
+        let addresses = listed.list();
+        let addresses = addresses.iter().flat_map(|node| node.status.iter().flat_map(|status| status.addresses.iter().flatten()));
+        let mut all: HashSet<IpAddr> = addresses.filter_map(|address| address.address.parse().ok()).collect();
+        all.extend(crate::preflight::host_addresses().into_iter().map(|(_, address)| address));
+        *of_nodes.write().unwrap_or_else(PoisonError::into_inner) = all;
+    });
+    Ok(dns::Clients(Arc::new(move |client| {
+        client.is_loopback()
+            || inside.iter().any(|range| range.contains(client))
+            || known.read().unwrap_or_else(PoisonError::into_inner).contains(&client)
+    })))
 }
 
 /// The ConfigMap that CoreDNS has its settings in, where somebody makes one.
@@ -329,6 +351,7 @@ pub fn api_config(config: &Config, certificates: &Certificates, node_ip: IpAddr)
         audit_bytes_max: config.audit_log_max_mib << 20,
         audit_backups: config.audit_log_backups,
         encryption: Some(encryption(config)?),
+        encryption_file: Some(encryption_file(config)),
         services: service_ranges(config)?,
         advertise,
         port: config.api_port,
@@ -374,11 +397,16 @@ fn read(path: &Path) -> anyhow::Result<String> {
     std::fs::read_to_string(path).with_context(|| path.display().to_string())
 }
 
+/// Where its configuration stands, which may be edited while the cluster runs.
+fn encryption_file(config: &Config) -> PathBuf {
+    config.encryption_config.clone().unwrap_or_else(|| config.pki_dir().join("encryption-config.json"))
+}
+
 /// The configured encryption at rest, or this cluster's own key for Secrets.
 fn encryption(config: &Config) -> anyhow::Result<auth::encryption::Encryption> {
     let text = match &config.encryption_config {
         Some(path) => read(path)?,
-        None => auth::encryption::Encryption::default_config(&config.pki_dir().join("encryption-config.json"))?,
+        None => auth::encryption::Encryption::default_config(&encryption_file(config))?,
     };
     let config: serde_json::Value = serde_saphyr::from_str(&text).context("encryption configuration")?;
     Ok(auth::encryption::Encryption::parse(&config)?)

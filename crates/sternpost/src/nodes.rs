@@ -20,10 +20,12 @@ use k8s_openapi::api::core::v1::Node;
 
 use crate::config::{Config, outward_address};
 use crate::daemon;
+use crate::preflight;
 use crate::progress::Progress;
 use crate::up::{Parts, wait_for_node};
 
 mod drain;
+mod loss;
 
 /// Nodes that are taken down at the same time.
 const AT_ONCE: usize = 16;
@@ -37,9 +39,14 @@ pub enum Command {
     Stop { name: String },
     /// Start it again.
     Start { name: String },
-    /// Pull its network cable.
-    Cut { name: String },
-    /// Plug it in again.
+    /// Pull its network cable, or damage it.
+    Cut {
+        name: String,
+        /// So many of a hundred packets get lost on their way to the node; the cable stays.
+        #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(1..=100))]
+        loss: Option<u8>,
+    },
+    /// Plug it in again, and mend it.
     Heal { name: String },
     /// Send a node's pods elsewhere: nothing new is placed on it, and what runs there is evicted. Any node of the cluster.
     Drain(drain::Drain),
@@ -53,6 +60,13 @@ pub struct Local {
     folder: PathBuf,
     config: Config,
     server: String,
+}
+
+impl Local {
+    /// The settings that its daemon runs with.
+    pub fn into_config(self) -> Config {
+        self.config
+    }
 }
 
 /// Brings the nodes two to `count` up, and waits until they are ready.
@@ -76,6 +90,9 @@ pub async fn start_all(parts: &Arc<Parts>, count: u8, progress: &mut Progress) -
 
 /// Makes and starts node `number`; its Node says when it is ready.
 fn begin(config: &Config, node_ip: IpAddr, number: u8) -> anyhow::Result<String> {
+    if let Some(fault) = preflight::node_network_taken(config)? {
+        anyhow::bail!(fault);
+    }
     let local = Local::make(config, node_ip, number)?;
     local.start().with_context(|| format!("start node {}", local.name))?;
     Ok(local.name)
@@ -115,8 +132,13 @@ pub fn run(config: &Config, command: Command) -> anyhow::Result<i32> {
         }
         Command::Stop { name } => find(&name)?.kill()?,
         Command::Start { name } => find(&name)?.start()?,
-        Command::Cut { name } => find(&name)?.link(false)?,
-        Command::Heal { name } => find(&name)?.link(true)?,
+        Command::Cut { name, loss: None } => find(&name)?.link(false)?,
+        Command::Cut { name, loss: Some(percent) } => find(&name)?.lose(Some(percent))?,
+        Command::Heal { name } => {
+            let local = find(&name)?;
+            local.lose(None)?;
+            local.link(true)?;
+        }
         Command::Drain(drain) => drain::run(config, &drain)?,
         Command::Remove(drain) => {
             drain::run(config, &drain)?;
@@ -245,6 +267,17 @@ impl Local {
     fn link(&self, up: bool) -> anyhow::Result<()> {
         let link = fs::read_to_string(self.folder.join("link"))?;
         if cni::segment::set_link(&link, up)? { Ok(()) } else { anyhow::bail!("no link {link}") }
+    }
+
+    /// Lets so many of a hundred incoming packets vanish.
+    fn lose(&self, percent: Option<u8>) -> anyhow::Result<()> {
+        let netns = File::open(self.folder.join("netns")).context("the node's network namespace")?;
+        let table = nft::Table::inet(&format!("{}-loss", self.config.nft_table));
+        let there = std::thread::spawn(move || -> anyhow::Result<()> {
+            rustix::thread::move_into_link_name_space(netns.as_fd(), Some(rustix::thread::LinkNameSpaceType::Network))?;
+            loss::set(&table, percent)
+        });
+        there.join().map_err(|_| anyhow::anyhow!("the thread in the node's namespace panicked"))?
     }
 
     fn down(&self, purge: bool) -> anyhow::Result<()> {

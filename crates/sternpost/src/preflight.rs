@@ -121,8 +121,16 @@ fn addresses(config: &Config, faults: &mut Vec<String>) {
     }
 }
 
+/// Who has an address in the further nodes' network already: another cluster's bridge, most likely.
+pub fn node_network_taken(config: &Config) -> anyhow::Result<Option<String>> {
+    let bridge = crate::nodes::bridge(config);
+    let ranges = config.nodes()?;
+    let taken = host_addresses().into_iter().find(|(link, address)| *link != bridge && ranges.iter().any(|range| range.contains(*address)));
+    Ok(taken.map(|(link, address)| format!("nodeCidr {} overlaps with {address} on {link}; choose another range", config.node_cidr)))
+}
+
 /// Addresses of this host's links, by the kernel's own list; without those that are good on one link only.
-fn host_addresses() -> Vec<(String, IpAddr)> {
+pub fn host_addresses() -> Vec<(String, IpAddr)> {
     nix::ifaddrs::getifaddrs()
         .map(|list| {
             list.filter_map(|link| {

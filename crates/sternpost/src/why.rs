@@ -8,7 +8,9 @@ use clap::Args;
 use client::{Client, Https, ListParams};
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
 use reconcile::key_of;
+use scheduler::devices::{self, Devices};
 use scheduler::explain::{Text, World, explain};
+use scheduler::volumes::{self, Volumes};
 
 use crate::config::Config;
 
@@ -37,13 +39,27 @@ pub fn run(config: &Config, args: &WhyArgs) -> anyhow::Result<i32> {
         let profiles = config.scheduler()?.profiles;
         let profile = profiles.iter().find(|profile| profile.scheduler_name == wanted).or(profiles.first()).cloned().unwrap_or_default();
         let everything = ListParams::default();
-        let world = World {
+        let mut world = World {
             nodes: client.list::<Node>(&everything).await?.items,
             pods: client.list::<Pod>(&everything).await?.items,
             namespaces: client.list::<Namespace>(&everything).await?.items,
+            volumes: Volumes::of(volumes::Lists {
+                claims: client.list(&everything).await?.items,
+                volumes: client.list(&everything).await?.items,
+                classes: client.list(&everything).await?.items,
+                csi_nodes: client.list(&everything).await?.items,
+                drivers: client.list(&everything).await?.items,
+                capacities: client.list(&everything).await?.items,
+            }),
+            devices: Devices::of(devices::Lists {
+                claims: client.list(&everything).await?.items,
+                slices: client.list(&everything).await?.items,
+                classes: client.list(&everything).await?.items,
+                rules: client.list(&everything).await?.items,
+            }),
             profile,
         };
-        print!("{}", Text(&key_of(&pod.metadata), &explain(&world, &pod)));
+        print!("{}", Text(&key_of(&pod.metadata), &explain(&mut world, &pod)));
         Ok(0)
     })
 }

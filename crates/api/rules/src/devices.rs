@@ -202,7 +202,7 @@ fn exact_request(request: &Value, path: &Path) -> Errors {
     errors
 }
 
-/// Their expressions are compiled by who evaluates them.
+/// Their expressions must compile: what does not would keep every pod that uses it from every node.
 pub fn selectors(object: &Value, path: &Path) -> Errors {
     each(object, path, "selectors", 32, |selector, path| {
         let here = path.child("cel");
@@ -212,7 +212,11 @@ pub fn selectors(object: &Value, path: &Path) -> Errors {
             true if expression.len() > EXPRESSION_BYTES_MAX => {
                 vec![Error::too_long(&here.child("expression"), EXPRESSION_BYTES_MAX)]
             }
-            true => Errors::new(),
+            true => cel::device::compile(expression)
+                .err()
+                .map(|error| Error::invalid(&here.child("expression"), expression, error.to_string()))
+                .into_iter()
+                .collect(),
         }
     })
 }

@@ -19,6 +19,9 @@ use tracing::debug;
 
 /// Events that wait to be written, one after the other; more are dropped. A node that starts a thousand pods tells three of each.
 const PENDING_MAX: usize = 4096;
+/// Events written at once, and how many more each second: what a thousand pods do in a second shall not wait for what is said of it.
+const WRITES_BURST: f64 = 5000.0;
+const WRITES_PER_SECOND: f64 = 1000.0;
 /// Objects and messages remembered; when full, all is forgotten, which costs duplicates and nothing else.
 const REMEMBERED_MAX: usize = 4096;
 const BURST: f64 = 25.0;
@@ -61,8 +64,13 @@ impl EventRecorder {
     /// component belongs to one.
     pub fn start(client: &Client, component: &str, host: Option<&str>, drain: Drain) -> Self {
         let (sender, receiver) = mpsc::channel(PENDING_MAX);
-        let writer =
-            Writer { client: client.clone(), component: component.into(), host: host.map(str::to_owned), memory: Memory::default() };
+        let writer = Writer {
+            pace: Pace::new(),
+            client: client.clone(),
+            component: component.into(),
+            host: host.map(str::to_owned),
+            memory: Memory::default(),
+        };
         tokio::spawn(async move { drain.run(writer.run(receiver)).await });
         Self(sender)
     }
@@ -91,10 +99,31 @@ impl EventRecorder {
 }
 
 struct Writer {
+    pace: Pace,
     client: Client,
     component: String,
     host: Option<String>,
     memory: Memory,
+}
+
+/// A bucket of writes that fills up again.
+struct Pace {
+    left: f64,
+    at: Instant,
+}
+
+impl Pace {
+    fn new() -> Self {
+        Self { left: WRITES_BURST, at: Instant::now() }
+    }
+
+    async fn wait(&mut self, now: Instant) {
+        let gained = now.saturating_duration_since(self.at).as_secs_f64() * WRITES_PER_SECOND;
+        (self.left, self.at) = ((self.left + gained).min(WRITES_BURST) - 1.0, now);
+        if self.left < 0.0 {
+            tokio::time::sleep(Duration::from_secs_f64(-self.left / WRITES_PER_SECOND)).await;
+        }
+    }
 }
 
 impl Writer {
@@ -102,6 +131,7 @@ impl Writer {
         while let Some(occurrence) = receiver.recv().await {
             let now = Instant::now();
             let Some(decision) = self.memory.decide(&occurrence, now) else { continue };
+            self.pace.wait(now).await;
             let message = decision.message.clone();
             let written = match &decision.repeats {
                 Some((name, count)) => self.bump(&occurrence, name, *count, &message).await,

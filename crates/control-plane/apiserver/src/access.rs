@@ -114,17 +114,17 @@ impl Access {
     pub fn follow(
         authentication: Option<Source>,
         authorization: Option<Source>,
-        access: impl Fn() -> Option<Arc<crate::Inner>> + Clone + Send + 'static,
+        access: impl Fn() -> Option<Arc<crate::Inner>> + Clone + Send + Sync + 'static,
         drain: &Drain,
     ) {
         let gone = || "the server is gone".to_owned();
         if let Some(source) = authentication {
             let access = access.clone();
-            let apply = move |text: &str| access().ok_or_else(gone)?.access.set_authentication(text);
+            let apply = async move |text: &str| access().ok_or_else(gone)?.access.set_authentication(text);
             tokio::spawn(source.follow(drain.clone(), "authentication", apply));
         }
         if let Some(source) = authorization {
-            let apply = move |text: &str| {
+            let apply = async move |text: &str| {
                 let chain = chain(text)?;
                 access().ok_or_else(gone)?.access.authorizer.set_chain(chain);
                 Ok(())

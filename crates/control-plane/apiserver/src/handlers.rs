@@ -48,7 +48,8 @@ pub async fn resource(server: &Arc<Inner>, context: &Context, request: http::Req
     }
     let verb = info.verb.as_str();
     let placed = !kind.facts.namespaced || !namespace.is_empty();
-    if !placed && !info.name.is_empty() {
+    // A list or watch by metadata.name carries that name, and has no other.
+    if !placed && !info.name.is_empty() && !matches!(verb, "list" | "watch" | "deletecollection") {
         // There is no such path.
         return Ok(crate::pipeline::page_not_found());
     }

@@ -92,6 +92,8 @@ pub struct Config {
     pub audit_backups: usize,
     /// Encryption at rest; absent, everything is stored as it is.
     pub encryption: Option<auth::encryption::Encryption>,
+    /// The file that `encryption` came from, to be read again when it changes; absent: it never does.
+    pub encryption_file: Option<PathBuf>,
     /// Requests at the same time, long-running ones not counted.
     pub reads_inflight_max: usize,
     pub writes_inflight_max: usize,
@@ -142,6 +144,7 @@ impl Default for Config {
             audit_bytes_max: 100 << 20,
             audit_backups: 3,
             encryption: None,
+            encryption_file: None,
             reads_inflight_max: 400,
             writes_inflight_max: 200,
             services: Ranges::default(),
@@ -217,6 +220,13 @@ impl Server {
         let webhook = config.audit_webhook.map(|settings| audit::webhook::Webhook::start(&settings, registry.reader.clone()));
         let webhook = webhook.transpose().map_err(|why| Error::Access(format!("audit webhook: {why}")))?;
         let audit = (sink.is_some() || webhook.is_some()).then_some(audit::Trail { policy, sink, webhook });
+        if let (Some(path), Some(sealed)) = (config.encryption_file, sealed.clone()) {
+            tokio::spawn(Source::File(path).follow(drain.clone(), "encryption at rest", async move |text: &str| {
+                sealed.configure(text)?;
+                sealed.seal_again().await;
+                Ok(())
+            }));
+        }
         let (authentication, authorization) = (config.authentication.clone(), config.authorization.clone());
         let settings = access::Settings {
             authenticator: config.authenticator,
@@ -270,13 +280,7 @@ impl Server {
         tokio::spawn(flow::run(self.0.clone()));
         tokio::spawn(type_checking::run(self.0.clone()));
         if let Some(sealed) = self.0.sealed.clone() {
-            tokio::spawn(async move {
-                match sealed.renew().await {
-                    Ok(0) => {}
-                    Ok(count) => tracing::info!(count, "encryption at rest: sealed again with the current key"),
-                    Err(error) => tracing::error!(%error, "encryption at rest"),
-                }
-            });
+            tokio::spawn(async move { sealed.seal_again().await });
         }
         Ok(())
     }

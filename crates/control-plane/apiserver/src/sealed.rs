@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use auth::encryption::Encryption;
 use bytes::Bytes;
 use futures_util::FutureExt;
@@ -16,7 +17,8 @@ const QUEUE: usize = 1_024;
 
 pub struct Sealed {
     inner: Arc<dyn Store>,
-    doors: Arc<Doors>,
+    /// The configuration of the moment.
+    doors: Arc<ArcSwap<Doors>>,
 }
 
 /// Which values are sealed, and how.
@@ -27,6 +29,17 @@ struct Doors {
 }
 
 impl Doors {
+    fn new(encryption: Encryption) -> Self {
+        let prefix = |kind: &Arc<catalog::Kind>| {
+            let rule = encryption.rule(kind.facts.group, kind.facts.plural)?;
+            Some((kind.storage.prefix.clone().into_bytes(), rule))
+        };
+        let mut prefixes: Vec<(Vec<u8>, usize)> = catalog::all().iter().filter(|kind| !kind.converts()).filter_map(prefix).collect();
+        prefixes.sort();
+        prefixes.dedup();
+        Self { encryption, prefixes }
+    }
+
     fn rule(&self, key: &[u8]) -> Option<usize> {
         let built_in = self.prefixes.iter().find(|(prefix, _)| key.starts_with(prefix)).map(|(_, rule)| *rule);
         built_in.or_else(|| {
@@ -79,28 +92,46 @@ impl Doors {
 
 impl Sealed {
     pub fn new(inner: Arc<dyn Store>, encryption: Encryption) -> Self {
-        let prefix = |kind: &Arc<catalog::Kind>| {
-            let rule = encryption.rule(kind.facts.group, kind.facts.plural)?;
-            Some((kind.storage.prefix.clone().into_bytes(), rule))
-        };
-        let mut prefixes: Vec<(Vec<u8>, usize)> = catalog::all().iter().filter(|kind| !kind.converts()).filter_map(prefix).collect();
-        prefixes.sort();
-        prefixes.dedup();
-        Self { inner, doors: Arc::new(Doors { encryption, prefixes }) }
+        Self { inner, doors: Arc::new(ArcSwap::from_pointee(Doors::new(encryption))) }
+    }
+
+    /// Seals by another configuration (YAML) from now on; what lies there already is for [`Sealed::seal_again`].
+    pub fn configure(&self, text: &str) -> Result<(), String> {
+        let tree: serde_json::Value = serde_saphyr::from_str(text).map_err(|error| error.to_string())?;
+        let encryption = Encryption::parse(&tree).map_err(|error| error.to_string())?;
+        self.doors.store(Arc::new(Doors::new(encryption)));
+        Ok(())
+    }
+
+    /// Seals with the current key what another one sealed, and says so.
+    pub async fn seal_again(&self) {
+        match self.renew().await {
+            Ok(0) => {}
+            Ok(count) => tracing::info!(count, "encryption at rest: sealed again with the current key"),
+            Err(error) => tracing::error!(%error, "encryption at rest"),
+        }
+    }
+
+    fn doors(&self) -> Arc<Doors> {
+        self.doors.load_full()
+    }
+
+    fn rule(&self, key: &[u8]) -> Option<usize> {
+        self.doors.load().rule(key)
     }
 
     /// Seals again what an old key sealed, or nothing did. Returns how many values it wrote.
     pub async fn renew(&self) -> Result<usize, Error> {
-        let mut written = 0;
-        for (prefix, rule) in &self.doors.prefixes {
+        let (doors, mut written) = (self.doors(), 0);
+        for (prefix, rule) in &doors.prefixes {
             let page = self.inner.range(Range { prefix: prefix.clone().into(), ..Range::default() }).await?;
             for entry in page.entries {
-                let opened = self.doors.encryption.open(*rule, &entry.key, &entry.value).await;
+                let opened = doors.encryption.open(*rule, &entry.key, &entry.value).await;
                 let opened = opened.map_err(|error| failed(&entry.key, &error))?;
                 if !opened.stale {
                     continue;
                 }
-                let sealed = self.doors.seal(*rule, &entry.key, &opened.bytes).await?;
+                let sealed = doors.seal(*rule, &entry.key, &opened.bytes).await?;
                 match self.inner.put(&entry.key, sealed, Expect::Revision(entry.mod_revision)).await {
                     Ok(_) => written += 1,
                     // Somebody else wrote it, and sealed it by that.
@@ -123,12 +154,12 @@ impl Store for Sealed {
     }
 
     fn get<'a>(&'a self, key: &'a [u8]) -> Call<'a, Option<Entry>> {
-        if self.doors.rule(key).is_none() {
+        if self.rule(key).is_none() {
             return self.inner.get(key);
         }
         Box::pin(async move {
             match self.inner.get(key).await? {
-                Some(entry) => self.doors.open(entry).await.map(Some),
+                Some(entry) => self.doors().open(entry).await.map(Some),
                 None => Ok(None),
             }
         })
@@ -137,9 +168,10 @@ impl Store for Sealed {
     fn range(&self, request: Range) -> Call<'_, RangeResult> {
         Box::pin(async move {
             let mut result = self.inner.range(request).await?;
+            let doors = self.doors();
             for entry in &mut result.entries {
-                if self.doors.rule(&entry.key).is_some() {
-                    *entry = self.doors.try_open(entry.clone()).await;
+                if doors.rule(&entry.key).is_some() {
+                    *entry = doors.try_open(entry.clone()).await;
                 }
             }
             Ok(result)
@@ -147,26 +179,31 @@ impl Store for Sealed {
     }
 
     fn put<'a>(&'a self, key: &'a [u8], value: Bytes, expect: Expect) -> Call<'a, u64> {
-        let Some(rule) = self.doors.rule(key) else {
+        let doors = self.doors();
+        let Some(rule) = doors.rule(key) else {
             return self.inner.put(key, value, expect);
         };
         Box::pin(async move {
-            let sealed = self.doors.seal(rule, key, &value).await?;
+            let sealed = doors.seal(rule, key, &value).await?;
             match self.inner.put(key, sealed, expect).await {
-                Err(Error::Conflict { current: Some(current) }) => Err(Error::Conflict { current: Some(self.doors.open(current).await?) }),
+                Err(Error::Conflict { current: Some(current) }) => {
+                    Err(Error::Conflict { current: Some(self.doors().open(current).await?) })
+                }
                 other => other,
             }
         })
     }
 
     fn delete<'a>(&'a self, key: &'a [u8], expect: Expect) -> Call<'a, (u64, Entry)> {
-        if self.doors.rule(key).is_none() {
+        if self.rule(key).is_none() {
             return self.inner.delete(key, expect);
         }
         Box::pin(async move {
             match self.inner.delete(key, expect).await {
-                Ok((revision, entry)) => Ok((revision, self.doors.open(entry).await?)),
-                Err(Error::Conflict { current: Some(current) }) => Err(Error::Conflict { current: Some(self.doors.open(current).await?) }),
+                Ok((revision, entry)) => Ok((revision, self.doors().open(entry).await?)),
+                Err(Error::Conflict { current: Some(current) }) => {
+                    Err(Error::Conflict { current: Some(self.doors().open(current).await?) })
+                }
                 Err(error) => Err(error),
             }
         })
@@ -180,7 +217,7 @@ impl Store for Sealed {
         tokio::spawn(async move {
             while let Some(event) = inner.events.recv().await {
                 let event = match event {
-                    Ok(event) => Ok(doors.open_event(event).await),
+                    Ok(event) => Ok(doors.load_full().open_event(event).await),
                     Err(error) => Err(error),
                 };
                 if sender.send(event).await.is_err() {
@@ -194,7 +231,8 @@ impl Store for Sealed {
     fn history(&self, prefix: &[u8], after: u64) -> Result<Vec<Event>, Error> {
         let events = self.inner.history(prefix, after)?;
         // Keys are at hand but for a KMS plugin's that was not asked yet: then the past counts as forgotten, and clients list.
-        let opened = events.into_iter().map(|event| self.doors.open_event(event).now_or_never());
+        let doors = self.doors();
+        let opened = events.into_iter().map(|event| doors.open_event(event).now_or_never());
         opened.collect::<Option<Vec<Event>>>().ok_or(Error::Compacted { oldest: self.inner.revision() })
     }
 

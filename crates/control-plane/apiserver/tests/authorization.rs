@@ -310,6 +310,41 @@ async fn the_reviews_answer_as_the_requests_themselves_would_be() {
 }
 
 #[tokio::test]
+async fn a_request_is_decided_by_approval_alone_and_keeps_what_was_decided() {
+    use base64::Engine;
+    let api = Api::new().await;
+    let pem = base64::engine::general_purpose::STANDARD.encode(auth::csr::make("jane", &[], &[]).unwrap().1);
+    let requests = "/apis/certificates.k8s.io/v1/certificatesigningrequests";
+    let spec = json!({"request": pem, "signerName": "example.com/s", "usages": ["client auth"]});
+    assert_eq!(api.post(requests, json!({"metadata": {"name": "r"}, "spec": spec})).await.code, 201);
+    let condition = |kind: &str| json!({"type": kind, "status": "True", "reason": "e2e"});
+    let path = |part: &str| format!("{requests}/r/{part}");
+    let by_hand = json!({"metadata": {"annotations": {"a": "b"}}, "status": {"conditions": [condition("Custom")], "certificate": "eA=="}});
+    let patched = api.merge(&path("approval"), by_hand).await.json();
+    assert_eq!((&patched["metadata"]["annotations"]["a"], &patched["status"]["certificate"]), (&json!("b"), &Value::Null));
+    assert!(
+        patched["status"]["conditions"][0]["lastUpdateTime"].is_string()
+            && patched["status"]["conditions"][0]["lastTransitionTime"].is_string()
+    );
+    let mut approved = patched.clone();
+    approved["status"]["conditions"].as_array_mut().unwrap().push(condition("Approved"));
+    let approved = api.put(&path("approval"), approved).await.json();
+    let kinds = |object: &Value| {
+        object["status"]["conditions"].as_array().unwrap().iter().map(|c| c["type"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(kinds(&approved), ["Custom", "Approved"]);
+    let mut status = approved.clone();
+    status["metadata"]["annotations"]["c"] = "d".into();
+    status["status"]["conditions"][1]["reason"] = "another".into();
+    status["status"]["conditions"].as_array_mut().unwrap().push(condition("Update"));
+    let updated = api.put(&path("status"), status).await.json();
+    assert_eq!(kinds(&updated), ["Custom", "Approved", "Update"]);
+    assert_eq!((&updated["metadata"]["annotations"]["c"], &updated["status"]["conditions"][1]["reason"]), (&json!("d"), &json!("e2e")));
+    let denied = api.merge(&path("status"), json!({"status": {"conditions": [condition("Denied")]}})).await;
+    assert_eq!(denied.code, 422, "{}", denied.message());
+}
+
+#[tokio::test]
 async fn what_the_administrator_changed_in_a_default_role_stays() {
     let store = std::sync::Arc::new(store::memory::Memory::new());
     let start = || apiserver::Server::new(apiserver::Config::default(), store.clone()).unwrap();

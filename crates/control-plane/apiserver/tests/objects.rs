@@ -342,6 +342,7 @@ async fn bad_input_is_named_and_changes_nothing() {
         ("PUT", MAPS, 405),
         ("POST", "/api/v1/configmaps", 405),
         ("GET", "/api/v1/configmaps/m", 404),
+        ("GET", "/api/v1/configmaps?fieldSelector=metadata.name%3Dm", 200),
         ("GET", "/api/v1/namespaces/default/nothing", 404),
         ("GET", "/apis/none/v1/x", 404),
     ] {

@@ -5,12 +5,14 @@
 //! same log, and go over the nodes' columns once per pod.
 
 mod domains;
+mod refusals;
 mod tournament;
 
 use std::sync::Arc;
 
 pub(crate) use domains::Domains;
 use domains::Scratch;
+use refusals::Refusals;
 use tournament::Tournament;
 
 use crate::class::Class;
@@ -47,6 +49,8 @@ pub(crate) struct Board {
     scratch: Scratch,
     /// What the last search without success said; it holds while nothing changes.
     failure: Option<(u64, Arc<FitError>)>,
+    /// What each node says, once somebody wanted to know.
+    refusals: Option<Refusals>,
     /// What preemption would cost on each node.
     pub preemption: Prices,
 }
@@ -71,6 +75,7 @@ impl Board {
             domains: Domains::default(),
             scratch: Scratch::default(),
             failure: None,
+            refusals: None,
             preemption: Prices::default(),
         };
         board.rebuild(snapshot);
@@ -86,6 +91,10 @@ impl Board {
         if now != self.position {
             let Some(changes) = snapshot.changes_since(self.position) else { return self.rebuild(snapshot) };
             for change in changes {
+                let (Change::Node(slot) | Change::Room(slot) | Change::Pod(slot, ..)) = change;
+                if self.refusals.as_mut().is_some_and(|refusals| !refusals.forget(*slot)) {
+                    self.refusals = None;
+                }
                 match change {
                     // What a node says of itself may decide whether its pods count.
                     Change::Node(_) if self.class.neighbour.has_spread() => return self.rebuild(snapshot),
@@ -160,12 +169,27 @@ impl Board {
         {
             return failure.clone();
         }
-        let objections = snapshot.slots().filter_map(|slot| self.objection(snapshot, slot, None, extra));
-        let failure = Arc::new(FitError::of(snapshot.len(), objections));
+        let failure = match extra.is_none() && !self.domains.is_active(&self.class) {
+            true => Arc::new(self.refused(snapshot)),
+            false => {
+                let objections = snapshot.slots().filter_map(|slot| self.objection(snapshot, slot, None, extra));
+                Arc::new(FitError::of(snapshot.len(), objections))
+            }
+        };
         if extra.is_none() {
             self.failure = Some((self.position, failure.clone()));
         }
         failure
+    }
+
+    /// Why no node fits where each node speaks for itself: only those that changed are asked again.
+    fn refused(&mut self, snapshot: &Snapshot) -> FitError {
+        let mut refusals = self.refusals.take().unwrap_or_else(|| Refusals::new(snapshot.rows.len()));
+        let ask = |slot: Slot| if snapshot.rows[slot].present { self.objection(snapshot, slot, None, None) } else { None };
+        refusals.refresh(ask);
+        let error = refusals.error(snapshot.len());
+        self.refusals = Some(refusals);
+        error
     }
 
     /// The node itself accepts the class, whoever is on it.
@@ -221,6 +245,7 @@ impl Board {
         self.position = snapshot.position();
         self.layout = snapshot.layout();
         self.failure = None;
+        self.refusals = None;
         self.preemption = Prices::default();
         self.retotal(snapshot);
         self.taints_max.changed = false;

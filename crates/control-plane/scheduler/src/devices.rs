@@ -24,6 +24,7 @@ use reconcile::{Cache, Cached, Caches, ObjectKey};
 use crate::filters::Objection;
 use crate::profile::Plugin;
 use crate::snapshot::Details;
+use crate::volumes::fixed;
 use capacity::Amounts;
 use inventory::{DeviceId, Inventory};
 use search::{Search, Taken, Use};
@@ -97,13 +98,40 @@ pub(crate) fn claims_index(pod: &Pod) -> Vec<String> {
     claim_names(pod).flatten().map(|name| format!("{namespace}/{name}")).collect()
 }
 
+/// What [`Devices`] reads, as lists of one moment.
+#[derive(Default)]
+pub struct Lists {
+    pub claims: Vec<ResourceClaim>,
+    pub slices: Vec<ResourceSlice>,
+    pub classes: Vec<DeviceClass>,
+    pub rules: Vec<DeviceTaintRule>,
+}
+
 impl Devices {
     pub fn new(caches: &Caches) -> Self {
+        Self::over(caches.of(), caches.of(), caches.of(), caches.of())
+    }
+
+    pub fn of(lists: Lists) -> Self {
+        let mut devices = Self::over(fixed(lists.claims), fixed(lists.slices), fixed(lists.classes), fixed(lists.rules));
+        for claim in devices.claims.list() {
+            devices.observe(&claim.key());
+        }
+        devices.refresh();
+        devices
+    }
+
+    fn over(
+        claims: Cache<ResourceClaim>,
+        slices: Cache<ResourceSlice>,
+        classes: Cache<DeviceClass>,
+        rules: Cache<DeviceTaintRule>,
+    ) -> Self {
         Self {
-            claims: caches.of(),
-            slices: caches.of(),
-            classes: caches.of(),
-            rules: caches.of(),
+            claims,
+            slices,
+            classes,
+            rules,
             selectors: Selectors::default(),
             inventory: Inventory::default(),
             stale: true,

@@ -10,10 +10,12 @@ use reconcile::{Cached, ObjectKey};
 
 use crate::board::Board;
 use crate::class::{Class, target};
+use crate::devices::Devices;
 use crate::filters::{self, Objection};
 use crate::plan::Planner;
 use crate::profile::{Plugin, Profile};
 use crate::snapshot::{Resident, Slot, Snapshot};
+use crate::volumes::Volumes;
 
 /// Nodes named of each group.
 const NAMED_MAX: usize = 3;
@@ -23,6 +25,8 @@ pub struct World {
     pub nodes: Vec<Node>,
     pub pods: Vec<Pod>,
     pub namespaces: Vec<Namespace>,
+    pub volumes: Volumes,
+    pub devices: Devices,
     pub profile: Profile,
 }
 
@@ -61,7 +65,7 @@ pub struct Group {
 }
 
 /// Looks at `pod` as the scheduler would.
-pub fn explain(world: &World, pod: &Pod) -> Explanation {
+pub fn explain(world: &mut World, pod: &Pod) -> Explanation {
     let spec = pod.spec.clone().unwrap_or_default();
     let phase = pod.status.as_ref().and_then(|status| status.phase.clone()).unwrap_or_default();
     if phase == "Succeeded" || phase == "Failed" {
@@ -79,6 +83,11 @@ pub fn explain(world: &World, pod: &Pod) -> Explanation {
         return Explanation::NotOurs { scheduler_name };
     }
     let mut snapshot = snapshot(world);
+    let (volumes, devices) = match (world.volumes.needs(pod), world.devices.needs(pod)) {
+        (Ok(volumes), Ok(devices)) => (volumes, devices),
+        (Err(refusal), _) => return refused(&snapshot, refusal.plugin, refusal.why),
+        (_, Err(why)) => return refused(&snapshot, Plugin::DynamicResources, why),
+    };
     if snapshot.is_empty() {
         return Explanation::NoNodes;
     }
@@ -88,7 +97,11 @@ pub fn explain(world: &World, pod: &Pod) -> Explanation {
     let only = target(pod);
     let other = |slot: Slot| {
         let reason = "node(s) didn't satisfy plugin(s) [NodeAffinity]";
-        only.filter(|only| snapshot.name(slot) != *only).map(|_| Objection::unresolvable(Plugin::NodeAffinity, reason))
+        let node = &snapshot.details[slot];
+        only.filter(|only| snapshot.name(slot) != *only)
+            .map(|_| Objection::unresolvable(Plugin::NodeAffinity, reason))
+            .or_else(|| volumes.as_ref().and_then(|needs| needs.objection(node)))
+            .or_else(|| devices.as_ref().and_then(|needs| needs.objection(node)))
     };
     let mut ranking = planner.ranking(&snapshot, &profile, &class, Some(&other));
     if !ranking.is_empty() {
@@ -116,7 +129,13 @@ pub fn explain(world: &World, pod: &Pod) -> Explanation {
     Explanation::Nowhere { groups }
 }
 
-fn snapshot(world: &World) -> Snapshot {
+/// Nodes do not come into it.
+fn refused(snapshot: &Snapshot, plugin: Plugin, why: String) -> Explanation {
+    let nodes = snapshot.slots().map(|slot| snapshot.name(slot).to_owned()).collect();
+    Explanation::Nowhere { groups: vec![Group { nodes, plugin: plugin.name(), reasons: vec![why], remedies: Vec::new() }] }
+}
+
+fn snapshot(world: &mut World) -> Snapshot {
     let mut snapshot = Snapshot::default();
     for namespace in &world.namespaces {
         snapshot.set_namespace(namespace.name(), Some(namespace.metadata.labels.clone().unwrap_or_default()));
@@ -129,6 +148,7 @@ fn snapshot(world: &World) -> Snapshot {
         let node = pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()).filter(|node| !node.is_empty());
         if let Some(node) = node.filter(|_| phase != "Succeeded" && phase != "Failed") {
             let class = Arc::new(Class::of(pod));
+            world.volumes.place(pod, node);
             snapshot.add_pod(node, Resident { key: Arc::new(pod.key()), uid: pod.uid().into(), class, started: 0 });
         }
     }
@@ -151,6 +171,11 @@ fn remedies(snapshot: &Snapshot, class: &Class, plugin: Plugin, slots: &[Slot]) 
             "make the required affinity a preferred one".into(),
             "run the pods that it wants to be near, or move those that it (or they it) must not be near".into(),
         ],
+        Plugin::DynamicResources => vec![
+            "kubectl get resourceslices, and compare with the claim's selectors and constraints".into(),
+            "wait until a pod that has such devices ends, or ask for fewer".into(),
+        ],
+        Plugin::VolumeBinding | Plugin::VolumeZone => vec!["make a volume that one of them reaches".into()],
         _ => Vec::new(),
     }
 }
@@ -264,27 +289,52 @@ mod tests {
         serde_json::from_value(node).unwrap()
     }
 
+    fn world(nodes: Vec<Node>) -> World {
+        let (volumes, devices) = (Volumes::of(Default::default()), Devices::of(Default::default()));
+        World { nodes, pods: vec![], namespaces: vec![], volumes, devices, profile: Profile::default() }
+    }
+
+    #[test]
+    fn claims_that_no_node_can_fulfil_are_the_reason() {
+        let mut world = world(vec![node("a", json!({}))]);
+        let claimed = |name: &str| -> Pod {
+            let claims = json!([{ "name": "gpu", "resourceClaimName": name }]);
+            let metadata = json!({ "namespace": "x", "name": "p", "uid": "p" });
+            serde_json::from_value(json!({ "metadata": metadata, "spec": { "containers": [], "resourceClaims": claims } })).unwrap()
+        };
+        let reasons = |explained: Explanation| match explained {
+            Explanation::Nowhere { groups } => groups.into_iter().flat_map(|group| group.reasons).collect::<Vec<_>>().join("; "),
+            other => format!("{other:?}"),
+        };
+        assert_eq!(reasons(explain(&mut world, &claimed("gone"))), "resourceclaim.resource.k8s.io \"gone\" not found");
+        let devices = json!({ "requests": [{ "name": "r", "exactly": { "deviceClassName": "gpu" } }] });
+        let claim = json!({ "metadata": { "namespace": "x", "name": "one" }, "spec": { "devices": devices } });
+        world.devices = Devices::of(crate::devices::Lists {
+            claims: vec![serde_json::from_value(claim).unwrap()],
+            classes: vec![serde_json::from_value(json!({ "metadata": { "name": "gpu" }, "spec": {} })).unwrap()],
+            ..Default::default()
+        });
+        assert_eq!(reasons(explain(&mut world, &claimed("one"))), "cannot allocate all claims");
+    }
+
     #[test]
     fn nodes_that_say_the_same_are_one_group_with_what_would_help() {
         let taint = json!({ "taints": [{ "key": "gpu", "value": "a100", "effect": "NoSchedule" }] });
-        let world = World {
-            nodes: vec![node("a", json!({})), node("b", json!({})), node("g", taint), node("c", json!({ "unschedulable": true }))],
-            pods: vec![
-                serde_json::from_value(json!({
-                    "metadata": { "namespace": "x", "name": "big" },
-                    "spec": { "nodeName": "a", "containers": [{ "name": "c", "resources": { "requests": { "cpu": "3500m" } } }] },
-                }))
-                .unwrap(),
-            ],
-            namespaces: Vec::new(),
-            profile: Profile::default(),
-        };
+        let mut world =
+            world(vec![node("a", json!({})), node("b", json!({})), node("g", taint), node("c", json!({ "unschedulable": true }))]);
+        world.pods = vec![
+            serde_json::from_value(json!({
+                "metadata": { "namespace": "x", "name": "big" },
+                "spec": { "nodeName": "a", "containers": [{ "name": "c", "resources": { "requests": { "cpu": "3500m" } } }] },
+            }))
+            .unwrap(),
+        ];
         let pod: Pod = serde_json::from_value(json!({
             "metadata": { "namespace": "x", "name": "p" },
             "spec": { "containers": [{ "name": "c", "resources": { "requests": { "cpu": "5" } } }] },
         }))
         .unwrap();
-        let text = Text(&pod.key(), &explain(&world, &pod)).to_string();
+        let text = Text(&pod.key(), &explain(&mut world, &pod)).to_string();
         let expected = "\
 pod x/p fits on none of 4 nodes:
 
@@ -305,9 +355,9 @@ pod x/p fits on none of 4 nodes:
 
     #[test]
     fn a_pod_that_waits_for_something_else_than_a_node_is_told_so() {
-        let world = World { nodes: vec![node("a", json!({}))], pods: vec![], namespaces: vec![], profile: Profile::default() };
-        let explained =
-            |spec: Value| explain(&world, &serde_json::from_value(json!({ "metadata": { "name": "p" }, "spec": spec })).unwrap());
+        let mut world = world(vec![node("a", json!({}))]);
+        let mut explained =
+            |spec: Value| explain(&mut world, &serde_json::from_value(json!({ "metadata": { "name": "p" }, "spec": spec })).unwrap());
         let gated = json!({ "containers": [], "schedulingGates": [{ "name": "example.com/hold" }] });
         assert_eq!(explained(gated), Explanation::Gated { gates: vec!["example.com/hold".into()] });
         assert_eq!(explained(json!({ "containers": [], "schedulerName": "mine" })), Explanation::NotOurs { scheduler_name: "mine".into() });

@@ -181,6 +181,12 @@ impl Queue {
         helped.iter().for_each(|key| self.wake(key, now));
     }
 
+    /// The pod that waits longest of those to whom exactly these plugins objected.
+    pub fn first_unschedulable(&self, plugins: Plugins) -> Option<(ObjectKey, Arc<Class>)> {
+        let (_, key) = self.unschedulable.get(&plugins)?.first_key_value()?;
+        Some((ObjectKey::clone(key), self.pods.get(key)?.class.clone()))
+    }
+
     /// Something changed that may help this pod.
     pub fn wake(&mut self, key: &ObjectKey, now: Instant) {
         let Some((key, waiting)) = self.pods.get_key_value(key) else { return };

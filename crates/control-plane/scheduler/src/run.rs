@@ -221,8 +221,9 @@ struct Scheduler {
     placed: HashMap<ObjectKey, Placed>,
     /// Nodes by the pods that wait for room there.
     nominated: HashMap<ObjectKey, String>,
-    /// Pods that go for a more important one, by that one, and since when.
+    /// Pods that go for a more important one, by that one, and since when; and by each of them the one that it goes for.
     victims: HashMap<ObjectKey, (Instant, Vec<(ObjectKey, Arc<str>)>)>,
+    preemptors: HashMap<ObjectKey, ObjectKey>,
     /// Pods with gates, which are not in the queue.
     gated: std::collections::HashSet<ObjectKey>,
     budgets: Vec<Budget>,
@@ -263,6 +264,7 @@ impl Scheduler {
             placed: HashMap::new(),
             nominated: HashMap::new(),
             victims: HashMap::new(),
+            preemptors: HashMap::new(),
             gated: Default::default(),
             budgets: Vec::new(),
             budgets_generation: 0,
@@ -342,6 +344,7 @@ impl Scheduler {
 
     fn set_gauges(&mut self) {
         self.gauges_due = Instant::now() + GAUGES_EVERY;
+        self.wake_after_failed_evictions();
         let metrics = crate::metrics::metrics();
         let sizes = self.queue.sizes();
         let pending = [("active", sizes.active), ("backoff", sizes.backoff), ("unschedulable", sizes.unschedulable)];

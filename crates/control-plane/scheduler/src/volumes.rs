@@ -43,7 +43,40 @@ struct Placed {
     attached: Vec<(String, String)>,
 }
 
+/// What [`Volumes`] reads, as lists of one moment.
+#[derive(Default)]
+pub struct Lists {
+    pub claims: Vec<PersistentVolumeClaim>,
+    pub volumes: Vec<PersistentVolume>,
+    pub classes: Vec<StorageClass>,
+    pub csi_nodes: Vec<CSINode>,
+    pub drivers: Vec<CSIDriver>,
+    pub capacities: Vec<CSIStorageCapacity>,
+}
+
+/// A cache of these objects that nobody feeds.
+pub(crate) fn fixed<K: client::Object>(objects: Vec<K>) -> Cache<K> {
+    let cache = Cache::detached();
+    objects.into_iter().for_each(|object| cache.apply(object));
+    cache
+}
+
 impl Volumes {
+    pub fn of(lists: Lists) -> Self {
+        Self {
+            claims: fixed(lists.claims),
+            volumes: fixed(lists.volumes),
+            classes: fixed(lists.classes),
+            csi_nodes: fixed(lists.csi_nodes),
+            drivers: fixed(lists.drivers),
+            capacities: fixed(lists.capacities),
+            assumed: Assumed::default(),
+            placed: HashMap::new(),
+            users: HashMap::new(),
+            attached: HashMap::new(),
+        }
+    }
+
     pub fn new(caches: &reconcile::Caches) -> Self {
         Self {
             claims: caches.of(),

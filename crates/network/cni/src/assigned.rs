@@ -8,7 +8,7 @@ use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
-use crate::{Attachment, Cidr, Config, Error, PodNetwork, Routed};
+use crate::{Attachment, Bandwidth, Cidr, Config, Error, PodNetwork, Routed};
 
 /// [`Routed`] from the moment on that the ranges are known.
 #[derive(Debug)]
@@ -56,6 +56,9 @@ impl Assigned {
 impl PodNetwork for Assigned {
     fn attach(&self, sandbox_id: &str, netns: BorrowedFd<'_>) -> Result<Attachment, Error> {
         self.network().ok_or(Error::NoRange)?.attach(sandbox_id, netns)
+    }
+    fn limit(&self, sandbox_id: &str, netns: BorrowedFd<'_>, bandwidth: Bandwidth) -> Result<(), Error> {
+        self.network().ok_or(Error::NoRange)?.limit(sandbox_id, netns, bandwidth)
     }
     fn detach(&self, sandbox_id: &str) -> Result<(), Error> {
         // Without a range nothing was ever attached.

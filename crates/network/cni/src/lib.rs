@@ -21,6 +21,7 @@ use std::path::PathBuf;
 
 mod addresses;
 mod assigned;
+mod bandwidth;
 mod firewall;
 mod links;
 mod peers;
@@ -30,6 +31,7 @@ pub mod segment;
 mod state;
 
 pub use assigned::Assigned;
+pub use bandwidth::Bandwidth;
 pub use peers::{Peer, Peers};
 pub use plugins::{Folders, Plugins};
 pub use routed::Routed;
@@ -118,6 +120,14 @@ pub trait PodNetwork: Send + Sync + 'static {
     /// Connects the network namespace behind `netns`. Idempotent per sandbox id; calls for the same sandbox one after the other.
     /// Blocking: call from a blocking thread.
     fn attach(&self, sandbox_id: &str, netns: BorrowedFd<'_>) -> Result<Attachment, Error>;
+    /// Limits an attached sandbox. Idempotent.
+    fn limit(&self, sandbox_id: &str, _netns: BorrowedFd<'_>, bandwidth: Bandwidth) -> Result<(), Error> {
+        if bandwidth.is_unlimited() {
+            return Ok(());
+        }
+        let source = std::io::Error::new(std::io::ErrorKind::Unsupported, "not by this pod network");
+        Err(Error::Kernel { step: "limit the bandwidth", sandbox_id: sandbox_id.to_owned(), source })
+    }
     /// Removes link, routes and address. A sandbox that is not attached is fine.
     fn detach(&self, sandbox_id: &str) -> Result<(), Error>;
     /// Detaches every sandbox that is not in `living` (after a crash).

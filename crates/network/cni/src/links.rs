@@ -17,6 +17,7 @@ const DELROUTE: u16 = 25;
 const GETROUTE: u16 = 26;
 const NEWNEIGH: u16 = 28;
 const DELNEIGH: u16 = 29;
+const NEWQDISC: u16 = 36;
 
 const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
@@ -227,6 +228,33 @@ impl<'a> Requests<'a> {
             body.raw(&[family(address), length, if address.is_ipv6() { IFA_F_NODAD } else { 0 }, 0, a, b, c, d]);
             attribute(body, 2, address);
             attribute(body, 1, address);
+        });
+    }
+    /// What leaves by this link is held back to so many bytes a second.
+    pub fn limit(&mut self, index: u32, bytes_per_second: u64, mtu: u32) {
+        const ROOT: u32 = 0xffff_ffff;
+        /// How long a packet may wait before it is dropped, in parts of a second.
+        const WAIT: u64 = 40;
+        self.add("limit the bandwidth", NEWQDISC, wire::CREATE | wire::REPLACE, |body| {
+            let mut header = [0; 20];
+            header[4..8].copy_from_slice(&index.to_ne_bytes());
+            header[12..16].copy_from_slice(&ROOT.to_ne_bytes());
+            body.raw(&header);
+            body.string(1, "tbf");
+            let word = |value: u64| u32::try_from(value).unwrap_or(u32::MAX);
+            // At least a few packets at once, or slow rates would pass none; offloaded segments are up to 64 KiB.
+            let burst = word((bytes_per_second / 100).max(u64::from(mtu) * 2).max(64 << 10));
+            let limit = word(bytes_per_second / WAIT).saturating_add(burst);
+            body.nested(2, |options| {
+                let mut parameters = [0; 36];
+                parameters[8..12].copy_from_slice(&word(bytes_per_second).to_ne_bytes());
+                parameters[24..28].copy_from_slice(&limit.to_ne_bytes());
+                options.attribute(1, &parameters);
+                if bytes_per_second > u64::from(u32::MAX) {
+                    options.attribute(4, &bytes_per_second.to_ne_bytes());
+                }
+                options.u32_ne(6, burst);
+            });
         });
     }
     pub fn delete_link(&mut self, index: u32) {

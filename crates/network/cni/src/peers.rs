@@ -14,8 +14,7 @@ use rustix::io::Errno;
 use crate::links::{self, Mac, Refused, Requests, Vxlan};
 use crate::{Cidr, Error};
 
-/// Flannel's; the port is the one that Linux took before 4789 was assigned, which is what firewalls know for pod networks.
-const VXLAN_ID: u32 = 86;
+/// The one that Linux took before 4789 was assigned, which is what firewalls know for pod networks.
 const VXLAN_PORT: u16 = 8472;
 /// Outer Ethernet, IP, UDP and VXLAN headers: 14 + 20 + 8 + 8, with an outer IPv6 header 20 more.
 const OVERHEAD: u32 = 50;
@@ -59,7 +58,7 @@ impl Peers {
         let underlay = links::default_mtu(&mut socket).map_err(at("read the default route's MTU"))?.unwrap_or(DEFAULT_MTU).min(9_000);
         let mtu = underlay - if address.is_ipv4() { OVERHEAD } else { OVERHEAD_V6 };
         let mac = own.first().map_or([0; 6], |primary| mac_of(*primary));
-        let vxlan = Vxlan { id: VXLAN_ID, port: VXLAN_PORT, local: address, mac, mtu };
+        let vxlan = Vxlan { id: vxlan_id(&cluster), port: VXLAN_PORT, local: address, mac, mtu };
         Ok(Self { socket, link: link_name(link_prefix), vxlan, cluster, own, known: BTreeMap::new() })
     }
 
@@ -176,6 +175,16 @@ pub(crate) fn link_name(prefix: &str) -> String {
     format!("vx-{prefix}")
 }
 
+/// Made of the cluster's first range: clusters whose nodes share a host, or a network, stay apart.
+fn vxlan_id(cluster: &[Cidr]) -> u32 {
+    let [_, id @ ..] = match cluster.first() {
+        Some((IpAddr::V4(address), _)) => (address.to_bits() >> 8).to_be_bytes(),
+        Some((IpAddr::V6(address), _)) => ((address.to_bits() >> 72) as u32).to_be_bytes(),
+        None => [0; 4],
+    };
+    u32::from_be_bytes([0, id[0], id[1], id[2]]).max(1)
+}
+
 fn mac_of((address, _): Cidr) -> Mac {
     let [a, b, c, d] = match address {
         IpAddr::V4(address) => address.octets(),
@@ -221,6 +230,15 @@ mod tests {
         for (address, prefix, ours) in cases {
             assert_eq!(is_within((address.into(), prefix), &cluster), ours, "{address:?}/{prefix}");
         }
+    }
+
+    #[test]
+    fn clusters_of_different_ranges_have_different_tunnels() {
+        let id = |text: &str| vxlan_id(&[crate::parse_cidr(text).unwrap()]);
+        assert_eq!(id("10.244.0.0/16"), 0x0a_f4_00);
+        assert_ne!(id("10.158.0.0/16"), id("10.159.0.0/16"));
+        assert_ne!(id("fd00:10:158::/56"), id("fd00:10:159::/56"));
+        assert!(id("::/0") > 0 && id("fd00:10:158::/56") < 1 << 24);
     }
 
     #[test]

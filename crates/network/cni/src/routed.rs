@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use crate::addresses::Pool;
 use crate::links::{self, Mac, Refused, Requests};
 use crate::state::Files;
-use crate::{Attachment, Config, Error, GATEWAY, GATEWAY_V6, PodNetwork, firewall};
+use crate::{Attachment, Bandwidth, Config, Error, GATEWAY, GATEWAY_V6, PodNetwork, firewall};
 
 /// Every node end has the same MAC address: each link has one neighbour only.
 const NODE_MAC: Mac = [0xee; 6];
@@ -251,6 +251,22 @@ impl PodNetwork for Routed {
             return Err(refused(error));
         }
         Ok(attachment)
+    }
+
+    fn limit(&self, sandbox_id: &str, netns: BorrowedFd<'_>, bandwidth: Bandwidth) -> Result<(), Error> {
+        let refused = |Refused { step, source }| Error::Kernel { step, sandbox_id: sandbox_id.to_owned(), source };
+        let Some(attachment) = lock(&self.ledger).attached.get(sandbox_id).cloned() else { return Ok(()) };
+        let limit = |socket: &mut Socket, link: &str, bytes_per_second: Option<u64>| {
+            let Some(bytes_per_second) = bytes_per_second else { return Ok(()) };
+            let found = links::index_of(socket, link).and_then(|index| index.ok_or_else(|| Errno::NODEV.into()));
+            let index = found.map_err(|source| Refused { step: "find the link", source })?;
+            let mut requests = Requests::new(socket, 1);
+            requests.limit(index, bytes_per_second, self.mtu);
+            requests.send(&[])
+        };
+        limit(&mut self.socket(), &attachment.host_link, bandwidth.ingress).map_err(refused)?;
+        let inside = in_namespace(netns, |socket| limit(socket, "eth0", bandwidth.egress));
+        inside.map_err(|source| refused(Refused { step: "enter the namespace", source }))?.map_err(refused)
     }
 
     fn detach(&self, sandbox_id: &str) -> Result<(), Error> {

@@ -252,3 +252,30 @@ fn dual_stack_pods_reach_each_other_over_ipv6() {
     assert_eq!(ask(&second, server), second_address.to_string());
     task.join().unwrap();
 }
+
+#[test]
+fn a_limited_pod_receives_and_sends_no_faster_than_it_may() {
+    let network = network();
+    let (limited, address) = network.pod("limited");
+    let (other, other_address) = network.pod("other");
+    // 8 Mbit/s each way: 400 KB take at least a quarter of a second, whatever passes at once.
+    let bandwidth = cni::Bandwidth { ingress: Some(1_000_000), egress: Some(1_000_000) };
+    for _ in 0..2 {
+        network.routed.limit("limited", limited.as_fd(), bandwidth).unwrap();
+    }
+    for (from, to, to_address) in [(&other, &limited, address), (&limited, &other, other_address)] {
+        let listener = inside(to, || TcpListener::bind((to_address, 0)).unwrap());
+        let server = listener.local_addr().unwrap();
+        let receiver = thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut bytes = Vec::new();
+            stream.read_to_end(&mut bytes).unwrap();
+            bytes.len()
+        });
+        let started = std::time::Instant::now();
+        inside(from, || TcpStream::connect(server).unwrap().write_all(&vec![7; 400_000]).unwrap());
+        assert_eq!(receiver.join().unwrap(), 400_000);
+        // Never less than the limit allows: a floor of the kernel's own clock, not a measurement.
+        assert!(started.elapsed() > Duration::from_millis(250), "{:?}", started.elapsed());
+    }
+}

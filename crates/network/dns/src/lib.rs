@@ -15,7 +15,7 @@
 //! Names, TTLs and negative answers follow the DNS specification for Kubernetes 1.1 and CoreDNS' plugin as kubeadm configures it
 //! (TTL 30, pods "insecure", reverse zones falling through).
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -50,12 +50,37 @@ pub struct Config {
     pub own_addresses: Vec<SocketAddr>,
     /// UDP sockets, and so tasks, per address.
     pub sockets: usize,
+    /// Who is answered. Others get nothing: an answer to a forged source is an attack on its owner.
+    pub clients: Clients,
+}
+
+/// A question about an address.
+#[derive(Clone)]
+pub struct Clients(pub Arc<dyn Fn(IpAddr) -> bool + Send + Sync>);
+
+impl Default for Clients {
+    fn default() -> Self {
+        Self(Arc::new(|_| true))
+    }
+}
+
+impl std::fmt::Debug for Clients {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Clients")
+    }
 }
 
 impl Config {
     pub fn new(listen: Vec<SocketAddr>, domain: &str) -> Self {
         let sockets = std::thread::available_parallelism().map_or(2, |cores| cores.get().min(4));
-        Self { listen, domain: domain.to_owned(), resolv_conf: "/etc/resolv.conf".into(), own_addresses: Vec::new(), sockets }
+        Self {
+            listen,
+            domain: domain.to_owned(),
+            resolv_conf: "/etc/resolv.conf".into(),
+            own_addresses: Vec::new(),
+            sockets,
+            clients: Clients::default(),
+        }
     }
 }
 

@@ -20,7 +20,7 @@ use crate::corefile::{self, Block, Way};
 use crate::fast::{Fast, Generation};
 use crate::forward::Forwarder;
 use crate::zone::{Answer, Zone};
-use crate::{Caches, Config, Error, metrics, watch};
+use crate::{Caches, Clients, Config, Error, metrics, watch};
 
 /// Larger questions do not exist outside TCP.
 const DATAGRAM_BYTES_MAX: usize = 4096;
@@ -37,6 +37,7 @@ pub struct Server {
     zone: Arc<RwLock<Zone>>,
     /// Before the caches are complete, a missing name proves nothing.
     ready: AtomicBool,
+    clients: Clients,
     forwarder: Forwarder,
     /// What the Corefile says, where there is one.
     blocks: RwLock<Arc<Vec<Block>>>,
@@ -68,6 +69,7 @@ impl Server {
         Ok(Self {
             zone: Arc::new(RwLock::new(zone)),
             ready: AtomicBool::new(false),
+            clients: config.clients,
             forwarder: Forwarder::new(config.resolv_conf, own),
             blocks: RwLock::default(),
             generation: Arc::default(),
@@ -137,6 +139,10 @@ impl Server {
                     continue;
                 }
             };
+            if !(self.clients.0)(client.ip().to_canonical()) {
+                metrics::count_ignored();
+                continue;
+            }
             let started = Instant::now();
             let datagram = buffer.get(..length).unwrap_or_default();
             // Before anything is looked up: what changes meanwhile makes this answer an old one.
@@ -184,6 +190,7 @@ impl Server {
         loop {
             let Ok(permit) = connections.clone().acquire_owned().await else { return };
             match listener.accept().await {
+                Ok((_, client)) if !(self.clients.0)(client.ip().to_canonical()) => metrics::count_ignored(),
                 Ok((stream, _)) => {
                     let server = self.clone();
                     tokio::spawn(async move {

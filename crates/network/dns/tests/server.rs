@@ -294,3 +294,26 @@ async fn a_changed_service_is_answered_anew_however_often_it_was_asked_before() 
         }
     }
 }
+
+#[tokio::test]
+async fn strangers_are_not_answered_by_udp_or_tcp() {
+    let mut config = Config::new(vec!["127.0.0.1:0".parse().unwrap()], "cluster.local");
+    config.clients = dns::Clients(Arc::new(|address| address.to_string() == "127.0.0.2"));
+    let server = Arc::new(Server::bind(config).unwrap());
+    let address = server.addresses()[0];
+    let caches = Caches { services: Cache::detached(), slices: Cache::detached(), namespaces: Cache::detached() };
+    let drain = stdx::drain();
+    tokio::spawn(server.run(caches, drain.clone()));
+    let question = question("dns-version.cluster.local.", RecordType::TXT).to_vec().unwrap();
+    for (source, answered) in [("127.0.0.2:0", true), ("127.0.0.3:0", false)] {
+        let socket = UdpSocket::bind(source).await.unwrap();
+        socket.send_to(&question, address).await.unwrap();
+        let patience = Duration::from_millis(if answered { 10_000 } else { 200 });
+        let got = tokio::time::timeout(patience, socket.recv(&mut [0; 512])).await;
+        assert_eq!(got.is_ok(), answered, "{source}");
+    }
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let _ = stream.write_all(&[&[0, question.len() as u8][..], &question].concat()).await;
+    assert!(!matches!(stream.read_u16().await, Ok(length) if length > 0), "from 127.0.0.1");
+    drain.stop();
+}

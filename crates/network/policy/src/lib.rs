@@ -12,7 +12,7 @@
 //! lookup; nothing at all is installed where there is no policy.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
@@ -33,6 +33,7 @@ pub use table::Enforcer;
 const RETRY: Duration = Duration::from_secs(1);
 /// Changes that come together are planned together.
 const GATHER: Duration = Duration::from_millis(2);
+const GATHER_MAX: Duration = Duration::from_millis(200);
 
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -86,13 +87,16 @@ async fn enforce(config: Config, caches: Caches, enforcer: Arc<Mutex<Enforcer>>)
             Some(pods) if any => observe(&config, &caches, pods),
             _ => model::World::default(),
         };
+        let started = Instant::now();
         if let Err(error) = apply(&enforcer, world).await {
             tracing::warn!(error = error_text(&error), "programming the network policies failed; will retry");
             tokio::time::sleep(RETRY).await;
             continue;
         }
+        let took = started.elapsed();
         wake.notified().await;
-        tokio::time::sleep(GATHER).await;
+        // In a storm half of the time at most goes into planning.
+        tokio::time::sleep(took.clamp(GATHER, GATHER_MAX)).await;
     }
 }
 
@@ -152,7 +156,7 @@ fn observe(config: &Config, caches: &Caches, pods: &Cache<Pod>) -> model::World 
 async fn apply(enforcer: &Arc<Mutex<Enforcer>>, world: model::World) -> Result<(), Error> {
     let enforcer = enforcer.clone();
     let task = tokio::task::spawn_blocking(move || {
-        let started = std::time::Instant::now();
+        let started = Instant::now();
         let plan = plan::plan(&world);
         let result = enforcer.lock().unwrap_or_else(PoisonError::into_inner).apply(plan);
         metrics::observe(started.elapsed(), result.is_ok());

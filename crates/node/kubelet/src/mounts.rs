@@ -122,7 +122,7 @@ fn make(volume: &Volume, path: &Path, payload: Option<&Payload>, gid: Option<u32
 fn hash_of(payload: &Payload) -> u64 {
     let mut hasher = DefaultHasher::new();
     for (path, file) in payload {
-        (path, &file.bytes, file.mode).hash(&mut hasher);
+        (path, &file.bytes, file.mode, file.uid).hash(&mut hasher);
     }
     hasher.finish().max(1)
 }
@@ -214,7 +214,7 @@ async fn projected(
             let seconds = source.expiration_seconds.unwrap_or(TOKEN_SECONDS_DEFAULT);
             let token = objects.tokens.get(pod, source.audience.as_deref().unwrap_or_default(), seconds, now).await?;
             *refresh = Some(refresh.map_or(token.refresh_at, |at| at.min(token.refresh_at)));
-            payload.insert(source.path.clone(), File { bytes: token.text.into_bytes(), mode: token_mode(pod, mode) });
+            payload.insert(source.path.clone(), token_file(pod, token.text, mode));
         } else if source.cluster_trust_bundle.is_some() {
             return Err("ClusterTrustBundle projection is not supported in this version".into());
         } else {
@@ -224,10 +224,22 @@ async fn projected(
     Ok(payload)
 }
 
-/// A token is for the pod's user alone unless a group shares it; then the mode of the volume stands (upstream does the same).
-fn token_mode(pod: &Pod, mode: u32) -> u32 {
+/// A token is for the pod's user alone where there is one user or a group; without either the mode of the volume stands.
+/// Source: `pkg/volume/projected`, `pkg/volume/util.FsUserFrom`. (A group may read besides: the volume's own doing.)
+fn token_file(pod: &Pod, text: String, mode: u32) -> File {
+    let uid = one_user(pod);
     let grouped = podspec::spec(pod).security_context.as_ref().is_some_and(|security| security.fs_group.is_some());
-    if grouped { 0o600 | 0o440 } else { mode }
+    File { bytes: text.into_bytes(), mode: if uid.is_some() || grouped { 0o600 } else { mode }, uid }
+}
+
+/// The user that all containers run as, if they say so and agree.
+fn one_user(pod: &Pod) -> Option<u32> {
+    let spec = podspec::spec(pod);
+    let general = spec.security_context.as_ref().and_then(|security| security.run_as_user);
+    let containers = spec.init_containers.iter().flatten().chain(&spec.containers);
+    let mut users = containers.map(|container| container.security_context.as_ref().and_then(|own| own.run_as_user).or(general));
+    let first = users.next()??;
+    users.all(|user| user == Some(first)).then(|| u32::try_from(first).ok()).flatten()
 }
 
 fn downward(pod: &Pod, files: &[DownwardAPIVolumeFile], default_mode: u32, facts: &Facts) -> Result<Payload, String> {
@@ -239,7 +251,7 @@ fn downward(pod: &Pod, files: &[DownwardAPIVolumeFile], default_mode: u32, facts
             _ => return Err(format!("{} names no field", file.path)),
         };
         let bytes = text.map_err(|error| error.0)?.into_bytes();
-        payload.insert(file.path.clone(), File { bytes, mode: file.mode.map_or(default_mode, |bits| mode(Some(bits))) });
+        payload.insert(file.path.clone(), File { bytes, mode: file.mode.map_or(default_mode, |bits| mode(Some(bits))), uid: None });
     }
     Ok(payload)
 }
@@ -394,6 +406,26 @@ mod tests {
 
     use super::*;
     use crate::podspec::tests::pod;
+
+    #[test]
+    fn a_token_is_for_the_one_user_of_the_pod_or_for_all() {
+        let file = |spec: serde_json::Value| {
+            let file = token_file(&pod(spec), "t".into(), 0o644);
+            (file.mode, file.uid)
+        };
+        let container = |user: serde_json::Value| json!({"name": "c", "securityContext": {"runAsUser": user}});
+        let cases = [
+            (json!({"containers": [container(json!(null))]}), (0o644, None)),
+            (json!({"containers": [container(json!(7))]}), (0o600, Some(7))),
+            (json!({"containers": [container(json!(7)), container(json!(8))]}), (0o644, None)),
+            (json!({"containers": [container(json!(null))], "securityContext": {"runAsUser": 7}}), (0o600, Some(7))),
+            (json!({"containers": [container(json!(8))], "securityContext": {"runAsUser": 7}}), (0o600, Some(8))),
+            (json!({"containers": [container(json!(null))], "securityContext": {"fsGroup": 7}}), (0o600, None)),
+        ];
+        for (spec, expected) in cases {
+            assert_eq!(file(spec.clone()), expected, "{spec}");
+        }
+    }
 
     #[test]
     fn hosts_file_names_the_pod_and_its_aliases() {

@@ -1,5 +1,6 @@
 //! Pod sandboxes: run, stop, remove, tell.
 
+use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -94,7 +95,7 @@ impl Inner {
         let (_, descriptors) = connection.call(Request::Setup(setup), &[]).await?;
         if own_network {
             let netns = descriptors.into_iter().next().ok_or_else(|| Error::ShimGone(id.to_owned()))?;
-            let addresses = self.attach_network(id, netns).await?;
+            let addresses = self.attach_network(id, netns, &config.annotations).await?;
             lock(&sandbox.record).addresses = addresses;
         }
         sandbox.save()?;
@@ -166,10 +167,16 @@ impl Inner {
         }
     }
 
-    async fn attach_network(self: &Arc<Self>, id: &str, netns: OwnedFd) -> Result<Vec<String>> {
+    async fn attach_network(self: &Arc<Self>, id: &str, netns: OwnedFd, annotations: &HashMap<String, String>) -> Result<Vec<String>> {
         let Some(network) = self.network.clone() else { return Ok(Vec::new()) };
         let id = id.to_owned();
-        let attachment = self.blocking(move |_| Ok(network.attach(&id, netns.as_fd())?)).await?;
+        let bandwidth = cni::Bandwidth::of(annotations).map_err(Error::Invalid)?;
+        let attach = move || {
+            let attachment = network.attach(&id, netns.as_fd())?;
+            network.limit(&id, netns.as_fd(), bandwidth)?;
+            Ok(attachment)
+        };
+        let attachment = self.blocking(move |_| attach()).await?;
         Ok(attachment.addresses.iter().map(ToString::to_string).collect())
     }
 

@@ -153,7 +153,9 @@ impl Cluster {
     /// Where kubectl and Services reach this node.
     #[track_caller]
     pub fn node_address(&self) -> String {
-        self.kubectl(&["get", "node", &self.node, "-o", r#"jsonpath={.status.addresses[?(@.type=="InternalIP")].address}"#]).ok()
+        let all = self.kubectl(&["get", "node", &self.node, "-o", r#"jsonpath={.status.addresses[?(@.type=="InternalIP")].address}"#]).ok();
+        // A node of both families has two; the first is the main one.
+        all.split_whitespace().next().unwrap_or_default().to_owned()
     }
 
     /// Everything that is left of this cluster on the machine, except for the test's own files.

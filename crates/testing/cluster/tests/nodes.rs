@@ -200,6 +200,46 @@ fn a_policy_holds_between_all_nodes_and_both_families_are_one_network() {
     assert_eq!(cluster.traces(), Vec::<String>::new());
 }
 
+#[test]
+fn links_that_are_cut_one_way_or_both_or_lose_packets_lose_no_write_and_double_no_address() {
+    let (cluster, seats) = three_nodes();
+    let further: Vec<String> =
+        cluster.sternpost(&["node", "list"]).ok().lines().filter_map(|line| line.split_whitespace().next().map(str::to_owned)).collect();
+    let mut written = Vec::new();
+    for victim in &further {
+        let safe: Vec<&Seat> = seats.iter().filter(|seat| seat.node != *victim).collect();
+        for damage in [&["--loss", "100"][..], &["--loss", "30"], &[]] {
+            cluster.sternpost(&[&["node", "cut", victim], damage].concat()).ok();
+            for number in 0..3 {
+                let name = format!("w{}-{number}", written.len());
+                cluster.kubectl(&["create", "configmap", &name, "--from-literal=a=b"]).ok();
+                written.push(name);
+                // Healthy endpoints go on for healthy clients.
+                for to in &safe {
+                    assert_eq!(fetch(&cluster, safe[0], &format!("http://{}:8080/hostname", to.address)), to.pod, "{victim} {damage:?}");
+                }
+            }
+            cluster.sternpost(&["node", "heal", victim]).ok();
+            let lost = seats.iter().find(|seat| seat.node == *victim).unwrap();
+            wait_for("the healed link carries", 30, || {
+                ensure(fetch(&cluster, safe[0], &format!("http://{}:8080/hostname", lost.address)) == lost.pod, "not yet")
+            });
+        }
+    }
+    wait_for("all nodes are ready", 90, || {
+        let nodes = cluster.kubectl(&["get", "nodes", "--no-headers"]).stdout;
+        ensure(nodes.lines().filter(|line| line.split_whitespace().nth(1) == Some("Ready")).count() == 3, nodes)
+    });
+    let there = cluster.kubectl(&["get", "configmaps", "-o", "name"]).ok();
+    assert!(written.iter().all(|name| there.lines().any(|line| line == format!("configmap/{name}"))), "{there}");
+    let addresses = cluster.kubectl(&["get", "pods", "-A", "-o", "jsonpath={range .items[*]}{.status.podIP}{\"\\n\"}{end}"]).ok();
+    let unique: BTreeSet<&str> = addresses.lines().collect();
+    assert_eq!(unique.len(), addresses.lines().count(), "{addresses}");
+    assert_eq!(seats_of(&cluster).len(), 6, "nothing was doubled");
+    cluster.sternpost(&["down", "--purge"]).ok();
+    assert_eq!(cluster.traces(), Vec::<String>::new());
+}
+
 /// A printed matrix: every pod to every pod by its IPv6 address, and to a Service of both families by each.
 fn both_families(cluster: &Cluster, seats: &[Seat]) {
     let expose = r#"

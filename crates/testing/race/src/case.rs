@@ -25,6 +25,7 @@ pub fn all() -> &'static [Case] {
             run: |options, dir| Box::pin(crate::auth::race(options, dir)),
         },
         Case { name: "cel", title: "CEL rules", run: |options, dir| Box::pin(crate::cel::race(options, dir)) },
+        Case { name: "admission", title: "Admission and fairness", run: |options, dir| Box::pin(crate::admission::race(options, dir)) },
         Case {
             name: "boot",
             title: "Start, and what an idle cluster costs",

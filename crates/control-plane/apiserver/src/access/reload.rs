@@ -27,7 +27,7 @@ impl Source {
     }
 
     /// Hands the text to `apply` at every change until the drain. What cannot be applied is said in the log, and what was before stays.
-    pub async fn follow(self, drain: Drain, what: &'static str, apply: impl Fn(&str) -> Result<(), String>) {
+    pub async fn follow(self, drain: Drain, what: &'static str, apply: impl AsyncFn(&str) -> Result<(), String>) {
         let Source::File(path) = &self else { return };
         let state = || fs::metadata(path).map(|file| (file.ino(), file.mtime(), file.mtime_nsec(), file.len())).ok();
         let mut seen = state();
@@ -37,7 +37,11 @@ impl Source {
                 continue;
             }
             seen = now;
-            match self.read().and_then(|text| apply(&text)) {
+            let applied = match self.read() {
+                Ok(text) => apply(&text).await,
+                Err(why) => Err(why),
+            };
+            match applied {
                 Ok(()) => tracing::info!(file = %path.display(), what, "configuration was read again"),
                 Err(why) => tracing::error!(file = %path.display(), what, why, "configuration cannot be used; the former one stays"),
             }

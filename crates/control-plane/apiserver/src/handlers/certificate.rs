@@ -52,21 +52,48 @@ pub fn stamp(context: &Context, kind: &Kind, object: &mut Value) -> Result<(), S
     }
 }
 
-/// At an update: the spec stays, and `status` alone neither approves nor denies.
+/// At an update: the spec stays, `status` alone neither approves nor denies, and conditions say when they changed.
 pub fn keep(kind: &Kind, new: &mut Value, old: &Value, part: rules::Part) {
     if !is_request(kind) {
         return;
     }
-    if part == rules::Part::Main {
-        new["spec"] = old["spec"].clone();
+    match part {
+        rules::Part::Main => new["spec"] = old["spec"].clone(),
+        rules::Part::Status => {
+            preserve(new, old, "Approved");
+            preserve(new, old, "Denied");
+            date(new, old);
+        }
+        rules::Part::Subresource(_) => date(new, old),
     }
-    if part == rules::Part::Status {
-        let decides = |condition: &&Value| matches!(condition["type"].as_str(), Some("Approved" | "Denied"));
-        let conditions = |object: &Value| object["status"]["conditions"].as_array().cloned().unwrap_or_default();
-        let mut kept: Vec<Value> = conditions(old).iter().filter(decides).cloned().collect();
-        kept.extend(conditions(new).iter().filter(|condition| !decides(condition)).cloned());
-        if !kept.is_empty() || new["status"]["conditions"].is_array() {
-            new["status"]["conditions"] = kept.into();
+}
+
+fn conditions(object: &Value) -> &[Value] {
+    object["status"]["conditions"].as_array().map(Vec::as_slice).unwrap_or_default()
+}
+
+/// Conditions of this type stay what they were; that one was added or removed is for validation to refuse.
+fn preserve(new: &mut Value, old: &Value, decision: &str) {
+    let kept: Vec<&Value> = conditions(old).iter().filter(|condition| condition["type"] == decision).collect();
+    let Some(conditions) = new["status"]["conditions"].as_array_mut() else { return };
+    let mut given: Vec<&mut Value> = conditions.iter_mut().filter(|condition| condition["type"] == decision).collect();
+    if given.len() == kept.len() {
+        given.iter_mut().zip(kept).for_each(|(given, kept)| **given = kept.clone());
+    }
+}
+
+fn date(new: &mut Value, old: &Value) {
+    let now = meta::time::now();
+    let Some(list) = new["status"]["conditions"].as_array_mut() else { return };
+    for condition in list.iter_mut().filter(|condition| condition.is_object()) {
+        let unset = |condition: &Value, name: &str| condition[name].as_str().unwrap_or_default().is_empty();
+        if unset(condition, "lastUpdateTime") {
+            condition["lastUpdateTime"] = now.as_str().into();
+        }
+        if unset(condition, "lastTransitionTime") {
+            let same = |known: &&Value| known["type"] == condition["type"] && known["status"] == condition["status"];
+            let since = conditions(old).iter().find(same).map(|known| known["lastTransitionTime"].clone());
+            condition["lastTransitionTime"] = since.filter(Value::is_string).unwrap_or_else(|| now.as_str().into());
         }
     }
 }

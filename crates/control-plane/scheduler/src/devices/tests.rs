@@ -63,18 +63,7 @@ fn node(name: &str) -> Details {
 }
 
 fn empty() -> Devices {
-    Devices {
-        claims: Cache::detached(),
-        slices: Cache::detached(),
-        classes: Cache::detached(),
-        rules: Cache::detached(),
-        selectors: Selectors::default(),
-        inventory: Inventory::default(),
-        stale: true,
-        usage: Vec::new(),
-        held: HashMap::new(),
-        deciding: HashMap::new(),
-    }
+    Devices::of(Lists::default())
 }
 
 fn slice(name: &str, pool: &str, devices: &Value, more: &Value) -> ResourceSlice {
@@ -90,6 +79,7 @@ fn slice(name: &str, pool: &str, devices: &Value, more: &Value) -> ResourceSlice
 
 fn world(case: &Case) -> Devices {
     let mut world = empty();
+    world.invalidate();
     let class = |name: &str, spec: Value| object(json!({ "metadata": { "name": name }, "spec": spec }));
     world.classes.apply(class("gpu", selected("device.driver == 'gpu.example.com'")));
     world.classes.apply(class("large", selected("device.capacity['gpu.example.com'].memory.compareTo(quantity('20Gi')) >= 0")));

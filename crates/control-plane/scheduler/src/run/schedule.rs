@@ -20,7 +20,7 @@ use crate::snapshot::{Slot, Snapshot};
 use crate::{devices, volumes};
 
 /// How long an eviction may take to show before it counts as failed.
-const EVICTION_MAX: Duration = Duration::from_secs(30);
+pub(super) const EVICTION_MAX: Duration = Duration::from_secs(30);
 /// What a failed attempt says of resource claims after the reasons, of pods without any as well (as upstream).
 const NO_CLAIMS: &str = "no new claims to deallocate";
 
@@ -103,7 +103,7 @@ impl Scheduler {
     /// The pod occupies its node before the API knows.
     pub(super) fn assume(&mut self, key: &ObjectKey, pod: &Pod, class: &Arc<Class>, slot: Slot) {
         let node = self.snapshot.name(slot).to_owned();
-        self.victims.remove(key);
+        self.forget_victims(key);
         if let Some(nominated) = self.nominated.remove(key) {
             self.snapshot.forget_nomination(&nominated, key);
         }
@@ -167,7 +167,9 @@ impl Scheduler {
         }
         report.message = error.to_string();
         let mut plugins = error.plugins;
-        if self.nominated.contains_key(key) {
+        if self.has_victims_left(key) {
+            plugins = Plugin::DefaultPreemption.bit();
+        } else if self.nominated.contains_key(key) {
             plugins = plugins.with(Plugin::NodeResourcesFit);
         }
         self.queue.unschedulable(key, plugins, Instant::now());
@@ -235,10 +237,7 @@ impl Scheduler {
     /// Less important pods on the node that the pod waits for are on their way out.
     fn victims_are_going(&self, key: &ObjectKey, class: &Class) -> bool {
         // Those that were told to go count as going though the API does not show it yet: else another node's pods would go as well.
-        if let Some((since, victims)) = self.victims.get(key)
-            && since.elapsed() < EVICTION_MAX
-            && victims.iter().any(|(victim, uid)| self.placed.get(victim).is_some_and(|placed| placed.uid == *uid))
-        {
+        if self.has_victims_left(key) {
             return true;
         }
         let Some(slot) = self.nominated.get(key).and_then(|node| self.snapshot.slot(node)) else { return false };
@@ -259,7 +258,8 @@ impl Scheduler {
                 self.reports.send(report);
             }
         }
-        let told = candidate.victims.iter().map(|victim| (ObjectKey::clone(&victim.key), victim.uid.clone())).collect();
+        let told: Vec<_> = candidate.victims.iter().map(|victim| (ObjectKey::clone(&victim.key), victim.uid.clone())).collect();
+        told.iter().for_each(|(victim, _)| drop(self.preemptors.insert(victim.clone(), key.clone())));
         self.victims.insert(key.clone(), (Instant::now(), told));
         for victim in &candidate.victims {
             if let Some(victim) = self.world.pods.get_key(&victim.key).filter(|found| *found.uid() == *victim.uid) {
