@@ -4,7 +4,7 @@ use meta::selector::{FieldSelector, LabelSelector};
 use serde_json::Value;
 
 use crate::cache::{Change, Event};
-use crate::object::Object;
+use crate::object::{Object, scan};
 use crate::registry::catalog::RulesRef;
 use crate::shard::Shard;
 
@@ -77,6 +77,10 @@ impl Selection {
         match field {
             "metadata.name" => Some(object.name()),
             "metadata.namespace" => Some(object.namespace()),
+            // Every kubelet asks this of every change of its pods: no tree is made for it.
+            NODE_NAME if object.key.starts_with(PODS) => {
+                Some(object.member(&["spec", "nodeName"]).and_then(scan::plain).unwrap_or_default())
+            }
             other => {
                 let fields = object.fields.get_or_init(|| fields_of(object, &self.rules));
                 fields.iter().find(|(name, _)| *name == other).map(|(_, value)| &**value)

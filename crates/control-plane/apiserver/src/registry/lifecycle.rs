@@ -31,14 +31,19 @@ pub fn begin_create(kind: &Kind, namespace: &str, object: &mut Value) -> Result<
         }
         (false, true) => {}
     }
-    if !meta(object, "resourceVersion").is_empty() {
-        return Err(Status::bad_request("resourceVersion should not be set on objects to be created"));
-    }
     let metadata = metadata_mut(object);
     for name in ["deletionTimestamp", "deletionGracePeriodSeconds", "selfLink", "uid", "creationTimestamp", "generation"] {
         metadata.remove(name);
     }
     Ok(())
+}
+
+/// The last thing before a new object is stored: what admission and validation have to say about it comes first, as upstream.
+pub fn check_unversioned(object: &Value) -> Result<(), Status> {
+    match meta(object, "resourceVersion") {
+        "" | "0" => Ok(()),
+        _ => Err(Status::bad_request("resourceVersion should not be set on objects to be created")),
+    }
 }
 
 /// Gives the object its identity.
