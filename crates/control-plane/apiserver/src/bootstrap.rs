@@ -49,6 +49,7 @@ pub async fn run(server: &Inner) -> Result<(), Error> {
     if let Some(authorities) = &server.client_authorities {
         publish_authorities(server, authorities).await.map_err(fail("the authentication of extension API servers"))?;
     }
+    service_range(server).await.map_err(fail("the range of Services"))?;
     kubernetes_service(server).await.map_err(fail("the kubernetes Service"))?;
     // From here on the roles count.
     match caches.reach(server.registry.store.revision(), LOAD_PATIENCE).await {
@@ -99,6 +100,20 @@ fn priority_classes() -> [Value; 2] {
             "Used for system critical pods that must run in the cluster, but can be moved to another node if necessary.",
         ),
     ]
+}
+
+/// The addresses that Services get, as the object that KEP-1880 makes of them; a second family that came since is added.
+async fn service_range(server: &Inner) -> Result<(), Status> {
+    let networks = &server.registry.services.ranges.networks;
+    let cidrs: Vec<String> = networks.iter().map(|network| format!("{}/{}", network.first, network.prefix)).collect();
+    let range = json!({"metadata": {"name": "kubernetes"}, "spec": {"cidrs": cidrs}});
+    let widen = |old: &mut Value, wanted: &Value| {
+        let count = |range: &Value| range["spec"]["cidrs"].as_array().map_or(0, Vec::len);
+        if (count(old), count(wanted)) == (1, 2) && old["spec"]["cidrs"][0] == wanted["spec"]["cidrs"][0] {
+            old["spec"]["cidrs"] = wanted["spec"]["cidrs"].clone();
+        }
+    };
+    ensure(server, "networking.k8s.io", "servicecidrs", range, widen).await
 }
 
 /// The Service through which pods reach the API, with its endpoints.

@@ -5,6 +5,7 @@
 
 pub mod admit;
 pub mod catalog;
+mod decoded;
 pub mod deletion;
 pub mod lifecycle;
 pub mod service;
@@ -90,7 +91,13 @@ impl Registry {
         let caches: Arc<Caches> = Arc::default();
         let custom: Arc<custom::Kinds> = Arc::default();
         let server = OnceLock::new();
-        let reader = Arc::new(admit::Reader { store: store.clone(), caches: caches.clone(), custom: custom.clone(), server });
+        let reader = Arc::new(admit::Reader {
+            store: store.clone(),
+            caches: caches.clone(),
+            custom: custom.clone(),
+            decoded: Default::default(),
+            server,
+        });
         let admission = admission::Chain::new(options, reader.clone())?;
         Ok(Self { store, caches, admission, services, custom, reader })
     }
@@ -156,6 +163,7 @@ impl Registry {
         admission.rename(&name);
         admission.judge(self, context).await?;
         let (object, _) = admission.parts();
+        lifecycle::check_unversioned(object)?;
         let reserved = self.services.reserve(kind, object, None).map_err(|errors| kind.invalid(target.name, &errors))?;
         own(target, object, None, Part::Main, options, owners);
         let (key, bytes) = (Bytes::from(target.key()), kind.encode(object)?);

@@ -4,7 +4,7 @@ use meta::selector::{FieldSelector, LabelSelector};
 use serde_json::Value;
 
 use crate::cache::{Change, Event};
-use crate::object::Object;
+use crate::object::{Object, scan};
 use crate::registry::catalog::RulesRef;
 use crate::shard::Shard;
 
@@ -20,6 +20,8 @@ pub struct Selection {
     pub prefix: Vec<u8>,
     pub labels: LabelSelector,
     pub fields: FieldSelector,
+    /// Fields of a version that a webhook makes: asked of the object as it is shown, not as it is stored, by whoever shows it.
+    pub late: FieldSelector,
     /// Part of the whole, by a hash of one of its fields.
     pub shard: Option<Shard>,
     /// Of the stored version of the kind.
@@ -31,12 +33,12 @@ pub struct Selection {
 impl Selection {
     pub fn all(prefix: impl Into<Vec<u8>>, rules: RulesRef) -> Self {
         let (labels, fields) = (LabelSelector::everything(), FieldSelector::default());
-        Self { prefix: prefix.into(), labels, fields, shard: None, rules, single: false }
+        Self { prefix: prefix.into(), labels, fields, late: FieldSelector::default(), shard: None, rules, single: false }
     }
 
     /// Nothing but the prefix selects.
     pub fn is_everything(&self) -> bool {
-        self.labels.is_everything() && self.fields.is_everything() && self.shard.is_none()
+        self.labels.is_everything() && self.fields.is_everything() && self.late.is_everything() && self.shard.is_none()
     }
 
     /// The key of the one object that can be meant.
@@ -62,10 +64,23 @@ impl Selection {
             && self.fields.matches(|field| self.field(object, field))
     }
 
+    /// Whether an object as it is shown has the fields of `late`.
+    pub fn matches_shown(&self, shown: &Object) -> bool {
+        if self.late.is_everything() {
+            return true;
+        }
+        let fields = fields_of(shown, &self.rules);
+        self.late.matches(|field| fields.iter().find(|(name, _)| *name == field).map(|(_, value)| &**value))
+    }
+
     fn field<'a>(&self, object: &'a Object, field: &str) -> Option<&'a str> {
         match field {
             "metadata.name" => Some(object.name()),
             "metadata.namespace" => Some(object.namespace()),
+            // Every kubelet asks this of every change of its pods: no tree is made for it.
+            NODE_NAME if object.key.starts_with(PODS) => {
+                Some(object.member(&["spec", "nodeName"]).and_then(scan::plain).unwrap_or_default())
+            }
             other => {
                 let fields = object.fields.get_or_init(|| fields_of(object, &self.rules));
                 fields.iter().find(|(name, _)| *name == other).map(|(_, value)| &**value)

@@ -131,7 +131,7 @@ fn account(controller: &str) -> &str {
         "replicationcontroller-controller" => "replication-controller",
         "resourceclaim-controller" => "resource-claim-controller",
         "root-ca-certificate-publisher-controller" => "root-ca-cert-publisher",
-        "service-cidr-controller" => "service-cidrs-controller",
+        "service-cidr-controller" | "service-ip-address-controller" => "service-cidrs-controller",
         "service-lb-controller" => "service-controller",
         "serviceaccount-controller" => "service-account-controller",
         "token-cleaner-controller" => "token-cleaner",

@@ -56,6 +56,7 @@ mod root_ca;
 mod service_account;
 mod service_account_token;
 mod service_cidr;
+mod service_ip_address;
 mod service_load_balancer;
 mod stateful_set;
 mod storage_version_migration;
@@ -128,6 +129,7 @@ fn all() -> Vec<Controller> {
         controller!(bootstrap_token),
         controller!(resource_claim),
         controller!(service_cidr),
+        controller!(service_ip_address),
         controller!(storage_version_migration),
         controller!(trust_bundle),
         controller!(attach_detach),

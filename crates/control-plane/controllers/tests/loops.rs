@@ -367,6 +367,25 @@ async fn whatever_is_asked_for_the_controllers_come_to_rest() {
     assert_eq!(created(&api), 9, "two sets that want the same pods do not take them from each other");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_namespace_loses_its_pods_before_what_they_need() {
+    let cluster = cluster();
+    let api = cluster.api.clone();
+    post(&cluster, "/api/v1/namespaces", json!({"metadata": {"name": "b"}, "spec": {"finalizers": ["kubernetes"]}})).await;
+    post(&cluster, "/api/v1/namespaces/b/configmaps", json!({"metadata": {"namespace": "b", "name": "needed"}})).await;
+    let held = json!({"metadata": {"namespace": "b", "name": "held", "finalizers": ["e2e.example/hold"]}, "spec": {"containers": [{"name": "c"}]}});
+    post(&cluster, "/api/v1/namespaces/b/pods", held).await;
+    cluster.client.delete::<Namespace>(None, "b", &Default::default()).await.unwrap();
+    let told = || condition(&api.get("/api/v1/namespaces", "", "b").unwrap(), "NamespaceContentRemaining")["message"].clone();
+    until("it says what remains", || told() == "Some resources are remaining: pods. has 1 resource instances").await;
+    assert!(api.get("/api/v1/configmaps", "b", "needed").is_some(), "the pod may still need it");
+    assert!(!api.get(PODS, "b", "held").unwrap()["metadata"]["deletionTimestamp"].is_null());
+    let body = json!({"metadata": {"finalizers": null}});
+    cluster.client.patch::<Pod>(Some("b"), "held", &client::Patch::Merge(body), "").await.unwrap();
+    until("the namespace gone", || api.get("/api/v1/namespaces", "", "b").is_none()).await;
+    assert!(api.get("/api/v1/configmaps", "b", "needed").is_none());
+}
+
 async fn post(cluster: &Cluster, path: &str, object: Value) {
     let body = bytes::Bytes::from(object.to_string());
     cluster.client.request_json::<Value>(http::Method::POST, path, Some(body)).await.unwrap();

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use store::{Expect, Store};
 
 use super::catalog::Kind;
+use super::decoded::Decoded;
 use super::{Registry, Target, catalog, storage_error, versions};
 use crate::cache::Caches;
 use crate::context::Context;
@@ -26,6 +27,7 @@ pub struct Reader {
     pub store: Arc<dyn Store>,
     pub caches: Arc<Caches>,
     pub custom: Arc<custom::Kinds>,
+    pub decoded: Decoded,
     /// Set once the server stands: rights are its to judge.
     pub server: OnceLock<Weak<crate::Inner>>,
 }
@@ -49,8 +51,12 @@ impl Lookup for Reader {
             let Some(kind) = self.stored(resource) else {
                 return Ok(None);
             };
-            let entry = self.store.get(&kind.key(namespace, name)).await.map_err(storage_error)?;
-            entry.map(|entry| kind.decode(&entry.value, entry.mod_revision).map(Arc::new)).transpose()
+            let Some(entry) = self.store.get(&kind.key(namespace, name)).await.map_err(storage_error)? else {
+                return Ok(None);
+            };
+            let decode = || kind.decode(&entry.value, entry.mod_revision);
+            // What a custom resource looks like depends on its definition too.
+            if kind.is_custom() { decode().map(Arc::new).map(Some) } else { self.decoded.get(&entry, decode).map(Some) }
         }
         .boxed()
     }

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use client::Error;
+use client::{ApiResource, Error};
 use http::Method;
-use k8s_openapi::api::core::v1::{Namespace, NamespaceStatus};
+use k8s_openapi::api::core::v1::{Namespace, NamespaceStatus, Pod};
 use reconcile::Outcome;
 use stdx::Backoff;
 
@@ -22,6 +22,21 @@ impl Controller {
         let mut waits = Backoff::new(Duration::from_millis(20), Duration::from_secs(1));
         let mut found = World::default();
         let everything = self.resources(&mut found).await;
+        // Pods go before what they may still need: their accounts, configuration, policies (KEP-5080).
+        let pods: Vec<_> = everything.iter().filter(|found| found.resource == ApiResource::of::<Pod>()).cloned().collect();
+        let mut world = self.sweep(name, pods.clone()).await;
+        for _ in 0..SWEEPS {
+            if plan::is_empty(&world) {
+                break;
+            }
+            self.write_conditions(name, &world).await?;
+            tokio::time::sleep(waits.next_wait()).await;
+            world = self.sweep(name, pods.clone()).await;
+        }
+        if !plan::is_empty(&world) {
+            return Ok(Outcome::RequeueAfter(AGAIN));
+        }
+        waits.reset();
         let mut world = self.sweep(name, everything.clone()).await;
         world.discovery_errors = std::mem::take(&mut found.discovery_errors);
         for _ in 0..SWEEPS {

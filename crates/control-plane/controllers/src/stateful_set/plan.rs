@@ -111,7 +111,10 @@ fn shrink(world: &World, numbered: &Numbered, plan: &mut Plan) -> bool {
     if beyond.iter().any(|pod| is_leaving(pod)) {
         return true;
     }
-    plan.delete.extend(beyond.first().map(|pod| (*pod).clone()));
+    // An unhealthy one waits for those below it: it may be the only one that has what they need to come up again.
+    let first_unhealthy = numbered.values().find(|pod| !is_healthy(world, pod));
+    let may_go = |pod: &&&Arc<Pod>| is_healthy(world, pod) || first_unhealthy.is_some_and(|first| Arc::ptr_eq(first, pod));
+    plan.delete.extend(beyond.first().filter(may_go).map(|pod| (*pod).clone()));
     !beyond.is_empty()
 }
 
@@ -274,6 +277,18 @@ mod tests {
         for (replicas, more, pods, expected) in cases {
             assert_eq!(words(&world(replicas, more, pods)), expected, "{pods:?}");
         }
+    }
+
+    #[test]
+    fn an_ordered_scale_down_halts_at_an_unhealthy_pod_until_those_below_are_healthy() {
+        let told = |ready: [bool; 3]| {
+            let pods: Vec<(i32, &str, bool)> = ready.iter().zip(0..).map(|(ready, number)| (number, "db-2", *ready)).collect();
+            words(&world(0, json!({}), &pods))
+        };
+        assert_eq!(told([true, true, true]), "-2");
+        assert_eq!(told([false, true, true]), "-2");
+        assert_eq!(told([false, true, false]), "", "the last one waits for the first");
+        assert_eq!(told([true, true, false]), "-2", "it is the only unhealthy one");
     }
 
     #[test]

@@ -286,7 +286,9 @@ const ALL: &[(&str, &[Words])] = &[
             rule("get list patch update watch", "networking.k8s.io", "servicecidrs"),
             rule("patch update", "networking.k8s.io", "servicecidrs/finalizers"),
             rule("patch update", "networking.k8s.io", "servicecidrs/status"),
-            rule(READ, "networking.k8s.io", "ipaddresses"),
+            // Beside upstream's, whose API server writes these objects itself.
+            rule("create delete get list watch", "networking.k8s.io", "ipaddresses"),
+            rule(READ, "core", "services"),
             EVENTS,
         ],
     ),
