@@ -233,7 +233,7 @@ fn configuration(dir: &Path, node: &str) -> String {
     let (data, run) = (dir.join("data"), dir.join("run"));
     format!(
         "dataDir: {}\nrunDir: {}\nnodeName: {node}\napiPort: {}\nkubeletPort: {}\ndnsPort: {}\npodCidr: {}\nnodeCidr: {}\nserviceCidr: {}\n\
-         cgroupRoot: {}\nnftTable: {}\nlinkPrefix: {}\ncontext: stest\n",
+         cgroupRoot: {}\nnftTable: {}\nlinkPrefix: {}\ncontext: stest\nstaticPodPath: {}\n",
         data.display(),
         run.display(),
         names::API_PORT,
@@ -245,5 +245,6 @@ fn configuration(dir: &Path, node: &str) -> String {
         names::CGROUP_ROOT,
         names::NFT_TABLE,
         names::LINK_PREFIX,
+        dir.join("manifests").display(),
     )
 }

@@ -32,6 +32,7 @@ pub fn all() -> &'static [Case] {
             run: |options, dir| Box::pin(crate::boot::race(options, dir)),
         },
         Case { name: "pods", title: "Pods on one node", run: |options, dir| Box::pin(crate::pods::race(options, dir)) },
+        Case { name: "node", title: "Runtime, beside containerd", run: |options, dir| Box::pin(crate::node::race(options, dir)) },
         Case {
             name: "controllers",
             title: "Controllers: pods, endpoints, garbage",

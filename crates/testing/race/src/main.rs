@@ -21,6 +21,7 @@ mod floor;
 mod machine;
 mod measure;
 mod network;
+mod node;
 mod pods;
 mod processes;
 mod report;
