@@ -249,6 +249,11 @@ fn seats(caches: &Caches, context: &Context, widest: usize) -> usize {
     limit.map_or(count, |limit| limit.min(count)).div_ceil(OBJECTS_PER_SEAT).clamp(1, SEATS_MAX.min(widest))
 }
 
+/// Tells FlowSchemas whether their levels exist: of those that every cluster has, before anybody asks.
+pub async fn tell(server: &Inner) {
+    dangling::tell(server).await;
+}
+
 /// Lends seats, and tells FlowSchemas what became of their levels, until the server stops.
 pub async fn run(server: Arc<Inner>) {
     let mut told = None;

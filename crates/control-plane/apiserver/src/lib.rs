@@ -274,6 +274,7 @@ impl Server {
     /// no addresses safely: call it before anything else writes.
     pub async fn bootstrap(&self) -> Result<(), Error> {
         bootstrap::run(&self.0).await?;
+        flow::tell(&self.0).await;
         self.0.bootstrapped.store(true, Ordering::Relaxed);
         tokio::spawn(expiry::run(self.0.clone()));
         tokio::spawn(aggregation::run(self.0.clone()));
