@@ -153,8 +153,8 @@ fn keep_all_but_subresource(new: &mut Value, old: &Value, name: &str) {
     let metadata = new["metadata"].take();
     *new = old.clone();
     match name {
-        // Who decides about a request may label it too.
-        "approval" => new["metadata"] = metadata,
+        // These leave metadata to the client: who decides about a request may label it too.
+        "approval" | "finalize" => new["metadata"] = metadata,
         _ => drop(metadata_mut(new).insert("resourceVersion".into(), metadata["resourceVersion"].as_str().unwrap_or_default().into())),
     }
     for (path, value) in written.iter().zip(wanted) {
