@@ -53,6 +53,12 @@ pub struct Config {
     pub max_pods: u32,
     /// Processes and threads of one pod together.
     pub pod_pids_limit: u64,
+    /// Upstream's `KubeletConfiguration` file; what it says comes before the settings of this file.
+    pub kubelet_config: Option<PathBuf>,
+    /// A folder of pods that run on this node without the API asking for them; empty for none.
+    pub static_pod_path: PathBuf,
+    /// The socket of another container runtime, such as `unix:///run/containerd/containerd.sock`; empty for the built-in one.
+    pub container_runtime_endpoint: String,
     /// Built-in APIs switched on or off, such as `api/beta=true,apps/v1=false`.
     pub runtime_config: String,
     /// Admission plugins beside those that run by default, those of them that do not run, and an AdmissionConfiguration.
@@ -139,6 +145,9 @@ impl Default for Config {
             fast_failover: false,
             max_pods: 1_100,
             pod_pids_limit: 8_192,
+            kubelet_config: None,
+            static_pod_path: "/etc/sternpost/manifests".into(),
+            container_runtime_endpoint: String::new(),
             runtime_config: String::new(),
             enable_admission_plugins: Vec::new(),
             disable_admission_plugins: Vec::new(),
@@ -196,6 +205,10 @@ impl Config {
         scheduler::config::parse(&text).with_context(|| path.display().to_string())
     }
 
+    /// Where the built-in runtime serves CRI, for `crictl` and the like.
+    pub fn cri_socket(&self) -> PathBuf {
+        self.run_dir.join("cri.sock")
+    }
     pub fn pid_file(&self) -> PathBuf {
         self.run_dir.join("sternpost.pid")
     }

@@ -99,14 +99,24 @@ pub struct Surroundings {
 
 /// Starts the node's components.
 pub async fn start(around: &Surroundings, tasks: &mut JoinSet<()>) -> anyhow::Result<NodeParts> {
+    let settings = kubelet_settings(around)?;
     let (node, runtime) = open(&around.config).await?;
+    let images: Arc<dyn ImageService> = node.service.clone();
+    remote::Server::start(runtime.clone(), images.clone(), &around.config.cri_socket(), around.drain.clone()).await.context("serve CRI")?;
+    let (runtime, images) = match &settings.endpoint {
+        Some(endpoint) => {
+            let other = Arc::new(remote::Remote::new(&remote::socket_path(endpoint)?));
+            (other.clone() as Arc<dyn RuntimeService>, other as Arc<dyn ImageService>)
+        }
+        None => (runtime, images),
+    };
     start_network(around, tasks)?;
     start_policies(around, tasks);
     if around.config.network == Network::Embedded {
         peers::start(around, tasks)?;
     }
     start_dns(around, tasks)?;
-    start_kubelet(around, runtime, node.service.clone(), tasks)?;
+    start_kubelet(around, settings.kubelet, runtime, images, tasks);
     Ok(node)
 }
 
@@ -158,12 +168,13 @@ fn add_toolbox(images: &images::Store) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn start_kubelet(
-    around: &Surroundings,
-    runtime: Arc<dyn RuntimeService>,
-    images: Arc<dyn ImageService>,
-    tasks: &mut JoinSet<()>,
-) -> anyhow::Result<()> {
+/// How the kubelet runs, and on which runtime if not the built-in one.
+struct KubeletSettings {
+    kubelet: kubelet::Config,
+    endpoint: Option<String>,
+}
+
+fn kubelet_settings(around: &Surroundings) -> anyhow::Result<KubeletSettings> {
     let config = &around.config;
     let places = Places::of(config);
     let mut settings = kubelet::Config::new(&config.node_name, around.address);
@@ -180,21 +191,39 @@ fn start_kubelet(
     settings.cluster_dns = vec![config.dns_service_ip()?];
     settings.cluster_domain = config.cluster_domain.clone();
     settings.data_directory = places.kubelet;
+    settings.image_directory = config.data_dir.clone();
     settings.runtime_directory = config.run_dir.join("kubelet");
     volumes::empty_dir::never_on_disk(&settings.runtime_directory)?;
     settings.log_directory = config.data_dir.join("logs");
     settings.port = config.kubelet_port;
     settings.pods_max = config.max_pods;
     settings.pod_pids_max = Some(config.pod_pids_limit);
+    settings.static_pods = Some(config.static_pod_path.clone()).filter(|path| !path.as_os_str().is_empty());
     settings.tls = Some(around.tls.clone());
-    let client = around.client.named("kubelet");
-    let drain = around.drain.clone();
+    let elsewhere = match &config.kubelet_config {
+        Some(path) => kubelet::settings::read(path, &mut settings).context("kubeletConfig")?,
+        None => kubelet::settings::Elsewhere::default(),
+    };
+    let own = Some(config.container_runtime_endpoint.clone()).filter(|endpoint| !endpoint.is_empty());
+    let endpoint = elsewhere.runtime_endpoint.or(own);
+    // The built-in runtime makes the pods' control groups itself.
+    settings.pod_cgroups = endpoint.is_some().then(|| config.cgroup_root.clone());
+    Ok(KubeletSettings { kubelet: settings, endpoint })
+}
+
+fn start_kubelet(
+    around: &Surroundings,
+    settings: kubelet::Config,
+    runtime: Arc<dyn RuntimeService>,
+    images: Arc<dyn ImageService>,
+    tasks: &mut JoinSet<()>,
+) {
+    let (client, drain) = (around.client.named("kubelet"), around.drain.clone());
     tasks.spawn(async move {
         if let Err(error) = kubelet::run(settings, client, runtime, images, drain).await {
             tracing::error!(%error, "the kubelet ended");
         }
     });
-    Ok(())
 }
 
 /// Marks the node as one that holds the control plane; a kubelet may not say so of itself.

@@ -62,6 +62,13 @@ pub struct Local {
     server: String,
 }
 
+impl Local {
+    /// The settings that its daemon runs with.
+    pub fn into_config(self) -> Config {
+        self.config
+    }
+}
+
 /// Brings the nodes two to `count` up, and waits until they are ready.
 pub async fn start_all(parts: &Arc<Parts>, count: u8, progress: &mut Progress) -> anyhow::Result<()> {
     let nodes = parts.caches.of::<Node>();
@@ -300,6 +307,7 @@ fn written(config: &Config) -> String {
         "serviceCidr": config.service_cidr, "clusterDomain": config.cluster_domain, "nodeName": config.node_name, "nodeIp": config.node_ip,
         "maxPods": config.max_pods, "podPidsLimit": config.pod_pids_limit, "log": config.log, "cgroupRoot": config.cgroup_root,
         "nftTable": config.nft_table, "linkPrefix": config.link_prefix, "context": config.context,
+        "kubeletConfig": config.kubelet_config, "staticPodPath": "",
     });
     // JSON is YAML.
     text.to_string()

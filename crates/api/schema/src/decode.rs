@@ -50,11 +50,13 @@ impl Mode {
 pub struct Parsed {
     pub value: Value,
     pub duplicates: Vec<String>,
+    /// Where keys are repeated in JSON: the paths of all keys as the document has them.
+    pub(crate) keys: Vec<String>,
 }
 
 impl From<Value> for Parsed {
     fn from(value: Value) -> Self {
-        Self { value, duplicates: Vec::new() }
+        Self { value, duplicates: Vec::new(), keys: Vec::new() }
     }
 }
 
@@ -104,13 +106,17 @@ fn summary(body: &[u8]) -> String {
 
 /// Decodes a document as `schema`: the object as Go would write it again, and what there is to warn of.
 pub fn decode(document: impl Into<Parsed>, schema: &Schema, mode: Mode) -> Result<(Value, Vec<Warning>), Error> {
-    let Parsed { mut value, mut duplicates } = document.into();
+    let Parsed { mut value, duplicates, keys } = document.into();
     let mut unknown = Vec::new();
     walk::root(&mut value, schema, &mut unknown)?;
-    duplicates =
-        duplicates.into_iter().map(|path| if path.starts_with("yaml:") { path } else { format!("duplicate field {path:?}") }).collect();
-    let mut found = duplicates;
-    found.extend(unknown.into_iter().map(|path| format!("unknown field {path:?}")));
+    let repeated = |path: String| if path.starts_with("yaml:") { path } else { format!("duplicate field {path:?}") };
+    let mut found: Vec<(usize, String)> = duplicates.into_iter().map(|path| (place(&keys, &path, 1), repeated(path))).collect();
+    found.extend(unknown.into_iter().map(|path| (place(&keys, &path, 0), format!("unknown field {path:?}"))));
+    // Go finds both while it reads a type of its own; of a custom resource the repeated fields are found first.
+    if matches!(schema, Schema::Object(Ref::Static(_))) {
+        found.sort_by_key(|(place, _)| *place);
+    }
+    let mut found: Vec<String> = found.into_iter().map(|(_, sentence)| sentence).collect();
     // Upstream stops collecting at a hundred.
     found.truncate(100);
     match mode {
@@ -118,6 +124,11 @@ pub fn decode(document: impl Into<Parsed>, schema: &Schema, mode: Mode) -> Resul
         Mode::Strict if !found.is_empty() => Err(Error::Strict(found)),
         _ => Ok((value, found)),
     }
+}
+
+/// Where in the document the key stands for the `nth` time; all the same where that is not known.
+fn place(keys: &[String], path: &str, nth: usize) -> usize {
+    keys.iter().enumerate().filter(|(_, key)| *key == path).nth(nth).map_or(0, |(place, _)| place)
 }
 
 /// [`decode`] for a built-in type.

@@ -50,6 +50,13 @@ pub fn check(context: &Context, kind: &Kind, parsed: Parsed, options: &WriteOpti
     typed(context, kind.schema.clone(), kind.facts.kind, kind.facts.version, parsed, options).map(drop)
 }
 
+/// The paths of fields that the kind does not have; `None` where there are none (or where more is wrong, which others say).
+pub fn unknown(kind: &Kind, parsed: &Parsed) -> Option<Vec<String>> {
+    let (_, warnings) = decode::decode(parsed.value.clone(), &Schema::Object(kind.schema.clone()), decode::Mode::Warn).ok()?;
+    let path = |warning: &String| Some(warning.strip_prefix("unknown field \"")?.strip_suffix('"')?.to_owned());
+    Some(warnings.iter().filter_map(path).collect::<Vec<_>>()).filter(|paths| !paths.is_empty())
+}
+
 /// Sets what the stored version's table and rules say about absent fields.
 pub fn default(kind: &Kind, object: &mut Value) {
     schema::default::apply(object, &Schema::Object(kind.storage.schema.clone()));

@@ -131,7 +131,9 @@ async fn subresource(
 
 /// What an endpoint of this kind offers and the client takes.
 pub fn format(context: &Context, kind: &Kind) -> Result<Format, Status> {
-    negotiate::accept(&context.headers, &context.query, Offer { yaml: true, protobuf: !kind.is_custom(), views: true })
+    // What is only asked (a review) has no table and no metadata.
+    let views = kind.has_verb("get") || kind.has_verb("list");
+    negotiate::accept(&context.headers, &context.query, Offer { yaml: true, protobuf: !kind.is_custom(), views })
 }
 
 /// One object as the answer.

@@ -163,6 +163,7 @@ impl Registry {
         admission.rename(&name);
         admission.judge(self, context).await?;
         let (object, _) = admission.parts();
+        lifecycle::check_unversioned(object)?;
         let reserved = self.services.reserve(kind, object, None).map_err(|errors| kind.invalid(target.name, &errors))?;
         own(target, object, None, Part::Main, options, owners);
         let (key, bytes) = (Bytes::from(target.key()), kind.encode(object)?);

@@ -20,6 +20,8 @@ pub struct Selection {
     pub prefix: Vec<u8>,
     pub labels: LabelSelector,
     pub fields: FieldSelector,
+    /// Fields of a version that a webhook makes: asked of the object as it is shown, not as it is stored, by whoever shows it.
+    pub late: FieldSelector,
     /// Part of the whole, by a hash of one of its fields.
     pub shard: Option<Shard>,
     /// Of the stored version of the kind.
@@ -31,12 +33,12 @@ pub struct Selection {
 impl Selection {
     pub fn all(prefix: impl Into<Vec<u8>>, rules: RulesRef) -> Self {
         let (labels, fields) = (LabelSelector::everything(), FieldSelector::default());
-        Self { prefix: prefix.into(), labels, fields, shard: None, rules, single: false }
+        Self { prefix: prefix.into(), labels, fields, late: FieldSelector::default(), shard: None, rules, single: false }
     }
 
     /// Nothing but the prefix selects.
     pub fn is_everything(&self) -> bool {
-        self.labels.is_everything() && self.fields.is_everything() && self.shard.is_none()
+        self.labels.is_everything() && self.fields.is_everything() && self.late.is_everything() && self.shard.is_none()
     }
 
     /// The key of the one object that can be meant.
@@ -60,6 +62,15 @@ impl Selection {
         self.shard.as_ref().is_none_or(|shard| shard.contains(object))
             && (self.labels.is_everything() || self.labels.matches(|name| object.label(name)))
             && self.fields.matches(|field| self.field(object, field))
+    }
+
+    /// Whether an object as it is shown has the fields of `late`.
+    pub fn matches_shown(&self, shown: &Object) -> bool {
+        if self.late.is_everything() {
+            return true;
+        }
+        let fields = fields_of(shown, &self.rules);
+        self.late.matches(|field| fields.iter().find(|(name, _)| *name == field).map(|(_, value)| &**value))
     }
 
     fn field<'a>(&self, object: &'a Object, field: &str) -> Option<&'a str> {

@@ -26,6 +26,7 @@ async fn wardle() -> Https {
             "paths": {"/apis/wardle.example.com/v1alpha1/flunders": {"get": {"schema": {"$ref": "#/definitions/Flunder"}}}, "/healthz": {}},
             "definitions": {"Flunder": {"type": "object"}, "Unused": {}},
         })),
+        path if path.ends_with("/echo") => Reply::Echo,
         path if path.ends_with("/hang") => Reply::Hang,
         path if path.ends_with("/crash") => Reply::Crash,
         path if path.ends_with("/nonsense") => Reply::Text(418, "teapot".into()),
@@ -202,4 +203,69 @@ async fn every_group_version_of_this_server_has_an_api_service() {
     assert_eq!(last["status"]["conditions"][0]["message"], "Local APIServices are always available", "{last}");
     assert_eq!((&last["spec"]["group"], &last["spec"]["version"], &last["spec"]["service"]), (&json!("apps"), &json!("v1"), &Value::Null));
     assert_eq!(last["metadata"]["labels"]["kube-aggregator.kubernetes.io/automanaged"], "onstart");
+}
+
+#[tokio::test]
+async fn streams_go_through_to_the_aggregated_server() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let (server, api) = (wardle().await, Api::new().await);
+    service(&api).await;
+    slice(&api, server.port).await;
+    register(&api, Some(server.bundle())).await;
+    condition(&api, "Passed").await;
+    after(&api, "/apis/wardle.example.com/v1alpha1/flunders", 503).await;
+    // A socket in between, as upgrades need one.
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let ours = api.server.clone();
+    tokio::spawn(async move {
+        let (stream, _) = listener.accept().await.unwrap();
+        let service = hyper::service::service_fn(move |request: http::Request<hyper::body::Incoming>| {
+            use http_body_util::BodyExt;
+            let (ours, request) = (ours.clone(), request.map(|body| body.map_err(std::io::Error::other).boxed()));
+            async move { Ok::<_, std::convert::Infallible>(ours.handle(request, Some(harness::admin())).await) }
+        });
+        let stream = hyper_util::rt::TokioIo::new(stream);
+        let _ = hyper::server::conn::http1::Builder::new().serve_connection(stream, service).with_upgrades().await;
+    });
+    let mut client = tokio::net::TcpStream::connect(address).await.unwrap();
+    let head = "GET /apis/wardle.example.com/v1alpha1/namespaces/default/flunders/f/echo HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: echo\r\n\r\n";
+    client.write_all(head.as_bytes()).await.unwrap();
+    let mut said = Vec::new();
+    while !said.ends_with(b"\r\n\r\n") {
+        said.push(client.read_u8().await.unwrap());
+    }
+    assert!(said.starts_with(b"HTTP/1.1 101"), "{}", String::from_utf8_lossy(&said));
+    for word in ["one", "another"] {
+        client.write_all(word.as_bytes()).await.unwrap();
+        let mut back = vec![0; word.len()];
+        client.read_exact(&mut back).await.unwrap();
+        assert_eq!(back, word.as_bytes());
+    }
+    let seen = server.seen().into_iter().find(|seen| seen.path.ends_with("/echo")).expect("asked");
+    assert_eq!(seen.headers["x-remote-user"], "admin");
+}
+
+#[tokio::test]
+async fn fifty_clients_at_a_server_that_hangs_hold_up_nobody() {
+    let (server, api) = (wardle().await, std::sync::Arc::new(Api::new().await));
+    service(&api).await;
+    slice(&api, server.port).await;
+    register(&api, Some(server.bundle())).await;
+    condition(&api, "Passed").await;
+    after(&api, "/apis/wardle.example.com/v1alpha1/flunders", 503).await;
+    let mut held = tokio::task::JoinSet::new();
+    for _ in 0..50 {
+        let api = api.clone();
+        held.spawn(async move { api.get("/apis/wardle.example.com/v1alpha1/hang").await.code });
+    }
+    while server.seen().iter().filter(|seen| seen.path.ends_with("/hang")).count() < 50 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    for number in 0..50 {
+        let map = json!({"metadata": {"name": format!("m{number}")}});
+        assert_eq!(api.post("/api/v1/namespaces/default/configmaps", map).await.code, 201);
+    }
+    assert_eq!(api.get("/apis/wardle.example.com/v1alpha1/flunders").await.code, 200, "not even at the same server");
+    assert!(held.try_join_next().is_none());
 }

@@ -69,7 +69,7 @@ async fn each_mistake_is_answered_in_upstreams_words() {
             JSON,
             r#"{"metadata":{"name":"x","foo":1},"data":{"x":"1","x":"2"}}"#,
             400,
-            r#"ConfigMap in version "v1" cannot be handled as a ConfigMap: strict decoding error: duplicate field "data.x", unknown field "metadata.foo""#,
+            r#"ConfigMap in version "v1" cannot be handled as a ConfigMap: strict decoding error: unknown field "metadata.foo", duplicate field "data.x""#,
         ),
         (
             "PUT",

@@ -119,6 +119,14 @@ async fn every_kind_of_patch_changes_what_it_says() {
     let created = api.ask("PATCH", &format!("{MAPS}/new?fieldManager=me"), "application/apply-patch+yaml", fresh).await;
     assert_eq!((created.code, &created.json()["data"]["k"]), (201, &json!("v")), "{}", created.message());
     assert_eq!(api.ask("PATCH", &path, "text/plain", "x").await.code, 415);
+    let odd = "{apiVersion: v1, kind: ConfigMap, metadata: {name: new, foo: x}, data: {k: v}, dada: {}}";
+    for mode in ["Strict", "Warn", "Ignore"] {
+        let query = format!("{MAPS}/new?fieldManager=me&fieldValidation={mode}");
+        let undeclared = api.ask("PATCH", &query, "application/apply-patch+yaml", odd).await;
+        let why = "errors:\n  .dada: field not declared in schema\n  .metadata.foo: field not declared in schema";
+        let whole = format!("failed to create typed patch object (default/new; v1, Kind=ConfigMap): {why}");
+        assert_eq!((undeclared.code, undeclared.message()), (400, whole), "{mode}");
+    }
 }
 
 #[tokio::test]
@@ -275,6 +283,38 @@ async fn a_pod_is_bound_once() {
     assert_eq!(dying["metadata"]["deletionGracePeriodSeconds"], 30);
     assert_eq!(api.delete(&format!("{pods}/p?gracePeriodSeconds=0")).await.code, 200);
     assert_eq!(api.get(&format!("{pods}/p")).await.code, 404);
+}
+
+#[tokio::test]
+async fn an_approval_writes_its_conditions_and_the_metadata() {
+    let api = Api::new().await;
+    let request = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, include_str!("harness/sample.csr"));
+    let spec = json!({"request": request, "signerName": "example.com/mine", "usages": ["client auth"]});
+    let requests = "/apis/certificates.k8s.io/v1/certificatesigningrequests";
+    assert_eq!(api.post(requests, json!({"metadata": {"name": "r"}, "spec": spec})).await.code, 201);
+    let conditions = json!([{"type": "Mine", "status": "True", "reason": "x"}]);
+    let patch = json!({"metadata": {"annotations": {"a": "b"}}, "spec": {"signerName": "x/y"}, "status": {"conditions": conditions}});
+    let approved = api.merge(&format!("{requests}/r/approval"), patch).await;
+    assert_eq!(approved.code, 200, "{}", approved.message());
+    let approved = approved.json();
+    assert_eq!(approved["metadata"]["annotations"], json!({"a": "b"}));
+    assert_eq!(
+        (&approved["status"]["conditions"][0]["type"], &approved["spec"]["signerName"]),
+        (&json!("Mine"), &json!("example.com/mine"))
+    );
+}
+
+#[tokio::test]
+async fn what_is_only_asked_has_no_table() {
+    let api = Api::new().await;
+    let review = json!({"spec": {"nonResourceAttributes": {"path": "/", "verb": "get"}}}).to_string();
+    for (accept, code) in
+        [("application/json;as=Table;v=v1;g=meta.k8s.io", 406), ("application/json;as=Table;v=v1;g=meta.k8s.io,application/json", 201)]
+    {
+        let request = http::Request::builder().method("POST").uri("/apis/authorization.k8s.io/v1/selfsubjectaccessreviews");
+        let request = request.header("accept", accept).header("content-type", "application/json").body(harness::body(review.clone()));
+        assert_eq!(api.send(request.unwrap(), harness::admin()).await.code, code, "{accept}");
+    }
 }
 
 #[tokio::test]

@@ -190,3 +190,88 @@ async fn error_texts_do_not_repeat_what_a_secret_holds() {
         assert!(!holds(&answer.bytes, PLANTED), "{}", answer.message());
     }
 }
+
+/// Everything that is logged while it lives, at every level.
+fn logged() -> (Arc<std::sync::Mutex<Vec<u8>>>, tracing::subscriber::DefaultGuard) {
+    #[derive(Clone)]
+    struct Sink(Arc<std::sync::Mutex<Vec<u8>>>);
+    impl std::io::Write for Sink {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let lines = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let sink = Sink(lines.clone());
+    let subscriber = tracing_subscriber::fmt().with_max_level(tracing::Level::TRACE).with_writer(move || sink.clone()).finish();
+    (lines, tracing::subscriber::set_default(subscriber))
+}
+
+#[tokio::test]
+async fn neither_logs_nor_events_nor_metrics_nor_dumps_nor_webhooks_errors_hold_what_was_planted() {
+    use harness::hooks::{hook, mutating, server, validating};
+    let (lines, _guard) = logged();
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("audit.log");
+    let store = Arc::new(store::memory::Memory::new());
+    let config = apiserver::Config { audit_file: Some(file.clone()), encryption: Some(encryption(&[("k1", 1)])), ..Default::default() };
+    let api = planted(&store, config).await;
+    let mut answers: Vec<(String, Vec<u8>)> = Vec::new();
+    // Webhooks that break while they hold the secret in their hands.
+    let hooks = server().await;
+    let rules = json!([{"operations": ["*"], "apiGroups": [""], "apiVersions": ["v1"], "resources": ["secrets"]}]);
+    mutating(&api, "m", vec![hook(&hooks, "broken.example.com", "/broken-patch", json!({"rules": rules, "failurePolicy": "Ignore"}))])
+        .await;
+    let secret = || json!({"metadata": {"name": "t"}, "data": {"key": PLANTED}});
+    answers.push(("a patch that does not fit".into(), api.post(SECRETS, secret()).await.bytes.to_vec()));
+    let gone = api.delete("/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations/m").await;
+    assert_eq!(gone.code, 200);
+    validating(&api, vec![hook(&hooks, "crash.example.com", "/crash", json!({"rules": rules}))]).await;
+    answers.push(("a webhook that crashes".into(), api.post(SECRETS, secret()).await.bytes.to_vec()));
+    let gone = api.delete("/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations/v").await;
+    assert_eq!(gone.code, 200);
+    // A policy that cannot be evaluated over it.
+    let spec = json!({"matchConstraints": {"resourceRules": rules}, "validations": [{"expression": "object.data.key == 'x' && object.data.none == 'y'"}]});
+    let policies = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies";
+    let made = api.post(policies, json!({"metadata": {"name": "p"}, "spec": spec})).await;
+    assert_eq!(made.code, 201, "{}", made.message());
+    let binding = json!({"metadata": {"name": "b"}, "spec": {"policyName": "p", "validationActions": ["Deny", "Audit"]}});
+    let bound = api.post("/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicybindings", binding).await;
+    let listed = format!("/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicybindings?resourceVersion={}", bound.version());
+    assert_eq!((bound.code, api.get(&listed).await.code), (201, 200), "{}", bound.message());
+    let refused = api.merge(&format!("{SECRETS}/s"), json!({"data": {"more": PLANTED}})).await;
+    assert_eq!(refused.code, 422);
+    answers.push(("a policy".into(), refused.bytes.to_vec()));
+    // Credentials that are wrong, in every place where they may stand.
+    for (name, value) in [
+        ("authorization", format!("Bearer {PLANTED}")),
+        ("sec-websocket-protocol", format!("base64url.bearer.authorization.k8s.io.{PLANTED}")),
+    ] {
+        let request = Request::builder().uri(SECRETS).header(name, value).body(body("")).unwrap();
+        let answer = api.server.handle(request, None).await;
+        assert!(matches!(answer.status().as_u16(), 401 | 403), "{name}: {}", answer.status());
+    }
+    // Bodies that cannot be read.
+    for broken in
+        [format!("{{\"data\": {{\"key\": \"{PLANTED}\""), format!("{{\"metadata\": {{\"name\": \"u\"}}, \"stringData\": [\"{PLANTED}\"]}}")]
+    {
+        let answer = api.ask("POST", SECRETS, "application/json", broken).await;
+        assert!(answer.code >= 400);
+        answers.push(("a broken body".into(), answer.bytes.to_vec()));
+    }
+    for path in ["/api/v1/events", "/metrics", "/debug/api_priority_and_fairness/dump_requests?includeRequestDetails=1", "/readyz?verbose"]
+    {
+        answers.push((path.into(), api.get(path).await.bytes.to_vec()));
+    }
+    for (what, bytes) in answers {
+        assert!(!holds(&bytes, PLANTED), "{what}: {}", String::from_utf8_lossy(&bytes));
+    }
+    assert!(!holds(&stored(&store).await, PLANTED), "stored");
+    assert!(!holds(&std::fs::read(&file).unwrap(), PLANTED), "the audit trail");
+    let lines = lines.lock().unwrap();
+    assert!(holds(&lines, "crash.example.com"), "something was logged");
+    assert!(!holds(&lines, PLANTED), "the logs: {}", String::from_utf8_lossy(&lines));
+}

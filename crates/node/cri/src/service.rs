@@ -31,6 +31,13 @@ pub trait RuntimeService: Send + Sync + 'static {
     fn container_status(&self, request: v1::ContainerStatusRequest) -> Call<'_, v1::ContainerStatusResponse>;
     fn list_containers(&self, request: v1::ListContainersRequest) -> Call<'_, v1::ListContainersResponse>;
     fn update_container_resources(&self, request: v1::UpdateContainerResourcesRequest) -> Call<'_, v1::UpdateContainerResourcesResponse>;
+    /// The group of the whole pod. A runtime that leaves it to its caller does not implement it.
+    fn update_pod_sandbox_resources(
+        &self,
+        _request: v1::UpdatePodSandboxResourcesRequest,
+    ) -> Call<'_, v1::UpdatePodSandboxResourcesResponse> {
+        unimplemented_call("UpdatePodSandboxResources")
+    }
     fn reopen_container_log(&self, request: v1::ReopenContainerLogRequest) -> Call<'_, v1::ReopenContainerLogResponse>;
 
     fn exec_sync(&self, request: v1::ExecSyncRequest) -> Call<'_, v1::ExecSyncResponse>;

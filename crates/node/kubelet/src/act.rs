@@ -6,6 +6,7 @@ use std::time::Duration;
 use cri::v1;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container, LifecycleHandler};
+use k8s_openapi::api::node::v1::RuntimeClass;
 use reconcile::EventKind;
 
 use crate::crispec::{self, ContainerInput, ImageUser};
@@ -14,6 +15,7 @@ use crate::mounts;
 use crate::plan::{Action, KillReason, Plan, next_backoff, next_failure};
 use crate::podspec;
 use crate::probe::check;
+use crate::resize::Given;
 use crate::worker::{Agent, Record, Scene, lock};
 use crate::world::{Image, PostStart};
 
@@ -22,6 +24,7 @@ type Error = Box<dyn std::error::Error + Send + Sync>;
 /// Waits after a failed step: volumes from half a second, sandboxes and containers from one, doubling.
 const VOLUMES_FIRST: Duration = Duration::from_millis(500);
 const START_FIRST: Duration = Duration::from_secs(1);
+const RESIZE_FIRST: Duration = Duration::from_secs(2);
 /// A hook's time counts against the grace period, but a container always gets this much after it.
 const GRACE_SECONDS_MIN: i64 = 2;
 
@@ -44,6 +47,7 @@ impl Agent {
             Action::Start { container, attempt, restart } => self.start(scene, &container, attempt, restart).await,
             Action::Kill { id, container, grace_seconds, why } => self.kill(scene, id, &container, grace_seconds, &why),
             Action::Remove { id, log } => self.remove(scene, id, log).await?,
+            Action::Resize { id, container, resources } => self.resize(scene, id, &container, *resources).await,
             Action::Fail(verdict) => {
                 self.event(&scene.reference(), EventKind::Normal, &verdict.reason, verdict.message.clone());
                 scene.record.memory().verdict = Some(verdict);
@@ -78,8 +82,11 @@ impl Agent {
         if attempt > 0 {
             self.event(&scene.reference(), EventKind::Normal, "SandboxChanged", "Pod sandbox changed, it will be killed and re-created.");
         }
-        let runtime_handler = podspec::spec(&scene.pod).runtime_class_name.clone().unwrap_or_default();
-        let made = self.runtime.run_pod_sandbox(v1::RunPodSandboxRequest { config: Some(config), runtime_handler }).await;
+        let group = config.linux.as_ref().and_then(|linux| linux.resources.clone());
+        let made = match self.runtime_handler(scene).await.and_then(|handler| self.make_group(scene, group).map(|()| handler)) {
+            Ok(runtime_handler) => self.runtime.run_pod_sandbox(v1::RunPodSandboxRequest { config: Some(config), runtime_handler }).await,
+            Err(error) => Err(error),
+        };
         let mut memory = scene.record.memory();
         match made {
             Ok(_) => memory.sandbox_failed = None,
@@ -91,6 +98,81 @@ impl Agent {
                 let message = format!("Failed to create pod sandbox: {error}");
                 self.event(&scene.reference(), EventKind::Warning, "FailedCreatePodSandBox", message);
             }
+        }
+    }
+
+    /// The pod's control group, where the runtime leaves it to the kubelet.
+    fn make_group(&self, scene: &Scene, resources: Option<v1::LinuxContainerResources>) -> cri::Result<()> {
+        let Some(root) = &self.config.pod_cgroups else { return Ok(()) };
+        let resources = resources.unwrap_or_default();
+        let limits = cgroups::Limits {
+            cpu_shares: u64::try_from(resources.cpu_shares).ok().filter(|shares| *shares > 0),
+            cpu_quota: Some(resources.cpu_quota).filter(|quota| *quota > 0),
+            cpu_period: u64::try_from(resources.cpu_period).ok().filter(|period| *period > 0),
+            memory: Some(resources.memory_limit_in_bytes).filter(|bytes| *bytes > 0),
+            pids: resources.unified.get("pids.max").and_then(|max| max.parse().ok()),
+            ..cgroups::Limits::default()
+        };
+        let made = cgroups::Root::detect(root).and_then(|root| root.create(&crispec::pod_cgroup(&scene.pod))?.set(&limits));
+        made.map_err(|error| cri::Error::internal(error.to_string()))
+    }
+
+    /// What the pod's RuntimeClass names (KEP-585).
+    async fn runtime_handler(&self, scene: &Scene) -> cri::Result<String> {
+        let Some(name) = podspec::spec(&scene.pod).runtime_class_name.as_deref().filter(|name| !name.is_empty()) else {
+            return Ok(String::new());
+        };
+        let found = self.client.get::<RuntimeClass>(None, name).await;
+        found.map(|class| class.handler).map_err(|error| cri::Error::internal(format!("failed to get RuntimeClass {name:?}: {error}")))
+    }
+
+    /// The pod's group gives way before its containers grow, and shrinks after them.
+    async fn resize(&self, scene: &Scene, id: String, name: &str, resources: v1::LinuxContainerResources) {
+        let done = self.resize_container(scene, id, name, resources).await;
+        let mut memory = scene.record.memory();
+        match done {
+            Ok(()) => {
+                memory.resize_failed.remove(name);
+                if let Some((_, container)) = podspec::container(&scene.pod, name) {
+                    memory.given.insert(name.into(), Given::of(&scene.pod, &container));
+                }
+            }
+            Err(message) => {
+                let former = memory.resize_failed.get(name).map(|failure| failure.wait);
+                memory.resize_failed.insert(name.into(), next_failure(former, RESIZE_FIRST, "Error", message.clone(), Timestamp::now()));
+                drop(memory);
+                self.event(&scene.container_reference(name), EventKind::Warning, "ResizeError", message);
+            }
+        }
+    }
+
+    async fn resize_container(&self, scene: &Scene, id: String, name: &str, resources: v1::LinuxContainerResources) -> Result<(), String> {
+        let limit = resources.memory_limit_in_bytes;
+        if limit > 0
+            && let Ok(answer) = self.runtime.container_stats(v1::ContainerStatsRequest { container_id: id.clone() }).await
+        {
+            let used = answer.stats.and_then(|stats| stats.memory?.usage_bytes).map_or(0, |used| used.value);
+            if used > u64::try_from(limit).unwrap_or(0) {
+                return Err(format!("attempting to set container {name} memory limit ({limit}) below current usage ({used})"));
+            }
+        }
+        let pod = scene.observed.sandboxes.first().map(|sandbox| v1::UpdatePodSandboxResourcesRequest {
+            pod_sandbox_id: sandbox.id.clone(),
+            resources: Some(crispec::pod_resources(&scene.pod, self.config.pod_pids_max)),
+            ..Default::default()
+        });
+        if let Some(request) = pod.clone() {
+            // Where it shrinks below what a container still has, this is too early, and the second time counts.
+            let _ = self.runtime.update_pod_sandbox_resources(request).await;
+        }
+        let request = v1::UpdateContainerResourcesRequest { container_id: id, linux: Some(resources), ..Default::default() };
+        self.runtime.update_container_resources(request).await.map_err(|error| error.message)?;
+        match pod {
+            Some(request) => match self.runtime.update_pod_sandbox_resources(request).await {
+                Err(error) if error.code != cri::Code::Unimplemented => Err(error.message),
+                _ => Ok(()),
+            },
+            None => Ok(()),
         }
     }
 
@@ -108,6 +190,7 @@ impl Agent {
         match started {
             Ok(id) => {
                 memory.starts_failed.remove(name);
+                memory.given.insert(name.into(), Given::of(&scene.pod, &container));
                 if let Some(hook) = container.lifecycle.as_ref().and_then(|lifecycle| lifecycle.post_start.clone()) {
                     memory.post_start.insert(id.clone(), PostStart::Running);
                     drop(memory);
@@ -129,7 +212,8 @@ impl Agent {
         let Some(sandbox) = scene.observed.sandboxes.first() else { return Err(config_error("the pod has no sandbox".into())) };
         let facts = self.container_facts(scene, container).await.map_err(config_error)?;
         let envs = env::of_container(&scene.pod, container, &facts).map_err(|error| config_error(error.0))?;
-        let files = mounts::of_container(&self.config, &scene.pod, container, attempt, &envs, &facts.pod_ips);
+        let images = scene.record.memory().volume_images();
+        let files = mounts::of_container(&self.config, &scene.pod, container, attempt, &envs, &facts.pod_ips, &images);
         let files = files.map_err(|message| Refused { reason: "CreateContainerConfigError", message })?;
         let image_ref = match scene.record.memory().images.get(&(container.name.clone(), attempt)) {
             Some(Image::Ready(reference)) => reference.clone(),
@@ -145,7 +229,9 @@ impl Agent {
             message_file: &files.message_file,
             image_user: self.image_user(scene, container, &image_ref).await,
             image_ref: &image_ref,
-            memory_bytes: self.memory_bytes,
+            node: crispec::Node { memory_bytes: self.memory_bytes, swap_bytes: self.config.limited_swap.then_some(self.swap_bytes) },
+            seccomp_default: self.config.seccomp_default,
+            seccomp_directory: &self.config.seccomp_directory,
             target_id: self.target_id(scene, container),
         })
         .map_err(|error| config_error(error.0))?;
@@ -153,6 +239,8 @@ impl Agent {
         let sandbox_config = crispec::sandbox(&scene.pod, &self.config, dns, sandbox.attempt);
         let request =
             v1::CreateContainerRequest { pod_sandbox_id: sandbox.id.clone(), config: Some(config), sandbox_config: Some(sandbox_config) };
+        let logs = crispec::log_directory(&scene.pod, &self.config).join(&container.name);
+        std::fs::create_dir_all(&logs).map_err(|error| config_error(format!("create {}: {error}", logs.display())))?;
         // Held only while the runtime works: what came before may have waited for the API.
         let _permit = self.starts.acquire().await;
         let created = self.runtime.create_container(request).await;
@@ -160,6 +248,7 @@ impl Agent {
         self.event(&about, EventKind::Normal, "Created", format!("Created container: {}", container.name));
         let started = self.runtime.start_container(v1::StartContainerRequest { container_id: id.clone() }).await;
         started.map_err(|error| Refused { reason: "RunContainerError", message: error.message })?;
+        drop(files.held);
         self.event(&about, EventKind::Normal, "Started", format!("Started container {}", container.name));
         Ok(id)
     }
@@ -176,6 +265,12 @@ impl Agent {
         for source in container.env.iter().flatten().filter_map(|variable| variable.value_from.as_ref()) {
             config_maps.extend(source.config_map_key_ref.as_ref().map(|reference| reference.name.as_str()));
             secrets.extend(source.secret_key_ref.as_ref().map(|reference| reference.name.as_str()));
+        }
+        for key in container.env.iter().flatten().filter_map(|variable| variable.value_from.as_ref()?.file_key_ref.clone()) {
+            let (config, pod) = (self.config.clone(), scene.pod.clone());
+            let (volume, path) = (key.volume_name.clone(), key.path.clone());
+            let read = tokio::task::spawn_blocking(move || mounts::env_file(&config, &pod, &volume, &path)).await;
+            facts.files.insert((key.volume_name, key.path), read.unwrap_or_else(|error| Err(error.to_string())));
         }
         for name in config_maps {
             facts.config_maps.insert(name.into(), self.objects.config_maps.get(uid, namespace, name).await?);
@@ -259,7 +354,18 @@ impl Agent {
     /// Stops a container in the background; the pod is looked at again when that ended.
     fn kill(self: &Arc<Self>, scene: &Scene, id: String, name: &str, grace_seconds: i64, why: &KillReason) {
         let first = scene.record.memory().stopping.insert(id.clone(), grace_seconds).is_none();
-        let container = podspec::container(&scene.pod, name).map(|(_, container)| container.into_owned());
+        let (role, container) = podspec::container(&scene.pod, name).map(|(role, container)| (role, container.into_owned())).unzip();
+        // A pod that never restarts does not come back from a failed probe.
+        let never =
+            role.zip(container.as_ref()).is_some_and(|(role, container)| podspec::restart_policy(&scene.pod, role, container) == "Never");
+        let replaced = match why {
+            KillReason::Changed | KillReason::Resized => true,
+            KillReason::Liveness | KillReason::Startup | KillReason::PostStart => !never,
+            KillReason::PodEnds | KillReason::SandboxChanged => false,
+        };
+        if replaced {
+            scene.record.memory().replaced.insert(id.clone());
+        }
         if first && container.is_some() {
             self.event(&scene.container_reference(name), EventKind::Normal, "Killing", kill_message(name, why));
         }
@@ -316,6 +422,10 @@ impl Agent {
         for sandbox in &scene.observed.sandboxes {
             self.runtime.remove_pod_sandbox(v1::RemovePodSandboxRequest { pod_sandbox_id: sandbox.id.clone() }).await?;
         }
+        if let Some(root) = &self.config.pod_cgroups {
+            let group = format!("pods/pod{}", scene.record.uid);
+            let _ = cgroups::Root::detect(root).and_then(|root| root.open(&group)?.remove());
+        }
         let (config, uid) = (self.config.clone(), scene.record.uid.clone());
         let logs = crispec::log_directory(&scene.pod, &self.config);
         let work = move || {
@@ -338,5 +448,6 @@ fn kill_message(name: &str, why: &KillReason) -> String {
         KillReason::Liveness => format!("Container {name} failed liveness probe, will be restarted"),
         KillReason::Startup => format!("Container {name} failed startup probe, will be restarted"),
         KillReason::PostStart => "FailedPostStartHook".into(),
+        KillReason::Resized => format!("Container {name} resize requires restart"),
     }
 }

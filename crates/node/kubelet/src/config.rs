@@ -5,6 +5,11 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use k8s_openapi::api::core::v1::Taint;
+
+use crate::evict::{Least, Threshold};
+use crate::garbage::ImageGc;
+
 /// How one node runs.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -48,6 +53,55 @@ pub struct Config {
     pub status_interval: Duration,
     /// Sandboxes and containers that are made at the same time; 0 is twice the processors.
     pub starts_max: usize,
+    pub eviction: Eviction,
+    pub image_gc: ImageGc,
+    /// A path on the file system of images and writable layers.
+    pub image_directory: PathBuf,
+    /// Files of pods that run here without the API asking for them.
+    pub static_pods: Option<PathBuf>,
+    /// Sysctls that pods may set beside the safe ones; a trailing `*` stands for anything.
+    pub unsafe_sysctls: Vec<String>,
+    /// Containers without a seccomp profile get the runtime's own (KEP-2413).
+    pub seccomp_default: bool,
+    /// Profiles of `seccompProfile: Localhost`.
+    pub seccomp_directory: PathBuf,
+    /// Whether pods may use swap (KEP-2400: `LimitedSwap`).
+    pub limited_swap: bool,
+    pub taints: Vec<Taint>,
+    /// The control group root below which the kubelet itself makes the pods' groups; absent, the runtime does.
+    pub pod_cgroups: Option<String>,
+    /// What `/configz` shows: the KubeletConfiguration in use.
+    pub shown: serde_json::Value,
+}
+
+/// When pods go for the node's sake.
+#[derive(Clone, Debug)]
+pub struct Eviction {
+    pub thresholds: Vec<Threshold>,
+    /// A condition stays so long after its threshold was last met.
+    pub transition: Duration,
+    /// The most that a pod gets to end at a soft threshold.
+    pub grace_seconds_max: i64,
+    pub interval: Duration,
+}
+
+impl Default for Eviction {
+    /// Upstream's, but for the disk: a tenth of a large disk that others fill too is no reason to stop pods, its last quarter of a gibibyte is.
+    fn default() -> Self {
+        let hard = |signal: &str, least: Least| Threshold { signal: signal.into(), least, grace: None };
+        Self {
+            thresholds: vec![
+                hard("memory.available", Least::Amount(100 << 20)),
+                hard("nodefs.available", Least::Amount(256 << 20)),
+                hard("nodefs.inodesFree", Least::Share(0.01)),
+                hard("imagefs.available", Least::Amount(256 << 20)),
+                hard("imagefs.inodesFree", Least::Share(0.01)),
+            ],
+            transition: Duration::from_secs(300),
+            grace_seconds_max: 0,
+            interval: Duration::from_secs(10),
+        }
+    }
 }
 
 impl Config {
@@ -80,6 +134,17 @@ impl Config {
             lease_interval: Duration::from_secs(10),
             status_interval: Duration::from_secs(300),
             starts_max: 0,
+            eviction: Eviction::default(),
+            image_gc: ImageGc::default(),
+            image_directory: "/var/lib/sternpost".into(),
+            static_pods: None,
+            unsafe_sysctls: Vec::new(),
+            seccomp_default: false,
+            seccomp_directory: "/var/lib/kubelet/seccomp".into(),
+            limited_swap: false,
+            taints: Vec::new(),
+            pod_cgroups: None,
+            shown: serde_json::Value::Null,
         }
     }
 

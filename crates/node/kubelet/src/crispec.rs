@@ -6,6 +6,7 @@ use std::path::Path;
 use cri::v1;
 use k8s_openapi::api::core::v1::{Container, Pod, SeccompProfile};
 
+use crate::amounts;
 use crate::config::Config;
 use crate::env::{self, Error, Facts};
 use crate::podspec::{self, Role};
@@ -46,6 +47,11 @@ pub fn fully_qualified(pod: &Pod, config: &Config) -> Option<String> {
     Some(format!("{}.{subdomain}.{}.svc.{}", hostname(pod), podspec::namespace(pod), config.cluster_domain))
 }
 
+/// The pod's control group below the root, where the kubelet makes it.
+pub fn pod_cgroup(pod: &Pod) -> String {
+    format!("pods/pod{}", podspec::uid(pod))
+}
+
 pub fn sandbox(pod: &Pod, config: &Config, dns: v1::DnsConfig, attempt: u32) -> v1::PodSandboxConfig {
     let spec = podspec::spec(pod);
     let security = spec.security_context.clone().unwrap_or_default();
@@ -67,17 +73,20 @@ pub fn sandbox(pod: &Pod, config: &Config, dns: v1::DnsConfig, attempt: u32) -> 
         labels,
         annotations: pod.metadata.annotations.clone().unwrap_or_default().into_iter().collect(),
         linux: Some(v1::LinuxPodSandboxConfig {
+            // The built-in runtime takes it below its own root.
+            cgroup_parent: config.pod_cgroups.as_ref().map_or_else(|| pod_cgroup(pod), |root| format!("/{root}/{}", pod_cgroup(pod))),
             security_context: Some(v1::LinuxSandboxSecurityContext {
                 namespace_options: Some(namespaces(pod)),
                 run_as_user: security.run_as_user.map(|value| v1::Int64Value { value }),
                 run_as_group: security.run_as_group.map(|value| v1::Int64Value { value }),
                 supplemental_groups: groups(pod),
                 privileged,
-                seccomp: security.seccomp_profile.as_ref().map(seccomp),
+                seccomp: security.seccomp_profile.as_ref().map(|profile| seccomp(profile, &config.seccomp_directory)),
                 ..Default::default()
             }),
             sysctls: security.sysctls.iter().flatten().map(|sysctl| (sysctl.name.clone(), sysctl.value.clone())).collect(),
             resources: Some(pod_resources(pod, config.pod_pids_max)),
+            overhead: overhead(pod),
             ..Default::default()
         }),
         windows: None,
@@ -129,8 +138,9 @@ fn groups(pod: &Pod) -> Vec<i64> {
     security.fs_group.into_iter().chain(security.supplemental_groups.iter().flatten().copied()).collect()
 }
 
-fn seccomp(profile: &SeccompProfile) -> v1::SecurityProfile {
-    security_profile(&profile.type_, profile.localhost_profile.as_deref())
+fn seccomp(profile: &SeccompProfile, directory: &Path) -> v1::SecurityProfile {
+    let file = profile.localhost_profile.as_ref().map(|name| directory.join(name).display().to_string());
+    security_profile(&profile.type_, file.as_deref())
 }
 
 fn security_profile(kind: &str, localhost: Option<&str>) -> v1::SecurityProfile {
@@ -152,24 +162,56 @@ pub fn cpu_shares(milli: i64) -> i64 {
     (milli * 1024 / 1000).clamp(2, 262_144)
 }
 
-fn cpu_quota(milli: i64) -> i64 {
+/// Microseconds per [`CPU_PERIOD_US`]; 0 is unlimited.
+pub fn cpu_quota(milli: i64) -> i64 {
     if milli == 0 { 0 } else { (milli * CPU_PERIOD_US / 1000).max(1000) }
 }
 
-fn pod_resources(pod: &Pod, pids_max: Option<u64>) -> v1::LinuxContainerResources {
-    let containers = podspec::containers(pod);
-    let running = || containers.iter().filter(|(role, _)| matches!(role, Role::Main | Role::Sidecar));
-    let shares = running().filter_map(|(_, container)| podspec::request(container, "cpu")).map(|quantity| quantity.milli_value()).sum();
-    let limits = |resource: &str| running().map(|(_, container)| podspec::limit(container, resource)).collect::<Option<Vec<_>>>();
+/// What the whole pod may use (upstream: ResourceConfigForPod).
+pub fn pod_resources(pod: &Pod, pids_max: Option<u64>) -> v1::LinuxContainerResources {
     v1::LinuxContainerResources {
         cpu_period: CPU_PERIOD_US,
-        cpu_shares: cpu_shares(shares),
+        cpu_shares: cpu_shares(amounts::pod_request(pod, "cpu")),
         // Only where every container has a limit does the pod as a whole.
-        cpu_quota: limits("cpu").map_or(0, |limits| cpu_quota(limits.iter().map(|limit| limit.milli_value()).sum())),
-        memory_limit_in_bytes: limits("memory").map_or(0, |limits| limits.iter().map(|limit| limit.value()).sum()),
+        cpu_quota: amounts::pod_limit(pod, "cpu").map_or(0, cpu_quota),
+        memory_limit_in_bytes: amounts::pod_limit(pod, "memory").unwrap_or(0),
+        hugepage_limits: hugepages(|resource| amounts::pod_limit(pod, resource), pod),
         unified: pids_max.map(|max| ("pids.max".to_owned(), max.to_string())).into_iter().collect(),
         ..Default::default()
     }
+}
+
+fn overhead(pod: &Pod) -> Option<v1::LinuxContainerResources> {
+    let overhead = podspec::spec(pod).overhead.as_ref()?;
+    let of = |resource: &str| overhead.get(resource).map_or(0, |quantity| amounts::amount(resource, quantity));
+    let (cpu, memory) = (of("cpu"), of("memory"));
+    Some(v1::LinuxContainerResources {
+        cpu_period: CPU_PERIOD_US,
+        cpu_shares: cpu_shares(cpu),
+        cpu_quota: cpu_quota(cpu),
+        memory_limit_in_bytes: memory,
+        ..Default::default()
+    })
+}
+
+/// The kernel's page sizes that the machine has, each with what may be used of it: nothing where nothing is asked for.
+fn hugepages(limit: impl Fn(&str) -> Option<i64>, pod: &Pod) -> Vec<v1::HugepageLimit> {
+    let asked = amounts::names(pod);
+    let sizes = asked.iter().filter_map(|name| name.strip_prefix("hugepages-"));
+    sizes
+        .map(|size| v1::HugepageLimit {
+            page_size: format!("{}B", size.trim_end_matches('i')),
+            limit: limit(&format!("hugepages-{size}")).and_then(|limit| u64::try_from(limit).ok()).unwrap_or(0),
+        })
+        .collect()
+}
+
+/// What the node has to do with a container's resources.
+#[derive(Clone, Debug, Default)]
+pub struct Node {
+    pub memory_bytes: i64,
+    /// Bytes of swap, where pods may use it (KEP-2400: `LimitedSwap`).
+    pub swap_bytes: Option<i64>,
 }
 
 /// What [`container`] needs beyond the pod.
@@ -186,7 +228,10 @@ pub struct ContainerInput<'a> {
     pub image_ref: &'a str,
     /// The user that the image names, for `runAsNonRoot`.
     pub image_user: ImageUser,
-    pub memory_bytes: i64,
+    pub node: Node,
+    /// A container that names no seccomp profile gets the runtime's own.
+    pub seccomp_default: bool,
+    pub seccomp_directory: &'a Path,
     /// For an ephemeral container with a target: that container's id.
     pub target_id: Option<String>,
 }
@@ -222,8 +267,9 @@ pub fn container(input: &ContainerInput<'_>) -> Result<v1::ContainerConfig, Erro
         stdin: container.stdin == Some(true),
         stdin_once: container.stdin_once == Some(true),
         tty: container.tty == Some(true),
+        stop_signal: stop_signal(container),
         linux: Some(v1::LinuxContainerConfig {
-            resources: Some(resources(pod, container, input.memory_bytes)),
+            resources: Some(resources(pod, container, &input.node)),
             security_context: Some(security(input)),
         }),
         ..Default::default()
@@ -246,16 +292,37 @@ pub fn message_path(container: &Container) -> &str {
     container.termination_message_path.as_deref().filter(|path| !path.is_empty()).unwrap_or("/dev/termination-log")
 }
 
-pub fn resources(pod: &Pod, container: &Container, memory_bytes: i64) -> v1::LinuxContainerResources {
-    let limit = |resource: &str| podspec::limit(container, resource);
+pub fn resources(pod: &Pod, container: &Container, node: &Node) -> v1::LinuxContainerResources {
+    let request = amounts::requested(container.resources.as_ref(), "cpu").unwrap_or(0);
+    let memory = amounts::container_limit(pod, container, "memory").unwrap_or(0);
     v1::LinuxContainerResources {
         cpu_period: CPU_PERIOD_US,
-        cpu_shares: cpu_shares(podspec::request(container, "cpu").map_or(0, |quantity| quantity.milli_value())),
-        cpu_quota: cpu_quota(limit("cpu").map_or(0, |quantity| quantity.milli_value())),
-        memory_limit_in_bytes: limit("memory").map_or(0, |quantity| quantity.value()),
-        oom_score_adj: podspec::oom_score(pod, container, memory_bytes),
+        cpu_shares: cpu_shares(request),
+        cpu_quota: cpu_quota(amounts::container_limit(pod, container, "cpu").unwrap_or(0)),
+        memory_limit_in_bytes: memory,
+        memory_swap_limit_in_bytes: memory_and_swap(pod, container, memory, node),
+        hugepage_limits: hugepages(|resource| amounts::container_limit(pod, container, resource), pod),
+        oom_score_adj: podspec::oom_score(pod, container, node.memory_bytes),
         ..Default::default()
     }
+}
+
+/// As much swap as memory where nobody may swap; else in proportion to the memory asked for, for Burstable pods only (KEP-2400).
+fn memory_and_swap(pod: &Pod, container: &Container, memory: i64, node: &Node) -> i64 {
+    let asked = amounts::requested(container.resources.as_ref(), "memory").unwrap_or(0);
+    let Some(swap) = node.swap_bytes else { return memory };
+    if podspec::qos(pod) != podspec::Qos::Burstable || asked == 0 || asked == memory || memory == 0 {
+        return memory;
+    }
+    let share = i128::from(asked) * i128::from(swap) / i128::from(node.memory_bytes.max(1));
+    memory.saturating_add(i64::try_from(share).unwrap_or(0))
+}
+
+/// The signal that the container asks to be stopped with (KEP-4960).
+fn stop_signal(container: &Container) -> i32 {
+    let name = container.lifecycle.as_ref().and_then(|lifecycle| lifecycle.stop_signal.as_deref()).unwrap_or_default();
+    let name = name.replace('+', "PLUS").replace('-', "MINUS");
+    v1::Signal::from_str_name(&format!("SIGNAL_{name}")).map_or(0, |signal| signal as i32)
 }
 
 fn security(input: &ContainerInput<'_>) -> v1::LinuxContainerSecurityContext {
@@ -286,7 +353,12 @@ fn security(input: &ContainerInput<'_>) -> v1::LinuxContainerSecurityContext {
         no_new_privs: own.allow_privilege_escalation == Some(false),
         masked_paths: if unmasked { Vec::new() } else { paths(MASKED_PATHS) },
         readonly_paths: if unmasked { Vec::new() } else { paths(READONLY_PATHS) },
-        seccomp: own.seccomp_profile.as_ref().or(pod_level.seccomp_profile.as_ref()).map(seccomp),
+        seccomp: own
+            .seccomp_profile
+            .as_ref()
+            .or(pod_level.seccomp_profile.as_ref())
+            .map(|profile| seccomp(profile, input.seccomp_directory))
+            .or_else(|| (input.seccomp_default && !privileged).then(|| security_profile("RuntimeDefault", None))),
         apparmor: own
             .app_armor_profile
             .as_ref()
@@ -358,7 +430,9 @@ mod tests {
             message_file: Path::new("/m"),
             image_ref: "sha256:1",
             image_user: user,
-            memory_bytes: 8 << 30,
+            node: Node { memory_bytes: 8 << 30, swap_bytes: None },
+            seccomp_default: false,
+            seccomp_directory: Path::new("/profiles"),
             target_id: None,
         })
     }

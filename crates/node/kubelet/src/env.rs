@@ -18,6 +18,8 @@ pub struct Facts {
     pub secrets: BTreeMap<String, Found<Secret>>,
     /// The Services of the pod's namespace, and `kubernetes` of `default`.
     pub services: Vec<Arc<Service>>,
+    /// Env files by volume and path (KEP-3721); an error is a sentence.
+    pub files: BTreeMap<(String, String), Result<BTreeMap<String, String>, String>>,
     pub pod_ips: Vec<String>,
     pub host_ips: Vec<String>,
     pub node_name: String,
@@ -102,6 +104,36 @@ pub fn expand(text: &str, lookup: impl Fn(&str) -> Option<String>) -> String {
     out
 }
 
+/// An env file: lines of `NAME='value'`; a value may go over lines, and a line may be blank or a comment. `Err` is a sentence.
+pub fn parse_file(text: &str) -> Result<BTreeMap<String, String>, String> {
+    let mut found = BTreeMap::new();
+    let mut rest = text;
+    while !rest.is_empty() {
+        let (line, after) = rest.split_once('\n').unwrap_or((rest, ""));
+        if line.trim().is_empty() || line.trim_start().starts_with('#') {
+            rest = after;
+            continue;
+        }
+        let Some((name, value)) = rest.split_once('=').filter(|(name, _)| !name.contains('\n')) else {
+            return Err(format!("line {line:?} has no '='"));
+        };
+        let name = name.trim();
+        if !is_variable_name(name) {
+            return Err(format!("{name:?} is no name of a variable"));
+        }
+        let Some((value, tail)) = value.trim_start_matches([' ', '\t']).strip_prefix('\'').and_then(|value| value.split_once('\'')) else {
+            return Err(format!("the value of {name} is not in single quotes"));
+        };
+        let (end, after) = tail.split_once('\n').unwrap_or((tail, ""));
+        if !end.trim().is_empty() && !end.trim_start().starts_with('#') {
+            return Err(format!("{end:?} follows the value of {name}"));
+        }
+        found.insert(name.to_owned(), value.to_owned());
+        rest = after;
+    }
+    Ok(found)
+}
+
 /// Is the name fit for a variable (upstream since 1.30: any printable ASCII but `=`)?
 fn is_variable_name(name: &str) -> bool {
     !name.is_empty() && name.bytes().all(|byte| (0x20..0x7f).contains(&byte) && byte != b'=')
@@ -166,6 +198,18 @@ fn value_from(pod: &Pod, container: &Container, source: &EnvVarSource, facts: &F
             },
             None if optional => Ok(None),
             None => Err(Error(format!("secret {:?} not found", key.name))),
+        };
+    }
+    if let Some(key) = &source.file_key_ref {
+        let optional = key.optional == Some(true);
+        return match facts.files.get(&(key.volume_name.clone(), key.path.clone())) {
+            Some(Ok(file)) => match file.get(&key.key) {
+                None if !optional => Err(Error(format!("environment variable key {:?} not found in file {:?}", key.key, key.path))),
+                value => Ok(value.map(|value| value.clone().into_bytes())),
+            },
+            Some(Err(_)) | None if optional => Ok(None),
+            Some(Err(why)) => Err(Error(format!("couldn't parse env file {:?} of volume {:?}: {why}", key.path, key.volume_name))),
+            None => Err(Error(format!("volume {:?} of an env file not found", key.volume_name))),
         };
     }
     Err(Error("the source of a variable is not supported".into()))
@@ -282,6 +326,7 @@ mod tests {
             config_maps: BTreeMap::from([("config".to_owned(), Some(Arc::new(config)))]),
             secrets: BTreeMap::from([("secret".to_owned(), Some(Arc::new(secret)))]),
             services: vec![Arc::new(serde_json::from_value(service).unwrap())],
+            files: BTreeMap::from([(("v".to_owned(), "a.env".to_owned()), parse_file("A='one'\n"))]),
             pod_ips: vec!["10.244.0.7".into()],
             host_ips: vec!["192.0.2.1".into()],
             node_name: "node".into(),
@@ -294,6 +339,27 @@ mod tests {
         let pod = pod(json!({"containers": [container]}));
         let list = of_container(&pod, &podspec::spec(&pod).containers[0], &facts())?;
         Ok(list.into_iter().map(|(name, value)| (name, String::from_utf8(value).unwrap())).collect())
+    }
+
+    #[test]
+    fn an_env_file_has_quoted_values_over_lines_and_comments() {
+        let file = parse_file("# first\nA='1'\n\n B='two\nlines' # said\nC=''\n").unwrap();
+        assert_eq!(file, BTreeMap::from([("A".into(), "1".into()), ("B".into(), "two\nlines".into()), ("C".into(), String::new())]));
+        for bad in ["A=1", "A='1", "A", "A='1' x", "='1'"] {
+            assert!(parse_file(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_variable_comes_from_a_file_of_a_volume() {
+        let variable = |key: &str, optional: bool| {
+            env(
+                json!({"name": "c", "env": [{"name": "X", "valueFrom": {"fileKeyRef": {"volumeName": "v", "path": "a.env", "key": key, "optional": optional}}}]}),
+            )
+        };
+        assert_eq!(variable("A", false).unwrap()["X"], "one");
+        assert!(!variable("B", true).unwrap().contains_key("X"));
+        assert!(variable("B", false).unwrap_err().0.contains("\"B\" not found"));
     }
 
     #[test]

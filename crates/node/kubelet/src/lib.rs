@@ -5,11 +5,12 @@
 //! the pod is. A wake-up carries the uid and no hint; it comes from the pod watch, runtime events, probe verdicts, a changed ConfigMap
 //! or Secret, the end of a pull, stop or hook, or the time that the plan named.
 //!
-//! Read in this order: [`config`], [`podspec`], [`world`], [`plan`], [`status`], [`worker`], [`act`], [`pull`], [`mounts`], [`objects`],
-//! [`crispec`], [`env`], [`dns`], [`probe`], [`node`], [`server`], [`logs`].
+//! Read in this order: [`config`], [`podspec`], [`amounts`], [`world`], [`admit`], [`plan`], [`resize`], [`grants`], [`status`], [`worker`], [`act`], [`pull`],
+//! [`mounts`], [`objects`], [`crispec`], [`env`], [`dns`], [`probe`], [`node`], [`evict`], [`pressure`], [`garbage`], [`static_pods`], [`server`],
+//! [`logs`].
 //!
 //! Tasks: one per reconcile (bounded), one timer for all probes, one each for the runtime's events, the Node's status and Lease, the
-//! rotation of logs, the server, and one per pull, stop and hook under way. Restart: what runs is found again through the labels of its sandbox and goes on;
+//! rotation of logs, what the node is short of, unused images, static pods, the server, and one per pull, stop and hook under way. Restart: what runs is found again through the labels of its sandbox and goes on;
 //! pods that the API deleted meanwhile are removed once the API's list is known. Nothing of this depends on the API being up.
 
 use std::collections::HashMap;
@@ -24,14 +25,19 @@ use k8s_openapi::api::core::v1::{Pod, Service};
 use reconcile::{Cache, Cached, EventKind, EventRecorder, Queue, Scope};
 use stdx::{Backoff, Drain};
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 
 pub mod act;
+pub mod admit;
+pub mod amounts;
 pub mod certificate;
 pub mod config;
 pub mod crispec;
 pub mod dns;
 pub mod env;
+pub mod evict;
+pub mod garbage;
+pub mod grants;
 pub mod logs;
 pub mod mounts;
 pub mod node;
@@ -39,9 +45,13 @@ pub mod objects;
 pub mod observe;
 pub mod plan;
 pub mod podspec;
+pub mod pressure;
 pub mod probe;
 pub mod pull;
+pub mod resize;
 pub mod server;
+pub mod settings;
+pub mod static_pods;
 pub mod status;
 pub mod worker;
 pub mod world;
@@ -52,6 +62,8 @@ use node::Machine;
 use probe::Probes;
 use worker::{Agent, Record, lock};
 
+/// How often a runtime without events is looked at.
+const RELIST_INTERVAL: Duration = Duration::from_secs(1);
 /// Reconciles under way at once; starts are bounded more tightly by `Config::starts_max`.
 const WORKERS: usize = 512;
 
@@ -85,11 +97,15 @@ pub async fn run(
     let server = tokio::spawn(serve(agent.clone(), listening, drain.clone()));
     let events = tokio::spawn(drain.clone().run_owned(follow_runtime(agent.clone())));
     let logs = tokio::spawn(drain.clone().run_owned(agent.clone().rotate_logs()));
+    let pressure = tokio::spawn(drain.clone().run_owned(agent.clone().watch_pressure()));
+    let images = tokio::spawn(drain.clone().run_owned(agent.clone().keep_images()));
+    let files = tokio::spawn(drain.clone().run_owned(agent.clone().watch_static_pods()));
     let node = tokio::spawn(agent.clone().keep_node(machine, port, drain.clone()));
     let orphans = tokio::spawn(drain.clone().run_owned(adopt_orphans(agent.clone(), pods)));
     let reconciler = agent.clone();
     reconcile::run("kubelet", agent.queue.clone(), WORKERS, drain.clone(), move |uid| reconciler.clone().reconcile(uid)).await;
     let _ = futures_util::future::join5(events, node, orphans, server, logs).await;
+    let _ = futures_util::future::join3(pressure, images, files).await;
     Ok(())
 }
 
@@ -105,15 +121,32 @@ async fn listen(port: u16) -> Result<TcpListener, Error> {
 
 async fn serve(agent: Arc<Agent>, listening: Option<(Arc<rustls::ServerConfig>, TcpListener)>, drain: Drain) {
     let Some((tls, listener)) = listening else { return };
-    let config = serde_json::json!({"kubeletconfig": {
-        "kind": "KubeletConfiguration", "apiVersion": "kubelet.config.k8s.io/v1beta1",
-        "port": agent.config.port, "maxPods": agent.config.pods_max, "clusterDomain": agent.config.cluster_domain,
-        "clusterDNS": agent.config.cluster_dns, "resolvConf": agent.config.resolv_conf,
-    }});
+    let mut config = agent.config.shown.clone();
+    if !config.is_object() {
+        config = serde_json::json!({"kind": "KubeletConfiguration", "apiVersion": "kubelet.config.k8s.io/v1beta1"});
+    }
+    for (field, value) in [
+        ("port", serde_json::json!(agent.config.port)),
+        ("maxPods", agent.config.pods_max.into()),
+        ("podPidsLimit", serde_json::json!(agent.config.pod_pids_max)),
+        ("clusterDomain", agent.config.cluster_domain.clone().into()),
+        ("clusterDNS", serde_json::json!(agent.config.cluster_dns)),
+        ("resolvConf", serde_json::json!(agent.config.resolv_conf)),
+        ("staticPodPath", serde_json::json!(agent.config.static_pods)),
+        ("imageGCHighThresholdPercent", agent.config.image_gc.high_percent.into()),
+        ("imageGCLowThresholdPercent", agent.config.image_gc.low_percent.into()),
+        ("allowedUnsafeSysctls", serde_json::json!(agent.config.unsafe_sysctls)),
+        ("seccompDefault", agent.config.seccomp_default.into()),
+        ("cgroupDriver", "cgroupfs".into()),
+    ] {
+        config[field] = value;
+    }
     let server = server::Server {
         node_name: agent.config.node_name.clone(),
         runtime: agent.runtime.clone(),
         access: server::access::Access::new(agent.client.clone(), &agent.config.node_name, agent.config.server_users.clone()),
+        data_directory: agent.config.data_directory.clone(),
+        image_directory: agent.config.image_directory.clone(),
         pods: agent,
         config,
     };
@@ -127,6 +160,15 @@ impl server::Pods for Agent {
     }
     fn get(&self, namespace: &str, name: &str) -> Option<Arc<Pod>> {
         self.list().into_iter().find(|pod| podspec::namespace(pod) == namespace && podspec::name(pod) == name)
+    }
+    fn probe_counts(&self) -> Vec<(server::ProbeKey, (u64, u64))> {
+        let Some(probes) = self.probes.get() else { return Vec::new() };
+        let counts = probes.counts().into_iter().filter_map(|((uid, container, kind), counts)| {
+            let (pod, _) = self.record(&uid)?.view();
+            let kind = kind.as_str();
+            Some(((podspec::namespace(&pod).into(), podspec::name(&pod).into(), uid, container, kind.into()), counts))
+        });
+        counts.collect()
     }
 }
 
@@ -166,6 +208,16 @@ fn start(
         host_dns: dns::parse(&resolver),
         cpu_milli: node::allocatable(&config, machine, "cpu"),
         memory_bytes: node::allocatable(&config, machine, "memory"),
+        swap_bytes: machine.swap_bytes,
+        allocatable: ["cpu", "memory", "ephemeral-storage"].map(|name| (name.to_owned(), node::allocatable(&config, machine, name))).into(),
+        runtime_name: OnceLock::new(),
+        pressures: Mutex::default(),
+        node_changed: Notify::new(),
+        image_uses: Mutex::default(),
+        admitting: Mutex::default(),
+        mirrors: Mutex::default(),
+        node_uid: Mutex::default(),
+        node_labels: Mutex::default(),
         started_at: Timestamp::now(),
         config,
         client: client.clone(),
@@ -174,6 +226,7 @@ fn start(
         queue,
     });
     let _ = agent.probes.set(start_probes(&agent, drain));
+    agent.load_static_pods();
     let pods = Cache::<Pod>::start(&client, scope, drain.clone());
     let watching = agent.clone();
     pods.on_change(move |old, new| on_pod(&watching, old, new));
@@ -206,6 +259,9 @@ fn on_pod(agent: &Agent, old: Option<&Arc<Pod>>, new: Option<&Arc<Pod>>) {
         (Some(old), None) => (old, true),
         (None, None) => return,
     };
+    if static_pods::is_mirror(pod) {
+        return agent.on_mirror(pod, gone);
+    }
     let uid = pod.uid().to_owned();
     let mut records = lock(&agent.records);
     match records.get(&uid) {
@@ -235,9 +291,33 @@ async fn follow_runtime(agent: Arc<Agent>) {
                     }
                 }
             }
+            // An older runtime: what it shows is looked at once a second instead.
+            Err(error) if error.code == cri::Code::Unimplemented => return relist(&agent).await,
             Err(error) => tracing::warn!(%error, "follow the runtime's events; will retry"),
         }
         tokio::time::sleep(backoff.next_wait()).await;
+    }
+}
+
+/// Wakes every pod of which the runtime shows something else than a second before (upstream: the generic PLEG).
+async fn relist(agent: &Agent) {
+    let mut before: HashMap<String, (String, i32)> = HashMap::new();
+    loop {
+        tokio::time::sleep(RELIST_INTERVAL).await;
+        let (Ok(sandboxes), Ok(containers)) = (
+            agent.runtime.list_pod_sandbox(v1::ListPodSandboxRequest::default()).await,
+            agent.runtime.list_containers(v1::ListContainersRequest::default()).await,
+        ) else {
+            continue;
+        };
+        let uid = |labels: &HashMap<String, String>| labels.get(crispec::LABEL_UID).cloned().unwrap_or_default();
+        let sandboxes = sandboxes.items.into_iter().map(|sandbox| (sandbox.id, (uid(&sandbox.labels), sandbox.state)));
+        let containers = containers.containers.into_iter().map(|container| (container.id, (uid(&container.labels), container.state)));
+        let now: HashMap<String, (String, i32)> = sandboxes.chain(containers).collect();
+        let changed =
+            now.iter().filter(|(id, state)| before.get(*id) != Some(*state)).chain(before.iter().filter(|(id, _)| !now.contains_key(*id)));
+        changed.for_each(|(_, (uid, _))| agent.queue.add(uid.clone()));
+        before = now;
     }
 }
 

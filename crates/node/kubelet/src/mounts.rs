@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use cri::v1;
@@ -17,6 +18,8 @@ use crate::{crispec, podspec};
 
 const MODE_DEFAULT: u32 = 0o644;
 const TOKEN_SECONDS_DEFAULT: i64 = 3600;
+/// Upstream's limit.
+const ENV_FILE_BYTES_MAX: u64 = 64 << 10;
 
 /// Where a volume's files are on the node.
 pub fn volume_path(config: &Config, pod: &Pod, volume: &Volume) -> PathBuf {
@@ -92,6 +95,10 @@ pub async fn prepare(
 }
 
 fn make(volume: &Volume, path: &Path, payload: Option<&Payload>, gid: Option<u32>, lazy: bool) -> Result<(), volumes::Error> {
+    if volume.image.is_some() {
+        // The runtime makes it of the image's layers.
+        return Ok(());
+    }
     if let Some(host) = &volume.host_path {
         return volumes::host_path::prepare(path, host.type_.as_deref().unwrap_or_default());
     }
@@ -115,7 +122,7 @@ fn make(volume: &Volume, path: &Path, payload: Option<&Payload>, gid: Option<u32
 fn hash_of(payload: &Payload) -> u64 {
     let mut hasher = DefaultHasher::new();
     for (path, file) in payload {
-        (path, &file.bytes, file.mode).hash(&mut hasher);
+        (path, &file.bytes, file.mode, file.uid).hash(&mut hasher);
     }
     hasher.finish().max(1)
 }
@@ -149,7 +156,7 @@ async fn payload_of(
         let sources = source.sources.as_deref().unwrap_or_default();
         return projected(objects, pod, sources, mode(source.default_mode), facts, now, refresh).await.map(Some);
     }
-    if volume.empty_dir.is_some() || volume.host_path.is_some() {
+    if volume.empty_dir.is_some() || volume.host_path.is_some() || volume.image.is_some() {
         return Ok(None);
     }
     Err("this type of volume is not supported on this node".into())
@@ -207,7 +214,7 @@ async fn projected(
             let seconds = source.expiration_seconds.unwrap_or(TOKEN_SECONDS_DEFAULT);
             let token = objects.tokens.get(pod, source.audience.as_deref().unwrap_or_default(), seconds, now).await?;
             *refresh = Some(refresh.map_or(token.refresh_at, |at| at.min(token.refresh_at)));
-            payload.insert(source.path.clone(), File { bytes: token.text.into_bytes(), mode: token_mode(pod, mode) });
+            payload.insert(source.path.clone(), token_file(pod, token.text, mode));
         } else if source.cluster_trust_bundle.is_some() {
             return Err("ClusterTrustBundle projection is not supported in this version".into());
         } else {
@@ -217,10 +224,22 @@ async fn projected(
     Ok(payload)
 }
 
-/// A token is for the pod's user alone unless a group shares it; then the mode of the volume stands (upstream does the same).
-fn token_mode(pod: &Pod, mode: u32) -> u32 {
+/// A token is for the pod's user alone where there is one user or a group; without either the mode of the volume stands.
+/// Source: `pkg/volume/projected`, `pkg/volume/util.FsUserFrom`. (A group may read besides: the volume's own doing.)
+fn token_file(pod: &Pod, text: String, mode: u32) -> File {
+    let uid = one_user(pod);
     let grouped = podspec::spec(pod).security_context.as_ref().is_some_and(|security| security.fs_group.is_some());
-    if grouped { 0o600 | 0o440 } else { mode }
+    File { bytes: text.into_bytes(), mode: if uid.is_some() || grouped { 0o600 } else { mode }, uid }
+}
+
+/// The user that all containers run as, if they say so and agree.
+fn one_user(pod: &Pod) -> Option<u32> {
+    let spec = podspec::spec(pod);
+    let general = spec.security_context.as_ref().and_then(|security| security.run_as_user);
+    let containers = spec.init_containers.iter().flatten().chain(&spec.containers);
+    let mut users = containers.map(|container| container.security_context.as_ref().and_then(|own| own.run_as_user).or(general));
+    let first = users.next()??;
+    users.all(|user| user == Some(first)).then(|| u32::try_from(first).ok()).flatten()
 }
 
 fn downward(pod: &Pod, files: &[DownwardAPIVolumeFile], default_mode: u32, facts: &Facts) -> Result<Payload, String> {
@@ -232,7 +251,7 @@ fn downward(pod: &Pod, files: &[DownwardAPIVolumeFile], default_mode: u32, facts
             _ => return Err(format!("{} names no field", file.path)),
         };
         let bytes = text.map_err(|error| error.0)?.into_bytes();
-        payload.insert(file.path.clone(), File { bytes, mode: file.mode.map_or(default_mode, |bits| mode(Some(bits))) });
+        payload.insert(file.path.clone(), File { bytes, mode: file.mode.map_or(default_mode, |bits| mode(Some(bits))), uid: None });
     }
     Ok(payload)
 }
@@ -241,9 +260,24 @@ fn downward(pod: &Pod, files: &[DownwardAPIVolumeFile], default_mode: u32, facts
 pub struct ContainerMounts {
     pub mounts: Vec<v1::Mount>,
     pub message_file: PathBuf,
+    /// What `subPath`s lead to, held until the container runs: the mounts name these descriptors, so that whoever swaps a directory for
+    /// a link in the meantime is too late.
+    pub held: Vec<OwnedFd>,
 }
 
-/// Maps `container`'s volume mounts, `/etc/hosts` and the termination log. Touches the disk.
+/// An env file of a volume (KEP-3721). Links do not lead out of the volume.
+pub fn env_file(config: &Config, pod: &Pod, volume: &str, path: &str) -> Result<BTreeMap<String, String>, String> {
+    let volume = podspec::spec(pod).volumes.iter().flatten().find(|known| known.name == volume).ok_or("there is no such volume")?;
+    let file = volumes::subpath::open(&volume_path(config, pod, volume), path).map_err(|error| error.to_string())?;
+    let shown = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let metadata = std::fs::metadata(&shown).map_err(|error| error.to_string())?;
+    if !metadata.is_file() || metadata.len() > ENV_FILE_BYTES_MAX {
+        return Err(format!("it is no file of at most {ENV_FILE_BYTES_MAX} bytes"));
+    }
+    env::parse_file(&std::fs::read_to_string(&shown).map_err(|error| error.to_string())?)
+}
+
+/// Maps `container`'s volume mounts (`images`: the runtime's references of image volumes by volume), `/etc/hosts` and the termination log. Touches the disk.
 pub fn of_container(
     config: &Config,
     pod: &Pod,
@@ -251,9 +285,10 @@ pub fn of_container(
     attempt: u32,
     env: &[(String, Vec<u8>)],
     ips: &[String],
+    images: &BTreeMap<String, String>,
 ) -> Result<ContainerMounts, String> {
     let directory = config.pod_directory(podspec::uid(pod));
-    let mut mounts = Vec::new();
+    let (mut mounts, mut held) = (Vec::new(), Vec::new());
     for mount in container.volume_mounts.iter().flatten() {
         let volumes = podspec::spec(pod).volumes.iter().flatten();
         let volume =
@@ -265,14 +300,27 @@ pub fn of_container(
             (Some(sub), _) => sub.to_owned(),
             _ => String::new(),
         };
+        let slash = if mount.mount_path.starts_with('/') { "" } else { "/" };
+        if volume.image.is_some() {
+            let image = images.get(&volume.name).cloned().unwrap_or_default();
+            mounts.push(v1::Mount {
+                container_path: format!("{slash}{}", mount.mount_path),
+                image: Some(v1::ImageSpec { image, ..Default::default() }),
+                image_sub_path: sub,
+                readonly: true,
+                ..Default::default()
+            });
+            continue;
+        }
         if !sub.is_empty() {
             let resolved = volumes::subpath::resolve(&host_path, &sub);
-            host_path = resolved.map_err(|error| {
+            let found = resolved.map_err(|error| {
                 format!("failed to prepare subPath for volumeMount {:?} of container {:?}: {error}", mount.name, container.name)
             })?;
+            host_path = format!("/proc/{}/fd/{}", std::process::id(), found.as_raw_fd()).into();
+            held.push(found);
         }
         let payload = volume.secret.is_some() || volume.config_map.is_some() || volume.projected.is_some() || volume.downward_api.is_some();
-        let slash = if mount.mount_path.starts_with('/') { "" } else { "/" };
         mounts.push(v1::Mount {
             container_path: format!("{slash}{}", mount.mount_path),
             host_path: host_path.display().to_string(),
@@ -295,7 +343,7 @@ pub fn of_container(
     let message_file = directory.join("containers").join(&container.name).join(attempt.to_string());
     write(&message_file, b"", 0o666)?;
     mounts.push(plain_mount(crispec::message_path(container), &message_file));
-    Ok(ContainerMounts { mounts, message_file })
+    Ok(ContainerMounts { mounts, message_file, held })
 }
 
 fn plain_mount(container_path: &str, host_path: &Path) -> v1::Mount {
@@ -360,6 +408,26 @@ mod tests {
     use crate::podspec::tests::pod;
 
     #[test]
+    fn a_token_is_for_the_one_user_of_the_pod_or_for_all() {
+        let file = |spec: serde_json::Value| {
+            let file = token_file(&pod(spec), "t".into(), 0o644);
+            (file.mode, file.uid)
+        };
+        let container = |user: serde_json::Value| json!({"name": "c", "securityContext": {"runAsUser": user}});
+        let cases = [
+            (json!({"containers": [container(json!(null))]}), (0o644, None)),
+            (json!({"containers": [container(json!(7))]}), (0o600, Some(7))),
+            (json!({"containers": [container(json!(7)), container(json!(8))]}), (0o644, None)),
+            (json!({"containers": [container(json!(null))], "securityContext": {"runAsUser": 7}}), (0o600, Some(7))),
+            (json!({"containers": [container(json!(8))], "securityContext": {"runAsUser": 7}}), (0o600, Some(8))),
+            (json!({"containers": [container(json!(null))], "securityContext": {"fsGroup": 7}}), (0o600, None)),
+        ];
+        for (spec, expected) in cases {
+            assert_eq!(file(spec.clone()), expected, "{spec}");
+        }
+    }
+
+    #[test]
     fn hosts_file_names_the_pod_and_its_aliases() {
         let config = Config::new("node", "192.0.2.1".parse().unwrap());
         let pod =
@@ -385,9 +453,10 @@ mod tests {
         let volume = &podspec::spec(&pod).volumes.as_ref().unwrap()[0];
         make(volume, &volume_path(&config, &pod, volume), None, None, false).unwrap();
         let env = [("DIR".to_owned(), b"sub".to_vec())];
-        let made = of_container(&config, &pod, &podspec::spec(&pod).containers[0], 0, &env, &[]).unwrap();
+        let made = of_container(&config, &pod, &podspec::spec(&pod).containers[0], 0, &env, &[], &BTreeMap::new()).unwrap();
         let at = |path: &str| made.mounts.iter().find(|mount| mount.container_path == path).unwrap();
-        assert_eq!(at("/data").host_path, root_path.join("data/pods/u1/volumes/kubernetes.io~empty-dir/v/sub/x").display().to_string());
+        let leads_to = std::fs::read_link(&at("/data").host_path).unwrap();
+        assert_eq!(leads_to, root_path.join("data/pods/u1/volumes/kubernetes.io~empty-dir/v/sub/x"));
         assert!(at("/secret").readonly && !at("/data").readonly);
         assert!(Path::new(&at("/dev/termination-log").host_path).exists() && Path::new(&at("/etc/hosts").host_path).exists());
         remove_pod(&config, "u1").unwrap();

@@ -10,16 +10,18 @@ use cri::v1;
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::api::core::v1::{
-    ContainerImage, DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeSpec, NodeStatus, NodeSystemInfo,
+    ContainerImage, DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeFeatures, NodeRuntimeHandler,
+    NodeRuntimeHandlerFeatures, NodeSpec, NodeStatus, NodeSystemInfo, ObjectReference,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, OwnerReference, Time};
-use meta::quantity::Quantity as Amount;
+use meta::quantity::{Format, Quantity as Amount};
 use serde_json::json;
 use stdx::{Backoff, Drain};
 
 use crate::config::Config;
-use crate::worker::Agent;
+use crate::evict::Pressure;
+use crate::worker::{Agent, lock};
 
 const LEASES: &str = "kube-node-lease";
 /// How often the node looks whether its status changed.
@@ -37,21 +39,31 @@ pub struct Machine {
     pub cpu_milli: i64,
     pub memory_bytes: i64,
     pub disk_bytes: i64,
+    pub swap_bytes: i64,
+    /// Huge pages of 2 MiB and of 1 GiB, in bytes.
+    pub hugepages_2m: i64,
+    pub hugepages_1g: i64,
 }
 
 impl Machine {
     pub fn look(data_directory: &Path) -> Self {
         let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        let memory = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| {
-            let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:").map(str::trim).map(str::to_owned))?;
+        let memory = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+        let kibibytes = |key: &str| {
+            let line = memory.lines().find_map(|line| line.strip_prefix(key))?;
             line.split_whitespace().next()?.parse::<i64>().ok()
-        });
+        };
+        let pages =
+            |size: &str| read_trimmed(&format!("/sys/kernel/mm/hugepages/hugepages-{size}kB/nr_hugepages")).parse().unwrap_or(0_i64);
         let disk = rustix::fs::statvfs(data_directory).or_else(|_| rustix::fs::statvfs("/"));
         let disk_bytes = disk.map_or(0, |disk| disk.f_blocks.saturating_mul(disk.f_frsize));
         Self {
             cpu_milli: i64::try_from(cpus).unwrap_or(1) * 1000,
-            memory_bytes: memory.unwrap_or(0) * 1024,
+            memory_bytes: kibibytes("MemTotal:").unwrap_or(0) * 1024,
             disk_bytes: i64::try_from(disk_bytes).unwrap_or(i64::MAX),
+            swap_bytes: kibibytes("SwapTotal:").unwrap_or(0) * 1024,
+            hugepages_2m: pages("2048") << 21,
+            hugepages_1g: pages("1048576") << 30,
         }
     }
 }
@@ -64,11 +76,17 @@ fn resources(config: &Config, machine: Machine) -> (BTreeMap<String, Quantity>, 
         ("memory".to_owned(), Quantity(format!("{}Ki", machine.memory_bytes / 1024))),
         ("ephemeral-storage".to_owned(), Quantity(format!("{}Ki", machine.disk_bytes / 1024))),
         ("pods".to_owned(), Quantity(config.pods_max.to_string())),
-        ("hugepages-1Gi".to_owned(), Quantity("0".into())),
-        ("hugepages-2Mi".to_owned(), Quantity("0".into())),
+        ("hugepages-1Gi".to_owned(), Quantity(Amount::new(machine.hugepages_1g, Format::BinarySi).to_string())),
+        ("hugepages-2Mi".to_owned(), Quantity(Amount::new(machine.hugepages_2m, Format::BinarySi).to_string())),
     ]);
     capacity.extend(config.capacity.iter().map(|(name, amount)| (name.clone(), Quantity(amount.clone()))));
     let mut allocatable = capacity.clone();
+    // Huge pages are taken off the memory: nobody else can use it.
+    if let Some(memory) = allocatable.get_mut("memory").filter(|_| machine.hugepages_1g + machine.hugepages_2m > 0)
+        && let Ok(amount) = Amount::parse(&memory.0)
+    {
+        *memory = Quantity((amount - Amount::new(machine.hugepages_1g + machine.hugepages_2m, Format::BinarySi)).to_string());
+    }
     for (name, reserved) in &config.reserved {
         if let (Some(have), Ok(reserved)) = (allocatable.get_mut(name), Amount::parse(reserved))
             && let Ok(amount) = Amount::parse(&have.0)
@@ -133,7 +151,12 @@ fn system_info(config: &Config, runtime: &v1::VersionResponse) -> NodeSystemInfo
     }
 }
 
-fn conditions(former: &[NodeCondition], runtime: &Result<v1::StatusResponse, cri::Error>, now: Timestamp) -> Vec<NodeCondition> {
+fn conditions(
+    former: &[NodeCondition],
+    runtime: &Result<v1::StatusResponse, cri::Error>,
+    pressures: &[Pressure],
+    now: Timestamp,
+) -> Vec<NodeCondition> {
     let failures: Vec<String> = match runtime {
         Err(error) => vec![format!("container runtime is down: {error}")],
         Ok(answer) => {
@@ -151,10 +174,27 @@ fn conditions(former: &[NodeCondition], runtime: &Result<v1::StatusResponse, cri
         true => ("Ready", "True", "KubeletReady", "kubelet is posting ready status".to_owned()),
         false => ("Ready", "False", "KubeletNotReady", format!("[{}]", failures.join(", "))),
     };
-    let calm = [
-        ("MemoryPressure", "False", "KubeletHasSufficientMemory", "kubelet has sufficient memory available".to_owned()),
-        ("DiskPressure", "False", "KubeletHasNoDiskPressure", "kubelet has no disk pressure".to_owned()),
-        ("PIDPressure", "False", "KubeletHasSufficientPID", "kubelet has sufficient PID available".to_owned()),
+    let pressure = |kind: Pressure, bad: (&'static str, &str), good: (&'static str, &str)| {
+        let on = pressures.contains(&kind);
+        let (reason, message) = if on { bad } else { good };
+        (kind.condition(), if on { "True" } else { "False" }, reason, message.to_owned())
+    };
+    let all = [
+        pressure(
+            Pressure::Memory,
+            ("KubeletHasInsufficientMemory", "kubelet has insufficient memory available"),
+            ("KubeletHasSufficientMemory", "kubelet has sufficient memory available"),
+        ),
+        pressure(
+            Pressure::Disk,
+            ("KubeletHasDiskPressure", "kubelet has disk pressure"),
+            ("KubeletHasNoDiskPressure", "kubelet has no disk pressure"),
+        ),
+        pressure(
+            Pressure::Pid,
+            ("KubeletHasInsufficientPID", "kubelet has insufficient PID available"),
+            ("KubeletHasSufficientPID", "kubelet has sufficient PID available"),
+        ),
         ready,
     ];
     let now = Time(Timestamp::from_second(now.as_second()).unwrap_or(now));
@@ -169,7 +209,25 @@ fn conditions(former: &[NodeCondition], runtime: &Result<v1::StatusResponse, cri
             last_transition_time: before.and_then(|before| before.last_transition_time.clone()).or_else(|| Some(now.clone())),
         }
     };
-    calm.into_iter().map(of).collect()
+    all.into_iter().map(of).collect()
+}
+
+fn handlers(runtime: &Result<v1::StatusResponse, cri::Error>) -> Option<Vec<NodeRuntimeHandler>> {
+    let handlers = &runtime.as_ref().ok()?.runtime_handlers;
+    let shown = handlers.iter().map(|handler| NodeRuntimeHandler {
+        // The API leaves out an empty name: written, it would differ from what is read back.
+        name: Some(handler.name.clone()).filter(|name| !name.is_empty()),
+        features: handler.features.map(|features| NodeRuntimeHandlerFeatures {
+            recursive_read_only_mounts: Some(features.recursive_read_only_mounts),
+            user_namespaces: Some(features.user_namespaces),
+        }),
+    });
+    (!handlers.is_empty()).then(|| shown.collect())
+}
+
+/// Does this host's kernel enforce AppArmor profiles?
+pub fn has_app_armor() -> bool {
+    read_trimmed("/sys/module/apparmor/parameters/enabled") == "Y"
 }
 
 fn node_image(image: v1::Image) -> ContainerImage {
@@ -198,6 +256,8 @@ impl Agent {
         tracing::info!(node = %self.config.node_name, "node registered");
         let lease = self.clone();
         let uid = node.metadata.uid.clone().unwrap_or_default();
+        *lock(&self.node_uid) = Some(uid.clone());
+        *lock(&self.node_labels) = node.metadata.labels.clone();
         let status = drain.run(self.keep_status(node, machine, port));
         futures_util::future::join(status, drain.run(lease.keep_lease(uid))).await;
     }
@@ -205,10 +265,16 @@ impl Agent {
     async fn status(&self, former: &NodeStatus, machine: Machine, port: u16) -> NodeStatus {
         let version = self.runtime.version().await.unwrap_or_default();
         let runtime = self.runtime.status(v1::StatusRequest::default()).await;
-        let (capacity, allocatable) = resources(&self.config, machine);
+        let (mut capacity, mut allocatable) = resources(&self.config, machine);
+        // Extended resources that somebody else told of stay.
+        for (own, known) in [(&mut capacity, &former.capacity), (&mut allocatable, &former.allocatable)] {
+            for (name, amount) in known.iter().flatten().filter(|(name, _)| name.contains('/')) {
+                own.entry(name.clone()).or_insert_with(|| amount.clone());
+            }
+        }
         let ips = self.config.node_ips.iter().map(|ip| NodeAddress { type_: "InternalIP".into(), address: ip.to_string() });
         let hostname = NodeAddress { type_: "Hostname".into(), address: self.config.node_name.clone() };
-        let ours = conditions(former.conditions.as_deref().unwrap_or_default(), &runtime, Timestamp::now());
+        let ours = conditions(former.conditions.as_deref().unwrap_or_default(), &runtime, &lock(&self.pressures), Timestamp::now());
         let foreign = former.conditions.iter().flatten().filter(|condition| !ours.iter().any(|own| own.type_ == condition.type_));
         NodeStatus {
             addresses: Some(ips.chain([hostname]).collect()),
@@ -218,8 +284,20 @@ impl Agent {
             daemon_endpoints: Some(NodeDaemonEndpoints { kubelet_endpoint: Some(DaemonEndpoint { port: i32::from(port) }) }),
             node_info: Some(system_info(&self.config, &version)),
             images: Some(self.node_images().await),
+            runtime_handlers: handlers(&runtime),
+            features: runtime
+                .as_ref()
+                .ok()
+                .and_then(|answer| answer.features.as_ref())
+                .map(|features| NodeFeatures { supplemental_groups_policy: Some(features.supplemental_groups_policy) }),
             ..NodeStatus::default()
         }
+    }
+
+    /// As upstream's events name a node: its name stands for its uid.
+    pub fn node_reference(&self) -> ObjectReference {
+        let name = &self.config.node_name;
+        ObjectReference { kind: Some("Node".into()), name: Some(name.clone()), uid: Some(name.clone()), ..ObjectReference::default() }
     }
 
     async fn node_images(&self) -> Vec<ContainerImage> {
@@ -233,6 +311,7 @@ impl Agent {
         let spec = NodeSpec {
             pod_cidr: self.config.pod_cidr.clone(),
             pod_cidrs: self.config.pod_cidr.clone().map(|cidr| vec![cidr]),
+            taints: (!self.config.taints.is_empty()).then(|| self.config.taints.clone()),
             ..NodeSpec::default()
         };
         let metadata = ObjectMeta {
@@ -300,6 +379,7 @@ impl Agent {
             if due || !same(&shown, &new) {
                 match self.write_status(&new).await {
                     Ok(mut stored) => {
+                        *lock(&self.node_labels) = stored.metadata.labels.clone();
                         self.tell_ranges(&stored, &mut told).await;
                         shown = stored.status.take().unwrap_or(new);
                         written = Some(tokio::time::Instant::now());
@@ -311,7 +391,7 @@ impl Agent {
                 continue;
             }
             let pause = if told.is_empty() && tokio::time::Instant::now() < hasty { RANGE_INTERVAL } else { LOOK_INTERVAL };
-            tokio::time::sleep(pause).await;
+            tokio::select! { () = tokio::time::sleep(pause) => {}, () = self.node_changed.notified() => {} }
             if told.is_empty()
                 && let Ok(found) = self.client.get::<Node>(None, &self.config.node_name).await
             {
@@ -396,6 +476,8 @@ fn same(a: &NodeStatus, b: &NodeStatus) -> bool {
             status.node_info,
             status.images.unwrap_or_default(),
             status.daemon_endpoints,
+            status.runtime_handlers,
+            status.features,
         )
     };
     still(a) == still(b)
@@ -410,7 +492,8 @@ mod tests {
         let mut config = Config::new("node", "192.0.2.1".parse().unwrap());
         config.reserved = BTreeMap::from([("cpu".to_owned(), "500m".to_owned())]);
         config.capacity = BTreeMap::from([("memory".to_owned(), "1Gi".to_owned()), ("example.com/gpu".to_owned(), "2".to_owned())]);
-        let machine = Machine { cpu_milli: 4000, memory_bytes: 8 << 30, disk_bytes: 1 << 40 };
+        let machine =
+            Machine { cpu_milli: 4000, memory_bytes: 8 << 30, disk_bytes: 1 << 40, swap_bytes: 0, hugepages_2m: 0, hugepages_1g: 0 };
         let (capacity, free) = resources(&config, machine);
         assert_eq!((capacity["cpu"].0.as_str(), free["cpu"].0.as_str()), ("4", "3500m"));
         assert_eq!((capacity["memory"].0.as_str(), capacity["example.com/gpu"].0.as_str()), ("1Gi", "2"));
@@ -426,11 +509,11 @@ mod tests {
     #[test]
     fn runtime_that_is_down_makes_the_node_not_ready_and_keeps_the_transition_time() {
         let at = |seconds: i64| Timestamp::from_second(seconds).unwrap();
-        let up = conditions(&[], &Ok(v1::StatusResponse::default()), at(10));
-        let later = conditions(&up, &Ok(v1::StatusResponse::default()), at(20));
+        let up = conditions(&[], &Ok(v1::StatusResponse::default()), &[], at(10));
+        let later = conditions(&up, &Ok(v1::StatusResponse::default()), &[], at(20));
         let ready = |list: &[NodeCondition]| list.iter().find(|condition| condition.type_ == "Ready").unwrap().clone();
         assert_eq!((ready(&later).status.as_str(), ready(&later).last_transition_time), ("True", Some(Time(at(10)))));
-        let down = ready(&conditions(&later, &Err(cri::Error::internal("gone")), at(30)));
+        let down = ready(&conditions(&later, &Err(cri::Error::internal("gone")), &[], at(30)));
         assert_eq!((down.status.as_str(), down.reason.as_deref()), ("False", Some("KubeletNotReady")));
         assert_eq!(down.last_transition_time, Some(Time(at(30))));
     }

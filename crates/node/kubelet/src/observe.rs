@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
+use std::sync::Arc;
 
 use cri::{RuntimeService, v1};
 use jiff::Timestamp;
@@ -31,7 +32,7 @@ fn time(nanos: i64) -> Option<Timestamp> {
     (nanos > 0).then(|| Timestamp::from_nanosecond(i128::from(nanos)).ok()).flatten()
 }
 
-pub async fn observe(runtime: &dyn RuntimeService, uid: &str) -> cri::Result<Observed> {
+pub async fn observe(runtime: &dyn RuntimeService, uid: &str, runtime_name: &Arc<str>) -> cri::Result<Observed> {
     let filter = v1::PodSandboxFilter { label_selector: by_uid(uid), ..Default::default() };
     let mut listed = runtime.list_pod_sandbox(v1::ListPodSandboxRequest { filter: Some(filter) }).await?.items;
     listed.sort_by_key(|sandbox| std::cmp::Reverse((sandbox.metadata.as_ref().map_or(0, |metadata| metadata.attempt), sandbox.created_at)));
@@ -47,7 +48,7 @@ pub async fn observe(runtime: &dyn RuntimeService, uid: &str) -> cri::Result<Obs
     for container in listed {
         let request = v1::ContainerStatusRequest { container_id: container.id.clone(), verbose: false };
         match runtime.container_status(request).await {
-            Ok(answer) => containers.extend(answer.status.map(|status| seen(status, container.pod_sandbox_id))),
+            Ok(answer) => containers.extend(answer.status.map(|status| seen(status, container.pod_sandbox_id, runtime_name))),
             // Removed since the list.
             Err(error) if error.is_not_found() => {}
             Err(error) => return Err(error),
@@ -63,7 +64,7 @@ async fn sandbox_ips(runtime: &dyn RuntimeService, id: &str) -> cri::Result<Vec<
     Ok(all.filter(|ip| !ip.is_empty()).collect())
 }
 
-fn seen(status: v1::ContainerStatus, sandbox_id: String) -> Seen {
+fn seen(status: v1::ContainerStatus, sandbox_id: String, runtime_name: &Arc<str>) -> Seen {
     let state = match v1::ContainerState::try_from(status.state) {
         Ok(v1::ContainerState::ContainerCreated) => State::Created,
         Ok(v1::ContainerState::ContainerRunning) => State::Running,
@@ -87,6 +88,9 @@ fn seen(status: v1::ContainerStatus, sandbox_id: String) -> Seen {
         image: shown,
         image_id: if status.image_ref.is_empty() { status.image_id } else { status.image_ref },
         hash: status.annotations.get(crispec::ANNOTATION_HASH).cloned().unwrap_or_default(),
+        runtime: runtime_name.clone(),
+        resources: status.resources.and_then(|resources| resources.linux),
+        user: status.user.and_then(|user| user.linux),
         id: status.id,
     }
 }
@@ -117,11 +121,14 @@ fn tail(path: &Path, bytes_max: u64) -> Option<String> {
 }
 
 fn log_end(raw: &str) -> String {
-    let contents: Vec<&str> = raw.lines().filter_map(|line| line.splitn(4, ' ').nth(3)).collect();
-    let mut text = contents[contents.len().saturating_sub(LOG_MESSAGE_LINES_MAX)..].join("\n");
-    if !text.is_empty() {
-        text.push('\n');
-    }
+    // `time stream tag content`: a line whose tag is P goes on, and the container wrote no line feed there.
+    let entry = |line: &str| {
+        let mut parts = line.splitn(4, ' ').skip(2);
+        let (tag, content) = (parts.next()?.to_owned(), parts.next()?);
+        Some(if tag.starts_with('P') { content.to_owned() } else { format!("{content}\n") })
+    };
+    let contents: Vec<String> = raw.lines().filter_map(entry).collect();
+    let mut text = contents[contents.len().saturating_sub(LOG_MESSAGE_LINES_MAX)..].concat();
     let mut from = text.len().saturating_sub(LOG_MESSAGE_BYTES_MAX as usize);
     while !text.is_char_boundary(from) {
         from += 1;
@@ -144,6 +151,9 @@ mod tests {
         assert_eq!(last_words(&status), "runtime");
         status.annotations.insert(crispec::ANNOTATION_MESSAGE_POLICY.into(), "FallbackToLogsOnError".into());
         assert_eq!(last_words(&status), "one\ntwo\n");
+        std::fs::write(&log, "2026-01-01T00:00:00Z stderr P DO\n2026-01-01T00:00:00Z stderr P NE\n").unwrap();
+        assert_eq!(last_words(&status), "DONE");
+        std::fs::write(&log, "2026-01-01T00:00:00Z stderr F one\n2026-01-01T00:00:00Z stderr F two\n").unwrap();
         std::fs::write(&file, "own").unwrap();
         assert_eq!(last_words(&status), "own");
         std::fs::remove_file(&file).unwrap();

@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use cri::v1;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Container;
 
 use crate::podspec::{self, Role};
 use crate::probe::Kind;
+use crate::resize;
 use crate::world::{Backoff, Failure, Image, PostStart, Seen, State, Verdict, Waiting, World};
 
 const BACKOFF_FIRST: Duration = Duration::from_secs(10);
@@ -15,7 +17,7 @@ const BACKOFF_MAX: Duration = Duration::from_secs(300);
 /// How long a failed pull is shown as such before it is shown as backing off.
 const PULL_FAILURE_SHOWN: SignedDuration = SignedDuration::from_secs(2);
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Action {
     MountVolumes,
     RunSandbox {
@@ -42,6 +44,12 @@ pub enum Action {
         id: String,
         log: Option<(String, u32)>,
     },
+    /// Tells the runtime what a running container was granted since it was made.
+    Resize {
+        id: String,
+        container: String,
+        resources: Box<v1::LinuxContainerResources>,
+    },
     Fail(Verdict),
     /// Everything is stopped: say the last status and have the API forget the pod.
     Finish,
@@ -58,9 +66,11 @@ pub enum KillReason {
     Startup,
     PostStart,
     SandboxChanged,
+    /// The container asked to be restarted for other resources.
+    Resized,
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Plan {
     pub actions: Vec<Action>,
     /// Why a container that should run does not.
@@ -92,9 +102,25 @@ pub fn plan(world: &World<'_>) -> Plan {
         return plan;
     }
     if run(world, &mut plan).is_some() {
+        resize(world, &mut plan);
         collect_garbage(world, &mut plan);
     }
     plan
+}
+
+/// Control groups follow what the containers were granted.
+fn resize(world: &World<'_>, plan: &mut Plan) {
+    for pending in resize::pending(world) {
+        let (seen, name) = (pending.seen, &pending.seen.name);
+        if world.memory.stopping.contains_key(&seen.id) {
+            continue;
+        }
+        if pending.restart {
+            kill(world, plan, seen, podspec::grace_seconds(world.pod), KillReason::Resized);
+        } else if !blocked(world, plan, world.memory.resize_failed.get(name)) {
+            plan.actions.push(Action::Resize { id: seen.id.clone(), container: name.clone(), resources: Box::new(pending.wanted) });
+        }
+    }
 }
 
 /// `activeDeadlineSeconds` counts from the pod's start on the node.
@@ -109,7 +135,7 @@ fn deadline(world: &World<'_>, plan: &mut Plan) -> Option<Verdict> {
         return None;
     }
     let message = "Pod was active on the node longer than the specified deadline".into();
-    Some(Verdict { reason: "DeadlineExceeded".into(), message })
+    Some(Verdict { reason: "DeadlineExceeded".into(), message, disrupts: false, grace_seconds: None })
 }
 
 /// Nothing of the pod will be started any more.
@@ -133,16 +159,14 @@ fn is_complete(world: &World<'_>) -> bool {
 }
 
 fn restarts(world: &World<'_>, role: Role, container: &Container, seen: &Seen) -> bool {
-    match podspec::restart_policy(world.pod, role, container) {
-        "Never" => false,
-        "OnFailure" => seen.exit_code != 0,
-        _ => true,
-    }
+    world.memory.replaced.contains(&seen.id) || podspec::restarts(world.pod, role, container, seen.exit_code)
 }
 
 /// Stops everything: main containers at once, then sidecars in reverse order, then the sandbox.
 fn end(world: &World<'_>, plan: &mut Plan) {
-    let grace = if world.gone {
+    let grace = if let Some(seconds) = world.memory.verdict.as_ref().and_then(|verdict| verdict.grace_seconds).filter(|_| !world.gone) {
+        seconds
+    } else if world.gone {
         world.pod.metadata.deletion_grace_period_seconds.unwrap_or(1).max(1)
     } else {
         podspec::grace_seconds(world.pod).max(1)
@@ -359,28 +383,40 @@ fn start(world: &World<'_>, plan: &mut Plan, _role: Role, container: &Container)
             return;
         }
     }
-    match world.memory.images.get(&(name.clone(), attempt)) {
-        Some(Image::Ready(_)) => {
-            plan.actions.push(Action::Start { container: name.clone(), attempt, restart: attempt > 0 });
+    for volume in podspec::image_volumes(world.pod, container) {
+        let image = volume.image.as_ref().and_then(|source| source.reference.as_deref()).unwrap_or_default();
+        if !is_image_ready(world, plan, name, (podspec::volume_image(&volume.name), 0), image) {
+            return;
         }
+    }
+    if is_image_ready(world, plan, name, (name.clone(), attempt), container.image.as_deref().unwrap_or_default()) {
+        plan.actions.push(Action::Start { container: name.clone(), attempt, restart: attempt > 0 });
+    }
+}
+
+/// Where the image that `blamed` waits for is not here, what leads to it is planned.
+fn is_image_ready(world: &World<'_>, plan: &mut Plan, blamed: &str, key: (String, u32), image: &str) -> bool {
+    let ensure = |(container, attempt): (String, u32)| Action::EnsureImage { container, attempt };
+    match world.memory.images.get(&key) {
+        Some(Image::Ready(_)) => return true,
         Some(Image::Pulling) => {}
         Some(Image::Failed { reason, message, at, until, .. }) if world.now < *until => {
             let shown_until = *at + PULL_FAILURE_SHOWN;
             if *reason != "ErrImagePull" || world.now < shown_until {
-                plan.wait(name, reason, message.clone());
+                plan.wait(blamed, reason, message.clone());
                 plan.wake(if *reason == "ErrImagePull" { shown_until } else { *until });
             } else {
-                let image = container.image.as_deref().unwrap_or_default();
-                plan.wait(name, "ImagePullBackOff", format!("Back-off pulling image {image:?}: ErrImagePull: {message}"));
+                plan.wait(blamed, "ImagePullBackOff", format!("Back-off pulling image {image:?}: ErrImagePull: {message}"));
                 plan.wake(*until);
             }
         }
         Some(Image::Failed { reason, message, .. }) => {
-            plan.wait(name, reason, message.clone());
-            plan.actions.push(Action::EnsureImage { container: name.clone(), attempt });
+            plan.wait(blamed, reason, message.clone());
+            plan.actions.push(ensure(key));
         }
-        None => plan.actions.push(Action::EnsureImage { container: name.clone(), attempt }),
+        None => plan.actions.push(ensure(key)),
     }
+    false
 }
 
 /// Keeps the newest container of each name and the one before it (for `logs --previous`), and the newest sandbox.

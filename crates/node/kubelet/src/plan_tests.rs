@@ -52,6 +52,9 @@ impl Scene {
             image: String::new(),
             image_id: String::new(),
             hash,
+            runtime: "sternpost".into(),
+            resources: None,
+            user: None,
         });
         self
     }
@@ -79,6 +82,7 @@ impl Scene {
             Action::Fail(verdict) => format!("fail {}", verdict.reason),
             Action::Finish => "finish".into(),
             Action::Forget => "forget".into(),
+            Action::Resize { id, resources, .. } => format!("resize {id} to {} {}", resources.cpu_shares, resources.memory_limit_in_bytes),
         };
         self.plan().actions.iter().map(short).collect()
     }
@@ -266,4 +270,40 @@ fn only_the_last_two_of_a_container_are_kept() {
         1,
     );
     assert_eq!(scene.actions(), ["remove a0"]);
+}
+
+/// A running container `a` that was given 100m of a processor and shall have 200m.
+fn resized(policy: &str) -> Scene {
+    let spec = |cpu: &str| {
+        json!({"restartPolicy": "OnFailure", "containers": [{"name": "a",
+            "resizePolicy": [{"resourceName": "cpu", "restartPolicy": policy}], "resources": {"requests": {"cpu": cpu}}}]})
+    };
+    let mut scene = scene(spec("200m")).seen("a", 0, State::Running, 0);
+    scene.memory.given = crate::resize::Given::all(&pod(spec("100m")));
+    scene
+}
+
+#[test]
+fn a_grown_container_is_resized_in_place_or_replaced_as_it_asks() {
+    assert_eq!(resized("NotRequired").actions(), ["resize a0 to 204 0"]);
+    assert_eq!(resized("RestartContainer").actions(), ["kill a0 30 Resized"]);
+    let mut done = resized("NotRequired");
+    done.memory.given = crate::resize::Given::all(&done.pod);
+    assert!(done.actions().is_empty());
+}
+
+#[test]
+fn a_container_that_was_stopped_to_be_replaced_comes_back_whatever_it_exits_with() {
+    let mut scene = scene(json!({"restartPolicy": "OnFailure", "containers": [{"name": "a"}]})).seen("a", 0, State::Exited, 0);
+    assert!(is_complete(&World {
+        pod: &scene.pod,
+        gone: false,
+        sandboxes: &scene.sandboxes,
+        containers: &scene.containers,
+        memory: &scene.memory,
+        probes: &scene.probes,
+        now: at(NOW),
+    }));
+    scene.memory.replaced.insert("a0".into());
+    assert_eq!(scene.actions(), ["start a 1"]);
 }

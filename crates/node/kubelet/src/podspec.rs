@@ -1,9 +1,17 @@
 //! Short questions about a Pod that every other module asks.
 
-use k8s_openapi::api::core::v1::{Container, EphemeralContainer, Pod, PodSpec};
+use k8s_openapi::api::core::v1::{Container, EphemeralContainer, Pod, PodSpec, ResourceRequirements, Volume};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as ApiQuantity;
 use meta::quantity::Quantity;
 use sha2::{Digest, Sha256};
+
+use crate::amounts;
+
+/// Where a pod comes from: `api` or `file`; on mirror pods and static pods.
+pub const CONFIG_SOURCE: &str = "kubernetes.io/config.source";
+/// On a mirror pod: the hash of the static pod that it shows.
+pub const CONFIG_MIRROR: &str = "kubernetes.io/config.mirror";
+pub const CONFIG_HASH: &str = "kubernetes.io/config.hash";
 
 /// What a container is in its pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -98,6 +106,35 @@ pub fn restart_policy<'a>(pod: &'a Pod, role: Role, container: &'a Container) ->
     }
 }
 
+/// Does the pod come from this node's own files rather than from the API?
+pub fn is_static(pod: &Pod) -> bool {
+    let source = pod.metadata.annotations.as_ref().and_then(|annotations| annotations.get(CONFIG_SOURCE));
+    source.is_some_and(|source| source != "api")
+}
+
+/// Address (empty is any), protocol and port of every host port.
+pub fn host_ports(pod: &Pod) -> Vec<(String, String, i32)> {
+    let containers = containers(pod);
+    let ports = containers.iter().filter(|(role, _)| *role != Role::Ephemeral).flat_map(|(_, container)| container.ports.iter().flatten());
+    ports
+        .filter_map(|port| {
+            let host = port.host_port.filter(|port| *port > 0)?;
+            Some((port.host_ip.clone().unwrap_or_default(), port.protocol.clone().unwrap_or_else(|| "TCP".into()), host))
+        })
+        .collect()
+}
+
+/// The image volumes that the container mounts (KEP-4639).
+pub fn image_volumes<'a>(pod: &'a Pod, container: &'a Container) -> impl Iterator<Item = &'a Volume> {
+    let mounted = |volume: &&Volume| container.volume_mounts.iter().flatten().any(|mount| mount.name == volume.name);
+    spec(pod).volumes.iter().flatten().filter(|volume| volume.image.is_some()).filter(mounted)
+}
+
+/// Under which name the image of a volume is remembered; no container can be called so.
+pub fn volume_image(volume: &str) -> String {
+    format!("volume {volume}")
+}
+
 pub fn is_terminal(pod: &Pod) -> bool {
     let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
     matches!(phase, Some("Succeeded" | "Failed"))
@@ -140,17 +177,23 @@ pub fn limit(container: &Container, resource: &str) -> Option<Quantity> {
     container.resources.as_ref()?.limits.as_ref()?.get(resource).and_then(quantity)
 }
 
-/// Upstream's classes, by cpu and memory of all containers but ephemeral ones.
+/// Upstream's classes, by cpu and memory of the pod as a whole where it says them, else of all containers but ephemeral ones.
 pub fn qos(pod: &Pod) -> Qos {
     let (mut any, mut guaranteed) = (false, true);
-    for (_, container) in containers(pod).iter().filter(|(role, _)| *role != Role::Ephemeral) {
+    let mut judge = |resources: Option<&ResourceRequirements>| {
         for resource in ["cpu", "memory"] {
-            let request = request(container, resource).filter(|quantity| !quantity.is_zero());
-            let limit = limit(container, resource).filter(|quantity| !quantity.is_zero());
+            let request = amounts::requested(resources, resource).filter(|amount| *amount != 0);
+            let limit = amounts::limited(resources, resource).filter(|amount| *amount != 0);
             any |= request.is_some() || limit.is_some();
-            let same = matches!((&request, &limit), (Some(a), Some(b)) if a.milli_value() == b.milli_value());
-            guaranteed &= same;
+            guaranteed &= request.is_some() && request == limit;
         }
+    };
+    let own = spec(pod).resources.as_ref();
+    if own.is_some_and(|own| own.requests.is_some() || own.limits.is_some()) {
+        judge(own);
+    } else {
+        let containers = containers(pod);
+        containers.iter().filter(|(role, _)| *role != Role::Ephemeral).for_each(|(_, container)| judge(container.resources.as_ref()));
     }
     match (any, guaranteed) {
         (false, _) => Qos::BestEffort,
@@ -165,10 +208,38 @@ pub fn oom_score(pod: &Pod, container: &Container, memory_bytes: i64) -> i64 {
         Qos::Guaranteed => -997,
         Qos::BestEffort => 1000,
         Qos::Burstable => {
-            let request = request(container, "memory").map_or(0, |quantity| quantity.value());
+            let request = memory_share(pod, container);
             let score = 1000 - (1000_i128 * i128::from(request) / i128::from(memory_bytes.max(1))) as i64;
             score.clamp(3, 999)
         }
+    }
+}
+
+/// What the container asks for of memory, with its part of what only the pod as a whole asks for (KEP-2837).
+fn memory_share(pod: &Pod, container: &Container) -> i64 {
+    let own = |container: &Container| amounts::requested(container.resources.as_ref(), "memory").unwrap_or(0);
+    let Some(whole) = amounts::requested(spec(pod).resources.as_ref(), "memory") else { return own(container) };
+    let containers = containers(pod);
+    let sharing = || containers.iter().filter(|(role, _)| matches!(role, Role::Main | Role::Sidecar));
+    let rest = whole - sharing().map(|(_, container)| own(container)).sum::<i64>();
+    own(container) + rest.max(0) / i64::try_from(sharing().count().max(1)).unwrap_or(1)
+}
+
+/// May the container run again after it ended with `exit_code`? Its rules come before its policy (KEP-5307).
+pub fn restarts(pod: &Pod, role: Role, container: &Container, exit_code: i32) -> bool {
+    let matching = container.restart_policy_rules.iter().flatten().find(|rule| {
+        rule.exit_codes.as_ref().is_some_and(|codes| {
+            let listed = codes.values.iter().flatten().any(|code| *code == exit_code);
+            if codes.operator == "NotIn" { !listed } else { listed }
+        })
+    });
+    if matching.is_some_and(|rule| rule.action.starts_with("Restart")) {
+        return true;
+    }
+    match restart_policy(pod, role, container) {
+        "Never" => false,
+        "OnFailure" => exit_code != 0,
+        _ => true,
     }
 }
 
@@ -201,5 +272,24 @@ pub(crate) mod tests {
         let pod = pod(serde_json::json!({"containers": [{"name": "a", "resources": {"requests": {"memory": "4Gi"}}}]}));
         assert_eq!(oom_score(&pod, &spec(&pod).containers[0], 16 << 30), 750);
         assert_eq!(oom_score(&pod, &spec(&pod).containers[0], 4 << 30), 3);
+    }
+
+    #[test]
+    fn a_rule_for_an_exit_code_comes_before_the_policies() {
+        let rule = |operator: &str, values: &[i32]| serde_json::json!([{"action": "Restart", "exitCodes": {"operator": operator, "values": values}}]);
+        for (pod_policy, own, rules, code, expected) in [
+            ("Never", Some("Never"), rule("In", &[42]), 42, true),
+            ("Never", Some("Never"), rule("In", &[42]), 1, false),
+            ("Never", Some("OnFailure"), rule("NotIn", &[3]), 3, true),
+            ("Never", Some("Never"), rule("NotIn", &[3]), 3, false),
+            ("Always", Some("Never"), serde_json::json!([]), 0, false),
+            ("Never", Some("Always"), serde_json::json!([]), 0, true),
+            ("OnFailure", None, serde_json::json!([]), 0, false),
+        ] {
+            let pod = pod(
+                serde_json::json!({"restartPolicy": pod_policy, "containers": [{"name": "a", "restartPolicy": own, "restartPolicyRules": rules}]}),
+            );
+            assert_eq!(restarts(&pod, Role::Main, &spec(&pod).containers[0], code), expected, "{pod_policy} {own:?} {rules} {code}");
+        }
     }
 }

@@ -59,7 +59,11 @@ type Key = (String, String, Kind);
 #[derive(Clone)]
 pub struct Probes(Arc<Shared>);
 
+/// Successes and failures by pod, container's name and kind.
+type Counts = BTreeMap<Key, (u64, u64)>;
+
 struct Shared {
+    counts: Mutex<Counts>,
     state: Mutex<BTreeMap<Key, Entry>>,
     changed: Notify,
     check: Check,
@@ -80,7 +84,14 @@ struct Entry {
 impl Probes {
     /// Starts the timer task.
     pub fn start(check: Check, on_failure: OnFailure, on_change: OnChange, drain: Drain) -> Self {
-        let probes = Self(Arc::new(Shared { state: Mutex::default(), changed: Notify::new(), check, on_failure, on_change }));
+        let probes = Self(Arc::new(Shared {
+            counts: Mutex::default(),
+            state: Mutex::default(),
+            changed: Notify::new(),
+            check,
+            on_failure,
+            on_change,
+        }));
         let task = probes.clone();
         tokio::spawn(async move { drain.run(task.drive()).await });
         probes
@@ -92,6 +103,9 @@ impl Probes {
         let wanted: Vec<Key> = targets.iter().map(|target| (uid.to_owned(), target.container_id.clone(), target.kind)).collect();
         let before = state.len();
         state.retain(|key, _| key.0 != uid || wanted.contains(key));
+        if wanted.is_empty() {
+            self.0.counts.lock().unwrap_or_else(PoisonError::into_inner).retain(|key, _| key.0 != uid);
+        }
         let mut changed = state.len() != before;
         for (key, target) in wanted.into_iter().zip(targets) {
             if state.contains_key(&key) {
@@ -120,6 +134,11 @@ impl Probes {
         let from = (uid.to_owned(), String::new(), Kind::Startup);
         let of_pod = state.range(from..).take_while(|(key, _)| key.0 == uid);
         of_pod.filter_map(|(key, entry)| Some(((key.1.clone(), key.2), entry.verdict?))).collect()
+    }
+
+    /// How often each probe of the pods that run now succeeded and failed; the key names the container.
+    pub fn counts(&self) -> BTreeMap<(String, String, Kind), (u64, u64)> {
+        self.0.counts.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<Key, Entry>> {
@@ -160,6 +179,11 @@ impl Probes {
     fn judge(&self, key: &Key, target: &Arc<Target>, result: Result<(), String>) {
         if let Err(message) = &result {
             (self.0.on_failure)(&key.0, target, message);
+        }
+        {
+            let mut counts = self.0.counts.lock().unwrap_or_else(PoisonError::into_inner);
+            let count = counts.entry((key.0.clone(), target.container.name.clone(), key.2)).or_default();
+            if result.is_ok() { count.0 += 1 } else { count.1 += 1 }
         }
         let mut state = self.lock();
         // The container may be gone since.

@@ -22,9 +22,9 @@ const BACKOFF_MAX: Duration = Duration::from_secs(300);
 impl Agent {
     /// Finds the image here, or starts its pull.
     pub async fn ensure_image(self: &Arc<Self>, scene: &Scene, name: &str, attempt: u32) {
-        let Some((_, container)) = podspec::container(&scene.pod, name) else { return };
+        let Some(container) = wanted(scene, name) else { return };
         let image = container.image.clone().unwrap_or_default();
-        let about = scene.container_reference(name);
+        let about = scene.image_reference(name);
         let policy = pull_policy(&container);
         let key = (name.to_owned(), attempt);
         if let Some(fault) = reference_fault(&image) {
@@ -69,7 +69,7 @@ impl Agent {
             Some(Image::Failed { wait, .. }) => Some(wait),
             _ => None,
         };
-        let about = scene.container_reference(&key.0);
+        let about = scene.image_reference(&key.0);
         let auth = self.credentials(scene, &image).await;
         let (agent, record) = (self.clone(), scene.record.clone());
         tokio::spawn(async move {
@@ -117,7 +117,7 @@ impl Agent {
     }
 
     fn failed(&self, scene: &Scene, key: (String, u32), reason: &'static str, message: String) {
-        self.event(&scene.container_reference(&key.0), EventKind::Warning, "Failed", format!("Error: {reason}"));
+        self.event(&scene.image_reference(&key.0), EventKind::Warning, "Failed", format!("Error: {reason}"));
         let mut memory = scene.record.memory();
         let former = match memory.images.get(&key) {
             Some(Image::Failed { wait, .. }) => Some(*wait),
@@ -146,6 +146,16 @@ impl Agent {
         }
         None
     }
+}
+
+/// The container whose image that is; the image of a volume stands as that of a container of the same policy.
+fn wanted(scene: &Scene, name: &str) -> Option<Container> {
+    if let Some((_, container)) = podspec::container(&scene.pod, name) {
+        return Some(container.into_owned());
+    }
+    let volume = podspec::spec(&scene.pod).volumes.iter().flatten().find(|volume| podspec::volume_image(&volume.name) == name)?;
+    let source = volume.image.clone()?;
+    Some(Container { image: source.reference, image_pull_policy: source.pull_policy, ..Container::default() })
 }
 
 fn failure(reason: &'static str, message: String, former: Option<Duration>) -> Image {

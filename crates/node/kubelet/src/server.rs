@@ -5,8 +5,10 @@
 
 pub mod access;
 mod containers;
+mod metrics;
 mod query;
 mod routes;
+mod stats;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -34,7 +36,13 @@ const HANDSHAKE_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10
 pub trait Pods: Send + Sync + 'static {
     fn list(&self) -> Vec<Arc<Pod>>;
     fn get(&self, namespace: &str, name: &str) -> Option<Arc<Pod>>;
+    /// Successes and failures of probes, by namespace, pod, uid, container and kind.
+    fn probe_counts(&self) -> Vec<(ProbeKey, (u64, u64))> {
+        Vec::new()
+    }
 }
+
+pub type ProbeKey = (String, String, String, String, String);
 
 /// What the server is made of.
 pub struct Server {
@@ -44,6 +52,9 @@ pub struct Server {
     pub access: access::Access,
     /// The configuration in use, for `/configz`.
     pub config: serde_json::Value,
+    /// Paths on the file systems of pods and of images.
+    pub data_directory: std::path::PathBuf,
+    pub image_directory: std::path::PathBuf,
 }
 
 impl Server {
@@ -84,7 +95,7 @@ impl Server {
     }
 
     async fn answer(self: Arc<Self>, request: Request<Incoming>, user: Option<&auth::UserInfo>) -> Response<Body> {
-        if request.uri().path() == "/healthz" {
+        if matches!(request.uri().path(), "/healthz" | "/healthz/ping" | "/healthz/syncloop" | "/healthz/log") {
             return text(StatusCode::OK, "ok");
         }
         match self.access.check(user, &request).await {

@@ -4,15 +4,18 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
-    Container, ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus, HostIP,
-    PodCondition, PodIP, PodStatus,
+    Container, ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus, ContainerUser,
+    HostIP, LinuxContainerUser, PodCondition, PodIP, PodStatus, ResourceRequirements, VolumeMount, VolumeMountStatus,
 };
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity as ApiQuantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use meta::quantity::{Format, Quantity};
 
 use crate::plan::{Plan, is_started};
 use crate::podspec::{self, Role};
 use crate::probe::Kind;
 use crate::world::{Seen, State, Waiting, World};
+use crate::{amounts, crispec};
 
 /// Seconds only: the API's times have no more.
 fn time(at: Timestamp) -> Time {
@@ -70,6 +73,16 @@ fn container_status(world: &World<'_>, plan: &Plan, role: Role, container: &Cont
     };
     status.restart_count = i32::try_from(seen.attempt).unwrap_or(i32::MAX);
     status.container_id = Some(container_id(seen));
+    if role != Role::Ephemeral {
+        status.resources = Some(resources_in_use(container, seen));
+        status.allocated_resources = container.resources.as_ref().and_then(|resources| resources.requests.clone());
+    }
+    status.user = seen.user.as_ref().filter(|_| seen.state == State::Running).map(|user| ContainerUser {
+        linux: Some(LinuxContainerUser { uid: user.uid, gid: user.gid, supplemental_groups: Some(user.supplemental_groups.clone()) }),
+    });
+    status.stop_signal = container.lifecycle.as_ref().and_then(|lifecycle| lifecycle.stop_signal.clone());
+    let mounts: Vec<VolumeMountStatus> = container.volume_mounts.iter().flatten().map(volume_mount).collect();
+    status.volume_mounts = (!mounts.is_empty()).then_some(mounts);
     if !seen.image.is_empty() {
         status.image = seen.image.clone();
     }
@@ -101,6 +114,48 @@ fn container_status(world: &World<'_>, plan: &Plan, role: Role, container: &Cont
     status
 }
 
+/// What the container was given, with what its control group says of it while it runs (upstream: convertContainerStatusResources).
+fn resources_in_use(container: &Container, seen: &Seen) -> ResourceRequirements {
+    let mut resources = container.resources.clone().unwrap_or_default();
+    resources.claims = None;
+    let Some(actual) = seen.resources.as_ref().filter(|_| seen.state == State::Running) else { return resources };
+    let milli = |milli: i64| Quantity::from_milli(milli, Format::DecimalSi).to_string();
+    let put = |list: &mut Option<BTreeMap<String, ApiQuantity>>, name: &str, text: String| {
+        list.get_or_insert_default().insert(name.into(), ApiQuantity(text));
+    };
+    if let Some(asked) = amounts::limited(Some(&resources), "cpu")
+        && actual.cpu_quota > 0
+        && actual.cpu_quota != crispec::cpu_quota(asked)
+    {
+        put(&mut resources.limits, "cpu", milli(actual.cpu_quota * 1000 / actual.cpu_period.max(1)));
+    }
+    if let Some(asked) = amounts::limited(Some(&resources), "memory")
+        && actual.memory_limit_in_bytes > 0
+        && actual.memory_limit_in_bytes != asked
+    {
+        put(&mut resources.limits, "memory", Quantity::new(actual.memory_limit_in_bytes, Format::BinarySi).to_string());
+    }
+    if let Some(asked) = amounts::requested(Some(&resources), "cpu")
+        && actual.cpu_shares > 2
+        && actual.cpu_shares != crispec::cpu_shares(asked)
+    {
+        put(&mut resources.requests, "cpu", milli((actual.cpu_shares * 1000 + 1023) / 1024));
+    }
+    resources
+}
+
+fn volume_mount(mount: &VolumeMount) -> VolumeMountStatus {
+    let recursive = matches!(mount.recursive_read_only.as_deref(), Some("Enabled" | "IfPossible"));
+    let shown = if recursive { "Enabled" } else { "Disabled" };
+    VolumeMountStatus {
+        name: mount.name.clone(),
+        mount_path: mount.mount_path.clone(),
+        read_only: mount.read_only.filter(|on| *on),
+        recursive_read_only: (mount.read_only == Some(true)).then(|| shown.to_owned()),
+        volume_status: None,
+    }
+}
+
 /// A container of which the runtime knows nothing although the API saw it (its record was removed): it keeps its last state.
 fn former_of_gone(world: &World<'_>, container: &Container, mut status: ContainerStatus) -> ContainerStatus {
     let former = world.pod.status.as_ref();
@@ -126,7 +181,7 @@ fn waiting_state(waiting: Waiting) -> ContainerState {
 }
 
 fn container_id(seen: &Seen) -> String {
-    format!("sternpost://{}", seen.id)
+    format!("{}://{}", seen.runtime, seen.id)
 }
 
 fn terminated(seen: &Seen) -> ContainerState {
@@ -139,7 +194,8 @@ fn terminated(seen: &Seen) -> ContainerState {
         container_id: Some(container_id(seen)),
         exit_code: seen.exit_code,
         finished_at: seen.finished_at.map(time),
-        started_at: seen.started_at.map(time),
+        // A container that never ran shows the beginning of time, as upstream.
+        started_at: Some(time(seen.started_at.unwrap_or(Timestamp::UNIX_EPOCH))),
         message: (!seen.message.is_empty()).then(|| seen.message.clone()),
         reason: Some(reason),
         signal: None,
@@ -159,20 +215,29 @@ fn phase(world: &World<'_>, init: &[ContainerStatus], main: &[ContainerStatus], 
         _ if world.memory.verdict.is_some() => return "Failed",
         _ => {}
     }
-    let never = podspec::spec(world.pod).restart_policy.as_deref() == Some("Never");
-    let always = podspec::spec(world.pod).restart_policy.as_deref().unwrap_or("Always") == "Always";
     let exit = |status: &ContainerStatus| status.state.as_ref().and_then(|state| state.terminated.as_ref()).map(|ended| ended.exit_code);
     let is_running = |status: &ContainerStatus| status.state.as_ref().is_some_and(|state| state.running.is_some());
     let ended_before = |status: &ContainerStatus| status.last_state.as_ref().is_some_and(|state| state.terminated.is_some());
     let began = main.iter().any(|status| is_running(status) || exit(status).is_some() || ended_before(status));
     if !began {
-        let is_sidecar = |name: &str| podspec::container(world.pod, name).is_some_and(|(role, _)| role == Role::Sidecar);
-        let failed = init.iter().any(|status| !is_sidecar(&status.name) && exit(status).is_some_and(|code| code != 0));
-        if failed && (never || ended) {
+        let failed = |status: &ContainerStatus, code: i32| {
+            podspec::container(world.pod, &status.name)
+                .is_some_and(|(role, container)| role == Role::Init && !podspec::restarts(world.pod, role, &container, code))
+        };
+        if init.iter().any(|status| exit(status).is_some_and(|code| code != 0 && failed(status, code))) {
             return "Failed";
         }
         return if ended { "Failed" } else { "Pending" };
     }
+    let last_exit = |status: &ContainerStatus| {
+        let before = status.last_state.as_ref().and_then(|state| state.terminated.as_ref()).map(|ended| ended.exit_code);
+        exit(status).or(before)
+    };
+    let restartable = main.iter().filter(|status| !is_running(status)).any(|status| {
+        last_exit(status)
+            .zip(podspec::container(world.pod, &status.name))
+            .is_some_and(|(code, (role, container))| podspec::restarts(world.pod, role, &container, code))
+    });
     let (mut waiting, mut running, mut stopped, mut succeeded) = (0, 0, 0, 0);
     for status in main {
         match (is_running(status), exit(status)) {
@@ -188,10 +253,9 @@ fn phase(world: &World<'_>, init: &[ContainerStatus], main: &[ContainerStatus], 
     match () {
         () if waiting > 0 && !ended => "Pending",
         () if running > 0 => "Running",
-        () if always && !ended => "Running",
+        () if restartable && !ended => "Running",
         () if stopped == succeeded && waiting == 0 => "Succeeded",
-        () if never || ended => "Failed",
-        () => "Running",
+        () => "Failed",
     }
 }
 
@@ -205,8 +269,20 @@ fn conditions(world: &World<'_>, status: &PodStatus, former: &[PodCondition]) ->
     judged.insert("Ready", ready(world, former, &containers));
     judged.insert("ContainersReady", containers);
     judged.insert("PodScheduled", (true, None, None));
-    let mut list: Vec<PodCondition> = former.iter().filter(|condition| !judged.contains_key(condition.type_.as_str())).cloned().collect();
-    for kind in ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled"] {
+    let ours = |condition: &PodCondition| judged.contains_key(condition.type_.as_str()) || OCCASIONAL.contains(&condition.type_.as_str());
+    let mut list: Vec<PodCondition> = former.iter().filter(|condition| !ours(condition)).cloned().collect();
+    if let Some(waiting) = &world.memory.resize_waiting {
+        judged.insert("PodResizePending", (true, Some(waiting.reason), Some(waiting.message.clone())));
+    }
+    if let Some(error) = resizing(world) {
+        judged.insert("PodResizeInProgress", (true, error.as_ref().map(|_| "Error"), error));
+    }
+    if let Some(verdict) = world.memory.verdict.as_ref().filter(|verdict| verdict.disrupts) {
+        judged.insert("DisruptionTarget", (true, Some("TerminationByKubelet"), Some(verdict.message.clone())));
+    } else if let Some(known) = former.iter().find(|condition| condition.type_ == "DisruptionTarget") {
+        list.push(known.clone());
+    }
+    for kind in CONDITIONS.iter().chain(OCCASIONAL).copied() {
         let Some((on, reason, message)) = judged.remove(kind) else { continue };
         let text = if on { "True" } else { "False" };
         let before = former.iter().find(|condition| condition.type_ == kind);
@@ -222,6 +298,19 @@ fn conditions(world: &World<'_>, status: &PodStatus, former: &[PodCondition]) ->
         });
     }
     list
+}
+
+const CONDITIONS: &[&str] = &["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled"];
+/// Conditions of ours that a pod has only while they hold.
+pub const OCCASIONAL: &[&str] = &["PodResizePending", "PodResizeInProgress", "DisruptionTarget"];
+
+/// Is a resize that was granted not yet done, and why not?
+fn resizing(world: &World<'_>) -> Option<Option<String>> {
+    if podspec::is_terminal(world.pod) || world.memory.verdict.is_some() {
+        return None;
+    }
+    let pending = !crate::resize::pending(world).is_empty() || !world.memory.resize_failed.is_empty();
+    pending.then(|| world.memory.resize_failed.values().next().map(|failure| failure.message.clone()))
 }
 
 type Judgement = (bool, Option<&'static str>, Option<String>);
@@ -302,6 +391,9 @@ mod tests {
             image: "i:1".into(),
             image_id: "sha256:1".into(),
             hash: String::new(),
+            runtime: "sternpost".into(),
+            resources: None,
+            user: None,
         }
     }
 

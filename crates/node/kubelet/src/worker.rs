@@ -10,15 +10,19 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{ObjectReference, Pod, PodStatus, Service};
 use reconcile::{Cache, EventKind, EventRecorder, Outcome, Queue};
 use serde_json::{Value, json};
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 
 use crate::config::Config;
 use crate::env::Facts;
+use crate::evict::Pressure;
+use crate::garbage::Uses;
+use crate::grants::Claims;
 use crate::objects::Objects;
 use crate::observe::{Observed, observe};
 use crate::plan::{Plan, plan};
 use crate::podspec::{self, Role};
 use crate::probe::{Kind, Probes, Target};
+use crate::resize::Grant;
 use crate::status::status;
 use crate::world::{Memory, State, World};
 
@@ -26,6 +30,8 @@ use crate::world::{Memory, State, World};
 const ROUNDS_MAX: usize = 16;
 /// Without any event, a pod is looked at this often.
 const SAFETY_LOOK: SignedDuration = SignedDuration::from_secs(60);
+/// How often a resize that waits for room looks whether there is some.
+const RESIZE_LOOK: SignedDuration = SignedDuration::from_secs(5);
 
 /// All that the workers share.
 pub struct Agent {
@@ -45,7 +51,24 @@ pub struct Agent {
     pub host_dns: v1::DnsConfig,
     pub cpu_milli: i64,
     pub memory_bytes: i64,
+    pub swap_bytes: i64,
     pub started_at: Timestamp,
+    /// The runtime's name: the scheme of container ids.
+    pub runtime_name: OnceLock<Arc<str>>,
+    /// What the node has for pods.
+    pub allocatable: BTreeMap<String, i64>,
+    /// What the node is short of now.
+    pub pressures: Mutex<Vec<Pressure>>,
+    /// Wakes whoever writes the Node's status.
+    pub node_changed: Notify,
+    pub image_uses: Mutex<Uses>,
+    /// Held while a pod is judged.
+    pub admitting: Mutex<()>,
+    /// Mirror pods of this node by namespace and name, and the uid of the Node that owns them.
+    pub mirrors: Mutex<BTreeMap<(String, String), Arc<Pod>>>,
+    pub node_uid: Mutex<Option<String>>,
+    /// The Node's labels as the API has them.
+    pub node_labels: Mutex<Option<BTreeMap<String, String>>>,
 }
 
 /// What the kubelet holds of one pod.
@@ -56,6 +79,12 @@ pub struct Record {
     payloads: Mutex<BTreeMap<String, u64>>,
     /// The status that we said last, and the revision that it made.
     shown: Mutex<Option<(u64, PodStatus)>>,
+    /// The object that shows a static pod in the API.
+    pub mirror: Mutex<Option<Arc<Pod>>>,
+    /// The resources that the pod was granted.
+    pub grant: Mutex<Option<Grant>>,
+    /// What the pod holds of the node with that grant.
+    pub claims: Mutex<Option<Arc<Claims>>>,
 }
 
 /// The API's last word on the pod.
@@ -72,7 +101,16 @@ pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Record {
     pub fn new(uid: &str, pod: Arc<Pod>, gone: bool) -> Self {
         let memory = Mutex::new(Memory { start_time: start_time(&pod), ..Memory::default() });
-        Self { uid: uid.into(), wish: Mutex::new(Wish { pod, gone }), memory, payloads: Mutex::default(), shown: Mutex::default() }
+        Self {
+            uid: uid.into(),
+            wish: Mutex::new(Wish { pod, gone }),
+            memory,
+            payloads: Mutex::default(),
+            shown: Mutex::default(),
+            mirror: Mutex::default(),
+            grant: Mutex::default(),
+            claims: Mutex::default(),
+        }
     }
 
     pub fn memory(&self) -> MutexGuard<'_, Memory> {
@@ -82,7 +120,14 @@ impl Record {
     /// The pod with the status that we said last, while the cache is behind our own write; after that, what the API has counts,
     /// so that what others changed in it is seen and corrected.
     pub fn view(&self) -> (Arc<Pod>, bool) {
-        let Wish { pod, gone } = lock(&self.wish).clone();
+        let Wish { mut pod, gone } = lock(&self.wish).clone();
+        let mirror = lock(&self.mirror).clone();
+        if let Some(mirror) = &mirror {
+            let mut known = (*pod).clone();
+            known.status.clone_from(&mirror.status);
+            known.metadata.resource_version.clone_from(&mirror.metadata.resource_version);
+            pod = Arc::new(known);
+        }
         let Some((written, shown)) = lock(&self.shown).clone() else { return (pod, gone) };
         if podspec::is_terminal(&pod) || revision(&pod) >= written {
             return (pod, gone);
@@ -120,6 +165,10 @@ impl Scene {
     pub fn reference(&self) -> ObjectReference {
         reconcile::reference_to(&*self.pod)
     }
+    /// Whom an event about an image concerns: a container, or for the image of a volume the pod.
+    pub fn image_reference(&self, name: &str) -> ObjectReference {
+        if podspec::container(&self.pod, name).is_some() { self.container_reference(name) } else { self.reference() }
+    }
     /// An event about one container names it by its field.
     pub fn container_reference(&self, container: &str) -> ObjectReference {
         let field = match podspec::container(&self.pod, container).map(|(role, _)| role) {
@@ -151,7 +200,9 @@ impl Agent {
     async fn rounds(self: &Arc<Self>, record: Arc<Record>) -> Result<Outcome, Box<dyn std::error::Error + Send + Sync>> {
         for _ in 0..ROUNDS_MAX {
             let (pod, gone) = record.view();
-            let observed = observe(self.runtime.as_ref(), &record.uid).await?;
+            let observed = observe(self.runtime.as_ref(), &record.uid, self.runtime_name().await?).await?;
+            self.admit(&record, &pod, gone, &observed).await;
+            let pod = self.granted(&record, pod, gone);
             let scene = Scene { record: record.clone(), pod, observed };
             let plan = self.plan(&scene, gone);
             if plan.actions.is_empty() {
@@ -165,6 +216,13 @@ impl Agent {
             }
         }
         Ok(Outcome::RequeueAfter(Duration::from_secs(1)))
+    }
+
+    async fn runtime_name(&self) -> cri::Result<&Arc<str>> {
+        if self.runtime_name.get().is_none() {
+            let _ = self.runtime_name.set(self.runtime.version().await?.runtime_name.into());
+        }
+        self.runtime_name.get().ok_or_else(|| cri::Error::internal("the runtime has no name"))
     }
 
     fn plan(&self, scene: &Scene, gone: bool) -> Plan {
@@ -199,6 +257,9 @@ impl Agent {
         self.tell_waiting(scene, plan);
         if !gone {
             self.publish(scene, gone, plan, false).await?;
+        }
+        if scene.record.memory().resize_waiting.as_ref().is_some_and(|waiting| waiting.reason == "Deferred") {
+            wake_at = wake_at.into_iter().chain([Timestamp::now() + RESIZE_LOOK]).min();
         }
         let wait = wake_at.map_or(SAFETY_LOOK, |at| at.duration_since(Timestamp::now()).min(SAFETY_LOOK));
         Ok(Outcome::RequeueAfter(Duration::try_from(wait).unwrap_or(Duration::from_millis(10)).max(Duration::from_millis(10))))
@@ -272,7 +333,8 @@ impl Agent {
         let pod = lock(&scene.record.wish).pod.clone();
         let status = pod.status.as_ref()?;
         let list = if role == Role::Main { &status.container_statuses } else { &status.init_container_statuses };
-        let known = list.iter().flatten().find(|known| known.container_id.as_deref() == Some(&format!("sternpost://{id}")))?;
+        let is_it = |known: &str| known.split_once("://").is_some_and(|(_, known)| known == id);
+        let known = list.iter().flatten().find(|known| known.container_id.as_deref().is_some_and(is_it))?;
         (if kind == Kind::Startup { known.started == Some(true) } else { known.ready }).then_some(true)
     }
 
@@ -307,7 +369,13 @@ impl Agent {
         let new = self.with_world(scene, gone, |world| status(world, plan, &host_ips, last || (plan.ending && stopped)));
         let old = scene.pod.status.clone().unwrap_or_default();
         let Some(patch) = status_patch(&old, &new) else { return Ok(()) };
-        let body = json!({"metadata": {"uid": scene.record.uid}, "status": patch});
+        let uid = match (lock(&scene.record.mirror).as_deref(), podspec::is_static(&scene.pod)) {
+            (Some(mirror), _) => podspec::uid(mirror).to_owned(),
+            // The API does not know the pod yet.
+            (None, true) => return Ok(()),
+            (None, false) => scene.record.uid.clone(),
+        };
+        let body = json!({"metadata": {"uid": uid}, "status": patch});
         let (namespace, name) = (podspec::namespace(&scene.pod), podspec::name(&scene.pod));
         match self.client.patch::<Pod>(Some(namespace), name, &Patch::Strategic(body), "status").await {
             Ok(stored) => *lock(&scene.record.shown) = Some((revision(&stored), merged(&old, new))),
@@ -370,6 +438,7 @@ fn status_patch(old: &PodStatus, new: &PodStatus) -> Option<Value> {
                 let mut value = new.clone();
                 if *key == "conditions" {
                     forget_reasons(old, &mut value);
+                    forget_occasional(old, &mut value);
                 }
                 // These merge by `ip`: an address that changed must not stay beside the new one.
                 if let (Value::Array(list), Some(_), true) = (&mut value, old, matches!(*key, "podIPs" | "hostIPs")) {
@@ -392,6 +461,17 @@ fn forget_reasons(old: Option<&Value>, new: &mut Value) {
             if before.get(field).is_some() && condition.get(field).is_none() {
                 condition[field] = Value::Null;
             }
+        }
+    }
+}
+
+/// Conditions that no longer hold and are then not there at all.
+fn forget_occasional(old: Option<&Value>, new: &mut Value) {
+    let Some(list) = new.as_array_mut() else { return };
+    for kind in crate::status::OCCASIONAL {
+        let had = old.and_then(Value::as_array).is_some_and(|old| old.iter().any(|condition| condition["type"] == *kind));
+        if had && !list.iter().any(|condition| condition["type"] == *kind) {
+            list.push(json!({"$patch": "delete", "type": kind}));
         }
     }
 }

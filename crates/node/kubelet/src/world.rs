@@ -1,15 +1,18 @@
 //! What one look at a pod shows: the API's wish, the runtime's state, and what the kubelet remembers. Values only.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
+use cri::v1;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 
 use crate::probe::Kind;
+use crate::resize::Given;
 
 /// One container as the runtime shows it, the dead ones included.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Seen {
     pub id: String,
     pub name: String,
@@ -27,6 +30,11 @@ pub struct Seen {
     pub image_id: String,
     /// Of the spec that it was made from; empty where unknown.
     pub hash: String,
+    /// The runtime's name, the scheme of the container's id.
+    pub runtime: Arc<str>,
+    /// What its control group is set to, as far as the runtime says.
+    pub resources: Option<v1::LinuxContainerResources>,
+    pub user: Option<v1::LinuxContainerUser>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,6 +102,10 @@ pub enum PostStart {
 pub struct Verdict {
     pub reason: String,
     pub message: String,
+    /// The pod was ended for the node's sake: told as its `DisruptionTarget` condition.
+    pub disrupts: bool,
+    /// Seconds for its containers to end, where the pod's own time does not count.
+    pub grace_seconds: Option<i64>,
 }
 
 /// What the kubelet remembers of a pod while it runs itself; all of it may be lost.
@@ -108,16 +120,39 @@ pub struct Memory {
     pub post_start: BTreeMap<String, PostStart>,
     /// Containers that are being stopped, and within how many seconds.
     pub stopping: BTreeMap<String, i64>,
+    /// Containers that were stopped to be started anew, whatever their exit code then says.
+    pub replaced: BTreeSet<String>,
     pub volumes_ready: bool,
     pub volumes_failed: Option<Failure>,
     pub sandbox_failed: Option<Failure>,
     pub verdict: Option<Verdict>,
+    /// The node has taken the pod: it was checked once, and that was it.
+    pub admitted: bool,
+    /// Why the resources that the spec asks for now are not granted.
+    pub resize_waiting: Option<Waiting>,
+    /// Since when.
+    pub resize_since: Option<Timestamp>,
+    /// What each container was last given, by name.
+    pub given: BTreeMap<String, Given>,
+    /// Resizes that the runtime refused, by container.
+    pub resize_failed: BTreeMap<String, Failure>,
     /// Container ids whose last words were read.
     pub spoken: BTreeMap<String, String>,
     /// Reasons that were told as events, so that each is told once.
     pub told: BTreeSet<(String, &'static str, u32)>,
     /// Everything was stopped and, for a deletion, the API was told.
     pub finished: bool,
+}
+
+impl Memory {
+    /// The runtime's references of the image volumes that are here, by volume.
+    pub fn volume_images(&self) -> BTreeMap<String, String> {
+        let ready = self.images.iter().filter_map(|((name, _), image)| match image {
+            Image::Ready(reference) => Some((name.strip_prefix("volume ")?.to_owned(), reference.clone())),
+            _ => None,
+        });
+        ready.collect()
+    }
 }
 
 /// The input of the plan.

@@ -92,7 +92,7 @@ async fn pod_becomes_running_with_status_and_node_registers_and_renews_its_lease
     assert_eq!(pod["status"]["podIP"], "10.244.0.9");
     assert_eq!(pod["status"]["hostIP"], "192.0.2.1");
     assert_eq!(pod["status"]["qosClass"], "BestEffort");
-    assert!(pod["status"]["containerStatuses"][0]["containerID"].as_str().unwrap().starts_with("sternpost://c"));
+    assert!(pod["status"]["containerStatuses"][0]["containerID"].as_str().unwrap().starts_with("fake://c"));
     let node = world.api.get("/api/v1/nodes", "", "node").unwrap();
     assert_eq!(node["metadata"]["labels"]["kubernetes.io/hostname"], "node");
     assert!(

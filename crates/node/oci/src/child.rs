@@ -9,6 +9,7 @@ use crate::{Handles, Process, Spec, process, rootfs, sys};
 /// A container's first process, born in its new mount and PID namespaces.
 pub(crate) fn first(spec: &Spec, handles: &Handles<'_>, report: &OwnedFd) -> Result<Infallible, Failure> {
     sys::reset_signals();
+    hide();
     join(handles)?;
     process::adjust_oom_score(&spec.process);
     if spec.cgroup_namespace {
@@ -28,11 +29,19 @@ pub(crate) fn first(spec: &Spec, handles: &Handles<'_>, report: &OwnedFd) -> Res
 /// A further process in a running container.
 pub(crate) fn further(process: &Process, target: BorrowedFd<'_>, handles: &Handles<'_>, report: &OwnedFd) -> Result<Infallible, Failure> {
     sys::reset_signals();
+    hide();
     join(handles)?;
     process::adjust_oom_score(process);
     sys::setns(target, libc::CLONE_NEWNS | libc::CLONE_NEWCGROUP).map_err(|e| Failure::new("join the container's namespaces", e))?;
     let stdio = process::Stdio::prepare(process, handles, report)?;
     process::become_program(process, stdio)
+}
+
+/// Until it becomes the program, this process is ours: nobody inside may trace it or open its executable through /proc, which is the
+/// runtime's own (CVE-2019-5736). The exec takes this back.
+fn hide() {
+    // SAFETY: plain system call.
+    unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0) };
 }
 
 fn join(handles: &Handles<'_>) -> Result<(), Failure> {

@@ -98,9 +98,12 @@ pub(crate) fn become_program(process: &Process, stdio: Stdio<'_>) -> Result<Infa
     make_cwd(cwd, process);
     // Entered before privileges go (a directory may be closed to the user, as with Docker) and, failing that, after.
     let entered = rustix::process::chdir(cwd).is_ok();
-    let filter = || crate::seccomp::install(process.bounding).map_err(|e| Failure::new("load the seccomp filter", e));
+    let filter = || {
+        crate::seccomp::install(process.bounding, process.seccomp_profile.as_ref()).map_err(|e| Failure::new("load the seccomp filter", e))
+    };
     // Without no_new_privs this takes the privileges that are about to go.
-    if process.seccomp && !process.no_new_privileges {
+    let filtered = process.seccomp || process.seccomp_profile.is_some();
+    if filtered && !process.no_new_privileges {
         filter()?;
     }
     assume(process).map_err(|(step, e)| Failure::new(step, e))?;
@@ -112,7 +115,7 @@ pub(crate) fn become_program(process: &Process, stdio: Stdio<'_>) -> Result<Infa
     }
     if process.no_new_privileges {
         rustix::thread::set_no_new_privs(true).map_err(|e| Failure::new("set no_new_privs", e))?;
-        if process.seccomp {
+        if filtered {
             filter()?;
         }
     }

@@ -9,6 +9,11 @@ use libc::sock_filter;
 
 use crate::capabilities;
 
+mod numbers;
+mod profile;
+
+pub use profile::Profile;
+
 /// Offsets in `struct seccomp_data`.
 const NUMBER: u32 = 0;
 const ARCHITECTURE: u32 = 4;
@@ -91,8 +96,13 @@ const REFUSED: &[(libc::c_long, &[&str])] = &[
 
 /// From here on only what the profile allows a holder of `capabilities` (a bit mask) can be called, by this process and its children.
 /// Needs `no_new_privs` or CAP_SYS_ADMIN.
-pub fn install(capabilities: u64) -> io::Result<()> {
-    let mut program = program(capabilities);
+///
+/// `profile` takes the place of the default.
+pub fn install(capabilities: u64, profile: Option<&Profile>) -> io::Result<()> {
+    let mut program = match profile {
+        Some(profile) => profile.program(capabilities).map_err(io::Error::other)?,
+        None => program(capabilities),
+    };
     let filter = libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
     // SAFETY: the kernel copies the program, which outlives the call.
     match unsafe { libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const filter) } {
@@ -168,6 +178,33 @@ mod tests {
         }
     }
 
+    /// What the kernel would do with a call of this architecture and these arguments.
+    pub(super) fn verdict64(program: &[sock_filter], number: libc::c_long, arguments: [u64; 6]) -> u32 {
+        let mut data = vec![number as u32, NATIVE, 0, 0];
+        arguments.iter().for_each(|argument| data.extend([*argument as u32, (*argument >> 32) as u32]));
+        let (mut at, mut value) = (0, 0);
+        loop {
+            let step = program[at];
+            let code = u32::from(step.code);
+            let skip = |on: bool| usize::from(if on { step.jt } else { step.jf });
+            at += 1;
+            at += match () {
+                _ if code == libc::BPF_RET | libc::BPF_K => return step.k,
+                _ if code == libc::BPF_ALU | libc::BPF_AND | libc::BPF_K => {
+                    value &= step.k;
+                    0
+                }
+                _ if code == libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K => skip(value == step.k),
+                _ if code == libc::BPF_JMP | libc::BPF_JGT | libc::BPF_K => skip(value > step.k),
+                _ if code == libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K => skip(value >= step.k),
+                _ => {
+                    value = data[step.k as usize / 4];
+                    0
+                }
+            };
+        }
+    }
+
     #[test]
     fn the_default_profile_refuses_what_docker_refuses() {
         let program = program(capabilities::mask(capabilities::DEFAULT.iter().copied()).unwrap());
@@ -213,7 +250,7 @@ mod tests {
             // SAFETY: as above.
             unsafe {
                 libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
-                let refused = install(0).is_ok() && libc::unshare(libc::CLONE_NEWUTS) < 0 && libc::getpid() > 0;
+                let refused = install(0, None).is_ok() && libc::unshare(libc::CLONE_NEWUTS) < 0 && libc::getpid() > 0;
                 libc::_exit(i32::from(!refused));
             }
         }

@@ -39,6 +39,9 @@ pub struct Process {
     /// The default system call filter, see [`crate::seccomp`].
     #[serde(default)]
     pub seccomp: bool,
+    /// A filter of the user's own in its place.
+    #[serde(default)]
+    pub seccomp_profile: Option<crate::seccomp::Profile>,
     pub rlimits: Vec<Rlimit>,
     /// Not lowered below the launcher's own without CAP_SYS_RESOURCE.
     pub oom_score_adj: Option<i32>,

@@ -80,6 +80,7 @@ impl Inner {
             directory: directory.clone(),
             record: Mutex::new(record),
             lease: Mutex::new(Some(lease)),
+            volume_leases: Mutex::default(),
             life: tokio::sync::watch::channel(Life::default()).0,
             changing: tokio::sync::Mutex::default(),
             sandbox: sandbox.clone(),
@@ -170,6 +171,7 @@ impl Inner {
             bounding,
             ambient,
             seccomp: plan::default_filter(&security),
+            seccomp_profile: plan::own_filter(&security).map_err(Error::Invalid)?,
             no_new_privileges: security.no_new_privs && !security.privileged,
             rlimits: Vec::new(),
             oom_score_adj: Some(linux.resources.as_ref().map_or(0, |r| r.oom_score_adj as i32)),
@@ -178,7 +180,7 @@ impl Inner {
         self.remember_process(container, &process)?;
         let mounts = with_pod_files(&config.mounts, &container.sandbox, &rootfs, security.readonly_rootfs);
         let namespaces = security.namespace_options.clone().unwrap_or_default();
-        let (volumes, trees) = self.open_volumes(&mounts, &namespaces)?;
+        let (volumes, trees) = self.open_volumes(container, &mounts)?;
         let (pid, pid_target) = pid_namespace(&namespaces);
         let v1_controllers = if self.cgroups.is_unified() { Vec::new() } else { self.cgroups.v1_controllers() };
         let host_ipc = namespaces.ipc == v1::NamespaceMode::Node as i32;
@@ -222,7 +224,8 @@ impl Inner {
         record.user = Some(v1::LinuxContainerUser {
             uid: user.uid.into(),
             gid: user.gid.into(),
-            supplemental_groups: std::iter::once(user.gid).chain(user.groups.iter().copied()).map(i64::from).collect(),
+            // The primary group is among them.
+            supplemental_groups: user.groups.iter().copied().map(i64::from).collect(),
         });
         drop(record);
         container.save()
@@ -246,14 +249,44 @@ impl Inner {
         mount().map_err(io_error(format!("mount the root of container {id}")))
     }
 
+    /// An image's files as a detached tree, held by a lease as long as the container is there (KEP-4639).
+    fn open_image(&self, container: &Container, image: &v1::ImageSpec, sub: &str) -> Result<(OwnedFd, bool)> {
+        let gone = || Error::NotFound(format!("failed to resolve image {:?}: not found", image.image));
+        let lease = self.images.resolve(&image.image).and_then(|found| self.images.lease(&found.id)).ok_or_else(gone)?;
+        let layers = lease.layers();
+        lock(&container.volume_leases).push(lease);
+        let open = || -> std::io::Result<(OwnedFd, bool)> {
+            let clone = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+            let tree = match layers.as_slice() {
+                // overlayfs takes no single layer without a writable one.
+                [only] => open_tree(CWD, only, clone)?,
+                layers => {
+                    let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
+                    set_lower(&context, layers)?;
+                    fsconfig_create(&context)?;
+                    fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::MOUNT_ATTR_RDONLY)?
+                }
+            };
+            if sub.is_empty() {
+                return Ok((tree, true));
+            }
+            let found = in_root::open(&tree, sub, rustix::fs::OFlags::PATH)?;
+            let directory = rustix::fs::FileType::from_raw_mode(rustix::fs::fstat(&found)?.st_mode) == rustix::fs::FileType::Directory;
+            Ok((open_tree(&found, "", clone | OpenTreeFlags::AT_EMPTY_PATH)?, directory))
+        };
+        open().map_err(io_error(format!("mount image {:?} {sub}", image.image)))
+    }
+
     /// Opens each volume's source as a detached tree, in the host's mount namespace.
-    fn open_volumes<'a>(&self, mounts: &'a [v1::Mount], namespaces: &v1::NamespaceOption) -> Result<(Vec<Volume<'a>>, Vec<OwnedFd>)> {
-        let _ = namespaces;
+    fn open_volumes<'a>(&self, container: &Container, mounts: &'a [v1::Mount]) -> Result<(Vec<Volume<'a>>, Vec<OwnedFd>)> {
         let mut volumes = Vec::with_capacity(mounts.len());
         let mut trees = Vec::with_capacity(mounts.len());
         for mount in mounts {
-            if mount.image.is_some() {
-                return Err(Error::Invalid(format!("mount {}: image volumes are not supported", mount.container_path)));
+            if let Some(image) = mount.image.as_ref().filter(|image| !image.image.is_empty()) {
+                let (tree, directory) = self.open_image(container, image, &mount.image_sub_path)?;
+                volumes.push(Volume { mount, directory });
+                trees.push(tree);
+                continue;
             }
             let open = || -> std::io::Result<(OwnedFd, bool)> {
                 let path = Path::new(&mount.host_path);
@@ -326,6 +359,7 @@ impl Inner {
         })
         .await?;
         lock(&container.lease).take();
+        lock(&container.volume_leases).clear();
         self.containers.remove(&container.id);
         self.emit(&container.id, &container.sandbox.id, v1::ContainerEventType::ContainerDeletedEvent);
         Ok(())
@@ -342,6 +376,24 @@ impl Inner {
         }
         drop(record);
         container.save()
+    }
+
+    /// The group of the whole pod.
+    pub async fn update_sandbox_resources(self: &Arc<Self>, request: v1::UpdatePodSandboxResourcesRequest) -> Result<()> {
+        let sandbox = self.sandbox(&request.pod_sandbox_id)?;
+        let Some(resources) = request.resources else { return Ok(()) };
+        let cgroup = lock(&sandbox.record).cgroup.clone();
+        let mut limits = plan::limits(&resources);
+        // What was limited may be unlimited now.
+        limits.memory = limits.memory.or(Some(-1));
+        limits.cpu_quota = limits.cpu_quota.or(Some(-1));
+        self.blocking(move |inner| Ok(inner.cgroups.open(&cgroup)?.set(&limits)?)).await?;
+        let mut record = lock(&sandbox.record);
+        if let Some(config) = record.config.as_mut() {
+            config.linux.get_or_insert_default().resources = Some(resources);
+        }
+        drop(record);
+        sandbox.save()
     }
 
     pub async fn reopen_log(self: &Arc<Self>, id: &str) -> Result<()> {
@@ -378,7 +430,7 @@ impl Inner {
             resources: Some(v1::ContainerResources { linux: resources, windows: None }),
             image_id: record.image_id,
             user: record.user.map(|linux| v1::ContainerUser { linux: Some(linux) }),
-            stop_signal: 0,
+            stop_signal: config.stop_signal,
         }
     }
 

@@ -109,14 +109,19 @@ pub fn default_filter(security: &v1::LinuxContainerSecurityContext) -> bool {
     !security.privileged && profile == Some(ProfileType::RuntimeDefault as i32)
 }
 
+/// The container's own system call filter, from its file on the node.
+pub fn own_filter(security: &v1::LinuxContainerSecurityContext) -> Result<Option<oci::seccomp::Profile>, String> {
+    let own = |profile: &&v1::SecurityProfile| profile.profile_type == ProfileType::Localhost as i32 && !security.privileged;
+    let Some(profile) = security.seccomp.as_ref().filter(own) else { return Ok(None) };
+    let path = profile.localhost_ref.strip_prefix("localhost/").unwrap_or(&profile.localhost_ref);
+    let text = std::fs::read_to_string(path).map_err(|error| format!("failed to load seccomp profile {path:?}: {error}"))?;
+    oci::seccomp::Profile::parse(&text).map(Some).map_err(|error| format!("seccomp profile {path:?}: {error}"))
+}
+
 /// Refuses protection that this runtime cannot give: a container never runs with less than it asked for.
 pub fn check_security(security: &v1::LinuxContainerSecurityContext) -> Result<(), String> {
     if security.privileged {
         return Ok(());
-    }
-    if let Some(profile) = security.seccomp.as_ref().filter(|profile| profile.profile_type == ProfileType::Localhost as i32) {
-        let name = &profile.localhost_ref;
-        return Err(format!("seccomp profile {name:?} of type Localhost is not supported: use RuntimeDefault or Unconfined"));
     }
     match &security.apparmor {
         Some(profile) if profile.profile_type != ProfileType::Unconfined as i32 => {
@@ -238,11 +243,12 @@ fn volume_mount(target: String, index: usize, volume: &Volume<'_>) -> Mount {
     Mount {
         target,
         source: Source::Tree { index, directory: volume.directory },
-        readonly: mount.readonly,
+        // An image is only read, and nothing in it is run.
+        readonly: mount.readonly || mount.image.is_some(),
         recursive_readonly: mount.recursive_read_only,
         nosuid: mount.mount_options.iter().any(|o| o == "nosuid"),
         nodev: mount.mount_options.iter().any(|o| o == "nodev"),
-        noexec: mount.mount_options.iter().any(|o| o == "noexec"),
+        noexec: mount.image.is_some() || mount.mount_options.iter().any(|o| o == "noexec"),
         propagation: match v1::MountPropagation::try_from(mount.propagation) {
             Ok(v1::MountPropagation::PropagationHostToContainer) => Propagation::FromHost,
             Ok(v1::MountPropagation::PropagationBidirectional) => Propagation::Shared,
@@ -365,7 +371,7 @@ mod tests {
             }
         };
         let seccomp = |kind, privileged| context(Some(kind), None, privileged);
-        assert!(check_security(&seccomp(ProfileType::Localhost, false)).is_err_and(|error| error.contains("own.json")));
+        assert!(own_filter(&seccomp(ProfileType::Localhost, false)).is_err_and(|error| error.contains("own.json")));
         assert!(check_security(&seccomp(ProfileType::RuntimeDefault, false)).is_ok());
         assert!(check_security(&context(None, Some(ProfileType::Localhost), false)).is_err());
         assert!(check_security(&context(None, Some(ProfileType::Unconfined), false)).is_ok());

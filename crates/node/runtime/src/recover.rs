@@ -58,11 +58,15 @@ impl Inner {
 
     fn recover_container(self: &Arc<Self>, sandbox: &Arc<Sandbox>, record: ContainerRecord, directory: &Path) {
         let lease = self.images.lease(&record.image_id);
+        let mounted = record.config.iter().flat_map(|config| &config.mounts).filter_map(|mount| mount.image.as_ref());
+        let found = mounted.filter_map(|image| self.images.resolve(&image.image)).filter_map(|image| self.images.lease(&image.id));
+        let volume_leases = Mutex::new(found.collect());
         let container = Arc::new(Container {
             id: record.id.clone(),
             sandbox: sandbox.clone(),
             directory: directory.to_owned(),
             lease: Mutex::new(lease),
+            volume_leases,
             life: tokio::sync::watch::channel(Life::default()).0,
             changing: tokio::sync::Mutex::default(),
             record: Mutex::new(record),

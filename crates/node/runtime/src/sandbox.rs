@@ -16,6 +16,8 @@ use crate::{Error, Result, io_error, plan, shim};
 
 /// The pod's `/dev/shm`, as containerd sizes it.
 const SHM_BYTES: u64 = 64 << 20;
+/// Names by which a RuntimeClass may ask for this runtime: none, its own, and that of the plain runtime elsewhere.
+pub const HANDLERS: &[&str] = &["", "sternpost", "runc"];
 /// For the exits of killed containers to arrive before their shim goes.
 const KILL_WAIT: Duration = Duration::from_secs(10);
 
@@ -25,7 +27,7 @@ impl Inner {
         if config.metadata.is_none() {
             return Err(Error::Invalid("sandbox config must include metadata".into()));
         }
-        if !request.runtime_handler.is_empty() {
+        if !HANDLERS.contains(&request.runtime_handler.as_str()) {
             return Err(Error::Invalid(format!("no runtime for {:?} is configured", request.runtime_handler)));
         }
         let security = config.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
@@ -39,7 +41,7 @@ impl Inner {
         let directory = self.config.run_dir.join("sandboxes").join(&id);
         let parent = config.linux.as_ref().map(|l| l.cgroup_parent.as_str()).unwrap_or_default();
         let cgroup = if parent.is_empty() { format!("pods/{id}") } else { parent.to_owned() };
-        let result = self.start_sandbox(&id, &directory, config, cgroup.clone()).await;
+        let result = self.start_sandbox(&id, &directory, config, cgroup.clone(), request.runtime_handler).await;
         if result.is_err() {
             self.clear_sandbox(&id, &directory).await;
             let _ = self.blocking(move |inner| Ok(inner.remove_pod_cgroup(&cgroup))).await;
@@ -60,13 +62,26 @@ impl Inner {
         }
     }
 
-    async fn start_sandbox(self: &Arc<Self>, id: &str, directory: &Path, config: v1::PodSandboxConfig, cgroup: String) -> Result<()> {
+    async fn start_sandbox(
+        self: &Arc<Self>,
+        id: &str,
+        directory: &Path,
+        config: v1::PodSandboxConfig,
+        cgroup: String,
+        runtime_handler: String,
+    ) -> Result<()> {
         let connection = {
             let (id, directory, config, cgroup) = (id.to_owned(), directory.to_owned(), config.clone(), cgroup.clone());
             self.blocking(move |inner| inner.prepare_sandbox(&id, &directory, &config, &cgroup)).await?
         };
-        let record =
-            SandboxRecord { id: id.to_owned(), config: Some(config.clone()), created_at: shim::now(), cgroup, ..Default::default() };
+        let record = SandboxRecord {
+            id: id.to_owned(),
+            config: Some(config.clone()),
+            created_at: shim::now(),
+            cgroup,
+            runtime_handler,
+            ..Default::default()
+        };
         let sandbox = Arc::new(Sandbox {
             id: id.to_owned(),
             directory: directory.to_owned(),

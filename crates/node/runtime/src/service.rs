@@ -54,14 +54,14 @@ impl cri::RuntimeService for Runtime {
             if let Err(message) = self.network_readiness() {
                 network = v1::RuntimeCondition { status: false, reason: "NetworkPluginNotReady".into(), message, ..network };
             }
-            let handler = v1::RuntimeHandler {
-                name: String::new(),
+            let handler = |name: &&str| v1::RuntimeHandler {
+                name: (*name).to_owned(),
                 features: Some(v1::RuntimeHandlerFeatures { recursive_read_only_mounts: true, user_namespaces: false }),
             };
             Ok(v1::StatusResponse {
                 status: Some(v1::RuntimeStatus { conditions: vec![condition("RuntimeReady"), network] }),
                 info: Default::default(),
-                runtime_handlers: vec![handler],
+                runtime_handlers: crate::sandbox::HANDLERS.iter().map(handler).collect(),
                 features: Some(v1::RuntimeFeatures { supplemental_groups_policy: true, ..Default::default() }),
             })
         })
@@ -155,6 +155,16 @@ impl cri::RuntimeService for Runtime {
         Box::pin(async move {
             self.inner.update_resources(&request.container_id, request.linux.unwrap_or_default()).await?;
             Ok(v1::UpdateContainerResourcesResponse {})
+        })
+    }
+
+    fn update_pod_sandbox_resources(
+        &self,
+        request: v1::UpdatePodSandboxResourcesRequest,
+    ) -> Call<'_, v1::UpdatePodSandboxResourcesResponse> {
+        Box::pin(async move {
+            self.inner.update_sandbox_resources(request).await?;
+            Ok(v1::UpdatePodSandboxResourcesResponse {})
         })
     }
 

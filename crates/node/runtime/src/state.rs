@@ -59,6 +59,8 @@ pub(crate) struct Container {
     pub directory: PathBuf,
     pub record: Mutex<ContainerRecord>,
     pub lease: Mutex<Option<images::Lease>>,
+    /// Of images that are mounted as volumes.
+    pub volume_leases: Mutex<Vec<images::Lease>>,
     pub life: watch::Sender<Life>,
     /// Start, stop and remove come one after the other.
     pub changing: tokio::sync::Mutex<()>,

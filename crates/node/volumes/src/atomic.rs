@@ -9,7 +9,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
-use crate::payload::check_path;
+use crate::payload::{File, check_path};
 use crate::{Error, Payload, teardown};
 
 const DATA: &str = "..data";
@@ -74,20 +74,20 @@ fn write_files(root: &Path, payload: &Payload, gid: Option<u32>) -> Result<(), E
             parent.push(part);
             make_directory(&parent, gid)?;
         }
-        write_file(&parent.join(name), &file.bytes, file.mode, gid)?;
+        write_file(&parent.join(name), file, gid)?;
     }
     Ok(())
 }
 
-fn write_file(path: &Path, bytes: &[u8], mode: u32, gid: Option<u32>) -> Result<(), Error> {
+fn write_file(path: &Path, wanted: &File, gid: Option<u32>) -> Result<(), Error> {
     let opened = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
     let mut file = opened.map_err(Error::io("create", path))?;
-    io::Write::write_all(&mut file, bytes).map_err(Error::io("write", path))?;
-    if gid.is_some() {
-        std::os::unix::fs::fchown(&file, None, gid).map_err(Error::io("chown", path))?;
+    io::Write::write_all(&mut file, &wanted.bytes).map_err(Error::io("write", path))?;
+    if gid.is_some() || wanted.uid.is_some() {
+        std::os::unix::fs::fchown(&file, wanted.uid, gid).map_err(Error::io("chown", path))?;
     }
     // The group must be able to read what it owns (upstream: fsGroup adds 0440 to read-only volumes).
-    let mode = if gid.is_some() { mode | 0o440 } else { mode };
+    let mode = if gid.is_some() { wanted.mode | 0o440 } else { wanted.mode };
     file.set_permissions(fs::Permissions::from_mode(mode & 0o777)).map_err(Error::io("chmod", path))
 }
 
@@ -146,7 +146,7 @@ mod tests {
     use crate::File;
 
     fn payload(files: &[(&str, &str)]) -> Payload {
-        files.iter().map(|(path, text)| ((*path).to_owned(), File { bytes: text.as_bytes().to_vec(), mode: 0o640 })).collect()
+        files.iter().map(|(path, text)| ((*path).to_owned(), File { bytes: text.as_bytes().to_vec(), mode: 0o640, uid: None })).collect()
     }
 
     #[test]
@@ -166,6 +166,18 @@ mod tests {
         assert_eq!(names, ["..data", "a", "c"]);
         assert_eq!(fs::read_dir(&volume).unwrap().count(), 4);
         assert_eq!(fs::read_to_string(volume.join("a")).unwrap(), "3");
+    }
+
+    #[test]
+    fn a_file_of_one_user_is_that_users() {
+        use std::os::unix::fs::MetadataExt;
+        let dir = tempfile::tempdir().unwrap();
+        // Whoever runs this may give files to himself.
+        let own = fs::metadata(dir.path()).unwrap().uid();
+        let file = File { bytes: b"x".to_vec(), mode: 0o600, uid: Some(own) };
+        write(&dir.path().join("v"), &Payload::from([("token".to_owned(), file)]), None).unwrap();
+        let written = fs::metadata(dir.path().join("v/token")).unwrap();
+        assert_eq!((written.uid(), written.mode() & 0o777), (own, 0o600));
     }
 
     #[test]

@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 
 use crate::Error;
 
-/// One file: its bytes and permission bits.
+/// One file: its bytes, permission bits, and owner (root where absent).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct File {
     pub bytes: Vec<u8>,
     pub mode: u32,
+    pub uid: Option<u32>,
 }
 
 /// Relative paths to files.
@@ -38,14 +39,14 @@ pub fn of_keys(
     optional: bool,
 ) -> Result<Payload, Error> {
     if items.is_empty() {
-        let file = |bytes: &Vec<u8>| File { bytes: bytes.clone(), mode: default_mode };
+        let file = |bytes: &Vec<u8>| File { bytes: bytes.clone(), mode: default_mode, uid: None };
         return Ok(data.iter().map(|(key, bytes)| (key.clone(), file(bytes))).collect());
     }
     let mut payload = Payload::new();
     for item in items {
         match data.get(&item.key) {
             Some(bytes) => {
-                payload.insert(item.path.clone(), File { bytes: bytes.clone(), mode: item.mode.unwrap_or(default_mode) });
+                payload.insert(item.path.clone(), File { bytes: bytes.clone(), mode: item.mode.unwrap_or(default_mode), uid: None });
             }
             None if optional => {}
             None => {
@@ -88,7 +89,7 @@ mod tests {
         let item = |key: &str, path: &str, mode| Item { key: key.into(), path: path.into(), mode };
         assert_eq!(of_keys(Source::Secret, &data, &[], 0o644, false).unwrap().len(), 2);
         let chosen = of_keys(Source::Secret, &data, &[item("a", "x/y", Some(0o400))], 0o644, false).unwrap();
-        assert_eq!(chosen, Payload::from([("x/y".to_owned(), File { bytes: b"1".to_vec(), mode: 0o400 })]));
+        assert_eq!(chosen, Payload::from([("x/y".to_owned(), File { bytes: b"1".to_vec(), mode: 0o400, uid: None })]));
         let missing = of_keys(Source::Secret, &data, &[item("c", "c", None)], 0o644, false).unwrap_err();
         assert_eq!(missing.to_string(), "references non-existent secret key: c");
         assert!(of_keys(Source::ConfigMap, &data, &[item("c", "c", None)], 0o644, true).unwrap().is_empty());

@@ -10,20 +10,23 @@ use rustix::io::Errno;
 
 use crate::Error;
 
-/// The real path of `sub` below `volume`; directories that are missing are made (0750 as upstream, widened to the volume's own mode).
-/// Links are followed only while they stay inside the volume.
-pub fn resolve(volume: &Path, sub: &str) -> Result<PathBuf, Error> {
+/// What `sub` is below `volume`, as a descriptor: a path could lead elsewhere a moment later. Directories that are missing are made (0750 as
+/// upstream, widened to the volume's own mode). Links are followed only while they stay inside the volume.
+pub fn resolve(volume: &Path, sub: &str) -> Result<OwnedFd, Error> {
+    match open(volume, sub) {
+        Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => make(&root_of(volume)?, volume, sub),
+        other => other,
+    }
+}
+
+/// As [`resolve`], of what is there.
+pub fn open(volume: &Path, sub: &str) -> Result<OwnedFd, Error> {
     crate::payload::check_path(sub).map_err(|_| Error::Refused(format!("subPath {sub:?} is not a relative path inside the volume")))?;
-    let root =
-        openat(CWD, volume, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).map_err(Error::errno("open", volume))?;
-    let shown = volume.join(sub);
-    let found = match open_beneath(&root, Path::new(sub)) {
-        Ok(found) => found,
-        Err(Errno::NOENT) => make(&root, volume, sub)?,
-        Err(errno) => return Err(Error::errno("open", &shown)(errno)),
-    };
-    use std::os::fd::AsRawFd;
-    fs::read_link(format!("/proc/self/fd/{}", found.as_raw_fd())).map_err(Error::io("resolve", &shown))
+    open_beneath(&root_of(volume)?, Path::new(sub)).map_err(Error::errno("open", &volume.join(sub)))
+}
+
+fn root_of(volume: &Path) -> Result<OwnedFd, Error> {
+    openat(CWD, volume, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).map_err(Error::errno("open", volume))
 }
 
 fn open_beneath(root: &OwnedFd, sub: &Path) -> Result<OwnedFd, Errno> {
@@ -66,8 +69,10 @@ mod tests {
         symlink("real", volume.join("inside")).unwrap();
         symlink("/etc", volume.join("absolute")).unwrap();
         symlink("../..", volume.join("climb")).unwrap();
-        assert_eq!(resolve(&volume, "inside/deep").unwrap(), volume.join("real/deep"));
-        assert_eq!(resolve(&volume, "new/made").unwrap(), volume.join("new/made"));
+        let leads_to = |fd: OwnedFd| fs::read_link(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&fd))).unwrap();
+        assert_eq!(leads_to(resolve(&volume, "inside/deep").unwrap()), volume.join("real/deep"));
+        assert_eq!(leads_to(resolve(&volume, "new/made").unwrap()), volume.join("new/made"));
+        assert!(open(&volume, "not/there").is_err());
         assert!(volume.join("new/made").is_dir());
         for bad in ["absolute/passwd", "climb/x", "../x", "/etc"] {
             assert!(resolve(&volume, bad).is_err(), "{bad}");

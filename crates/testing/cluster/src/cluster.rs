@@ -153,7 +153,9 @@ impl Cluster {
     /// Where kubectl and Services reach this node.
     #[track_caller]
     pub fn node_address(&self) -> String {
-        self.kubectl(&["get", "node", &self.node, "-o", r#"jsonpath={.status.addresses[?(@.type=="InternalIP")].address}"#]).ok()
+        let all = self.kubectl(&["get", "node", &self.node, "-o", r#"jsonpath={.status.addresses[?(@.type=="InternalIP")].address}"#]).ok();
+        // A node of both families has two; the first is the main one.
+        all.split_whitespace().next().unwrap_or_default().to_owned()
     }
 
     /// Everything that is left of this cluster on the machine, except for the test's own files.
@@ -231,7 +233,7 @@ fn configuration(dir: &Path, node: &str) -> String {
     let (data, run) = (dir.join("data"), dir.join("run"));
     format!(
         "dataDir: {}\nrunDir: {}\nnodeName: {node}\napiPort: {}\nkubeletPort: {}\ndnsPort: {}\npodCidr: {}\nnodeCidr: {}\nserviceCidr: {}\n\
-         cgroupRoot: {}\nnftTable: {}\nlinkPrefix: {}\ncontext: stest\n",
+         cgroupRoot: {}\nnftTable: {}\nlinkPrefix: {}\ncontext: stest\nstaticPodPath: {}\n",
         data.display(),
         run.display(),
         names::API_PORT,
@@ -243,5 +245,6 @@ fn configuration(dir: &Path, node: &str) -> String {
         names::CGROUP_ROOT,
         names::NFT_TABLE,
         names::LINK_PREFIX,
+        dir.join("manifests").display(),
     )
 }

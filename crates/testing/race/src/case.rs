@@ -25,12 +25,14 @@ pub fn all() -> &'static [Case] {
             run: |options, dir| Box::pin(crate::auth::race(options, dir)),
         },
         Case { name: "cel", title: "CEL rules", run: |options, dir| Box::pin(crate::cel::race(options, dir)) },
+        Case { name: "admission", title: "Admission and fairness", run: |options, dir| Box::pin(crate::admission::race(options, dir)) },
         Case {
             name: "boot",
             title: "Start, and what an idle cluster costs",
             run: |options, dir| Box::pin(crate::boot::race(options, dir)),
         },
         Case { name: "pods", title: "Pods on one node", run: |options, dir| Box::pin(crate::pods::race(options, dir)) },
+        Case { name: "node", title: "Runtime, beside containerd", run: |options, dir| Box::pin(crate::node::race(options, dir)) },
         Case {
             name: "controllers",
             title: "Controllers: pods, endpoints, garbage",

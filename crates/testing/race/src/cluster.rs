@@ -72,6 +72,15 @@ impl Cluster {
         self.run(&["down", "--purge"]).map(drop)
     }
 
+    /// Imports an archive of images.
+    pub fn load_image(&self, archive: &Path) -> anyhow::Result<()> {
+        self.run(&["image", "load", &archive.display().to_string()]).map(drop)
+    }
+
+    pub fn cri_socket(&self) -> PathBuf {
+        self.dir.join("run/cri.sock")
+    }
+
     /// The administrator's.
     pub fn kubeconfig(&self) -> anyhow::Result<PathBuf> {
         let kubeconfig = self.dir.join("admin.kubeconfig");

@@ -7,6 +7,7 @@
 
 use clap::Parser;
 
+mod admission;
 mod api;
 mod auth;
 mod boot;
@@ -20,6 +21,7 @@ mod floor;
 mod machine;
 mod measure;
 mod network;
+mod node;
 mod pods;
 mod processes;
 mod report;
@@ -29,7 +31,7 @@ mod store;
 #[derive(Parser)]
 #[command(name = "cargo xtask race", about = "Measure, with the peer and the machine's floors in the same run")]
 pub struct Options {
-    /// store, codec, cel, auth, boot, pods, controllers, api, scheduler or network
+    /// store, codec, cel, admission, auth, boot, pods, controllers, api, scheduler or network
     case: String,
     /// Rounds; below five nothing is written to docs/benchmarks.md.
     #[arg(long, default_value_t = 5)]

@@ -30,6 +30,17 @@ pub fn running(program: &Path) -> Vec<i32> {
     pids.filter(is_ours).collect()
 }
 
+/// The memory of all processes whose command line begins so (NUL between its words), PSS in MiB.
+pub fn with_command(begin: &str) -> f64 {
+    let pids = std::fs::read_dir("/proc").into_iter().flatten().flatten().map(|entry| entry.path());
+    let ours = pids.filter(|path| std::fs::read_to_string(path.join("cmdline")).is_ok_and(|command| command.starts_with(begin)));
+    let pss = ours.filter_map(|path| {
+        let rollup = std::fs::read_to_string(path.join("smaps_rollup")).ok()?;
+        rollup.lines().find_map(|line| line.strip_prefix("Pss:"))?.split_whitespace().next()?.parse::<f64>().ok()
+    });
+    pss.sum::<f64>() / 1024.0
+}
+
 pub fn footprint(program: &Path) -> Footprint {
     let mut sum = Footprint::default();
     for pid in running(program) {

@@ -9,12 +9,20 @@ const DEPTH_MAX: usize = 400;
 
 /// Reads one JSON document. Repeated keys are reported with their path; the last one wins, as in Go.
 pub fn parse_json(bytes: &[u8]) -> Result<Parsed, Error> {
-    let mut reader = Reader { bytes, at: 0, depth: 0, duplicates: Vec::new() };
+    let mut reader = Reader { bytes, at: 0, depth: 0, duplicates: Vec::new(), keys: None };
     let value = reader.value()?;
     match reader.next_token() {
-        None => Ok(Parsed { value, duplicates: reader.duplicates }),
+        None if reader.duplicates.is_empty() => Ok(value.into()),
+        None => Ok(Parsed { value, duplicates: reader.duplicates, keys: keys(bytes) }),
         Some(byte) => Err(invalid(byte, "after top-level value")),
     }
+}
+
+/// The paths of all keys in the order of the document; read only where there is something to complain about.
+fn keys(bytes: &[u8]) -> Vec<String> {
+    let mut reader = Reader { bytes, at: 0, depth: 0, duplicates: Vec::new(), keys: Some(Vec::new()) };
+    let _ = reader.value();
+    reader.keys.unwrap_or_default()
 }
 
 struct Reader<'a> {
@@ -22,6 +30,8 @@ struct Reader<'a> {
     at: usize,
     depth: usize,
     duplicates: Vec<String>,
+    /// Every key's path, where wanted; as with duplicates, its front comes on the way out.
+    keys: Option<Vec<String>>,
 }
 
 fn syntax(message: impl Into<String>) -> Error {
@@ -117,12 +127,12 @@ impl Reader<'_> {
 
     /// Reads the value of `key`. Paths of duplicates are made on the way out, so that they cost nothing where there are none.
     fn entry(&mut self, map: &mut Map<String, Value>, key: String) -> Result<(), Error> {
-        let before = self.duplicates.len();
-        let value = self.value()?;
-        for path in self.duplicates.iter_mut().skip(before) {
-            let joint = if path.starts_with('[') { "" } else { "." };
-            *path = format!("{key}{joint}{path}");
+        let (before, keys_before) = (self.duplicates.len(), self.keys.as_ref().map_or(0, Vec::len));
+        if let Some(keys) = &mut self.keys {
+            keys.push(key.clone());
         }
+        let value = self.value()?;
+        self.lead(before, keys_before + 1, &key);
         if let Some(known) = map.get_mut(&key) {
             *known = value;
             self.duplicates.push(key);
@@ -132,6 +142,15 @@ impl Reader<'_> {
         Ok(())
     }
 
+    /// Puts `front` before the paths that were found inside it.
+    fn lead(&mut self, duplicates_before: usize, keys_before: usize, front: &str) {
+        let keys = self.keys.iter_mut().flatten().skip(keys_before);
+        for path in self.duplicates.iter_mut().skip(duplicates_before).chain(keys) {
+            let joint = if path.starts_with('[') { "" } else { "." };
+            *path = format!("{front}{joint}{path}");
+        }
+    }
+
     fn array(&mut self) -> Result<Value, Error> {
         let mut items = Vec::new();
         if self.next_token().ok_or_else(end)? == b']' {
@@ -139,12 +158,9 @@ impl Reader<'_> {
             return Ok(Value::Array(items));
         }
         loop {
-            let before = self.duplicates.len();
+            let (before, keys_before) = (self.duplicates.len(), self.keys.as_ref().map_or(0, Vec::len));
             items.push(self.value()?);
-            for path in self.duplicates.iter_mut().skip(before) {
-                let joint = if path.starts_with('[') { "" } else { "." };
-                *path = format!("[{}]{joint}{path}", items.len() - 1);
-            }
+            self.lead(before, keys_before, &format!("[{}]", items.len() - 1));
             match self.next_token().ok_or_else(end)? {
                 b',' => self.at += 1,
                 b']' => {

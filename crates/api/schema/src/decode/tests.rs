@@ -90,6 +90,11 @@ fn repeated_fields_are_reported_beside_unknown_ones() {
     let (value, warnings) = decode_type(parsed, kind("apps", "v1", "Deployment"), Mode::Warn).unwrap();
     assert_eq!(warnings, ["duplicate field \"spec.replicas\"", "unknown field \"spec.x\""]);
     assert_eq!(value["spec"]["replicas"], 2);
+    let parsed =
+        parse_json(br#"{"spec": {"x": 1, "replicas": 1, "template": {"spec": {"containers": [{"y": 1}]}}, "replicas": 2}}"#).unwrap();
+    let (_, warnings) = decode_type(parsed, kind("apps", "v1", "Deployment"), Mode::Warn).unwrap();
+    let unknown = ["unknown field \"spec.x\"", "unknown field \"spec.template.spec.containers[0].y\""];
+    assert_eq!(warnings, [unknown[0], unknown[1], "duplicate field \"spec.replicas\""], "as the document has them");
 }
 
 #[test]

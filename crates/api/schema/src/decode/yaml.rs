@@ -15,12 +15,12 @@ pub fn parse_yaml(bytes: &[u8]) -> Result<Parsed, Error> {
     }
     let text = std::str::from_utf8(bytes).map_err(|_| syntax("yaml: invalid leading UTF-8 octet"))?;
     match read(text, DuplicateKeyPolicy::Error) {
-        Ok(value) => Ok(Parsed { value, duplicates: Vec::new() }),
+        Ok(value) => Ok(value.into()),
         Err(serde_saphyr::Error::DuplicateMappingKey { key, location }) => {
             let key = key.unwrap_or_default();
             let repeated = format!("yaml: unmarshal errors:\n  line {}: key {key:?} already set in map", location.line());
             let value = read(text, DuplicateKeyPolicy::LastWins).map_err(|error| refused(&error))?;
-            Ok(Parsed { value, duplicates: vec![repeated] })
+            Ok(Parsed { value, duplicates: vec![repeated], keys: Vec::new() })
         }
         Err(error) => Err(refused(&error)),
     }

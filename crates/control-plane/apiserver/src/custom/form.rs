@@ -115,6 +115,11 @@ impl Form {
         Ok(objects)
     }
 
+    /// Versions differ by what a webhook says.
+    pub fn asks_a_webhook(&self) -> bool {
+        matches!(&*self.strategy, Strategy::Webhook { .. })
+    }
+
     pub fn present(&self, object: &Arc<Object>) -> Result<Arc<Object>, Status> {
         let shown = self.present_all(vec![object.clone()])?;
         Ok(shown.into_iter().next().unwrap_or_else(|| object.clone()))

@@ -253,25 +253,24 @@ impl Level {
 
     pub fn enter(self: &Arc<Self>, ticket: Ticket) -> Entry {
         let now = Instant::now();
+        let (ticket, count, size) = match self.lock().try_start(self, ticket, now) {
+            Ok(entry) => return entry,
+            Err(waits) => waits,
+        };
+        // Dealing takes longer than anything else here: nobody else waits for it.
+        let hand = hand((&ticket.schema, &ticket.flow), count, size);
         let mut state = self.lock();
-        if state.settings.exempt || (state.queues.waiting() == 0 && state.fits(ticket.seats)) {
-            let place = state.start(self, ticket, None, now);
-            return Entry::Now(place);
-        }
-        let (count, size, length_max) = (state.settings.queues, state.settings.hand, state.settings.queue_length);
-        if count == 0 {
-            state.tallies.rejected += 1;
-            return Entry::Refused("concurrency-limit");
-        }
-        let Some(queue) = state.queues.shortest(&hand((&ticket.schema, &ticket.flow), count, size)) else {
-            return Entry::Refused("queue-full");
+        let (ticket, length_max) = match state.try_start(self, ticket, now) {
+            Ok(entry) => return entry,
+            Err((ticket, _, _)) => (ticket, state.settings.queue_length),
         };
         let (ready, receiver) = oneshot::channel();
         let (seats, counted) = (ticket.seats, ticket.counted.clone());
-        if state.queues.push(queue, Waiter { ticket, ready }, length_max).is_err() {
+        let queue = state.queues.shortest(&hand);
+        let Some(queue) = queue.filter(|queue| state.queues.push(*queue, Waiter { ticket, ready }, length_max).is_ok()) else {
             state.tallies.rejected += 1;
             return Entry::Refused("queue-full");
-        }
+        };
         state.note_demand(now);
         counted.waits(seats);
         Entry::Wait(Waiting { level: self.clone(), queue, seats, since: now, counted, receiver, end: End::Cancelled })
@@ -369,6 +368,18 @@ impl State {
         self.seats_taken + seats <= self.seats_max || (seats > self.seats_max && self.seats_taken == 0)
     }
 
+    /// Seats, where there are some, or a refusal; otherwise the ticket again, with the number of queues and of those that a flow is dealt.
+    fn try_start(&mut self, level: &Arc<Level>, ticket: Ticket, now: Instant) -> Result<Entry, (Ticket, usize, usize)> {
+        if self.settings.exempt || (self.queues.waiting() == 0 && self.fits(ticket.seats)) {
+            return Ok(Entry::Now(self.start(level, ticket, None, now)));
+        }
+        if self.settings.queues == 0 {
+            self.tallies.rejected += 1;
+            return Ok(Entry::Refused("concurrency-limit"));
+        }
+        Err((ticket, self.settings.queues, self.settings.hand))
+    }
+
     fn start(&mut self, level: &Arc<Level>, ticket: Ticket, queue: Option<usize>, now: Instant) -> Place {
         let (seats, is_watch, counted) = (ticket.seats, ticket.is_watch, ticket.counted.clone());
         self.seats_taken += seats;
@@ -396,15 +407,15 @@ impl State {
     /// The next waiter that free seats fit, with the queue it stood in.
     fn next(&mut self) -> Option<(usize, Waiter)> {
         loop {
-            let (queue, seats) = self.queues.front()?;
-            if self.queues.all()[queue].waiters.front().is_some_and(Waits::is_gone) {
-                self.queues.tidy(queue);
+            let (at, waiter) = self.queues.front()?;
+            if waiter.is_gone() {
+                self.queues.tidy(at);
                 continue;
             }
-            if !self.fits(seats) {
+            if !self.fits(waiter.seats()) {
                 return None;
             }
-            return Some((queue, self.queues.pop(queue)?));
+            return Some((at, self.queues.pop(at)?));
         }
     }
 

@@ -85,10 +85,10 @@ impl<W: Waits> Queues<W> {
         Ok(())
     }
 
-    /// The queue that goes next, and the seats that its first waiter wants.
-    pub fn front(&self) -> Option<(usize, usize)> {
-        let waited_in = self.queues.iter().enumerate().filter_map(|(at, queue)| Some((at, queue.served, queue.waiters.front()?.seats())));
-        waited_in.min_by_key(|(_, served, _)| *served).map(|(at, _, seats)| (at, seats))
+    /// The queue that goes next, and its first waiter.
+    pub fn front(&self) -> Option<(usize, &W)> {
+        let waited_in = self.queues.iter().enumerate().filter_map(|(at, queue)| Some((at, queue.served, queue.waiters.front()?)));
+        waited_in.min_by_key(|(_, served, _)| *served).map(|(at, _, waiter)| (at, waiter))
     }
 
     /// Takes the first waiter of a queue out, to be served.

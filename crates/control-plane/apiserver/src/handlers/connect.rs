@@ -1,6 +1,7 @@
 //! Requests that go on to somebody else: `log`, `exec`, `attach` and `portforward` of pods to their node's kubelet, `proxy` of pods,
 //! Services and nodes to what they name.
 
+mod html;
 mod log;
 mod proxy;
 mod stream;

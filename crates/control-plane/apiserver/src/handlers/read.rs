@@ -66,7 +66,11 @@ pub fn selection(context: &Context, target: Target<'_>) -> Result<Selection, Sta
     };
     let shard = query.get("shardSelector").filter(|text| !text.is_empty()).map(Shard::parse).transpose();
     let shard = shard.map_err(|sentence| Status::bad_request(format!("invalid shard selector: {sentence}")))?;
-    Ok(Selection { prefix, labels, fields, shard, rules, single })
+    let late = match target.kind.custom.as_ref().is_some_and(|form| form.asks_a_webhook()) {
+        true => fields.terms.extract_if(.., |term| !term.field.starts_with("metadata.")).collect(),
+        false => Vec::new(),
+    };
+    Ok(Selection { prefix, labels, fields, late: FieldSelector { terms: late }, shard, rules, single })
 }
 
 /// Events have other field names in `events.k8s.io` than where they are stored.
@@ -107,6 +111,7 @@ pub async fn list(server: &Arc<Inner>, context: &Context, target: Target<'_>) ->
     let plain = format.view == View::Object && format.media == Media::Json && !format.pretty && !target.kind.converts();
     let (mut page, whole) = page(server, target.kind, &selection, &at, limit, plain && !target.kind.is_custom()).await?;
     page.objects = target.kind.present_all(std::mem::take(&mut page.objects))?;
+    page.objects.retain(|object| selection.matches_shown(object));
     let mut metadata = list_meta(target.kind, &page);
     if let Some(shard) = &selection.shard {
         metadata["shardInfo"] = json!({"selector": shard.to_string()});
@@ -133,6 +138,7 @@ pub async fn chunk(server: &Inner, context: &Context, target: Target<'_>) -> Res
     let at = at(context, target, limit)?;
     let (mut page, _) = page(server, target.kind, &selection, &at, limit, false).await?;
     page.objects = target.kind.present_all(std::mem::take(&mut page.objects))?;
+    page.objects.retain(|object| selection.matches_shown(object));
     Ok(page)
 }
 

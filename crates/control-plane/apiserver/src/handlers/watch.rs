@@ -67,7 +67,7 @@ pub async fn watch(server: &Arc<Inner>, context: &Context, target: Target<'_>) -
     let ends = now + Duration::from_secs(seconds.min(TIMEOUT_MAX_SECONDS));
     let bookmark = bookmarks.then(|| now + BOOKMARK_EVERY);
     let mut body = WatchBody {
-        encoder: Encoder { kind: target.kind.clone(), format, include, headers: true },
+        encoder: Encoder { kind: target.kind.clone(), format, include, headers: true, selection: selection.clone() },
         caches: caches.clone(),
         phase: Phase::Live,
         replay: Vec::new().into_iter(),
@@ -154,6 +154,7 @@ struct Encoder {
     include: Include,
     /// The next table has its column definitions.
     headers: bool,
+    selection: Arc<Selection>,
 }
 
 impl Encoder {
@@ -161,8 +162,39 @@ impl Encoder {
         self.format.media == Media::Json && self.format.view == View::Object && !self.kind.converts()
     }
 
+    /// What a change of the stored object is to a watcher who selects by fields that only the shown object has.
+    fn late(&self, change: Change, event: &Event) -> Option<Change> {
+        let has = |object: &Arc<Object>| self.kind.present(object.clone()).is_ok_and(|shown| self.selection.matches_shown(&shown));
+        if self.selection.late.is_everything() {
+            return Some(change);
+        }
+        let was = change != Change::Added && event.previous.as_ref().is_some_and(has);
+        let is = change != Change::Deleted && has(&event.object);
+        match (was, is) {
+            (false, true) => Some(Change::Added),
+            (true, true) => Some(Change::Modified),
+            (true, false) => Some(Change::Deleted),
+            (false, false) => None,
+        }
+    }
+
+    /// An object that was there when the watch began; `None` where it is not selected.
+    fn initial(&mut self, object: &Arc<Object>) -> Option<Bytes> {
+        let event = Event { deleted: false, object: object.clone(), previous: None };
+        self.late(Change::Added, &event).map(|change| self.event(change, object))
+    }
+
+    /// An event out of the past.
+    fn replayed(&mut self, change: Change, event: &Event) -> Option<Bytes> {
+        self.late(change, event).map(|change| self.event(change, &event.shown(change)))
+    }
+
     /// An event that watchers share: its bytes are made once where all get the same.
-    fn delivered(&mut self, change: Change, delivery: &Delivery) -> Bytes {
+    fn delivered(&mut self, change: Change, delivery: &Delivery) -> Option<Bytes> {
+        self.late(change, &delivery.event).map(|change| self.shared(change, delivery))
+    }
+
+    fn shared(&mut self, change: Change, delivery: &Delivery) -> Bytes {
         let event = &delivery.event;
         match (self.format.media, self.format.view) {
             (Media::Json, View::Object) if self.kind.is_custom() => {
@@ -294,14 +326,23 @@ impl WatchBody {
 
     /// An object or event that can be sent at once.
     fn ready(&mut self) -> Option<Bytes> {
+        loop {
+            if let Some(frame) = self.take()? {
+                return Some(frame);
+            }
+        }
+    }
+
+    /// The next object or event that is there; `Some(None)` where it is not for this watcher.
+    fn take(&mut self) -> Option<Option<Bytes>> {
         let subscription = self.subscription.as_mut()?;
         match self.phase {
             Phase::Initial { .. } => {
                 let object = subscription.initial.as_mut()?.next()?;
-                Some(self.encoder.event(Change::Added, &object))
+                Some(self.encoder.initial(&object))
             }
             Phase::Live => match self.replay.next() {
-                Some((change, event)) => Some(self.encoder.event(change, &event.shown(change))),
+                Some((change, event)) => Some(self.encoder.replayed(change, &event)),
                 None => {
                     let (change, delivery) = subscription.live.take_event()?;
                     self.revision = delivery.event.object.revision;
@@ -349,7 +390,11 @@ impl WatchBody {
         match subscription.live.poll_next(poller) {
             Poll::Ready(Next::Event(change, delivery)) => {
                 self.revision = delivery.event.object.revision;
-                return Poll::Ready(Some(self.encoder.delivered(change, &delivery)));
+                if let Some(frame) = self.encoder.delivered(change, &delivery) {
+                    return Poll::Ready(Some(frame));
+                }
+                poller.waker().wake_by_ref();
+                return Poll::Pending;
             }
             Poll::Ready(Next::Lagged) => {
                 self.phase = Phase::Over;

@@ -151,13 +151,27 @@ async fn apply(
     has_manager(context)?;
     let kind = target.kind;
     let parsed = codec::parse(bytes, patching::apply_media(&context.headers), kind.facts.kind)?;
-    // Unknown and repeated fields are reported; the configuration itself stays as it was written.
+    declared(target, &parsed)?;
+    // Repeated fields are reported; the configuration itself stays as it was written.
     codec::check(context, kind, parsed.clone(), options)?;
     let mut applied = parsed.value;
     of_kind(target, &mut applied)?;
     place(target, &mut applied)?;
     let (code, object) = applied_to(server, context, target, part, &applied, options).await?;
     respond(context, kind, code, &object, format)
+}
+
+/// Nobody can own a field that there is not: an apply is refused whatever `fieldValidation` says, in the words of structured-merge-diff.
+fn declared(target: Target<'_>, parsed: &schema::decode::Parsed) -> Result<(), Status> {
+    let Some(unknown) = codec::unknown(target.kind, parsed) else { return Ok(()) };
+    let list: Vec<String> = unknown.iter().map(|path| format!(".{path}: field not declared in schema")).collect();
+    let why = match list.as_slice() {
+        [one] => one.clone(),
+        many => format!("errors:\n  {}", many.join("\n  ")),
+    };
+    let (version, kind) = (target.kind.api_version(), target.kind.facts.kind);
+    let object = if target.namespace.is_empty() { format!("/{}", target.name) } else { format!("{}/{}", target.namespace, target.name) };
+    Err(Status::bad_request(format!("failed to create typed patch object ({object}; {version}, Kind={kind}): {why}")))
 }
 
 /// An apply names who applies.

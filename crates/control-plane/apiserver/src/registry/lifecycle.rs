@@ -31,14 +31,19 @@ pub fn begin_create(kind: &Kind, namespace: &str, object: &mut Value) -> Result<
         }
         (false, true) => {}
     }
-    if !meta(object, "resourceVersion").is_empty() {
-        return Err(Status::bad_request("resourceVersion should not be set on objects to be created"));
-    }
     let metadata = metadata_mut(object);
     for name in ["deletionTimestamp", "deletionGracePeriodSeconds", "selfLink", "uid", "creationTimestamp", "generation"] {
         metadata.remove(name);
     }
     Ok(())
+}
+
+/// The last thing before a new object is stored: what admission and validation have to say about it comes first, as upstream.
+pub fn check_unversioned(object: &Value) -> Result<(), Status> {
+    match meta(object, "resourceVersion") {
+        "" | "0" => Ok(()),
+        _ => Err(Status::bad_request("resourceVersion should not be set on objects to be created")),
+    }
 }
 
 /// Gives the object its identity.
@@ -148,8 +153,8 @@ fn keep_all_but_subresource(new: &mut Value, old: &Value, name: &str) {
     let metadata = new["metadata"].take();
     *new = old.clone();
     match name {
-        // Who decides about a request may label it too.
-        "approval" => new["metadata"] = metadata,
+        // These leave metadata to the client: who decides about a request may label it too.
+        "approval" | "finalize" => new["metadata"] = metadata,
         _ => drop(metadata_mut(new).insert("resourceVersion".into(), metadata["resourceVersion"].as_str().unwrap_or_default().into())),
     }
     for (path, value) in written.iter().zip(wanted) {

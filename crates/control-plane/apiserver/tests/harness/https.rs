@@ -23,6 +23,8 @@ pub enum Reply {
     Hang,
     /// Closes the connection.
     Crash,
+    /// Goes on in the protocol that the client asks for, and says everything back.
+    Echo,
 }
 
 /// A request as the server saw it.
@@ -56,7 +58,8 @@ impl Https {
                 tokio::spawn(async move {
                     let Ok(stream) = acceptor.accept(stream).await else { return };
                     let service = service_fn(move |request| serve(request, answer.clone(), record.clone()));
-                    let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+                    let _ =
+                        hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).with_upgrades().await;
                 });
             }
         });
@@ -72,13 +75,14 @@ impl Https {
 }
 
 async fn serve<F>(
-    request: Request<Incoming>,
+    mut request: Request<Incoming>,
     answer: Arc<F>,
     record: Arc<Mutex<Vec<Seen>>>,
 ) -> Result<Response<Full<Bytes>>, std::io::Error>
 where
     F: Fn(&Seen) -> Reply,
 {
+    let upgrade = hyper::upgrade::on(&mut request);
     let (parts, body) = request.into_parts();
     let bytes = body.collect().await.map_err(std::io::Error::other)?.to_bytes();
     let seen = Seen {
@@ -91,6 +95,15 @@ where
     let (code, content_type, text) = match answer(&seen) {
         Reply::Json(value) => (200, "application/json", value.to_string()),
         Reply::Text(code, text) => (code, "text/plain", text),
+        Reply::Echo => {
+            tokio::spawn(async move {
+                let Ok(stream) = upgrade.await else { return };
+                let (mut from, mut to) = tokio::io::split(TokioIo::new(stream));
+                let _ = tokio::io::copy(&mut from, &mut to).await;
+            });
+            let switching = Response::builder().status(101).header("connection", "Upgrade").header("upgrade", "echo");
+            return switching.body(Full::default()).map_err(std::io::Error::other);
+        }
         Reply::Crash => return Err(std::io::Error::other("crash")),
         Reply::Hang => std::future::pending::<Result<_, Infallible>>().await.map_err(std::io::Error::other)?,
     };

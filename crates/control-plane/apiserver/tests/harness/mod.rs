@@ -2,6 +2,7 @@
 #![allow(dead_code)]
 
 pub mod cases;
+pub mod hooks;
 pub mod https;
 
 use std::sync::Arc;

@@ -18,7 +18,7 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 pub struct World {
     pub subject: Subject,
     name: &'static str,
-    sandboxes: Mutex<Vec<String>>,
+    sandboxes: Mutex<Vec<(String, v1::PodSandboxConfig)>>,
 }
 
 pub(super) fn check(condition: bool, why: impl FnOnce() -> String) -> Outcome {
@@ -70,10 +70,12 @@ impl World {
     }
 
     pub async fn sandbox_with(&self, config: v1::PodSandboxConfig) -> Outcome<String> {
-        let request = v1::RunPodSandboxRequest { config: Some(config), runtime_handler: String::new() };
+        // The caller makes the folder of logs, as the kubelet does.
+        std::fs::create_dir_all(&config.log_directory).map_err(words)?;
+        let request = v1::RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: String::new() };
         let id = self.subject.runtime.run_pod_sandbox(request).await.map_err(words)?.pod_sandbox_id;
         if let Ok(mut sandboxes) = self.sandboxes.lock() {
-            sandboxes.push(id.clone());
+            sandboxes.push((id.clone(), config));
         }
         Ok(id)
     }
@@ -99,7 +101,11 @@ impl World {
     }
 
     pub async fn create(&self, sandbox: &str, config: v1::ContainerConfig) -> Outcome<String> {
-        let request = v1::CreateContainerRequest { pod_sandbox_id: sandbox.to_owned(), config: Some(config), sandbox_config: None };
+        let of = |sandboxes: &Vec<(String, v1::PodSandboxConfig)>| {
+            sandboxes.iter().find(|(id, _)| id == sandbox).map(|(_, config)| config.clone())
+        };
+        let sandbox_config = self.sandboxes.lock().ok().and_then(|sandboxes| of(&sandboxes));
+        let request = v1::CreateContainerRequest { pod_sandbox_id: sandbox.to_owned(), config: Some(config), sandbox_config };
         Ok(self.subject.runtime.create_container(request).await.map_err(words)?.container_id)
     }
 
@@ -160,7 +166,8 @@ impl World {
     /// Removes every sandbox of the case; that must always work.
     pub async fn clean(&self) -> Outcome {
         let sandboxes = self.sandboxes.lock().map(|mut s| std::mem::take(&mut *s)).unwrap_or_default();
-        for id in sandboxes {
+        for (id, _) in sandboxes {
+            self.subject.runtime.stop_pod_sandbox(v1::StopPodSandboxRequest { pod_sandbox_id: id.clone() }).await.map_err(words)?;
             self.subject.runtime.remove_pod_sandbox(v1::RemovePodSandboxRequest { pod_sandbox_id: id }).await.map_err(words)?;
         }
         Ok(())

@@ -1,5 +1,6 @@
 //! Paths and what answers them.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -18,7 +19,8 @@ use tokio::sync::mpsc;
 
 use super::containers::{has_container, why_no_log};
 use super::query::Query;
-use super::{Body, Server, full, text};
+use super::{Body, Server, text};
+use crate::crispec;
 use crate::logs::{Options, Reader};
 
 /// How often a followed log is looked at.
@@ -35,8 +37,9 @@ pub(super) async fn route(server: Arc<Server>, request: Request<Incoming>) -> Re
     let get = request.method() == Method::GET;
     let stream = get || request.method() == Method::POST;
     match parts.as_slice() {
-        ["pods"] | ["runningpods"] if get => pods(&server),
-        ["containerLogs", namespace, pod, container] if get => logs(server.clone(), namespace, pod, container, &query).await,
+        ["pods"] if get => pods(&server),
+        ["runningpods"] if get => running_pods(&server).await,
+        ["containerLogs", namespace, pod, container] if get => logs(server.clone(), (namespace, pod, container), &query).await,
         ["exec", namespace, pod, rest @ ..] if stream => {
             let command = query.all("command").map(str::to_owned).collect();
             remote(server.clone(), request, (namespace, pod, rest), &query, Command::Exec(command)).await
@@ -46,10 +49,16 @@ pub(super) async fn route(server: Arc<Server>, request: Request<Incoming>) -> Re
         }
         ["portForward", namespace, pod, ..] if stream => port_forward(server.clone(), request, namespace, pod).await,
         ["run", namespace, pod, rest @ ..] if !get => run(&server, (namespace, pod, rest), &query).await,
-        ["stats", "summary"] if get => stats(&server).await,
-        ["metrics"] if get => full(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", telemetry::exposition()),
-        ["metrics", "resource"] if get => resource_metrics(&server).await,
-        ["metrics", "probes"] if get => full(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", ""),
+        ["stats", "summary"] if get => super::stats::summary(&server).await,
+        ["metrics"] if get => super::metrics::kubelet(&server).await,
+        ["metrics", "resource"] if get => super::metrics::resource(&server).await,
+        ["metrics", "cadvisor"] if get => super::metrics::cadvisor(&server).await,
+        ["metrics", "probes"] if get => super::metrics::probes(&server),
+        ["checkpoint", namespace, pod, container] if !get => {
+            let message =
+                format!("checkpointing of {namespace}/{pod}/{container} failed: the container runtime cannot checkpoint containers");
+            text(StatusCode::NOT_IMPLEMENTED, message)
+        }
         ["configz"] if get => super::json(&json!({ "kubeletconfig": server.config })),
         _ => text(StatusCode::NOT_FOUND, "404 page not found\n"),
     }
@@ -58,6 +67,29 @@ pub(super) async fn route(server: Arc<Server>, request: Request<Incoming>) -> Re
 fn pods(server: &Server) -> Response<Body> {
     let items: Vec<serde_json::Value> = server.pods.list().iter().filter_map(|pod| serde_json::to_value(&**pod).ok()).collect();
     super::json(&json!({ "kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": items }))
+}
+
+/// The pods as the runtime knows them, whatever the API says.
+async fn running_pods(server: &Server) -> Response<Body> {
+    let running = v1::ContainerStateValue { state: v1::ContainerState::ContainerRunning as i32 };
+    let filter = v1::ContainerFilter { state: Some(running), ..Default::default() };
+    let containers = match server.runtime.list_containers(v1::ListContainersRequest { filter: Some(filter) }).await {
+        Ok(answer) => answer.containers,
+        Err(error) => return failed(&error),
+    };
+    let mut pods: BTreeMap<String, serde_json::Value> = BTreeMap::new();
+    for container in containers {
+        let label = |key: &str| container.labels.get(key).cloned().unwrap_or_default();
+        let uid = label(crispec::LABEL_UID);
+        let metadata = json!({"name": label(crispec::LABEL_POD), "namespace": label(crispec::LABEL_NAMESPACE), "uid": uid});
+        let pod = pods.entry(uid).or_insert_with(|| json!({"metadata": metadata, "spec": {"containers": []}, "status": {}}));
+        if let Some(list) = pod["spec"]["containers"].as_array_mut() {
+            let image = container.image.as_ref().map(|image| image.image.clone()).unwrap_or_default();
+            list.push(json!({"name": label(crispec::LABEL_CONTAINER), "image": image, "resources": {}}));
+        }
+    }
+    let items: Vec<serde_json::Value> = pods.into_values().collect();
+    super::json(&json!({"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": items}))
 }
 
 /// The pod, or the answer that there is none.
@@ -69,7 +101,7 @@ fn bad(message: impl Into<Bytes>) -> Response<Body> {
     text(StatusCode::BAD_REQUEST, message)
 }
 
-fn failed(error: &cri::Error) -> Response<Body> {
+pub(super) fn failed(error: &cri::Error) -> Response<Body> {
     let status = if error.is_not_found() { StatusCode::NOT_FOUND } else { StatusCode::INTERNAL_SERVER_ERROR };
     text(status, error.to_string())
 }
@@ -94,7 +126,8 @@ fn log_options(query: &Query) -> Result<Options, String> {
     })
 }
 
-async fn logs(server: Arc<Server>, namespace: &str, pod: &str, container: &str, query: &Query) -> Response<Body> {
+async fn logs(server: Arc<Server>, target: (&str, &str, &str), query: &Query) -> Response<Body> {
+    let (namespace, pod, container) = target;
     let pod = match find_pod(&server, namespace, pod) {
         Ok(pod) => pod,
         Err(response) => return *response,
@@ -123,14 +156,15 @@ async fn logs(server: Arc<Server>, namespace: &str, pod: &str, container: &str, 
     let (sender, receiver) = mpsc::channel(LOG_BACKLOG);
     let follow = query.flag("follow").then_some((server, status.id));
     tokio::spawn(pump(reader, sender, follow));
-    let frames = futures_util::stream::unfold(receiver, |mut receiver| async move { Some((receiver.recv().await?, receiver)) });
+    let frames =
+        futures_util::stream::unfold(receiver, |mut receiver| async move { Some((receiver.recv().await?.map(Frame::data), receiver)) });
     let mut response = Response::new(StreamBody::new(frames).boxed());
     response.headers_mut().insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static("text/plain"));
     response
 }
 
 /// Sends the log to its end; followed, until the container has ended and everything of it is sent.
-async fn pump(mut reader: Reader, sender: mpsc::Sender<io::Result<Frame<Bytes>>>, follow: Option<(Arc<Server>, String)>) {
+async fn pump(mut reader: Reader, sender: mpsc::Sender<io::Result<Bytes>>, follow: Option<(Arc<Server>, String)>) {
     let mut ended = follow.is_none();
     loop {
         let read = tokio::task::spawn_blocking(move || {
@@ -141,7 +175,7 @@ async fn pump(mut reader: Reader, sender: mpsc::Sender<io::Result<Frame<Bytes>>>
         reader = back;
         match chunk {
             Ok(Some(chunk)) => {
-                if sender.send(Ok(Frame::data(chunk))).await.is_err() {
+                if sender.send(Ok(chunk)).await.is_err() {
                     return;
                 }
             }
@@ -255,84 +289,4 @@ async fn run(server: &Server, target: (&str, &str, &[&str]), query: &Query) -> R
         Ok(answer) => text(StatusCode::OK, [answer.stdout, answer.stderr].concat()),
         Err(error) => failed(&error),
     }
-}
-
-/// `/stats/summary` (stats/v1alpha1) with what the runtime measures.
-async fn stats(server: &Server) -> Response<Body> {
-    let listed = server.runtime.list_pod_sandbox_stats(v1::ListPodSandboxStatsRequest::default()).await;
-    let sandboxes = match listed {
-        Ok(answer) => answer.stats,
-        Err(error) => return failed(&error),
-    };
-    let pods: Vec<serde_json::Value> = sandboxes.iter().filter_map(pod_stats).collect();
-    super::json(&json!({ "node": { "nodeName": server.node_name }, "pods": pods }))
-}
-
-fn pod_stats(stats: &v1::PodSandboxStats) -> Option<serde_json::Value> {
-    let attributes = stats.attributes.as_ref()?;
-    let metadata = attributes.metadata.as_ref()?;
-    let linux = stats.linux.as_ref()?;
-    let containers: Vec<serde_json::Value> = linux
-        .containers
-        .iter()
-        .filter_map(|container| {
-            let name = &container.attributes.as_ref()?.metadata.as_ref()?.name;
-            Some(json!({ "name": name, "cpu": cpu(container.cpu.as_ref()), "memory": memory(container.memory.as_ref()) }))
-        })
-        .collect();
-    Some(json!({
-        "podRef": { "name": metadata.name, "namespace": metadata.namespace, "uid": metadata.uid },
-        "cpu": cpu(linux.cpu.as_ref()),
-        "memory": memory(linux.memory.as_ref()),
-        "containers": containers,
-    }))
-}
-
-fn at(nanoseconds: i64) -> String {
-    let time = Timestamp::from_nanosecond(i128::from(nanoseconds)).unwrap_or_default();
-    meta::time::seconds(time)
-}
-
-fn cpu(usage: Option<&v1::CpuUsage>) -> serde_json::Value {
-    let Some(usage) = usage else { return json!({}) };
-    let value = |value: &Option<v1::UInt64Value>| value.as_ref().map(|value| value.value);
-    json!({
-        "time": at(usage.timestamp),
-        "usageNanoCores": value(&usage.usage_nano_cores),
-        "usageCoreNanoSeconds": value(&usage.usage_core_nano_seconds),
-    })
-}
-
-fn memory(usage: Option<&v1::MemoryUsage>) -> serde_json::Value {
-    let Some(usage) = usage else { return json!({}) };
-    let value = |value: &Option<v1::UInt64Value>| value.as_ref().map(|value| value.value);
-    json!({
-        "time": at(usage.timestamp),
-        "workingSetBytes": value(&usage.working_set_bytes),
-        "usageBytes": value(&usage.usage_bytes),
-        "rssBytes": value(&usage.rss_bytes),
-    })
-}
-
-/// `/metrics/resource` under upstream's names.
-async fn resource_metrics(server: &Server) -> Response<Body> {
-    let sandboxes = match server.runtime.list_pod_sandbox_stats(v1::ListPodSandboxStatsRequest::default()).await {
-        Ok(answer) => answer.stats,
-        Err(error) => return failed(&error),
-    };
-    let mut cpu = String::from("# TYPE container_cpu_usage_seconds_total counter\n");
-    let mut memory = String::from("# TYPE container_memory_working_set_bytes gauge\n");
-    for (pod, container) in sandboxes.iter().flat_map(|stats| {
-        let pod = stats.attributes.as_ref().and_then(|attributes| attributes.metadata.as_ref());
-        stats.linux.iter().flat_map(move |linux| linux.containers.iter().filter_map(move |container| Some((pod?, container))))
-    }) {
-        let Some(name) = container.attributes.as_ref().and_then(|attributes| Some(&attributes.metadata.as_ref()?.name)) else { continue };
-        let labels = format!("{{container={name:?},namespace={:?},pod={:?}}}", pod.namespace, pod.name);
-        let value = |value: Option<&v1::UInt64Value>| value.map_or(0, |value| value.value);
-        let nanoseconds = value(container.cpu.as_ref().and_then(|cpu| cpu.usage_core_nano_seconds.as_ref()));
-        let bytes = value(container.memory.as_ref().and_then(|memory| memory.working_set_bytes.as_ref()));
-        cpu.push_str(&format!("container_cpu_usage_seconds_total{labels} {}\n", nanoseconds as f64 / 1e9));
-        memory.push_str(&format!("container_memory_working_set_bytes{labels} {bytes}\n"));
-    }
-    full(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", cpu + &memory)
 }

@@ -7,6 +7,7 @@ mod custom_resources;
 mod images;
 mod kubectl;
 mod network;
+mod node;
 mod pods;
 mod scale;
 mod volumes;

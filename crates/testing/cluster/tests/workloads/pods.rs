@@ -10,11 +10,11 @@ use cluster::{Namespace, http, wait_for};
 use crate::images::busybox;
 
 /// A pod `one` of one container `main`; `spec` and `container` are further lines in flow style, such as `restartPolicy: Never`.
-fn pod(spec: &str, container: &str) -> String {
+pub fn pod(spec: &str, container: &str) -> String {
     named_pod("one", spec, container)
 }
 
-fn named_pod(name: &str, spec: &str, container: &str) -> String {
+pub fn named_pod(name: &str, spec: &str, container: &str) -> String {
     let spec = if spec.is_empty() { String::new() } else { format!("  {spec}\n") };
     format!(
         "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, labels: {{app: {name}}}}}\nspec:\n{spec}  containers:\n  - {{name: main, image: \"{}\", {container}}}\n",
@@ -24,13 +24,13 @@ fn named_pod(name: &str, spec: &str, container: &str) -> String {
 
 /// The one process that was started with `MARK=…`.
 #[track_caller]
-fn marked(mark: &str) -> Process {
+pub fn marked(mark: &str) -> Process {
     let variable = format!("MARK={mark}");
     wait_for(&variable, 60, || process::with_variable(&variable).into_iter().next().ok_or("no such process".into()))
 }
 
 /// The command of a container that only waits.
-const WAITS: &str = "command: [sleep, '100000']";
+pub const WAITS: &str = "command: [sleep, '100000']";
 
 #[test]
 fn a_killed_container_restarts_and_then_waits_longer_each_time() {
@@ -90,7 +90,7 @@ fn restart_policies_decide_how_a_pod_ends() {
 }
 
 /// The directory of a process's control group in the hierarchy of this controller, on version 1 or 2.
-fn group_of(process: &Process, controller: &str) -> PathBuf {
+pub fn group_of(process: &Process, controller: &str) -> PathBuf {
     let groups = process.cgroups();
     let path = |wanted: &str| {
         groups
@@ -106,7 +106,7 @@ fn group_of(process: &Process, controller: &str) -> PathBuf {
 
 /// The first of these files that exists in the process's group.
 #[track_caller]
-fn group_file(process: &Process, controller: &str, names: [&str; 2]) -> String {
+pub fn group_file(process: &Process, controller: &str, names: [&str; 2]) -> String {
     let group = group_of(process, controller);
     let text = names.iter().find_map(|name| fs::read_to_string(group.join(name)).ok());
     text.unwrap_or_else(|| panic!("none of {names:?} in {}", group.display())).trim().to_owned()

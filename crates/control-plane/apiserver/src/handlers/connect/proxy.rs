@@ -1,13 +1,15 @@
 //! `…/pods/x/proxy/…`, `…/services/x/proxy/…`, `…/nodes/x/proxy/…`: plain HTTP and upgrades to what the name says.
 //!
-//! Redirects are handed to the client, rewritten so that it stays below the proxy's path. Links in HTML are not rewritten.
+//! Redirects and links in HTML are rewritten, so that the client stays below the proxy's path.
 //! Source: upstream's `ResourceLocation` of each kind, apimachinery `pkg/util/proxy`.
 
+use std::io::Read;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use http::header::{HOST, HeaderName, LOCATION};
+use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderName, LOCATION};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri};
+use http_body_util::{BodyExt, Full, Limited};
 use meta::Status;
 use serde_json::Value;
 
@@ -54,6 +56,9 @@ pub async fn proxy(
     let path = if rest.is_empty() { "/" } else { &rest };
     let mut response = backend.forward(request, &format!("{path}{query}")).await.map_err(|error| error.unavailable())?;
     rewrite_location(response.headers_mut(), &own, &host, &backend);
+    if reads && is_page(response.headers()) {
+        return page(response, |url| below(url, &own, &host, &backend)).await;
+    }
     Ok(response)
 }
 
@@ -238,16 +243,58 @@ fn forwarded(request: &mut Request<Body>, own: &str, rest: &str, host: &str) {
 
 /// A redirect to the backend's own paths leads back below the proxy; one to elsewhere stays.
 fn rewrite_location(headers: &mut HeaderMap, own: &str, host: &str, backend: &Backend) {
-    let Some(location) = headers.get(LOCATION).and_then(|location| location.to_str().ok()?.parse::<Uri>().ok()) else { return };
-    let elsewhere =
-        location.authority().is_some_and(|to| to.as_str() != host && to.as_str() != format!("{}:{}", backend.address, backend.port));
-    let path = location.path_and_query().map_or("/", |path| path.as_str());
-    if elsewhere || !path.starts_with('/') || path.starts_with(own) {
-        return;
-    }
-    if let Ok(value) = HeaderValue::from_str(&format!("{own}{path}")) {
+    let location = headers.get(LOCATION).and_then(|location| location.to_str().ok());
+    let new = location.and_then(|location| below(location, own, host, backend));
+    if let Some(value) = new.and_then(|new| HeaderValue::from_str(&new).ok()) {
         headers.insert(LOCATION, value);
     }
+}
+
+/// The path below the proxy for a URL of the backend; none where the URL stays as it is.
+fn below(url: &str, own: &str, host: &str, backend: &Backend) -> Option<String> {
+    if url.starts_with("//") {
+        return None;
+    }
+    let (url, fragment) = url.find('#').map_or((url, ""), |at| url.split_at(at));
+    let parsed = url.parse::<Uri>().ok()?;
+    let elsewhere =
+        parsed.authority().is_some_and(|to| to.as_str() != host && to.as_str() != format!("{}:{}", backend.address, backend.port));
+    let path = parsed.path_and_query().map_or("/", |path| path.as_str());
+    (!elsewhere && path.starts_with('/') && !path.starts_with(own)).then(|| format!("{own}{path}{fragment}"))
+}
+
+/// Pages larger than this are refused: they are held whole while their links are rewritten.
+const PAGE_BYTES_MAX: usize = 16 << 20;
+
+/// HTML in a coding that can be read.
+fn is_page(headers: &HeaderMap) -> bool {
+    let word = |name: HeaderName| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned();
+    let media = word(CONTENT_TYPE);
+    media.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case("text/html") && matches!(&*word(CONTENT_ENCODING), "" | "gzip")
+}
+
+/// The page with other links.
+async fn page(response: Response<Body>, to: impl Fn(&str) -> Option<String>) -> Result<Response<Body>, Status> {
+    let unavailable =
+        |why: &dyn std::fmt::Display| Status::failure(503, "ServiceUnavailable", format!("error trying to reach service: {why}"));
+    let (mut parts, body) = response.into_parts();
+    let content = Limited::new(body, PAGE_BYTES_MAX).collect().await.map_err(|error| unavailable(&error))?.to_bytes();
+    let packed = parts.headers.contains_key(CONTENT_ENCODING);
+    let mut plain = Vec::new();
+    if packed {
+        let mut reader = flate2::read::MultiGzDecoder::new(&content[..]).take(PAGE_BYTES_MAX as u64);
+        reader.read_to_end(&mut plain).map_err(|error| unavailable(&error))?;
+    } else {
+        plain = content.into();
+    }
+    // Another charset than upstream assumes: the page stays as it is.
+    let plain = match String::from_utf8(plain) {
+        Ok(text) => super::html::rewrite(&text, to).into_bytes(),
+        Err(error) => error.into_bytes(),
+    };
+    let content = if packed { reply::gzip(&plain).ok_or_else(|| Status::internal("compress a page"))? } else { plain };
+    parts.headers.remove(CONTENT_LENGTH);
+    Ok(Response::from_parts(parts, Full::new(content.into()).map_err(|never| match never {}).boxed()))
 }
 
 #[cfg(test)]
