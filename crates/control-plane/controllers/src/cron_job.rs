@@ -66,10 +66,29 @@ pub(crate) async fn run(context: Context) {
 impl Controller {
     async fn reconcile(self: Arc<Self>, key: ObjectKey) -> Outcome {
         let Some(cron_job) = self.cron_jobs.get_key(&key) else { return Outcome::Done };
-        let jobs = self.jobs.by_index(pods::BY_CONTROLLER, cron_job.metadata.uid.as_deref().unwrap_or_default());
+        let jobs = match self.jobs_of(&cron_job).await {
+            Ok(jobs) => jobs,
+            Err(error) => return Outcome::Err(error.into()),
+        };
         let world = World { cron_job, jobs, now: Timestamp::now() };
         let plan = plan::plan(&world);
         self.act(&world, plan).await.into()
+    }
+
+    /// The cache may not show yet what was just made: a Job that runs by the status is only gone when the server says so.
+    async fn jobs_of(&self, cron: &CronJob) -> Result<Vec<Arc<Job>>, Error> {
+        let mut jobs = self.jobs.by_index(pods::BY_CONTROLLER, cron.metadata.uid.as_deref().unwrap_or_default());
+        let active = cron.status.as_ref().and_then(|status| status.active.as_deref()).unwrap_or_default();
+        let unseen: Vec<_> = active.iter().filter(|known| !jobs.iter().any(|job| job.metadata.uid == known.uid)).collect();
+        for known in unseen {
+            match self.client.get::<Job>(cron.metadata.namespace.as_deref(), known.name.as_deref().unwrap_or_default()).await {
+                Ok(found) if found.metadata.uid == known.uid => jobs.push(Arc::new(found)),
+                Ok(_) => {}
+                Err(error) if error.is_not_found() => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(jobs)
     }
 
     async fn act(&self, world: &World, mut plan: Plan) -> Result<Outcome, Error> {
@@ -176,4 +195,25 @@ fn job(cron: &CronJob, due: Timestamp, zone: &TimeZone) -> Job {
         ..ObjectMeta::default()
     };
     Job { metadata, spec: template.spec, status: None }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+    use testkit::fake_api::FakeApi;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_job_that_the_cache_does_not_show_yet_still_runs() {
+        let api = FakeApi::new();
+        let job: Job = serde_json::from_value(json!({"metadata": {"namespace": "a", "name": "j"}})).unwrap();
+        let made = api.client().create(&job).await.unwrap();
+        let controller =
+            Controller { client: api.client(), cron_jobs: Cache::detached(), jobs: Cache::detached(), recorder: EventRecorder::discard() };
+        let active = json!([{"name": "j", "uid": made.metadata.uid}, {"name": "j", "uid": "an earlier one"}, {"name": "gone", "uid": "x"}]);
+        let cron = json!({"metadata": {"namespace": "a", "name": "c", "uid": "c"}, "spec": {"schedule": "* * * * *", "jobTemplate": {}}, "status": {"active": active}});
+        let jobs = controller.jobs_of(&serde_json::from_value(cron).unwrap()).await.unwrap();
+        assert_eq!(jobs.iter().map(|job| job.metadata.uid.clone()).collect::<Vec<_>>(), [made.metadata.uid]);
+    }
 }
