@@ -207,6 +207,7 @@ fn start_control_plane(parts: &Arc<Parts>, scheduler: scheduler::Config, ranges:
     if parts.config.fast_failover {
         settings.node_monitor_grace_period = node::FAST_GRACE;
         settings.node_monitor_period = node::FAST_GRACE / 10;
+        settings.node_eviction_pause = node::FAST_GRACE / 10;
     }
     let client = parts.client("system:kube-controller-manager", &[]);
     tasks.spawn(controllers::run_on(client, parts.caches.clone(), settings, parts.drain.clone()));

@@ -21,6 +21,8 @@ pub struct Config {
     pub node_monitor_grace_period: Duration,
     /// How often silence is looked for.
     pub node_monitor_period: Duration,
+    /// Between two nodes of a zone whose pods are evicted (upstream: `--node-eviction-rate`).
+    pub node_eviction_pause: Duration,
     /// Above this many ended pods, the oldest are deleted; 0 keeps all.
     pub terminated_pods_max: usize,
     /// Services of type LoadBalancer get the nodes' addresses where nobody else gives them any.
@@ -70,6 +72,7 @@ impl Default for Config {
             signing_duration: Duration::from_secs(365 * 86_400),
             node_monitor_grace_period: Duration::from_secs(50),
             node_monitor_period: Duration::from_secs(5),
+            node_eviction_pause: Duration::from_secs(10),
             terminated_pods_max: 12_500,
             node_load_balancer: true,
         }

@@ -55,7 +55,12 @@ impl Controller {
     }
 
     fn take_turn(&self, node: &Node) -> bool {
-        self.zones.lock().unwrap_or_else(PoisonError::into_inner).take_turn(node, &self.nodes.list(), Instant::now())
+        self.zones.lock().unwrap_or_else(PoisonError::into_inner).take_turn(
+            node,
+            &self.nodes.list(),
+            self.config.node_eviction_pause,
+            Instant::now(),
+        )
     }
 
     /// Only asked about a node in trouble: a healthy cluster never looks at all of its nodes.

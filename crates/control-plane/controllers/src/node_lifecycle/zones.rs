@@ -10,20 +10,18 @@ use tokio::time::Instant;
 
 use super::plan::is_ready;
 
-/// One node in ten seconds.
-const PAUSE: Duration = Duration::from_secs(10);
-/// One node in a hundred seconds, of a large zone of which a great part is ill.
-const PAUSE_PARTIAL: Duration = Duration::from_secs(100);
+/// So much slower is a large zone emptied of which a great part is ill.
+const PARTIAL_FACTOR: u32 = 10;
 const UNHEALTHY_PERCENT: usize = 55;
 /// A zone of so few nodes is not emptied at all while a great part of it is ill.
 const LARGE: usize = 50;
 
-/// Between two nodes of a zone; `None`: none is emptied.
-fn pause(nodes: usize, ill: usize) -> Option<Duration> {
+/// Between two nodes of a zone, where `usual` is that of a zone in which few are ill; `None`: none is emptied.
+fn pause(nodes: usize, ill: usize, usual: Duration) -> Option<Duration> {
     let partial = ill > 2 && ill < nodes && ill * 100 >= nodes * UNHEALTHY_PERCENT;
     match partial {
-        false => Some(PAUSE),
-        true if nodes > LARGE => Some(PAUSE_PARTIAL),
+        false => Some(usual),
+        true if nodes > LARGE => Some(usual * PARTIAL_FACTOR),
         true => None,
     }
 }
@@ -39,11 +37,11 @@ pub(super) struct Zones(HashMap<String, Instant>);
 
 impl Zones {
     /// True where `node` may be emptied now; that is its zone's turn, then.
-    pub fn take_turn(&mut self, node: &Node, all: &[Arc<Node>], now: Instant) -> bool {
+    pub fn take_turn(&mut self, node: &Node, all: &[Arc<Node>], usual: Duration, now: Instant) -> bool {
         let zone = zone_of(node);
         let here: Vec<&Arc<Node>> = all.iter().filter(|other| zone_of(other) == zone).collect();
         let ill = here.iter().filter(|other| !is_ready(other)).count();
-        let Some(pause) = pause(here.len(), ill) else { return false };
+        let Some(pause) = pause(here.len(), ill, usual) else { return false };
         let due = self.0.get(&zone).is_none_or(|last| now >= *last + pause);
         if due {
             self.0.insert(zone, now);
@@ -58,6 +56,9 @@ mod tests {
 
     use super::*;
 
+    const PAUSE: Duration = Duration::from_secs(10);
+    const PAUSE_PARTIAL: Duration = Duration::from_secs(100);
+
     #[test]
     fn the_more_of_a_zone_is_ill_the_slower_it_is_emptied() {
         let cases = [
@@ -69,7 +70,7 @@ mod tests {
             (10, 10, Some(PAUSE)),
         ];
         for (nodes, ill, expected) in cases {
-            assert_eq!(pause(nodes, ill), expected, "{ill} of {nodes}");
+            assert_eq!(pause(nodes, ill, PAUSE), expected, "{ill} of {nodes}");
         }
     }
 
@@ -81,7 +82,7 @@ mod tests {
         };
         let all = [node("a", "x"), node("b", "x"), node("c", "y")];
         let (mut zones, start) = (Zones::default(), Instant::now());
-        let mut turn = |index: usize, seconds: u64| zones.take_turn(&all[index], &all, start + Duration::from_secs(seconds));
+        let mut turn = |index: usize, seconds: u64| zones.take_turn(&all[index], &all, PAUSE, start + Duration::from_secs(seconds));
         assert!(turn(0, 0) && !turn(1, 5) && turn(2, 5) && turn(1, 10));
     }
 }
