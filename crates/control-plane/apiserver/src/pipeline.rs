@@ -2,7 +2,7 @@
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use auth::UserInfo;
 use futures_util::FutureExt;
@@ -19,6 +19,8 @@ use crate::{Inner, aggregation, audit, deadline, discovery, flow, handlers, heal
 
 static FLOW_SCHEMA: HeaderName = HeaderName::from_static("x-kubernetes-pf-flowschema-uid");
 static PRIORITY_LEVEL: HeaderName = HeaderName::from_static("x-kubernetes-pf-prioritylevel-uid");
+/// The watch cache follows the store within milliseconds; one that does not holds no answer up.
+const RULES_PATIENCE: Duration = Duration::from_secs(1);
 static AUDIT_ID: HeaderName = HeaderName::from_static("audit-id");
 
 /// Answers a request. `identity` is set by the in-process transport, which vouches for it.
@@ -104,7 +106,11 @@ async fn admitted(server: &Arc<Inner>, context: &mut Context, mut request: Reque
     };
     let path = context.info.path.as_str();
     if context.info.is_resource {
-        return handlers::resource(server, context, request).await;
+        let outcome = handlers::resource(server, context, request).await;
+        if outcome.is_ok() && writes_rules(context) {
+            server.registry.caches.reach(server.registry.store.revision(), RULES_PATIENCE).await;
+        }
+        return outcome;
     }
     if let Some(response) = health::respond(server, context) {
         return Ok(response);
@@ -120,6 +126,21 @@ async fn admitted(server: &Arc<Inner>, context: &mut Context, mut request: Reque
         _ if path.starts_with("/api/") || path.starts_with("/apis/") => discovery::group(server, context),
         _ => Ok(page_not_found()),
     }
+}
+
+/// Whether the request wrote objects by which this server judges others and which it reads from the watch cache: who is told that a rule
+/// stands, or is gone, finds it so with the next request.
+fn writes_rules(context: &Context) -> bool {
+    let info = &context.info;
+    let is_rule = match info.group.as_str() {
+        "admissionregistration.k8s.io" | "rbac.authorization.k8s.io" | "flowcontrol.apiserver.k8s.io" | "apiregistration.k8s.io" => true,
+        "" => matches!(info.resource.as_str(), "limitranges" | "resourcequotas"),
+        "storage.k8s.io" => info.resource == "storageclasses",
+        "networking.k8s.io" => info.resource == "ingressclasses",
+        "scheduling.k8s.io" => info.resource == "priorityclasses",
+        _ => false,
+    };
+    is_rule && !matches!(info.verb.as_str(), "get" | "list" | "watch")
 }
 
 fn failure(context: &Context, status: &Status) -> Response<Body> {

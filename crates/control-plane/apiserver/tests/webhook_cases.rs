@@ -200,3 +200,17 @@ async fn policies_and_webhooks_see_what_each_other_made() {
         assert_eq!(api.get(&format!("{group}/mutatingadmissionpolicies")).await.code, 200);
     }
 }
+
+#[tokio::test]
+async fn a_webhook_that_is_replaced_is_never_asked_again() {
+    let (server, api) = (server().await, Api::new().await);
+    for round in 0..20 {
+        for (path, code) in [("/deny", 403), ("/allow", 201)] {
+            let configuration = json!({"metadata": {"name": "v"}, "webhooks": [hook(&server, "w.example.com", path, json!({}))]});
+            assert_eq!(api.post(VALIDATING, configuration).await.code, 201);
+            let answer = create(&api, &format!("c{round}")).await;
+            assert_eq!(answer.code, code, "{round} {path}: {}", answer.message());
+            assert_eq!(api.delete(&format!("{VALIDATING}/v")).await.code, 200);
+        }
+    }
+}
