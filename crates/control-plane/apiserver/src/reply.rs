@@ -33,6 +33,16 @@ pub fn empty() -> Body {
     full(Bytes::new())
 }
 
+/// The answer to a HEAD: what a GET would be told before its body. Over HTTP/1.1 hyper sends no body anyway, over HTTP/2 it would.
+pub fn head_only(response: Response<Body>) -> Response<Body> {
+    let size = http_body::Body::size_hint(response.body()).exact();
+    let mut response = response.map(|_| empty());
+    if let Some(size) = size {
+        response.headers_mut().entry(http::header::CONTENT_LENGTH).or_insert_with(|| HeaderValue::from(size));
+    }
+    response
+}
+
 /// A response with a content type and a whole body.
 pub fn bytes(code: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Response<Body> {
     let mut response = Response::new(full(body));

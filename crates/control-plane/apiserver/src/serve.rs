@@ -132,7 +132,10 @@ where
             if let Some(speaker) = speaker {
                 request.extensions_mut().insert(ClientCertificate(speaker));
             }
-            Ok::<_, Infallible>(server.handle(request, None).await.map(|body| Answer { body, _running: running }))
+            let is_head = request.method() == http::Method::HEAD;
+            let response = server.handle(request, None).await;
+            let response = if is_head { crate::reply::head_only(response) } else { response };
+            Ok::<_, Infallible>(response.map(|body| Answer { body, _running: running }))
         })
     });
     let connection = builder(protocol).serve_connection_with_upgrades(TokioIo::new(stream), service).into_owned();

@@ -302,3 +302,19 @@ async fn a_kubelet_gets_certificates_for_pods_of_its_own_node_alone() {
     let late = admin.patch::<PodCertificateRequest>(Some("default"), &name, &Patch::Merge(answer), "status").await;
     assert!(refusal(late).contains("immutable after \"Issued\" was set"));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_head_is_answered_without_a_body() {
+    let cluster = Cluster::start().await;
+    // The client speaks HTTP/2, in which a body after such an answer is a fault.
+    let client = cluster.over_tls(Some(&cluster.pki.admin), None);
+    for path in ["/version", "/api/v1/namespaces/default", "/nowhere"] {
+        let ask = async |method: &str| {
+            let request = http::Request::builder().method(method).uri(path).body(Bytes::new()).unwrap();
+            let (parts, body) = client.send(request).await.unwrap().into_parts();
+            (parts.status, parts.headers["content-length"].clone(), body.collect().await.unwrap().to_bytes().len())
+        };
+        let (get, head) = (ask("GET").await, ask("HEAD").await);
+        assert_eq!((head.0, &head.1, head.2), (get.0, &get.1, 0), "{path}");
+    }
+}

@@ -243,6 +243,12 @@ impl Agent {
         std::fs::create_dir_all(&logs).map_err(|error| config_error(format!("create {}: {error}", logs.display())))?;
         // Held only while the runtime works: what came before may have waited for the API.
         let _permit = self.starts.acquire().await;
+        if attempt > 0 {
+            // It may have more than the one before it: the pod's group must give way first.
+            let resources = Some(crispec::pod_resources(&scene.pod, self.config.pod_pids_max));
+            let request = v1::UpdatePodSandboxResourcesRequest { pod_sandbox_id: sandbox.id.clone(), resources, ..Default::default() };
+            let _ = self.runtime.update_pod_sandbox_resources(request).await;
+        }
         let created = self.runtime.create_container(request).await;
         let id = created.map_err(|error| Refused { reason: "CreateContainerError", message: error.message })?.container_id;
         self.event(&about, EventKind::Normal, "Created", format!("Created container: {}", container.name));

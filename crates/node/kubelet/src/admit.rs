@@ -1,7 +1,9 @@
 //! Whether the node takes a pod that was bound to it. Pure. Upstream: the kubelet's admission handlers (`pkg/kubelet/lifecycle`,
 //! `pkg/kubelet/sysctl`, `pkg/security/apparmor`); a pod that is refused has failed for good.
 
-use k8s_openapi::api::core::v1::Pod;
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::{NodeSelectorRequirement, NodeSelectorTerm, Pod};
 
 use crate::amounts;
 use crate::evict::Pressure;
@@ -39,6 +41,9 @@ pub struct Node {
     pub sysctls: Vec<String>,
     pub app_armor: bool,
     pub shutting_down: bool,
+    /// The Node's name and labels, once they are known.
+    pub name: String,
+    pub labels: Option<BTreeMap<String, String>>,
 }
 
 pub fn judge(pod: &Pod, node: &Node) -> Option<Verdict> {
@@ -50,10 +55,10 @@ pub fn judge(pod: &Pod, node: &Node) -> Option<Verdict> {
     };
     let shutdown = || node.shutting_down.then(|| ("NodeShutdown", "Pod was rejected as the node is shutting down.".to_owned()));
     let found = shutdown().or_else(|| pressure(pod, node)).or_else(|| sysctls(pod, node)).or_else(|| app_armor(pod, node));
-    found.or_else(|| resources(pod, node)).or_else(|| ports(pod, node)).map(refused)
+    found.or_else(|| resources(pod, node)).or_else(|| affinity(pod, node)).or_else(|| ports(pod, node)).map(refused)
 }
 
-type Refusal = (&'static str, String);
+pub type Refusal = (&'static str, String);
 
 fn pressure(pod: &Pod, node: &Node) -> Option<Refusal> {
     if node.pressures.is_empty() || is_critical(pod) {
@@ -121,6 +126,42 @@ fn resources(pod: &Pod, node: &Node) -> Option<Refusal> {
         }
     }
     None
+}
+
+/// Was the pod bound to a node that it does not want?
+pub fn affinity(pod: &Pod, node: &Node) -> Option<Refusal> {
+    let labels = node.labels.as_ref()?;
+    let spec = podspec::spec(pod);
+    let selected = spec.node_selector.iter().flatten().all(|(key, value)| labels.get(key) == Some(value));
+    let required = spec
+        .affinity
+        .as_ref()
+        .and_then(|affinity| affinity.node_affinity.as_ref()?.required_during_scheduling_ignored_during_execution.as_ref());
+    let name = BTreeMap::from([("metadata.name".to_owned(), node.name.clone())]);
+    let term = |term: &NodeSelectorTerm| {
+        let (expressions, fields) =
+            (term.match_expressions.as_deref().unwrap_or_default(), term.match_fields.as_deref().unwrap_or_default());
+        // A term that says nothing matches nothing.
+        (!expressions.is_empty() || !fields.is_empty())
+            && expressions.iter().all(|one| matches(one, labels))
+            && fields.iter().all(|one| matches(one, &name))
+    };
+    let fits = selected && required.is_none_or(|required| required.node_selector_terms.iter().any(term));
+    (!fits).then(|| ("NodeAffinity", "Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity/selector".to_owned()))
+}
+
+fn matches(wanted: &NodeSelectorRequirement, labels: &BTreeMap<String, String>) -> bool {
+    let (value, values) = (labels.get(&wanted.key), wanted.values.as_deref().unwrap_or_default());
+    let number = |text: Option<&String>| text.and_then(|text| text.parse::<i64>().ok());
+    match wanted.operator.as_str() {
+        "In" => value.is_some_and(|value| values.contains(value)),
+        "NotIn" => value.is_none_or(|value| !values.contains(value)),
+        "Exists" => value.is_some(),
+        "DoesNotExist" => value.is_none(),
+        "Gt" => number(value).zip(number(values.first())).is_some_and(|(value, limit)| value > limit),
+        "Lt" => number(value).zip(number(values.first())).is_some_and(|(value, limit)| value < limit),
+        _ => false,
+    }
 }
 
 fn ports(pod: &Pod, node: &Node) -> Option<Refusal> {
@@ -202,6 +243,27 @@ mod tests {
             [("kernel.shm_rmid_forced", true), ("net/ipv4/tcp_syncookies", true), ("kernel.msgmax", true), ("kernel.sem", false)]
         {
             assert_eq!(refusal(spec(name), &node).is_none(), allowed, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_pod_for_other_nodes_is_refused_once_the_nodes_labels_are_known() {
+        let node = Node { name: "n1".into(), labels: Some([("zone".to_owned(), "a".to_owned())].into()), ..node() };
+        let affinity = |term: serde_json::Value| json!({"containers": [], "affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [term]}}}});
+        let zone =
+            |operator: &str, value: &str| affinity(json!({"matchExpressions": [{"key": "zone", "operator": operator, "values": [value]}]}));
+        for (spec, fits) in [
+            (json!({"containers": [], "nodeSelector": {"zone": "a"}}), true),
+            (json!({"containers": [], "nodeSelector": {"zone": "b"}}), false),
+            (zone("In", "a"), true),
+            (zone("NotIn", "a"), false),
+            (affinity(json!({"matchFields": [{"key": "metadata.name", "operator": "In", "values": ["n1"]}]})), true),
+            (affinity(json!({"matchFields": [{"key": "metadata.name", "operator": "In", "values": ["n2"]}]})), false),
+            (affinity(json!({})), false),
+        ] {
+            let said = refusal(spec.clone(), &node);
+            assert_eq!(said.is_none(), fits, "{spec}: {said:?}");
+            assert!(refusal(spec, &Node { labels: None, ..node.clone() }).is_none());
         }
     }
 }

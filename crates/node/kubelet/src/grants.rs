@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Node, Pod};
 use reconcile::EventKind;
 
 use crate::observe::Observed;
@@ -13,12 +13,32 @@ use crate::worker::{Agent, Record, Wish, lock};
 use crate::world::Waiting;
 use crate::{admit, amounts};
 
+/// What a pod can hold of a node.
+const CLAIMED: [&str; 3] = ["cpu", "memory", "ephemeral-storage"];
+
+/// What one pod holds; worked out once, for every new pod asks it of all others.
+#[derive(Debug, Default)]
+pub struct Claims {
+    /// In the order of [`CLAIMED`].
+    amounts: [i64; CLAIMED.len()],
+    ports: Vec<(String, String, i32)>,
+}
+
+impl Claims {
+    fn of(pod: &Pod) -> Self {
+        Self { amounts: CLAIMED.map(|name| amounts::pod_request(pod, name)), ports: podspec::host_ports(pod) }
+    }
+}
+
 impl Agent {
     /// Judges, once, whether the node takes the pod at all. What runs already was taken.
-    pub fn admit(&self, record: &Arc<Record>, pod: &Pod, gone: bool, observed: &Observed) {
+    pub async fn admit(&self, record: &Arc<Record>, pod: &Pod, gone: bool, observed: &Observed) {
         let taken = gone || podspec::is_terminal(pod) || pod.metadata.deletion_timestamp.is_some();
         if record.memory().admitted {
             return;
+        }
+        if !taken {
+            self.refresh_labels(pod).await;
         }
         // One at a time: what one takes, the next one does not have.
         let _one = lock(&self.admitting);
@@ -34,6 +54,17 @@ impl Agent {
         record.memory().admitted = true;
     }
 
+    /// The Node may have been labelled a moment before the pod was bound to it: labels that do not fit are looked up again.
+    async fn refresh_labels(&self, pod: &Pod) {
+        let known = admit::Node { name: self.config.node_name.clone(), labels: lock(&self.node_labels).clone(), ..admit::Node::default() };
+        if admit::affinity(pod, &known).is_none() {
+            return;
+        }
+        let found = self.client.get::<Node>(None, &self.config.node_name).await;
+        // Who cannot be asked is not held against the pod.
+        *lock(&self.node_labels) = found.ok().map(|node| node.metadata.labels.unwrap_or_default());
+    }
+
     /// The node as a new pod finds it.
     fn admission(&self, uid: &str) -> admit::Node {
         let others = self.others(uid);
@@ -41,16 +72,18 @@ impl Agent {
             room: self.room(&others),
             pods: u32::try_from(others.len()).unwrap_or(u32::MAX),
             pods_max: self.config.pods_max,
-            ports: others.iter().flat_map(|pod| podspec::host_ports(pod)).collect(),
+            ports: others.iter().flat_map(|claims| claims.ports.iter().cloned()).collect(),
             pressures: lock(&self.pressures).clone(),
             sysctls: self.config.unsafe_sysctls.clone(),
             app_armor: crate::node::has_app_armor(),
             shutting_down: false,
+            name: self.config.node_name.clone(),
+            labels: lock(&self.node_labels).clone(),
         }
     }
 
-    /// The pods that hold something of this node, with what they were granted, but for `uid`.
-    fn others(&self, uid: &str) -> Vec<Arc<Pod>> {
+    /// What the pods hold that are here, but for `uid`.
+    fn others(&self, uid: &str) -> Vec<Arc<Claims>> {
         let records: Vec<Arc<Record>> = lock(&self.records).values().filter(|record| record.uid != uid).cloned().collect();
         let holds = |record: &Arc<Record>| {
             let Wish { pod, gone } = lock(&record.wish).clone();
@@ -59,16 +92,19 @@ impl Agent {
                 return None;
             }
             drop(memory);
-            let grant = lock(&record.grant).clone();
-            Some(grant.map_or(pod.clone(), |grant| Arc::new(grant.apply(&pod))))
+            let mut claims = lock(&record.claims);
+            if claims.is_none() {
+                let grant = lock(&record.grant).clone();
+                *claims = Some(Arc::new(grant.map_or_else(|| Claims::of(&pod), |grant| Claims::of(&grant.apply(&pod)))));
+            }
+            claims.clone()
         };
         records.iter().filter_map(holds).collect()
     }
 
-    fn room(&self, others: &[Arc<Pod>]) -> Room {
-        let names = ["cpu", "memory", "ephemeral-storage"];
-        let used = names.map(|name| (name.to_owned(), others.iter().map(|pod| amounts::pod_request(pod, name)).sum()));
-        Room { allocatable: self.allocatable.clone(), used: used.into() }
+    fn room(&self, others: &[Arc<Claims>]) -> Room {
+        let used = CLAIMED.iter().enumerate().map(|(at, name)| ((*name).to_owned(), others.iter().map(|claims| claims.amounts[at]).sum()));
+        Room { allocatable: self.allocatable.clone(), used: used.collect() }
     }
 
     /// The pod with the resources that it was granted. What it asks for beyond them is granted where the node has it (KEP-1287).
@@ -95,6 +131,7 @@ impl Agent {
         match judged.and_then(|()| self.let_first(record, &pod)) {
             Ok(()) => {
                 *lock(&record.grant) = Some(wanted);
+                *lock(&record.claims) = None;
                 let mut memory = record.memory();
                 (memory.resize_waiting, memory.resize_since) = (None, None);
                 drop(memory);

@@ -217,6 +217,7 @@ fn start(
         admitting: Mutex::default(),
         mirrors: Mutex::default(),
         node_uid: Mutex::default(),
+        node_labels: Mutex::default(),
         started_at: Timestamp::now(),
         config,
         client: client.clone(),

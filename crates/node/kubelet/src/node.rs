@@ -257,6 +257,7 @@ impl Agent {
         let lease = self.clone();
         let uid = node.metadata.uid.clone().unwrap_or_default();
         *lock(&self.node_uid) = Some(uid.clone());
+        *lock(&self.node_labels) = node.metadata.labels.clone();
         let status = drain.run(self.keep_status(node, machine, port));
         futures_util::future::join(status, drain.run(lease.keep_lease(uid))).await;
     }
@@ -378,6 +379,7 @@ impl Agent {
             if due || !same(&shown, &new) {
                 match self.write_status(&new).await {
                     Ok(mut stored) => {
+                        *lock(&self.node_labels) = stored.metadata.labels.clone();
                         self.tell_ranges(&stored, &mut told).await;
                         shown = stored.status.take().unwrap_or(new);
                         written = Some(tokio::time::Instant::now());

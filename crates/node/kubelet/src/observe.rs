@@ -121,11 +121,14 @@ fn tail(path: &Path, bytes_max: u64) -> Option<String> {
 }
 
 fn log_end(raw: &str) -> String {
-    let contents: Vec<&str> = raw.lines().filter_map(|line| line.splitn(4, ' ').nth(3)).collect();
-    let mut text = contents[contents.len().saturating_sub(LOG_MESSAGE_LINES_MAX)..].join("\n");
-    if !text.is_empty() {
-        text.push('\n');
-    }
+    // `time stream tag content`: a line whose tag is P goes on, and the container wrote no line feed there.
+    let entry = |line: &str| {
+        let mut parts = line.splitn(4, ' ').skip(2);
+        let (tag, content) = (parts.next()?.to_owned(), parts.next()?);
+        Some(if tag.starts_with('P') { content.to_owned() } else { format!("{content}\n") })
+    };
+    let contents: Vec<String> = raw.lines().filter_map(entry).collect();
+    let mut text = contents[contents.len().saturating_sub(LOG_MESSAGE_LINES_MAX)..].concat();
     let mut from = text.len().saturating_sub(LOG_MESSAGE_BYTES_MAX as usize);
     while !text.is_char_boundary(from) {
         from += 1;
@@ -148,6 +151,9 @@ mod tests {
         assert_eq!(last_words(&status), "runtime");
         status.annotations.insert(crispec::ANNOTATION_MESSAGE_POLICY.into(), "FallbackToLogsOnError".into());
         assert_eq!(last_words(&status), "one\ntwo\n");
+        std::fs::write(&log, "2026-01-01T00:00:00Z stderr P DO\n2026-01-01T00:00:00Z stderr P NE\n").unwrap();
+        assert_eq!(last_words(&status), "DONE");
+        std::fs::write(&log, "2026-01-01T00:00:00Z stderr F one\n2026-01-01T00:00:00Z stderr F two\n").unwrap();
         std::fs::write(&file, "own").unwrap();
         assert_eq!(last_words(&status), "own");
         std::fs::remove_file(&file).unwrap();

@@ -86,7 +86,13 @@ impl Server {
         let user = certificate.and_then(|der| auth::authenticate::certificate_user(der)).map(Arc::new);
         let service = service_fn(move |request| {
             let (server, user) = (self.clone(), user.clone());
-            async move { Ok::<_, std::convert::Infallible>(server.answer(request, user.as_deref()).await) }
+            async move {
+                let is_head = request.method() == http::Method::HEAD;
+                let response = server.answer(request, user.as_deref()).await;
+                // Over HTTP/2 hyper would send the body of a HEAD's answer, which is a fault of the protocol.
+                let response = if is_head { response.map(|_| Full::default().map_err(|never| match never {}).boxed()) } else { response };
+                Ok::<_, std::convert::Infallible>(response)
+            }
         });
         let builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
         if let Err(error) = builder.serve_connection_with_upgrades(TokioIo::new(stream), service).await {

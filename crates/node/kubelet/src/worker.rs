@@ -16,6 +16,7 @@ use crate::config::Config;
 use crate::env::Facts;
 use crate::evict::Pressure;
 use crate::garbage::Uses;
+use crate::grants::Claims;
 use crate::objects::Objects;
 use crate::observe::{Observed, observe};
 use crate::plan::{Plan, plan};
@@ -66,6 +67,8 @@ pub struct Agent {
     /// Mirror pods of this node by namespace and name, and the uid of the Node that owns them.
     pub mirrors: Mutex<BTreeMap<(String, String), Arc<Pod>>>,
     pub node_uid: Mutex<Option<String>>,
+    /// The Node's labels as the API has them.
+    pub node_labels: Mutex<Option<BTreeMap<String, String>>>,
 }
 
 /// What the kubelet holds of one pod.
@@ -80,6 +83,8 @@ pub struct Record {
     pub mirror: Mutex<Option<Arc<Pod>>>,
     /// The resources that the pod was granted.
     pub grant: Mutex<Option<Grant>>,
+    /// What the pod holds of the node with that grant.
+    pub claims: Mutex<Option<Arc<Claims>>>,
 }
 
 /// The API's last word on the pod.
@@ -104,6 +109,7 @@ impl Record {
             shown: Mutex::default(),
             mirror: Mutex::default(),
             grant: Mutex::default(),
+            claims: Mutex::default(),
         }
     }
 
@@ -195,7 +201,7 @@ impl Agent {
         for _ in 0..ROUNDS_MAX {
             let (pod, gone) = record.view();
             let observed = observe(self.runtime.as_ref(), &record.uid, self.runtime_name().await?).await?;
-            self.admit(&record, &pod, gone, &observed);
+            self.admit(&record, &pod, gone, &observed).await;
             let pod = self.granted(&record, pod, gone);
             let scene = Scene { record: record.clone(), pod, observed };
             let plan = self.plan(&scene, gone);

@@ -154,6 +154,10 @@ fn the_kubelet_believes_who_the_api_believes_and_allows_what_it_allows() {
     for (path, token, code) in cases {
         assert_eq!(ask(path, token), code, "{path}");
     }
+    // As upstream's own test asks: HEAD, over HTTP/2.
+    let url = format!("{kubelet}/metrics");
+    let head = cluster::run(std::process::Command::new("curl").args(["-sIk", "-o", "/dev/null", "-w", "%{http_code}", &url]), "");
+    assert_eq!(head.ok(), "401");
 }
 
 fn mode(path: &Path) -> u32 {

@@ -41,7 +41,7 @@ pub struct Constant {
 impl Constant {
     pub fn start() -> anyhow::Result<Self> {
         // A copy, so that its memory and time are told from the client's by its file.
-        let program = std::env::current_exe()?.with_file_name("race-constant");
+        let program = std::env::current_exe()?.with_file_name(format!("race-constant-{}", std::process::id()));
         std::fs::copy(std::env::current_exe()?, &program)?;
         let mut process =
             Command::new(&program).arg(NAME).stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("start the floor")?;

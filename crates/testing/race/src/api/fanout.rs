@@ -118,16 +118,23 @@ pub async fn floor(remote: &Remote, watchers: usize, line_bytes: usize, length: 
     let counted = Arc::new(AtomicU64::new(0));
     let mut readers = tokio::task::JoinSet::new();
     let begin = Call::get(&format!("/stream/{line_bytes}"));
+    // All are connected before the first begins: after that, nobody else gets much of the processors.
+    let mut connections = Vec::new();
     for _ in 0..watchers {
-        let mut connection = remote.connect().await?;
-        connection.begin(&begin).await?;
-        let counted = counted.clone();
+        connections.push(remote.connect().await?);
+    }
+    for mut connection in connections {
+        let (begin, counted) = (begin.clone(), counted.clone());
         readers.spawn(async move {
+            if connection.begin(&begin).await.is_err() {
+                return;
+            }
             while let Ok(piece) = connection.piece().await {
                 counted.fetch_add(lines(piece), Ordering::Relaxed);
             }
         });
     }
+    tokio::time::sleep(length).await;
     let (began, before) = (Instant::now(), counted.load(Ordering::Relaxed));
     tokio::time::sleep(length).await;
     let lines = counted.load(Ordering::Relaxed) - before;

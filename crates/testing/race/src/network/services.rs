@@ -91,14 +91,14 @@ fn chains(netns: &OwnedFd, services: u32, endpoints: u8) -> anyhow::Result<Optio
         let [_, _, high, low] = number.to_be_bytes();
         let mut choices = Vec::new();
         for index in 0..endpoints {
-            writeln!(text, "chain e-{number}-{index} {{ meta l4proto tcp dnat to 10.{}.{high}.{low}:8080 }}", 128 + index)?;
+            writeln!(text, "chain e-{number}-{index} {{ meta l4proto tcp dnat to 10.{}.{high}.{low}:8080; }}", 128 + index)?;
             choices.push(format!("{index} : goto e-{number}-{index}"));
         }
-        writeln!(text, "chain s-{number} {{ numgen random mod {endpoints} vmap {{ {} }} }}", choices.join(", "))?;
+        writeln!(text, "chain s-{number} {{ numgen random mod {endpoints} vmap {{ {} }}; }}", choices.join(", "))?;
         writeln!(map, "{} . tcp . 80 : goto s-{number},", address(number))?;
     }
-    writeln!(text, "map ips {{ type ipv4_addr . inet_proto . inet_service : verdict; elements = {{ {map} }} }}")?;
-    text.push_str("chain nat { type nat hook prerouting priority dstnat; ip daddr . meta l4proto . th dport vmap @ips }\n}\n");
+    writeln!(text, "map ips {{ type ipv4_addr . inet_proto . inet_service : verdict; elements = {{ {map} }}; }}")?;
+    text.push_str("chain nat { type nat hook prerouting priority dstnat; ip daddr . meta l4proto . th dport vmap @ips; }\n}\n");
     let file = tempfile::NamedTempFile::new()?;
     std::fs::write(file.path(), text)?;
     inside(netns, || {
