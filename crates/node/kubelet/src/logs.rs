@@ -22,6 +22,8 @@ pub struct Options {
     pub limit_bytes: Option<u64>,
     /// `stdout` or `stderr`; both where absent.
     pub stream: Option<String>,
+    /// What comes after the log was opened is wanted, too.
+    pub follow: bool,
 }
 
 /// How much is read at a time, in bytes.
@@ -39,6 +41,8 @@ pub struct Reader {
     options: Options,
     /// Read but not yet a whole line.
     rest: BytesMut,
+    /// Bytes until where the log ended when it was opened; a program that writes faster than its reader takes has no other end.
+    until_end: Option<u64>,
     /// What may still be given out.
     left: Option<u64>,
     /// The last text ended without a line feed (a `P` line).
@@ -53,20 +57,25 @@ impl Reader {
             let at = tail_start(&mut file, lines)?;
             file.seek(SeekFrom::Start(at))?;
         }
-        let inode = file.metadata()?.ino();
-        let left = options.limit_bytes;
-        Ok(Self { path: path.into(), file, inode, rotated: false, options, rest: BytesMut::new(), left, inside_line: false })
+        let metadata = file.metadata()?;
+        let (inode, left) = (metadata.ino(), options.limit_bytes);
+        let until_end = (!options.follow).then_some(metadata.len().saturating_sub(file.stream_position()?));
+        Ok(Self { path: path.into(), file, inode, rotated: false, options, rest: BytesMut::new(), until_end, left, inside_line: false })
     }
 
     /// The next text, or `None` at the present end. Blocking.
     pub fn read(&mut self) -> io::Result<Option<Bytes>> {
         while !self.is_exhausted() {
             let before = self.rest.len();
-            self.rest.resize(before + CHUNK, 0);
+            let wanted = self.until_end.map_or(CHUNK, |bytes| usize::try_from(bytes).unwrap_or(CHUNK).min(CHUNK));
+            self.rest.resize(before + wanted, 0);
             let read = self.file.read(&mut self.rest[before..])?;
             self.rest.truncate(before + read);
+            if let Some(bytes) = &mut self.until_end {
+                *bytes = bytes.saturating_sub(read as u64);
+            }
             if read == 0 {
-                if self.follow_rotation()? {
+                if self.options.follow && self.follow_rotation()? {
                     continue;
                 }
                 return Ok(None);
@@ -231,11 +240,26 @@ mod tests {
     }
 
     #[test]
+    fn a_log_that_is_not_followed_ends_where_it_ended_when_it_was_opened() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("0.log");
+        std::fs::write(&path, "2026-01-02T03:04:05Z stdout F one\n2026-01-02T03:04:05Z stdout F two\n").unwrap();
+        let mut reader = Reader::open(&path, Options { tail_lines: Some(1), ..Options::default() }).unwrap();
+        std::fs::OpenOptions::new()
+            .append(true)
+            .open(&path)
+            .and_then(|mut log| log.write_all(b"2026-01-02T03:04:06Z stdout F three\n"))
+            .unwrap();
+        assert_eq!(reader.read().unwrap().unwrap(), "two\n");
+        assert_eq!(reader.read().unwrap(), None);
+    }
+
+    #[test]
     fn following_goes_on_in_the_new_file_after_rotation() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("0.log");
         std::fs::write(&path, "2026-01-02T03:04:05Z stdout F old\n").unwrap();
-        let mut reader = Reader::open(&path, Options::default()).unwrap();
+        let mut reader = Reader::open(&path, Options { follow: true, ..Options::default() }).unwrap();
         assert_eq!(reader.read().unwrap().unwrap(), "old\n");
         assert_eq!(reader.read().unwrap(), None);
         std::fs::rename(&path, dir.path().join("0.log.1")).unwrap();

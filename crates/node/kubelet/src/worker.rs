@@ -77,6 +77,8 @@ pub struct Record {
     pub wish: Mutex<Wish>,
     pub memory: Mutex<Memory>,
     payloads: Mutex<BTreeMap<String, u64>>,
+    /// The addresses that the sandbox had when it was last seen with any.
+    addresses: Mutex<Vec<String>>,
     /// The status that we said last, and the revision that it made.
     shown: Mutex<Option<(u64, PodStatus)>>,
     /// The object that shows a static pod in the API.
@@ -106,6 +108,7 @@ impl Record {
             wish: Mutex::new(Wish { pod, gone }),
             memory,
             payloads: Mutex::default(),
+            addresses: Mutex::default(),
             shown: Mutex::default(),
             mirror: Mutex::default(),
             grant: Mutex::default(),
@@ -159,8 +162,17 @@ pub struct Scene {
 }
 
 impl Scene {
+    /// The pod's addresses; those that it had, once its sandbox has none any more: the API tells them of a pod that is done, too.
     pub fn ips(&self) -> Vec<String> {
-        self.observed.sandboxes.first().map(|sandbox| sandbox.ips.clone()).unwrap_or_default()
+        let Some(sandbox) = self.observed.sandboxes.first() else { return Vec::new() };
+        let mut had = lock(&self.record.addresses);
+        if !sandbox.ips.is_empty() {
+            had.clone_from(&sandbox.ips);
+        } else if had.is_empty() {
+            let told = self.pod.status.as_ref().and_then(|status| status.pod_ips.as_ref());
+            *had = told.into_iter().flatten().map(|pod_ip| pod_ip.ip.clone()).collect();
+        }
+        had.clone()
     }
     pub fn reference(&self) -> ObjectReference {
         reconcile::reference_to(&*self.pod)

@@ -123,6 +123,7 @@ fn log_options(query: &Query) -> Result<Options, String> {
         timestamps: query.flag("timestamps"),
         limit_bytes: query.number("limitBytes")?,
         stream,
+        follow: query.flag("follow"),
     })
 }
 
