@@ -50,7 +50,9 @@ impl<'a> Definitions<'a> {
                 self.want(&format!("{META}.ObjectMeta"));
                 self.want(&format!("{META}.ListMeta"));
                 let style = self.style;
-                for (name, value) in custom::definitions(kind, schema, style) {
+                let list = kind.list_definition();
+                for (name, mut value) in custom::definitions(kind, schema, style) {
+                    self.describe_common(&mut value, list.as_ref() == Some(&name));
                     self.done.insert(name, value);
                 }
             }
@@ -83,6 +85,17 @@ impl<'a> Definitions<'a> {
         };
         self.describe(&mut value, name, "");
         value
+    }
+
+    /// What every object's `apiVersion`, `kind` and `metadata` are, said in the words of a built-in kind.
+    fn describe_common(&self, value: &mut Value, list: bool) {
+        let like = if list { "io.k8s.api.core.v1.ConfigMapList" } else { "io.k8s.api.core.v1.ConfigMap" };
+        for field in ["apiVersion", "kind", "metadata"] {
+            match value.get_mut("properties").and_then(|properties| properties.get_mut(field)) {
+                Some(property) if property.get("description").is_none() => self.describe(property, like, field),
+                _ => {}
+            }
+        }
     }
 
     fn describe(&self, value: &mut Value, definition: &str, field: &str) {

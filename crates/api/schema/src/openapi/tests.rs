@@ -138,6 +138,10 @@ fn custom_kinds_stand_beside_built_in_ones() {
     );
     let patch = &document["paths"]["/apis/stable.example.com/v1/namespaces/{namespace}/crontabs/{name}"]["patch"];
     assert!(patch["requestBody"]["content"].get("application/strategic-merge-patch+json").is_none());
+    let describe = |definition: &str, field: &str| Some(format!("{definition}|{field}"));
+    let said = v3::document("stable.example.com", "v1", std::slice::from_ref(&kind), &describe);
+    let version = &said["components"]["schemas"]["com.example.stable.v1.CronTab"]["properties"]["apiVersion"];
+    assert_eq!(version["description"], "io.k8s.api.core.v1.ConfigMap|apiVersion");
     let old = v2::document(&[kind], &undescribed);
     let size = &old["definitions"]["com.example.stable.v1.CronTab"]["properties"]["spec"]["properties"]["size"];
     assert_eq!(*size, json!({"x-kubernetes-int-or-string": true}));
