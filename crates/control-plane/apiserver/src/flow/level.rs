@@ -65,7 +65,7 @@ pub struct Level {
 struct State {
     settings: Settings,
     limits: Limits,
-    /// Seats there are for now.
+    /// Seats at this moment: its own, with what it lent taken off and what it borrowed put on.
     seats_max: usize,
     seats_taken: usize,
     executing: usize,
