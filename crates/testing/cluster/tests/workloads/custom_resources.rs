@@ -73,7 +73,8 @@ fn a_definition_is_usable_as_soon_as_it_is_established() {
     assert!(wrong.contains("spec.teeth in body must be of type integer: \"string\""), "{wrong}");
 
     let mut edit = ns.command(&["edit", "gear", "big"]);
-    edit.env("KUBE_EDITOR", "sed -i s/14/16/");
+    // The whole words: a bare 14 may stand in the uid, too, which an edit must not change.
+    edit.env("KUBE_EDITOR", "sed -i 's/teeth: 14/teeth: 16/'");
     cluster::run(&mut edit, "").ok();
     assert_eq!(ns.value("gear/big", "{.spec.teeth}"), "16");
 
