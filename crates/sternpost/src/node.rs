@@ -190,6 +190,9 @@ fn kubelet_settings(around: &Surroundings) -> anyhow::Result<KubeletSettings> {
     }
     settings.cluster_dns = vec![config.dns_service_ip()?];
     settings.cluster_domain = config.cluster_domain.clone();
+    // Plugins look for their kubelet where upstream's is; a second node on the machine keeps its own apart.
+    settings.plugin_directory =
+        if config.data_dir == Path::new("/var/lib/sternpost") { "/var/lib/kubelet".into() } else { places.kubelet.clone() };
     settings.data_directory = places.kubelet;
     settings.image_directory = config.data_dir.clone();
     settings.runtime_directory = config.run_dir.join("kubelet");

@@ -68,6 +68,8 @@ pub struct Config {
     /// Whether pods may use swap (KEP-2400: `LimitedSwap`).
     pub limited_swap: bool,
     pub taints: Vec<Taint>,
+    /// Where plugins look for their kubelet: `device-plugins`, `plugins_registry` and `pod-resources` lie in it.
+    pub plugin_directory: PathBuf,
     /// How many of the host's ids a pod with `hostUsers: false` gets (KEP-127).
     pub user_ids_per_pod: u32,
     /// The control group root below which the kubelet itself makes the pods' groups; absent, the runtime does.
@@ -145,6 +147,7 @@ impl Config {
             seccomp_directory: "/var/lib/kubelet/seccomp".into(),
             limited_swap: false,
             taints: Vec::new(),
+            plugin_directory: "/var/lib/kubelet".into(),
             user_ids_per_pod: 65_536,
             pod_cgroups: None,
             shown: serde_json::Value::Null,

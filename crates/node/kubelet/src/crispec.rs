@@ -5,6 +5,7 @@ use std::path::Path;
 
 use cri::v1;
 use k8s_openapi::api::core::v1::{Container, Pod, SeccompProfile};
+use plugins::device::Allocated;
 
 use crate::amounts;
 use crate::config::Config;
@@ -277,6 +278,25 @@ pub fn container(input: &ContainerInput<'_>) -> Result<v1::ContainerConfig, Erro
         }),
         ..Default::default()
     })
+}
+
+/// What device plugins and the drivers of claims gave a container.
+pub fn add_devices(config: &mut v1::ContainerConfig, given: Allocated, named: Vec<String>) {
+    config.envs.extend(given.envs.into_iter().map(|(key, value)| v1::KeyValue { key, value: value.into() }));
+    config.annotations.extend(given.annotations);
+    config.mounts.extend(given.mounts.into_iter().map(|mount| v1::Mount {
+        container_path: mount.container_path,
+        host_path: mount.host_path,
+        readonly: mount.read_only,
+        ..Default::default()
+    }));
+    config.devices.extend(given.devices.into_iter().map(|device| v1::Device {
+        container_path: device.container_path,
+        host_path: device.host_path,
+        permissions: device.permissions,
+    }));
+    let names = given.cdi_devices.into_iter().map(|device| device.name).chain(named);
+    config.cdi_devices.extend(names.map(|name| v1::CdiDevice { name }));
 }
 
 /// In a user namespace volumes show the owners that they have on the disk.

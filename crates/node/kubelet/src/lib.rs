@@ -7,7 +7,7 @@
 //!
 //! Read in this order: [`config`], [`podspec`], [`amounts`], [`world`], [`admit`], [`plan`], [`resize`], [`grants`], [`status`], [`worker`], [`act`], [`pull`],
 //! [`mounts`], [`objects`], [`crispec`], [`env`], [`dns`], [`probe`], [`node`], [`evict`], [`pressure`], [`garbage`], [`static_pods`], [`server`],
-//! [`logs`].
+//! [`logs`]. What pods get of the node beyond that: [`users`], [`devices`], [`claims`].
 //!
 //! Tasks: one per reconcile (bounded), one timer for all probes, one each for the runtime's events, the Node's status and Lease, the
 //! rotation of logs, what the node is short of, unused images, static pods, the server, and one per pull, stop and hook under way. Restart: what runs is found again through the labels of its sandbox and goes on;
@@ -31,8 +31,10 @@ pub mod act;
 pub mod admit;
 pub mod amounts;
 pub mod certificate;
+pub mod claims;
 pub mod config;
 pub mod crispec;
+pub mod devices;
 pub mod dns;
 pub mod env;
 pub mod evict;
@@ -96,6 +98,7 @@ pub async fn run(
     let (agent, pods) = start(config, client, runtime, images, machine, &drain);
     let port = listening.as_ref().and_then(|(_, listener)| listener.local_addr().ok()).map_or(agent.config.port, |address| address.port());
     let server = tokio::spawn(serve(agent.clone(), listening, drain.clone()));
+    serve_plugins(&agent, &drain);
     let events = tokio::spawn(drain.clone().run_owned(follow_runtime(agent.clone())));
     let logs = tokio::spawn(drain.clone().run_owned(agent.clone().rotate_logs()));
     let pressure = tokio::spawn(drain.clone().run_owned(agent.clone().watch_pressure()));
@@ -108,6 +111,22 @@ pub async fn run(
     let _ = futures_util::future::join5(events, node, orphans, server, logs).await;
     let _ = futures_util::future::join3(pressure, images, files).await;
     Ok(())
+}
+
+/// Plugins find their kubelet by its sockets; without them pods that need none run all the same.
+fn serve_plugins(agent: &Arc<Agent>, drain: &Drain) {
+    let folder = &agent.config.plugin_directory;
+    let served = agent.devices.serve(drain.clone());
+    let served = served.and_then(|()| plugins::resources::serve(&folder.join("pod-resources/kubelet.sock"), agent.clone(), drain.clone()));
+    if let Err(error) = served {
+        tracing::error!(%error, "serve device plugins");
+    }
+    let takers = plugins::registry::Takers::from([(plugins::dra::KIND, agent.claims.clone() as Arc<dyn plugins::registry::Taker>)]);
+    let registry = folder.join("plugins_registry");
+    if let Err(error) = std::fs::create_dir_all(&registry) {
+        tracing::error!(%error, folder = %registry.display(), "make the folder where plugins register");
+    }
+    tokio::spawn(plugins::registry::follow(registry, takers, drain.clone()));
 }
 
 async fn listen(port: u16) -> Result<TcpListener, Error> {
@@ -152,6 +171,28 @@ async fn serve(agent: Arc<Agent>, listening: Option<(Arc<rustls::ServerConfig>, 
         config,
     };
     Arc::new(server).serve(listener, tls, drain).await;
+}
+
+impl plugins::resources::Source for Agent {
+    fn pods(&self) -> Vec<plugins::resources::PodResources> {
+        let active = server::Pods::list(self).into_iter().filter(|pod| !podspec::is_terminal(pod));
+        let container = |pod: &Pod, container: &k8s_openapi::api::core::v1::Container| plugins::resources::ContainerResources {
+            name: container.name.clone(),
+            devices: self.devices.of(podspec::uid(pod), &container.name),
+            dynamic_resources: self.claims.of(podspec::uid(pod), container),
+            ..Default::default()
+        };
+        let of = |pod: Arc<Pod>| plugins::resources::PodResources {
+            name: podspec::name(&pod).into(),
+            namespace: podspec::namespace(&pod).into(),
+            containers: podspec::spec(&pod).containers.iter().map(|one| container(&pod, one)).collect(),
+        };
+        active.map(of).collect()
+    }
+
+    fn allocatable(&self) -> plugins::resources::Allocatable {
+        plugins::resources::Allocatable { devices: self.devices.all(), ..Default::default() }
+    }
 }
 
 impl server::Pods for Agent {
@@ -219,6 +260,8 @@ fn start(
         mirrors: Mutex::default(),
         node_uid: Mutex::default(),
         users: users::Ranges::default(),
+        devices: Arc::new(devices::Devices::open(&config.plugin_directory, &config.data_directory)),
+        claims: Arc::new(claims::Claims::open(&config.data_directory)),
         node_labels: Mutex::default(),
         started_at: Timestamp::now(),
         config,
