@@ -210,6 +210,7 @@ fn kubelet_settings(around: &Surroundings) -> anyhow::Result<KubeletSettings> {
     let own = Some(config.container_runtime_endpoint.clone()).filter(|endpoint| !endpoint.is_empty());
     let endpoint = elsewhere.runtime_endpoint.or(own);
     // The built-in runtime makes the pods' control groups itself.
+    settings.cgroup_root = Some(config.cgroup_root.clone());
     settings.pod_cgroups = endpoint.is_some().then(|| config.cgroup_root.clone());
     Ok(KubeletSettings { kubelet: settings, endpoint })
 }

@@ -277,6 +277,7 @@ impl Agent {
         })
         .map_err(|error| config_error(error.0))?;
         crispec::add_devices(&mut config, devices, named);
+        self.pin(&scene.record.uid, &container.name, &mut config);
         let dns = crate::dns::of_pod(&scene.pod, &self.config, &self.host_dns);
         let sandbox_config = crispec::sandbox(&scene.pod, &self.config, dns, sandbox.attempt, users);
         let request =
@@ -471,8 +472,10 @@ impl Agent {
             self.runtime.remove_pod_sandbox(v1::RemovePodSandboxRequest { pod_sandbox_id: sandbox.id.clone() }).await?;
         }
         if let Some(root) = &self.config.pod_cgroups {
-            let group = format!("pods/pod{}", scene.record.uid);
-            let _ = cgroups::Root::detect(root).and_then(|root| root.open(&group)?.remove());
+            // What class an orphan was of, nobody knows any more.
+            for group in crispec::pod_cgroups(&scene.record.uid) {
+                let _ = cgroups::Root::detect(root).and_then(|root| root.open(&group)?.remove());
+            }
         }
         let (config, uid) = (self.config.clone(), scene.record.uid.clone());
         let logs = crispec::log_directory(&scene.pod, &self.config);
@@ -483,6 +486,7 @@ impl Agent {
         tokio::task::spawn_blocking(work).await??;
         self.users.release(&scene.record.uid);
         self.devices.release(&scene.record.uid);
+        self.placement.release(&scene.record.uid);
         self.claims.unprepare(&scene.record.uid).await?;
         // A pod of the same uid never comes back; a new wish for it would make a new record.
         if lock(&scene.record.wish).gone {

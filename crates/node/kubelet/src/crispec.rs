@@ -51,7 +51,17 @@ pub fn fully_qualified(pod: &Pod, config: &Config) -> Option<String> {
 
 /// The pod's control group below the root, where the kubelet makes it.
 pub fn pod_cgroup(pod: &Pod) -> String {
-    format!("pods/pod{}", podspec::uid(pod))
+    let [guaranteed, burstable, best_effort] = pod_cgroups(podspec::uid(pod));
+    match podspec::qos(pod) {
+        podspec::Qos::Guaranteed => guaranteed,
+        podspec::Qos::Burstable => burstable,
+        podspec::Qos::BestEffort => best_effort,
+    }
+}
+
+/// Where it may be: the classes but for the best have a group of their own (upstream: cgroups-per-qos).
+pub fn pod_cgroups(uid: &str) -> [String; 3] {
+    ["pods", "pods/burstable", "pods/besteffort"].map(|class| format!("{class}/pod{uid}"))
 }
 
 /// `users`: the ids of a pod with a user namespace.

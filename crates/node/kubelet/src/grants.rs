@@ -50,7 +50,7 @@ impl Agent {
             record.memory().admitted = true;
         }
         if new && record.memory().verdict.is_none() {
-            self.give_devices(record, pod).await;
+            self.give_own(record, pod).await;
         }
     }
 
@@ -60,13 +60,18 @@ impl Agent {
         record.memory().verdict = Some(verdict);
     }
 
-    /// What plugins have of this node.
-    async fn give_devices(&self, record: &Record, pod: &Pod) {
+    /// Processors and memory of its own, and devices.
+    async fn give_own(&self, record: &Record, pod: &Pod) {
         let living = |record: &&Arc<Record>| {
             let (pod, gone) = record.view();
             !gone && !record.memory().finished && !podspec::is_terminal(&pod)
         };
         let active = lock(&self.records).values().filter(living).map(|record| record.uid.clone()).collect();
+        let free = |name: &str| self.devices.free_on(name);
+        if let Err((reason, why)) = self.placement.place(pod, &active, &free) {
+            let message = format!("Pod was rejected: {why}");
+            return self.refuse(record, pod, Verdict { reason: reason.into(), message, disrupts: false, grace_seconds: None });
+        }
         if let Err(why) = self.devices.give(pod, &active).await {
             let message = format!("Pod was rejected: Allocate failed due to {why}, which is unexpected");
             self.refuse(record, pod, Verdict { reason: "UnexpectedAdmissionError".into(), message, disrupts: false, grace_seconds: None });

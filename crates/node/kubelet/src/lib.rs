@@ -7,7 +7,8 @@
 //!
 //! Read in this order: [`config`], [`podspec`], [`amounts`], [`world`], [`admit`], [`plan`], [`resize`], [`grants`], [`status`], [`worker`], [`act`], [`pull`],
 //! [`mounts`], [`objects`], [`crispec`], [`env`], [`dns`], [`probe`], [`node`], [`evict`], [`pressure`], [`garbage`], [`static_pods`], [`server`],
-//! [`logs`]. What pods get of the node beyond that: [`users`], [`devices`], [`claims`].
+//! [`logs`]. What pods get of the node beyond that: [`users`], [`devices`],
+//! [`claims`], [`placement`], [`qos`].
 //!
 //! Tasks: one per reconcile (bounded), one timer for all probes, one each for the runtime's events, the Node's status and Lease, the
 //! rotation of logs, what the node is short of, unused images, static pods, the server, and one per pull, stop and hook under way. Restart: what runs is found again through the labels of its sandbox and goes on;
@@ -45,11 +46,13 @@ pub mod mounts;
 pub mod node;
 pub mod objects;
 pub mod observe;
+pub mod placement;
 pub mod plan;
 pub mod podspec;
 pub mod pressure;
 pub mod probe;
 pub mod pull;
+pub mod qos;
 pub mod resize;
 pub mod server;
 pub mod settings;
@@ -74,6 +77,8 @@ const WORKERS: usize = 512;
 pub enum Error {
     #[error("make {path}: {source}")]
     Directory { path: String, source: std::io::Error },
+    #[error("{0}")]
+    Reserved(String),
     #[error("serve on port {port}: {source}")]
     Listen { port: u16, source: std::io::Error },
 }
@@ -98,7 +103,10 @@ pub async fn run(
     let (agent, pods) = start(config, client, runtime, images, machine, &drain);
     let port = listening.as_ref().and_then(|(_, listener)| listener.local_addr().ok()).map_or(agent.config.port, |address| address.port());
     let server = tokio::spawn(serve(agent.clone(), listening, drain.clone()));
+    agent.limit_reserved().map_err(Error::Reserved)?;
     serve_plugins(&agent, &drain);
+    tokio::spawn(drain.clone().run_owned(agent.clone().keep_shared_processors()));
+    tokio::spawn(drain.clone().run_owned(agent.clone().keep_groups(machine)));
     let events = tokio::spawn(drain.clone().run_owned(follow_runtime(agent.clone())));
     let logs = tokio::spawn(drain.clone().run_owned(agent.clone().rotate_logs()));
     let pressure = tokio::spawn(drain.clone().run_owned(agent.clone().watch_pressure()));
@@ -176,9 +184,19 @@ async fn serve(agent: Arc<Agent>, listening: Option<(Arc<rustls::ServerConfig>, 
 impl plugins::resources::Source for Agent {
     fn pods(&self) -> Vec<plugins::resources::PodResources> {
         let active = server::Pods::list(self).into_iter().filter(|pod| !podspec::is_terminal(pod));
+        let place = |pod: &Pod, container: &k8s_openapi::api::core::v1::Container| {
+            self.placement.of(podspec::uid(pod), &container.name).unwrap_or_default()
+        };
+        let on_node = |(node, size): (u32, u64)| plugins::resources::ContainerMemory {
+            memory_type: "memory".into(),
+            size,
+            topology: Some(plugins::device::TopologyInfo { nodes: vec![plugins::device::NumaNode { id: node.into() }] }),
+        };
         let container = |pod: &Pod, container: &k8s_openapi::api::core::v1::Container| plugins::resources::ContainerResources {
             name: container.name.clone(),
             devices: self.devices.of(podspec::uid(pod), &container.name),
+            cpu_ids: place(pod, container).cpus.into_iter().map(i64::from).collect(),
+            memory: place(pod, container).memory.into_iter().map(on_node).collect(),
             dynamic_resources: self.claims.of(podspec::uid(pod), container),
             ..Default::default()
         };
@@ -191,7 +209,8 @@ impl plugins::resources::Source for Agent {
     }
 
     fn allocatable(&self) -> plugins::resources::Allocatable {
-        plugins::resources::Allocatable { devices: self.devices.all(), ..Default::default() }
+        let cpu_ids = self.placement.allocatable_cpus().into_iter().map(i64::from).collect();
+        plugins::resources::Allocatable { devices: self.devices.all(), cpu_ids, ..Default::default() }
     }
 }
 
@@ -262,6 +281,7 @@ fn start(
         users: users::Ranges::default(),
         devices: Arc::new(devices::Devices::open(&config.plugin_directory, &config.data_directory)),
         claims: Arc::new(claims::Claims::open(&config.data_directory)),
+        placement: placement::open(&config, machine),
         node_labels: Mutex::default(),
         started_at: Timestamp::now(),
         config,

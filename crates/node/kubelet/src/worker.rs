@@ -69,6 +69,7 @@ pub struct Agent {
     pub node_uid: Mutex<Option<String>>,
     pub devices: Arc<crate::devices::Devices>,
     pub claims: Arc<crate::claims::Claims>,
+    pub placement: crate::placement::Placement,
     /// The host's ids of pods with a user namespace.
     pub users: crate::users::Ranges,
     /// The Node's labels as the API has them.
