@@ -417,6 +417,11 @@ fn service_ranges(config: &Config) -> anyhow::Result<apiserver::Ranges> {
     Ok(apiserver::Ranges { networks: config.services()?.into_iter().map(network).collect(), ..apiserver::Ranges::default() })
 }
 
+/// Where the built-in provisioner has its volumes.
+pub fn local_path_dir(config: &Config) -> PathBuf {
+    config.data_dir.join("local-path")
+}
+
 /// Where pods' volumes lie, and what is mounted for them.
 pub fn volumes_dir(config: &Config) -> PathBuf {
     Places::of(config).kubelet
