@@ -58,7 +58,7 @@ pub async fn delete(admin: Client, template: Template, prefix: String, drain: Dr
             if let Err(error) = deleted
                 && !error.is_not_found()
             {
-                eprintln!("deletion: {error}");
+                return eprintln!("deletion: {error}");
             }
         }
     }
