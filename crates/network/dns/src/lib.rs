@@ -2,7 +2,7 @@
 //!
 //! Way in: [`Server::bind`], then [`Server::run`]; or [`run`], which is both. The [`zone`] is kept by callbacks of the shared caches of
 //! Services, EndpointSlices and Namespaces: a change replaces the records of one Service. Each listening address has a few UDP sockets
-//! (SO_REUSEPORT, a task each) and a TCP listener. A question about the zone is answered where it was received, without a task or an
+//! (SO_REUSEPORT, a task each, many [`datagrams`] a call) and a TCP listener. A question about the zone is answered where it was received, without a task or an
 //! allocation for waiting; any other goes, in a task of its own, through a small [`cache`] to the host's resolvers ([`forward`]), of
 //! which a bounded number is under way at a time.
 //!
@@ -27,6 +27,7 @@ use stdx::Drain;
 mod answer;
 mod cache;
 pub mod corefile;
+mod datagrams;
 mod fast;
 mod forward;
 mod metrics;

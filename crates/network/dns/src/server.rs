@@ -17,13 +17,13 @@ use tokio::time::timeout;
 
 use crate::answer::{self, Received, Request};
 use crate::corefile::{self, Block, Way};
-use crate::fast::{Fast, Generation};
+use crate::datagrams::{Inbox, Outbox};
+use crate::fast::{Fast, Generation, ID_BYTES};
 use crate::forward::Forwarder;
+use crate::metrics::Tally;
 use crate::zone::{Answer, Zone};
 use crate::{Caches, Clients, Config, Error, metrics, watch};
 
-/// Larger questions do not exist outside TCP.
-const DATAGRAM_BYTES_MAX: usize = 4096;
 const TCP_CONNECTIONS_MAX: usize = 256;
 const TCP_IDLE: Duration = Duration::from_secs(10);
 /// Questions waiting for resolvers, over all sockets; more are dropped, which a stub resolver takes as loss.
@@ -127,53 +127,72 @@ impl Server {
     }
 
     async fn serve_udp(self: Arc<Self>, socket: Arc<UdpSocket>) {
-        let mut buffer = vec![0; DATAGRAM_BYTES_MAX];
-        let mut fast = Fast::default();
+        let (mut inbox, mut outbox) = (Inbox::new(), Outbox::default());
+        let (mut fast, mut tally) = (Fast::default(), Tally::default());
         loop {
-            let (length, client) = match socket.recv_from(&mut buffer).await {
-                Ok(received) => received,
+            let count = match inbox.receive(&socket).await {
+                Ok(count) => count,
                 Err(error) => {
                     // ICMP errors of clients that went away arrive here too.
-                    tracing::debug!(%error, "receive a DNS datagram");
+                    tracing::debug!(%error, "receive DNS datagrams");
                     tokio::task::yield_now().await;
                     continue;
                 }
             };
-            if !(self.clients.0)(client.ip().to_canonical()) {
-                metrics::count_ignored();
-                continue;
-            }
             let started = Instant::now();
-            let datagram = buffer.get(..length).unwrap_or_default();
-            // Before anything is looked up: what changes meanwhile makes this answer an old one.
+            // Before anything is looked up: what changes meanwhile makes these answers old ones.
             let generation = self.generation.now();
-            if let Some(kept) = fast.get(datagram, generation) {
-                metrics::count_request("udp", kept.kind);
-                send(&socket, client, &kept.bytes).await;
-                metrics::count_response(kept.code, started.elapsed());
-                continue;
-            }
-            match answer::receive(datagram) {
-                Received::Ignore => metrics::count_ignored(),
-                Received::Reject(message) => {
-                    if let Ok(bytes) = message.to_vec() {
-                        let _ = socket.try_send_to(&bytes, client);
+            for index in 0..count {
+                let Some((datagram, client)) = inbox.get(index) else { continue };
+                if !(self.clients.0)(client.ip().to_canonical()) {
+                    metrics::count_ignored();
+                } else if let Some(kept) = fast.get(datagram, generation) {
+                    if let (Some(answer), Some(id)) =
+                        (outbox.answer(index, &kept.bytes).first_chunk_mut(), datagram.first_chunk::<ID_BYTES>())
+                    {
+                        *answer = *id;
                     }
-                    metrics::count_response(message.metadata.response_code, started.elapsed());
-                }
-                Received::Request(request) => {
-                    metrics::count_request("udp", request.query.query_type());
-                    match self.at_once(&request) {
-                        Some(message) => {
-                            if let Some(bytes) = reply_udp(&socket, client, &request, &message, started).await {
-                                fast.put(datagram, &message, &bytes, generation);
-                            }
-                        }
-                        None => self.clone().reply_later(socket.clone(), client, *request, started),
-                    }
+                    tally.count(kept.kind, kept.code);
+                } else if let Some(bytes) = self.answer_datagram(datagram, &socket, client, (&mut fast, generation), started) {
+                    outbox.answer(index, &bytes);
                 }
             }
+            outbox.send(&socket, &inbox).await;
+            tally.publish("udp", started.elapsed());
         }
+    }
+
+    /// The bytes of the answer, where it can be given at once; else it goes by itself, later or never.
+    fn answer_datagram(
+        self: &Arc<Self>,
+        datagram: &[u8],
+        socket: &Arc<UdpSocket>,
+        client: SocketAddr,
+        (fast, generation): (&mut Fast, u64),
+        started: Instant,
+    ) -> Option<Vec<u8>> {
+        let request = match answer::receive(datagram) {
+            Received::Ignore => {
+                metrics::count_ignored();
+                return None;
+            }
+            Received::Reject(message) => {
+                metrics::count_response(message.metadata.response_code, started.elapsed());
+                return message.to_vec().ok();
+            }
+            Received::Request(request) => request,
+        };
+        metrics::count_request("udp", request.query.query_type());
+        let Some(message) = self.at_once(&request) else {
+            self.clone().reply_later(socket.clone(), client, *request, started);
+            return None;
+        };
+        let bytes = answer::encode_udp(&request.message, &message);
+        metrics::count_response(message.metadata.response_code, started.elapsed());
+        if let Some(bytes) = &bytes {
+            fast.put(datagram, &message, bytes, generation);
+        }
+        bytes
     }
 
     fn reply_later(self: Arc<Self>, socket: Arc<UdpSocket>, client: SocketAddr, request: Request, started: Instant) {
@@ -319,20 +338,13 @@ impl Server {
     }
 }
 
-/// The bytes that went.
-async fn reply_udp(socket: &UdpSocket, client: SocketAddr, request: &Request, message: &Message, started: Instant) -> Option<Vec<u8>> {
-    let bytes = answer::encode_udp(&request.message, message);
-    if let Some(bytes) = &bytes {
-        send(socket, client, bytes).await;
-    }
-    metrics::count_response(message.metadata.response_code, started.elapsed());
-    bytes
-}
-
-async fn send(socket: &UdpSocket, client: SocketAddr, bytes: &[u8]) {
-    if let Err(error) = socket.send_to(bytes, client).await {
+async fn reply_udp(socket: &UdpSocket, client: SocketAddr, request: &Request, message: &Message, started: Instant) {
+    if let Some(bytes) = answer::encode_udp(&request.message, message)
+        && let Err(error) = socket.send_to(&bytes, client).await
+    {
         tracing::debug!(%client, %error, "send a DNS answer");
     }
+    metrics::count_response(message.metadata.response_code, started.elapsed());
 }
 
 fn bind_tcp(address: SocketAddr) -> io::Result<TcpListener> {
