@@ -17,6 +17,7 @@ use crate::podspec;
 use crate::probe::check;
 use crate::resize::Given;
 use crate::storage::Trouble;
+use crate::users::IdRange;
 use crate::worker::{Agent, Record, Scene, lock};
 use crate::world::{Image, PostStart};
 
@@ -85,13 +86,19 @@ impl Agent {
     async fn run_sandbox(&self, scene: &Scene, attempt: u32) {
         let _permit = self.starts.acquire().await;
         let dns = crate::dns::of_pod(&scene.pod, &self.config, &self.host_dns);
-        let config = crispec::sandbox(&scene.pod, &self.config, dns, attempt);
         if attempt > 0 {
             self.event(&scene.reference(), EventKind::Normal, "SandboxChanged", "Pod sandbox changed, it will be killed and re-created.");
         }
-        let group = config.linux.as_ref().and_then(|linux| linux.resources.clone());
-        let made = match self.runtime_handler(scene).await.and_then(|handler| self.make_group(scene, group).map(|()| handler)) {
-            Ok(runtime_handler) => self.runtime.run_pod_sandbox(v1::RunPodSandboxRequest { config: Some(config), runtime_handler }).await,
+        let prepared = async {
+            let runtime_handler = self.runtime_handler(scene).await?;
+            self.check_users(scene, &runtime_handler).await?;
+            let users = self.users_of(scene).map_err(cri::Error::internal)?;
+            let config = crispec::sandbox(&scene.pod, &self.config, dns, attempt, users);
+            self.make_group(scene, config.linux.as_ref().and_then(|linux| linux.resources.clone()))?;
+            Ok(v1::RunPodSandboxRequest { config: Some(config), runtime_handler })
+        };
+        let made = match prepared.await {
+            Ok(request) => self.runtime.run_pod_sandbox(request).await,
             Err(error) => Err(error),
         };
         let mut memory = scene.record.memory();
@@ -122,6 +129,26 @@ impl Agent {
         };
         let made = cgroups::Root::detect(root).and_then(|root| root.create(&crispec::pod_cgroup(&scene.pod))?.set(&limits));
         made.map_err(|error| cri::Error::internal(error.to_string()))
+    }
+
+    /// The ids of a pod with a user namespace.
+    fn users_of(&self, scene: &Scene) -> Result<Option<IdRange>, String> {
+        let wanted = podspec::spec(&scene.pod).host_users == Some(false);
+        wanted.then(|| self.users.of(&self.config, &scene.record.uid)).transpose()
+    }
+
+    /// Does the runtime's handler make user namespaces, where the pod wants one?
+    async fn check_users(&self, scene: &Scene, handler: &str) -> cri::Result<()> {
+        if podspec::spec(&scene.pod).host_users != Some(false) {
+            return Ok(());
+        }
+        let handlers = self.runtime.status(v1::StatusRequest::default()).await?.runtime_handlers;
+        let known = handlers.iter().find(|known| known.name == handler).and_then(|known| known.features);
+        if known.is_some_and(|features| features.user_namespaces) {
+            return Ok(());
+        }
+        let message = format!("can't set `spec.hostUsers: false`, runtime handler {handler:?} does not support user namespaces");
+        Err(cri::Error::internal(message))
     }
 
     /// What the pod's RuntimeClass names (KEP-585).
@@ -224,6 +251,7 @@ impl Agent {
         let inside = mounts::Inside { attempt, env: &envs, ips: &facts.pod_ips, images: &images, placed: &placed };
         let files = mounts::of_container(&self.config, &scene.pod, container, &inside);
         let files = files.map_err(|message| Refused { reason: "CreateContainerConfigError", message })?;
+        let users = self.users_of(scene).map_err(config_error)?;
         let image_ref = match scene.record.memory().images.get(&(container.name.clone(), attempt)) {
             Some(Image::Ready(reference)) => reference.clone(),
             _ => container.image.clone().unwrap_or_default(),
@@ -243,10 +271,11 @@ impl Agent {
             seccomp_default: self.config.seccomp_default,
             seccomp_directory: &self.config.seccomp_directory,
             target_id: self.target_id(scene, container),
+            users,
         })
         .map_err(|error| config_error(error.0))?;
         let dns = crate::dns::of_pod(&scene.pod, &self.config, &self.host_dns);
-        let sandbox_config = crispec::sandbox(&scene.pod, &self.config, dns, sandbox.attempt);
+        let sandbox_config = crispec::sandbox(&scene.pod, &self.config, dns, sandbox.attempt, users);
         let request =
             v1::CreateContainerRequest { pod_sandbox_id: sandbox.id.clone(), config: Some(config), sandbox_config: Some(sandbox_config) };
         let logs = crispec::log_directory(&scene.pod, &self.config).join(&container.name);
@@ -453,6 +482,7 @@ impl Agent {
             volumes::teardown::remove(&logs)
         };
         tokio::task::spawn_blocking(work).await??;
+        self.users.release(&scene.record.uid);
         // A pod of the same uid never comes back; a new wish for it would make a new record.
         if lock(&scene.record.wish).gone {
             self.forget(&scene.record.uid);

@@ -68,6 +68,8 @@ pub struct Config {
     /// Whether pods may use swap (KEP-2400: `LimitedSwap`).
     pub limited_swap: bool,
     pub taints: Vec<Taint>,
+    /// How many of the host's ids a pod with `hostUsers: false` gets (KEP-127).
+    pub user_ids_per_pod: u32,
     /// The control group root below which the kubelet itself makes the pods' groups; absent, the runtime does.
     pub pod_cgroups: Option<String>,
     /// What `/configz` shows: the KubeletConfiguration in use.
@@ -143,6 +145,7 @@ impl Config {
             seccomp_directory: "/var/lib/kubelet/seccomp".into(),
             limited_swap: false,
             taints: Vec::new(),
+            user_ids_per_pod: 65_536,
             pod_cgroups: None,
             shown: serde_json::Value::Null,
         }

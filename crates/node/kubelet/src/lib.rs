@@ -55,6 +55,7 @@ pub mod settings;
 pub mod static_pods;
 pub mod status;
 pub mod storage;
+pub mod users;
 pub mod worker;
 pub mod world;
 
@@ -221,6 +222,7 @@ fn start(
         admitting: Mutex::default(),
         mirrors: Mutex::default(),
         node_uid: Mutex::default(),
+        users: users::Ranges::default(),
         node_labels: Mutex::default(),
         started_at: Timestamp::now(),
         config,

@@ -56,6 +56,7 @@ struct Fields {
     image_gc_low_threshold_percent: Option<u8>,
     register_with_taints: Option<Vec<Taint>>,
     memory_swap: Option<MemorySwap>,
+    user_namespaces: Option<UserNamespaces>,
     container_runtime_endpoint: Option<String>,
     cpu_manager_policy: Option<String>,
     memory_manager_policy: Option<String>,
@@ -67,6 +68,12 @@ struct Fields {
 #[serde(default, rename_all = "camelCase")]
 struct MemorySwap {
     swap_behavior: String,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct UserNamespaces {
+    ids_per_pod: Option<i64>,
 }
 
 /// Upstream's other fields: known, and without effect here.
@@ -162,7 +169,6 @@ const KNOWN: &[&str] = &[
     "tracing",
     "localStorageCapacityIsolation",
     "imageServiceEndpoint",
-    "userNamespaces",
     "reservedSystemCPUs",
     "showHiddenMetricsForVersion",
     "singleProcessOOMKill",
@@ -239,6 +245,7 @@ fn own_names() -> &'static [&'static str] {
         "imageGCLowThresholdPercent",
         "registerWithTaints",
         "memorySwap",
+        "userNamespaces",
         "containerRuntimeEndpoint",
         "cpuManagerPolicy",
         "memoryManagerPolicy",
@@ -294,6 +301,10 @@ fn plain(fields: &Fields, config: &mut Config) -> Result<(), String> {
         let more = Quantity::parse(amount).map_err(|_| format!("{name}: {amount:?} is not a quantity"))?;
         let before = config.reserved.get(name).and_then(|before| Quantity::parse(before).ok());
         config.reserved.insert(name.clone(), before.map_or(more, |before| before + more).to_string());
+    }
+    if let Some(ids) = fields.user_namespaces.as_ref().and_then(|users| users.ids_per_pod) {
+        let valid = u32::try_from(ids).ok().filter(|ids| *ids > 0 && ids % 65_536 == 0 && *ids <= u32::MAX / 2);
+        config.user_ids_per_pod = valid.ok_or_else(|| format!("userNamespaces.idsPerPod: {ids} is not a multiple of 65536"))?;
     }
     match fields.memory_swap.as_ref().map(|swap| swap.swap_behavior.as_str()) {
         None | Some("" | "NoSwap") => config.limited_swap = false,

@@ -70,6 +70,8 @@ pub struct Agent {
     /// Mirror pods of this node by namespace and name, and the uid of the Node that owns them.
     pub mirrors: Mutex<BTreeMap<(String, String), Arc<Pod>>>,
     pub node_uid: Mutex<Option<String>>,
+    /// The host's ids of pods with a user namespace.
+    pub users: crate::users::Ranges,
     /// The Node's labels as the API has them.
     pub node_labels: Mutex<Option<BTreeMap<String, String>>>,
 }

@@ -14,6 +14,9 @@ pub struct Spec {
     pub mounts: Vec<Mount>,
     /// Made on the tmpfs at `/dev`, beside the standard ones.
     pub devices: Vec<Device>,
+    /// Nodes cannot be made in a user namespace: those in `/dev`, the standard ones included, are mounts of the host's.
+    #[serde(default)]
+    pub devices_are_mounts: bool,
     /// Hidden: files behind `/dev/null`, directories behind an empty tmpfs. A path that is not there is fine.
     pub masked_paths: Vec<String>,
     pub readonly_paths: Vec<String>,
