@@ -14,6 +14,9 @@ use crate::world::{Backoff, Failure, Image, PostStart, Seen, State, Verdict, Wai
 
 const BACKOFF_FIRST: Duration = Duration::from_secs(10);
 const BACKOFF_MAX: Duration = Duration::from_secs(300);
+/// How long a pod with a grace period stays after its last status. A client that deletes and then reads finds it on its way out, which
+/// upstream's conformance tests rely on: its kubelet is never as fast as ours.
+pub const LAST_LOOK: Duration = Duration::from_millis(100);
 /// How long a failed pull is shown as such before it is shown as backing off.
 const PULL_FAILURE_SHOWN: SignedDuration = SignedDuration::from_secs(2);
 
@@ -202,7 +205,7 @@ fn end(world: &World<'_>, plan: &mut Plan) {
         if world.gone {
             plan.actions.push(Action::Forget);
         } else if world.pod.metadata.deletion_timestamp.is_some() && !world.memory.finished {
-            match world.memory.last_look.filter(|until| world.now < *until) {
+            match world.memory.last_look.filter(|until| is_ahead(world.now, *until, LAST_LOOK)) {
                 Some(until) => plan.wake(until),
                 None => plan.actions.push(Action::Finish),
             }
@@ -301,9 +304,16 @@ fn mount(world: &World<'_>, plan: &mut Plan) -> Option<()> {
     None
 }
 
+/// Is `until`, which was `wait` away when it was set, still to come? Where it is further away than that, the clock was set back meanwhile, and
+/// nobody waits for it to catch up.
+fn is_ahead(now: Timestamp, until: Timestamp, wait: Duration) -> bool {
+    let left = until.duration_since(now);
+    left > SignedDuration::ZERO && left <= SignedDuration::try_from(wait).unwrap_or(SignedDuration::MAX)
+}
+
 /// Is the failed step not to be tried again yet?
 fn blocked(world: &World<'_>, plan: &mut Plan, failure: Option<&Failure>) -> bool {
-    let Some(failure) = failure.filter(|failure| world.now < failure.until) else { return false };
+    let Some(failure) = failure.filter(|failure| is_ahead(world.now, failure.until, failure.wait)) else { return false };
     plan.wake(failure.until);
     true
 }
@@ -374,7 +384,7 @@ fn backs_off(world: &World<'_>, plan: &mut Plan, container: &Container, seen: &S
     let finished = seen.finished_at.unwrap_or(world.now);
     let Some(backoff) = backoff.filter(|backoff| !is_expired(backoff, world.now)) else { return false };
     let until = finished + SignedDuration::try_from(backoff.wait).unwrap_or(SignedDuration::ZERO);
-    if world.now >= until {
+    if !is_ahead(world.now, until, backoff.wait) {
         return false;
     }
     let (wait, pod) = (go_duration(backoff.wait), podspec::format_pod(world.pod));
@@ -428,7 +438,7 @@ fn is_image_ready(world: &World<'_>, plan: &mut Plan, blamed: &str, key: (String
     match world.memory.images.get(&key) {
         Some(Image::Ready(_)) => return true,
         Some(Image::Pulling) => {}
-        Some(Image::Failed { reason, message, at, until, .. }) if world.now < *until => {
+        Some(Image::Failed { reason, message, at, until, wait }) if is_ahead(world.now, *until, *wait) => {
             let shown_until = *at + PULL_FAILURE_SHOWN;
             if *reason != "ErrImagePull" || world.now < shown_until {
                 plan.wait(blamed, reason, message.clone());

@@ -324,3 +324,18 @@ fn a_rule_makes_all_containers_begin_anew_once_the_others_have_stopped() {
     let other = scene(spec).seen("init", 0, State::Exited, 0).seen("a", 0, State::Exited, 1).seen("b", 0, State::Exited, 0);
     assert!(other.plan().ending);
 }
+
+#[test]
+fn a_clock_that_was_set_back_makes_nobody_wait_for_it() {
+    for (back, waits) in [(0, true), (3600, false)] {
+        let mut crashed = scene(two()).seen("a", 0, State::Exited, 1).seen("b", 0, State::Running, 0);
+        crashed.memory.backoffs.insert("a".into(), Backoff { wait: Duration::from_secs(20), updated: at(NOW + back - 5) });
+        crashed.containers[0].finished_at = Some(at(NOW + back - 3));
+        assert_eq!(crashed.plan().waiting.contains_key("a"), waits, "a crash {back} s ago in the future");
+        let mut failed = scene(two());
+        failed.sandboxes.clear();
+        failed.memory.sandbox_failed =
+            Some(next_failure(None, Duration::from_secs(8), "FailedCreatePodSandBox", "m".into(), at(NOW + back - 1)));
+        assert_eq!(failed.actions().is_empty(), waits, "a sandbox that failed {back} s ago in the future");
+    }
+}
