@@ -12,7 +12,7 @@ use crate::codec;
 use crate::context::Context;
 use crate::negotiate;
 use crate::object::meta;
-use crate::registry::{Target, admit, catalog};
+use crate::registry::{Target, admit, catalog, deletion};
 use crate::reply::{self, Body};
 
 pub fn table_type(group: &str, version: &str, kind: &str) -> Result<&'static schema::model::Type, Status> {
@@ -56,10 +56,8 @@ fn assign(target: Target<'_>, pod: &mut Value, binding: &Value) -> Result<(), St
     let (name, node) = (target.name, binding["target"]["name"].as_str().unwrap_or_default());
     let resource = GroupResource { group: String::new(), resource: "pods/binding".into() };
     let conflict = |why: String| Err(Status::conflict(&resource, name, &why));
-    let (wanted, uid) = (meta(binding, "uid"), meta(pod, "uid"));
-    if !wanted.is_empty() && wanted != uid {
-        return conflict(format!("Precondition failed: UID in precondition: {wanted}, UID in object meta: {uid}"));
-    }
+    let wanted = |name: &str| Some(meta(binding, name)).filter(|value| !value.is_empty());
+    deletion::check_stored(target, pod, wanted("uid"), wanted("resourceVersion"))?;
     if !meta(pod, "deletionTimestamp").is_empty() {
         return conflict(format!("pod {name} is being deleted, cannot be assigned to a host"));
     }
@@ -70,6 +68,8 @@ fn assign(target: Target<'_>, pod: &mut Value, binding: &Value) -> Result<(), St
         return conflict(format!("pod {name} has non-empty .spec.schedulingGates"));
     }
     pod["spec"]["nodeName"] = node.into();
+    // What was hoped for would mislead others now.
+    pod["status"].as_object_mut().and_then(|status| status.remove("nominatedNodeName"));
     for part in ["annotations", "labels"] {
         for (key, value) in binding["metadata"][part].as_object().into_iter().flatten() {
             pod["metadata"][part][key] = value.clone();
