@@ -15,6 +15,7 @@ use crate::negotiate::{self, Format, Offer};
 use crate::reply::{self, Body};
 use crate::request::{Query, RequestInfo};
 use crate::serve::Peer;
+use crate::serve::turns::Whose;
 use crate::{Inner, aggregation, audit, deadline, discovery, flow, handlers, health, openapi};
 
 static FLOW_SCHEMA: HeaderName = HeaderName::from_static("x-kubernetes-pf-flowschema-uid");
@@ -50,6 +51,9 @@ async fn stages(server: &Arc<Inner>, request: Request<Body>, identity: Option<Us
         Ok(user) => (user, None),
         Err(status) => (UserInfo::anonymous(), Some(status)),
     };
+    if let Some(whose) = request.extensions().get::<Whose>() {
+        whose.is(&user.username);
+    }
     let mut context = Context::new(info, query, headers, user);
     context.audit.id = audit_id.to_owned();
     context.audit.received = meta::time::now_micro();
