@@ -41,6 +41,12 @@ pub struct Remote {
     idle: Mutex<Vec<(Sender, Instant)>>,
 }
 
+fn bearer(token: &str) -> Result<HeaderValue, String> {
+    let mut value = HeaderValue::from_str(&format!("Bearer {token}")).map_err(|_| "token: not the form of a header".to_owned())?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
 impl std::fmt::Debug for Remote {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "https://{}{}", self.authority(), self.target)
@@ -52,6 +58,12 @@ impl Remote {
     pub fn new(url: &str, authority: &str) -> Result<Self, String> {
         let trust = if authority.is_empty() { Trust::System } else { Trust::Bundle(authority.as_bytes().to_vec()) };
         Self::with(url, "", &tls::client_config(&trust, None)?, None)
+    }
+
+    /// Shows this token; an empty one is none.
+    pub fn with_token(mut self, token: &str) -> Result<Self, String> {
+        self.token = Some(token).filter(|token| !token.is_empty()).map(bearer).transpose()?;
+        Ok(self)
     }
 
     fn with(url: &str, server_name: &str, config: &rustls::ClientConfig, token: Option<HeaderValue>) -> Result<Self, String> {
@@ -116,14 +128,9 @@ impl Remote {
             (None, Some(file)) => Some(String::from_utf8_lossy(&read(&folder.join(file))?).trim().to_owned()),
             (None, None) => None,
         };
-        let bearer = |token: String| {
-            let mut value = HeaderValue::from_str(&format!("Bearer {token}")).map_err(|_| "token: not the form of a header".to_owned())?;
-            value.set_sensitive(true);
-            Ok::<_, String>(value)
-        };
         let server = cluster["server"].as_str().unwrap_or_default();
         let name = cluster["tls-server-name"].as_str().unwrap_or_default();
-        Self::with(server, name, &tls::client_config(&trust, identity)?, token.map(bearer).transpose()?)
+        Self::with(server, name, &tls::client_config(&trust, identity)?, token.as_deref().map(bearer).transpose()?)
     }
 
     fn authority(&self) -> String {

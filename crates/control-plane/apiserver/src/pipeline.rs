@@ -44,17 +44,21 @@ async fn stages(server: &Arc<Inner>, request: Request<Body>, identity: Option<Us
     let info = RequestInfo::parse(request.method(), request.uri().path(), &query);
     let headers = request.headers().clone();
     let user = match identity {
-        Some(user) => Ok(user),
+        Some(user) => Ok((user, None)),
         None => server.access.authenticate(&server.registry, &request).await,
     };
-    let (user, refused) = match user {
-        Ok(user) => (user, None),
-        Err(status) => (UserInfo::anonymous(), Some(status)),
+    let (user, notice, refused) = match user {
+        Ok((user, notice)) => (user, notice, None),
+        Err(status) => (UserInfo::anonymous(), None, Some(status)),
     };
     if let Some(whose) = request.extensions().get::<Whose>() {
         whose.is(&user.username);
     }
     let mut context = Context::new(info, query, headers, user);
+    if let Some(notice) = notice {
+        notice.warning.into_iter().for_each(|sentence| context.warn(sentence));
+        context.annotate(notice.annotation.0, notice.annotation.1);
+    }
     context.audit.id = audit_id.to_owned();
     context.audit.received = meta::time::now_micro();
     context.audit.uri = request.uri().path_and_query().map(|target| target.as_str().to_owned()).unwrap_or_default();

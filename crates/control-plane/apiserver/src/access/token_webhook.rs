@@ -61,7 +61,7 @@ impl Webhook {
         if audiences.is_empty() && !wanted.is_empty() {
             return Err("the token is for other audiences".into());
         }
-        Ok(Known { user, audiences })
+        Ok(Known::new(user, audiences))
     }
 
     async fn ask(&self, token: &str, wanted: &[String], lookup: &dyn Lookup) -> Result<Result<(UserInfo, Vec<String>), String>, String> {
