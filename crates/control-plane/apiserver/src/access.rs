@@ -14,11 +14,13 @@ pub mod grants;
 mod impersonate;
 mod issuers;
 mod legacy_token;
+mod metrics;
 pub mod reload;
 pub mod token_webhook;
 mod webhook;
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use admission::Lookup;
 use arc_swap::ArcSwap;
@@ -35,6 +37,7 @@ use crate::cache::Caches;
 use crate::context::Context;
 use authorizer::{Authorizer, Chain};
 pub use legacy_token::today;
+pub use metrics::metrics;
 use reload::Source;
 use token_webhook::TokenWebhook;
 
@@ -151,7 +154,11 @@ impl Access {
     }
 
     async fn require(&self, caches: &Caches, user: &UserInfo, asked: &Attributes<'_>) -> Result<String, Status> {
+        let began = Instant::now();
         let decision = self.authorizer.decide(caches, user, asked).await;
+        if let Some(metrics) = metrics() {
+            metrics.authorized(&decision, began.elapsed());
+        }
         match decision.is_allowed() {
             true => Ok(decision.reason().to_owned()),
             false => Err(forbidden(user, asked, decision.reason())),

@@ -44,12 +44,15 @@ async fn stages(server: &Arc<Inner>, request: Request<Body>, identity: Option<Us
     let info = RequestInfo::parse(request.method(), request.uri().path(), &query);
     let headers = request.headers().clone();
     let user = match identity {
-        Some(user) => Ok((user, None)),
+        Some(user) => Ok((Arc::new(user), None)),
         None => server.access.authenticate(&server.registry, &request).await,
     };
+    if let Some(metrics) = crate::access::metrics() {
+        metrics.authenticated(user.as_ref().ok().map(|(user, _)| user.username.as_str()), started.elapsed());
+    }
     let (user, notice, refused) = match user {
         Ok((user, notice)) => (user, notice, None),
-        Err(status) => (UserInfo::anonymous(), None, Some(status)),
+        Err(status) => (Arc::new(UserInfo::anonymous()), None, Some(status)),
     };
     if let Some(whose) = request.extensions().get::<Whose>() {
         whose.is(&user.username);
@@ -60,7 +63,7 @@ async fn stages(server: &Arc<Inner>, request: Request<Body>, identity: Option<Us
         context.annotate(notice.annotation.0, notice.annotation.1);
     }
     context.audit.id = audit_id.to_owned();
-    context.audit.received = meta::time::now_micro();
+    context.audit.received = jiff::Timestamp::now();
     context.audit.uri = request.uri().path_and_query().map(|target| target.as_str().to_owned()).unwrap_or_default();
     context.audit.peer = request.extensions().get::<Peer>().map(|peer| peer.0);
     audit::received(server, &mut context);

@@ -109,7 +109,7 @@ async fn connection(server: Server, (stream, peer): (TcpStream, Peer), acceptor:
             let speaker = chain.and_then(|chain| match &server.0.tls {
                 Some(tls) => tls.peer(chain),
                 // TLS of the caller's own, with one authority: it has verified the chain.
-                None => chain.first().and_then(|leaf| auth::authenticate::certificate_user(leaf)).map(Speaker::User),
+                None => chain.first().and_then(|leaf| auth::authenticate::certificate_user(leaf)).map(|user| Speaker::User(Arc::new(user))),
             });
             let protocol = Protocol::agreed(stream.get_ref().1.alpn_protocol());
             http(server, (stream, peer), speaker, protocol, watcher, whose).await;

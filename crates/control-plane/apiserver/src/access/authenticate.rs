@@ -32,14 +32,14 @@ impl Known {
 }
 
 impl Access {
-    pub async fn authenticate(&self, registry: &Registry, request: &Request<Body>) -> Result<(UserInfo, Option<Box<Notice>>), Status> {
+    pub async fn authenticate(&self, registry: &Registry, request: &Request<Body>) -> Result<(Arc<UserInfo>, Option<Box<Notice>>), Status> {
         let headers = request.headers();
         let peer = request.extensions().get::<ClientCertificate>();
         match peer.map(|certificate| &*certificate.0) {
             Some(Peer::User(user)) => return Ok((user.clone(), None)),
             Some(Peer::FrontProxy(name)) if self.front_proxies.is_empty() || self.front_proxies.contains(name) => {
                 if let Some(user) = fronted(headers) {
-                    return Ok((user, None));
+                    return Ok((Arc::new(user), None));
                 }
             }
             _ => {}
@@ -47,11 +47,11 @@ impl Access {
         let Some(token) = bearer(headers).map(str::to_owned).or_else(|| websocket_token(headers)) else {
             // A certificate that stands for nobody is a failed attempt, not an absent one.
             let known = peer.is_none() && self.lets_in_strangers(request.uri().path());
-            return if known { Ok((UserInfo::anonymous(), None)) } else { Err(Status::unauthorized()) };
+            return if known { Ok((Arc::new(UserInfo::anonymous()), None)) } else { Err(Status::unauthorized()) };
         };
         // Boxed: most requests carry no token, and need not carry this future.
         match Box::pin(self.token(registry, &token, &[])).await {
-            Ok(known) => Ok((known.user, known.notice)),
+            Ok(known) => Ok((Arc::new(known.user), known.notice)),
             Err(why) => {
                 tracing::debug!(why, "authentication");
                 Err(Status::unauthorized())

@@ -55,6 +55,15 @@ impl Issuer {
     }
 
     pub async fn user(&self, token: &str, lookup: &dyn Lookup) -> Result<UserInfo, String> {
+        let began = Instant::now();
+        let user = self.user_of(token, lookup).await;
+        if let Some(metrics) = super::metrics() {
+            metrics.jwt(&self.provider.issuer, user.is_ok(), began.elapsed());
+        }
+        user
+    }
+
+    async fn user_of(&self, token: &str, lookup: &dyn Lookup) -> Result<UserInfo, String> {
         let now = jiff::Timestamp::now().as_second();
         let mut claims = self.claims(token, now, lookup).await?;
         if let Some(place) = self.provider.groups_elsewhere(&claims).map_err(|error| error.to_string())? {

@@ -193,6 +193,8 @@ mod tests {
             (&promoted.api_server.certificate, &promoted.admin.certificate),
             (&first.api_server.certificate, &first.admin.certificate)
         );
+        let issued = |pair: &crate::pki::Pair, bundle: &str| crate::csr::is_issued_by(&pair.certificate, bundle);
+        assert!(issued(&first.admin, &prepared.ca) && !issued(&first.admin, &promoted.ca) && issued(&promoted.admin, &promoted.ca));
         // Who knows the old or the new authority believes both sides' certificates.
         for (bundle, pair) in [(&prepared.ca, &promoted.admin), (&promoted.ca, &first.admin)] {
             let server = crate::tls::Server::new(&promoted.api_server, bundle).unwrap();
