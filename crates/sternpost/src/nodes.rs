@@ -1,7 +1,7 @@
-//! Further nodes on this machine: each an agent in a network namespace of its own, plugged into a bridge, so that there are real links
-//! between nodes that can be cut.
+//! Further nodes on this machine: each an agent in a network and a mount namespace of its own, plugged into a bridge, so that there are
+//! real links between nodes that can be cut.
 //!
-//! A node's folder is `<run>/nodes/<name>`: its configuration, and `netns`, where its namespace is mounted. What outlives the machine's
+//! A node's folder is `<run>/nodes/<name>`: its configuration, and `netns` and `mntns`, where its namespaces are mounted. What outlives the machine's
 //! uptime is in `<data>/nodes/<name>`. The agents are processes of their own: they and their pods outlive this daemon.
 
 use std::collections::BTreeSet;
@@ -9,7 +9,7 @@ use std::fs::{self, File, OpenOptions};
 use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command as Process, Stdio};
 use std::sync::Arc;
 
@@ -17,15 +17,17 @@ use anyhow::Context;
 use auth::pki::NodeKeys;
 use clap::Subcommand;
 use k8s_openapi::api::core::v1::Node;
+use rustix::thread::LinkNameSpaceType;
 
 use crate::config::{Config, outward_address};
-use crate::daemon;
 use crate::preflight;
 use crate::progress::Progress;
 use crate::up::{Parts, wait_for_node};
+use crate::{daemon, keeper};
 
 mod drain;
 mod loss;
+mod namespaces;
 
 /// Nodes that are taken down at the same time.
 const AT_ONCE: usize = 16;
@@ -185,7 +187,7 @@ pub fn down(config: &Config, purge: bool) -> anyhow::Result<()> {
     }
     let nodes = config.run_dir.join("nodes");
     for entry in fs::read_dir(&nodes).into_iter().flatten().flatten() {
-        release(&entry.path().join("netns"));
+        ["netns", "mntns"].iter().for_each(|name| namespaces::release(&entry.path().join(name)));
     }
     cni::segment::delete_link(&bridge(config))?;
     if nodes.exists() { fs::remove_dir_all(&nodes).context("remove the nodes' folder") } else { Ok(()) }
@@ -205,7 +207,7 @@ impl Local {
         let addresses = nth(number.into())?;
         let (address, _) = addresses.first().copied().context("nodeCidr")?;
         let folder = host.run_dir.join("nodes").join(&name);
-        let config = Config {
+        let mut config = Config {
             data_dir: host.data_dir.join("nodes").join(&name),
             run_dir: folder.join("run"),
             node_name: name.clone(),
@@ -213,14 +215,19 @@ impl Local {
             cgroup_root: format!("{}-{number}", host.cgroup_root),
             ..host.clone()
         };
+        // Plugins that hand out addresses need another range on each node.
+        let own_cni = config.data_dir.join("cni");
+        if own_cni.is_dir() {
+            config.cni_conf_dir = own_cni;
+        }
         fs::create_dir_all(&config.run_dir)?;
         fs::create_dir_all(&config.data_dir)?;
         NodeKeys::issue(&host.pki_dir(), &config.pki_dir(), &name, &[address, IpAddr::from([127, 0, 0, 1])])?;
         fs::write(folder.join("config.yaml"), written(&config))?;
         let server = format!("https://{node_ip}:{}", host.api_port);
         let netns = folder.join("netns");
-        if !is_namespace(&netns) {
-            make_namespace(&netns).with_context(|| netns.display().to_string())?;
+        if !namespaces::is_kept(&netns) {
+            namespaces::keep_network(&netns).with_context(|| netns.display().to_string())?;
         }
         let mut segment = cni::segment::Segment::open(&bridge(host), &nth(1)?)?;
         segment.plug(&link(host, number), File::open(&netns)?.as_fd(), &addresses)?;
@@ -234,6 +241,10 @@ impl Local {
         if daemon::running(&self.config).is_some() {
             return Ok(());
         }
+        let mounts = self.mounts();
+        if !namespaces::is_kept(&mounts) {
+            namespaces::keep_mounts(&mounts).with_context(|| mounts.display().to_string())?;
+        }
         let log = OpenOptions::new().create(true).append(true).open(self.config.log_file())?;
         let mut process = self.process(&["agent", "--server", &self.server])?;
         process.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
@@ -241,16 +252,25 @@ impl Local {
         Ok(())
     }
 
-    /// This binary with the node's configuration, in the node's network namespace.
+    fn mounts(&self) -> PathBuf {
+        self.folder.join("mntns")
+    }
+
+    /// This binary with the node's configuration, in the node's namespaces.
     fn process(&self, arguments: &[&str]) -> anyhow::Result<Process> {
         let netns = File::open(self.folder.join("netns")).context("the node's network namespace")?;
+        // A node that was stopped has none until it starts.
+        let mounts = if namespaces::is_kept(&self.mounts()) { Some(File::open(self.mounts())?) } else { None };
         let mut process = Process::new("/proc/self/exe");
         process.arg0("sternpost").arg("--config").arg(self.folder.join("config.yaml")).args(arguments);
-        // SAFETY: only async-signal-safe calls between fork and exec: setsid and setns on a descriptor that the closure owns.
+        // SAFETY: only async-signal-safe calls between fork and exec: setsid, and setns on descriptors that the closure owns.
         unsafe {
             process.pre_exec(move || {
                 rustix::process::setsid()?;
-                rustix::thread::move_into_link_name_space(netns.as_fd(), Some(rustix::thread::LinkNameSpaceType::Network))?;
+                rustix::thread::move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network))?;
+                if let Some(mounts) = &mounts {
+                    rustix::thread::move_into_link_name_space(mounts.as_fd(), Some(LinkNameSpaceType::Mount))?;
+                }
                 Ok(())
             });
         }
@@ -261,7 +281,11 @@ impl Local {
         if let Some(pid) = daemon::running(&self.config).and_then(rustix::process::Pid::from_raw) {
             rustix::process::kill_process(pid, rustix::process::Signal::KILL)?;
         }
-        Ok(cgroups::Root::detect(&self.config.cgroup_root)?.remove_all()?)
+        keeper::end(&self.config.run_dir).context("end the keeper of the DNS sockets")?;
+        cgroups::Root::detect(&self.config.cgroup_root)?.remove_all()?;
+        // Mounts do not outlive a power cut either.
+        namespaces::release(&self.mounts());
+        Ok(())
     }
 
     fn link(&self, up: bool) -> anyhow::Result<()> {
@@ -274,7 +298,7 @@ impl Local {
         let netns = File::open(self.folder.join("netns")).context("the node's network namespace")?;
         let table = nft::Table::inet(&format!("{}-loss", self.config.nft_table));
         let there = std::thread::spawn(move || -> anyhow::Result<()> {
-            rustix::thread::move_into_link_name_space(netns.as_fd(), Some(rustix::thread::LinkNameSpaceType::Network))?;
+            rustix::thread::move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network))?;
             loss::set(&table, percent)
         });
         there.join().map_err(|_| anyhow::anyhow!("the thread in the node's namespace panicked"))?
@@ -287,7 +311,7 @@ impl Local {
         if let Ok(link) = fs::read_to_string(self.folder.join("link")) {
             cni::segment::delete_link(&link)?;
         }
-        release(&self.folder.join("netns"));
+        ["netns", "mntns"].iter().for_each(|name| namespaces::release(&self.folder.join(name)));
         Ok(())
     }
 }
@@ -311,31 +335,4 @@ fn written(config: &Config) -> String {
     });
     // JSON is YAML.
     text.to_string()
-}
-
-/// Whether a network namespace is mounted there.
-fn is_namespace(path: &Path) -> bool {
-    const NSFS_MAGIC: i64 = 0x6e73_6673;
-    rustix::fs::statfs(path).is_ok_and(|fs| i64::from(fs.f_type) == NSFS_MAGIC)
-}
-
-/// A new network namespace, kept by a mount on `path`.
-fn make_namespace(path: &Path) -> anyhow::Result<()> {
-    File::create(path)?;
-    let target = path.to_owned();
-    let made = std::thread::spawn(move || {
-        // SAFETY: only this thread's network namespace changes, and the thread ends here.
-        unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }?;
-        rustix::mount::mount_bind("/proc/thread-self/ns/net", &target)
-    });
-    made.join().map_err(|_| anyhow::anyhow!("the thread that makes the namespace panicked"))??;
-    Ok(())
-}
-
-fn release(netns: &Path) {
-    if is_namespace(netns)
-        && let Err(error) = rustix::mount::unmount(netns, rustix::mount::UnmountFlags::DETACH)
-    {
-        eprintln!("{}: {error}", netns.display());
-    }
 }

@@ -25,6 +25,8 @@ use crate::{control, dns_service, memory, node, nodes, preflight, status, transp
 pub const GRACE: Duration = Duration::from_secs(10);
 /// How long the node may take to become ready before the start says that something is wrong.
 const READY_WITHIN: Duration = Duration::from_secs(60);
+/// How long another process would wait before it takes a component over that is silent.
+const LEASE: Duration = Duration::from_secs(60);
 /// How much of the past the store keeps for watches to resume from (upstream: etcd compaction every five minutes).
 const COMPACTION_PERIOD: Duration = Duration::from_secs(300);
 
@@ -202,6 +204,7 @@ fn start_control_plane(parts: &Arc<Parts>, scheduler: scheduler::Config, ranges:
         root_ca: controllers::RootCa::new(parts.certificates.authorities()),
         cluster_ranges: ranges,
         signer: parts.certificates.signer.clone(),
+        local_path: Some(node::local_path_dir(&parts.config)),
         ..controllers::Config::default()
     };
     if parts.config.fast_failover {
@@ -209,12 +212,35 @@ fn start_control_plane(parts: &Arc<Parts>, scheduler: scheduler::Config, ranges:
         settings.node_monitor_period = node::FAST_GRACE / 10;
         settings.node_eviction_pause = node::FAST_GRACE / 10;
     }
-    let client = parts.client("system:kube-controller-manager", &[]);
-    tasks.spawn(controllers::run_on(client, parts.caches.clone(), settings, parts.drain.clone()));
-
+    let client = parts.client("system:kube-controller-manager", &[]).named("kube-controller-manager");
+    let caches = parts.caches.clone();
+    lead(parts, client.clone(), "kube-controller-manager", tasks, move |term| {
+        controllers::run_on(client.clone(), caches.clone(), settings.clone(), term)
+    });
     let client = parts.client("system:kube-scheduler", &[]).named("kube-scheduler");
-    let recorder = EventRecorder::start(&client, "default-scheduler", None, parts.drain.clone());
-    tasks.spawn(scheduler::run(scheduler, client, parts.caches.clone(), recorder, parts.drain.clone()));
+    let caches = parts.caches.clone();
+    lead(parts, client.clone(), "kube-scheduler", tasks, move |term| {
+        let recorder = EventRecorder::start(&client, "default-scheduler", None, term.clone());
+        scheduler::run(scheduler.clone(), client.clone(), caches.clone(), recorder, term)
+    });
+}
+
+/// The component works while it holds the Lease of its name in kube-system: should another process work on this store, one of the two waits.
+/// Who holds it is the node by its name, so that a restart takes up where it was without waiting for its own past to run out. An idle cluster
+/// shall write little: the Lease lasts longer than upstream's 15 seconds and is renewed accordingly rarely.
+fn lead<F, R>(parts: &Arc<Parts>, client: client::Client, name: &str, tasks: &mut JoinSet<()>, work: F)
+where
+    F: Fn(Drain) -> R + Send + Sync + 'static,
+    R: Future<Output = ()> + Send,
+{
+    let election = reconcile::leader::Config {
+        lease_duration: LEASE,
+        renew_deadline: LEASE * 2 / 3,
+        retry_period: LEASE / 3,
+        ..reconcile::leader::Config::new("kube-system", name, &parts.config.node_name)
+    };
+    let drain = parts.drain.clone();
+    tasks.spawn(async move { reconcile::leader::run(client, election, drain, work).await });
 }
 
 /// Nobody but root looks into the data folder: objects, keys, images, pods' volumes.

@@ -13,12 +13,14 @@ use client::{Client, Error};
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
-use stdx::Drain;
+use stdx::{Backoff, Drain};
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use crate::events::{EventKind, EventRecorder};
 use crate::object::reference_to;
+
+const RETRY_FIRST: Duration = Duration::from_millis(50);
 
 /// Which Lease, who we are, and the times; upstream's defaults are 15, 10 and 2 seconds.
 #[derive(Clone, Debug)]
@@ -90,13 +92,18 @@ struct Election {
 
 impl Election {
     async fn acquire(&mut self) {
+        // A server that is just starting shall not cost a whole period.
+        let mut backoff = Backoff::new(RETRY_FIRST.min(self.config.retry_period), self.config.retry_period);
         loop {
-            match self.try_hold().await {
+            let wait = match self.try_hold().await {
                 Ok(true) => return,
-                Ok(false) => {}
-                Err(error) => debug!(lease = %self.config.name, %error, "cannot take the lease"),
-            }
-            tokio::time::sleep(self.config.retry_period).await;
+                Ok(false) => self.config.retry_period,
+                Err(error) => {
+                    debug!(lease = %self.config.name, %error, "cannot take the lease");
+                    backoff.next_wait()
+                }
+            };
+            tokio::time::sleep(wait).await;
         }
     }
 

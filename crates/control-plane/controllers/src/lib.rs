@@ -42,6 +42,7 @@ mod garbage_collector;
 mod horizontal_pod_autoscaler;
 mod job;
 mod legacy_token_cleaner;
+mod local_path;
 mod namespace;
 mod node_ipam;
 mod node_lifecycle;
@@ -123,6 +124,7 @@ fn all() -> Vec<Controller> {
         controller!(service_account_token),
         controller!(legacy_token_cleaner),
         controller!(volume_binder),
+        controller!(local_path),
         controller!(persistent_volume_protection),
         controller!(persistent_volume_claim_protection),
         controller!(ephemeral_volume),

@@ -10,7 +10,7 @@ mod needs;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, PersistentVolumeSpec, Pod};
 use k8s_openapi::api::storage::v1::{CSIDriver, CSINode, CSIStorageCapacity, StorageClass};
 use reconcile::{Cache, Cached, ObjectKey};
 
@@ -146,8 +146,7 @@ impl Volumes {
         let object = self.claims.get_key(claim)?;
         let spec = object.spec.as_ref()?;
         if let Some(volume) = spec.volume_name.as_ref().filter(|name| !name.is_empty()).and_then(|name| self.volumes.get("", name)) {
-            let csi = volume.spec.as_ref()?.csi.as_ref()?;
-            return Some((csi.driver.clone(), csi.volume_handle.clone()));
+            return attached_by(volume.spec.as_ref()?);
         }
         let class = self.classes.get("", spec.storage_class_name.as_deref()?)?;
         Some((class.provisioner.clone(), format!("claim {claim}")))
@@ -159,11 +158,73 @@ impl Volumes {
     }
 }
 
+/// The CSI driver of a volume, and its handle there. In-tree volumes of clouds are served by the drivers that took their place (upstream:
+/// `csi-translation-lib`), so that they count against those drivers' limits.
+fn attached_by(spec: &PersistentVolumeSpec) -> Option<(String, String)> {
+    let (driver, handle) = match spec {
+        PersistentVolumeSpec { csi: Some(csi), .. } => (csi.driver.as_str(), &csi.volume_handle),
+        PersistentVolumeSpec { aws_elastic_block_store: Some(volume), .. } => ("ebs.csi.aws.com", &volume.volume_id),
+        PersistentVolumeSpec { gce_persistent_disk: Some(volume), .. } => ("pd.csi.storage.gke.io", &volume.pd_name),
+        PersistentVolumeSpec { azure_disk: Some(volume), .. } => ("disk.csi.azure.com", &volume.disk_name),
+        PersistentVolumeSpec { cinder: Some(volume), .. } => ("cinder.csi.openstack.org", &volume.volume_id),
+        PersistentVolumeSpec { vsphere_volume: Some(volume), .. } => ("csi.vsphere.vmware.com", &volume.volume_path),
+        PersistentVolumeSpec { portworx_volume: Some(volume), .. } => ("pxd.portworx.com", &volume.volume_id),
+        _ => return None,
+    };
+    Some((driver.to_owned(), handle.clone()))
+}
+
 fn lower<K: std::hash::Hash + Eq>(counts: &mut HashMap<K, usize>, key: &K) {
     if let Some(count) = counts.get_mut(key) {
         *count = count.saturating_sub(1);
         if *count == 0 {
             counts.remove(key);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::snapshot::Details;
+
+    fn read<K: serde::de::DeserializeOwned>(value: Value) -> K {
+        serde_json::from_value(value).unwrap()
+    }
+
+    #[test]
+    fn a_migrated_in_tree_volume_counts_against_its_drivers_limit_like_the_drivers_own() {
+        let driver = json!([{ "name": "ebs.csi.aws.com", "nodeID": "n", "allocatable": { "count": 1 } }]);
+        let in_tree = json!({ "awsElasticBlockStore": { "volumeID": "v-1" } });
+        let own = json!({ "csi": { "driver": "ebs.csi.aws.com", "volumeHandle": "v-2" } });
+        let other = json!({ "csi": { "driver": "else", "volumeHandle": "v-3" } });
+        let claim = |name: &str| {
+            let annotations = json!({ "pv.kubernetes.io/bind-completed": "yes" });
+            read(json!({ "metadata": { "namespace": "a", "name": name, "annotations": annotations }, "spec": { "volumeName": name } }))
+        };
+        let volume = |name: &str, spec: &Value| read(json!({ "metadata": { "name": name }, "spec": spec }));
+        let mut volumes = Volumes::of(Lists {
+            claims: ["in-tree", "own", "other"].map(claim).into(),
+            volumes: vec![volume("in-tree", &in_tree), volume("own", &own), volume("other", &other)],
+            csi_nodes: vec![read(json!({ "metadata": { "name": "full" }, "spec": { "drivers": driver } }))],
+            ..Lists::default()
+        });
+        let pod = |name: &str| -> Pod {
+            let volume = json!({ "name": "v", "persistentVolumeClaim": { "claimName": name } });
+            read(
+                json!({ "metadata": { "namespace": "a", "name": format!("of-{name}") }, "spec": { "containers": [], "volumes": [volume] } }),
+            )
+        };
+        volumes.place(&pod("in-tree"), "full");
+        for (node, claim, refused) in
+            [("full", "own", true), ("full", "in-tree", false), ("full", "other", false), ("without-limit", "own", false)]
+        {
+            let pod = pod(claim);
+            let needs = volumes.needs(&pod).unwrap().unwrap();
+            let said = needs.objection(&Details { name: node.into(), ..Details::default() });
+            assert_eq!(said.is_some_and(|said| said.reasons == ["node(s) exceed max volume count"]), refused, "{claim} on {node}");
         }
     }
 }

@@ -9,34 +9,11 @@ use std::time::{Duration, Instant};
 use cni::{Attachment, Config, PodNetwork, Routed};
 use nft::Socket;
 use nft::wire::{ACK, CREATE, Encoder, REQUEST};
-use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
-
-/// A new network namespace, alive as long as the descriptor.
-fn namespace() -> OwnedFd {
-    thread::spawn(|| {
-        // SAFETY: only this thread's network namespace changes, and the thread ends here.
-        unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }.expect("unshare needs root");
-        std::fs::File::open("/proc/thread-self/ns/net").unwrap().into()
-    })
-    .join()
-    .unwrap()
-}
-
-fn inside<T: Send>(netns: &OwnedFd, work: impl FnOnce() -> T + Send) -> T {
-    thread::scope(|scope| {
-        scope
-            .spawn(|| {
-                move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
-                work()
-            })
-            .join()
-            .unwrap()
-    })
-}
+use testkit::netns::{inside, namespace};
 
 /// A node: its namespace has `lo` up with 192.0.2.1, as a machine has its own address.
 fn node() -> OwnedFd {
-    let netns = namespace();
+    let netns = namespace().expect("unshare needs root");
     inside(&netns, || {
         let mut encoder = Encoder::new();
         encoder.message(19, REQUEST, 1, |body| body.raw(&[0, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0]));
@@ -73,7 +50,7 @@ fn network() -> Network {
 
 impl Network {
     fn pod(&self, id: &str) -> (OwnedFd, IpAddr) {
-        let netns = namespace();
+        let netns = namespace().expect("unshare needs root");
         let attachment = self.routed.attach(id, netns.as_fd()).unwrap();
         (netns, attachment.addresses[0])
     }
@@ -136,7 +113,7 @@ fn traffic_that_leaves_the_cluster_carries_the_nodes_address() {
     outside_config.link_prefix = "ex".into();
     outside_config.table = "outside".into();
     let outside_network = inside(&network.node, || Routed::open(outside_config)).unwrap();
-    let outside = namespace();
+    let outside = namespace().expect("unshare needs root");
     let address = outside_network.attach("outside", outside.as_fd()).unwrap().addresses[0];
     let (server, task) = serve(&outside, address, 1);
     assert_eq!(ask(&pod, server), "192.0.2.1");
@@ -172,7 +149,7 @@ fn a_forged_source_address_is_dropped() {
 #[test]
 fn attach_is_idempotent_and_detach_leaves_nothing() {
     let network = network();
-    let netns = namespace();
+    let netns = namespace().expect("unshare needs root");
     let first = network.routed.attach("a", netns.as_fd()).unwrap();
     assert_eq!(network.routed.attach("a", netns.as_fd()).unwrap(), first);
     assert_eq!(link_names(&network.node), ["lo", &first.host_link]);
@@ -189,7 +166,7 @@ fn after_a_crash_the_living_stay_connected_and_the_dead_are_removed() {
     let mut network = network();
     let (pods, attachments): (Vec<OwnedFd>, Vec<Attachment>) = (0..6)
         .map(|index| {
-            let netns = namespace();
+            let netns = namespace().expect("unshare needs root");
             let attachment = network.routed.attach(&format!("pod-{index}"), netns.as_fd()).unwrap();
             (netns, attachment)
         })
@@ -214,7 +191,7 @@ fn after_a_crash_the_living_stay_connected_and_the_dead_are_removed() {
 fn hundreds_of_pods_attach_and_detach_in_parallel() {
     const PODS: usize = 300;
     let network = network();
-    let namespaces: Vec<OwnedFd> = (0..PODS).map(|_| namespace()).collect();
+    let namespaces: Vec<OwnedFd> = (0..PODS).map(|_| namespace().expect("unshare needs root")).collect();
     let started = Instant::now();
     let each = |work: &(dyn Fn(usize) + Sync)| {
         thread::scope(|scope| {
@@ -245,7 +222,7 @@ fn dual_stack_pods_reach_each_other_over_ipv6() {
     let mut config = config(&state);
     config.pod_cidr_secondary = Some(("fd00:10:244::".parse().unwrap(), 64));
     let routed = inside(&node, || Routed::open(config)).unwrap();
-    let (first, second) = (namespace(), namespace());
+    let (first, second) = (namespace().expect("unshare needs root"), namespace().expect("unshare needs root"));
     let first_address = routed.attach("first", first.as_fd()).unwrap().addresses[1];
     let second_address = routed.attach("second", second.as_fd()).unwrap().addresses[1];
     let (server, task) = serve(&first, first_address, 1);

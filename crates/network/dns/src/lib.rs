@@ -2,7 +2,7 @@
 //!
 //! Way in: [`Server::bind`], then [`Server::run`]; or [`run`], which is both. The [`zone`] is kept by callbacks of the shared caches of
 //! Services, EndpointSlices and Namespaces: a change replaces the records of one Service. Each listening address has a few UDP sockets
-//! (SO_REUSEPORT, a task each) and a TCP listener. A question about the zone is answered where it was received, without a task or an
+//! (SO_REUSEPORT, a task each, many [`datagrams`] a call) and a TCP listener. A question about the zone is answered where it was received, without a task or an
 //! allocation for waiting; any other goes, in a task of its own, through a small [`cache`] to the host's resolvers ([`forward`]), of
 //! which a bounded number is under way at a time.
 //!
@@ -18,6 +18,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Namespace, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -27,16 +28,19 @@ use stdx::Drain;
 mod answer;
 mod cache;
 pub mod corefile;
+mod datagrams;
 mod fast;
 mod forward;
 mod metrics;
 mod server;
 mod service;
+mod sockets;
 mod watch;
 pub mod zone;
 
 pub use server::Server;
 pub use service::{Endpoint, ensure_service};
+pub use sockets::Sockets;
 
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -52,6 +56,8 @@ pub struct Config {
     pub sockets: usize,
     /// Who is answered. Others get nothing: an answer to a forged source is an attack on its owner.
     pub clients: Clients,
+    /// How long questions wait at the start for the caches; after it, what is not known yet is SERVFAIL.
+    pub patience: Duration,
 }
 
 /// A question about an address.
@@ -80,6 +86,7 @@ impl Config {
             own_addresses: Vec::new(),
             sockets,
             clients: Clients::default(),
+            patience: Duration::ZERO,
         }
     }
 }
@@ -98,6 +105,8 @@ pub enum Error {
     Domain(String),
     #[error("listen for DNS on {address}")]
     Listen { address: SocketAddr, source: std::io::Error },
+    #[error("take the sockets for DNS")]
+    Sockets(#[source] std::io::Error),
 }
 
 /// Serves until `drain`.

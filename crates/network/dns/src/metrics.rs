@@ -47,8 +47,45 @@ fn make() -> Result<Metrics, telemetry::prometheus::Error> {
 }
 
 pub fn count_request(protocol: &str, kind: RecordType) {
-    // As upstream: the types people ask for by name, everything else as "other", so that clients cannot make series.
-    let kind = match kind {
+    if let Some(metrics) = metrics() {
+        metrics.requests.with_label_values(&[protocol, kind_label(kind)]).inc();
+    }
+}
+
+pub fn count_response(code: ResponseCode, took: Duration) {
+    if let Some(metrics) = metrics() {
+        metrics.responses.with_label_values(&[code_label(code)]).inc();
+        metrics.duration.observe(took.as_secs_f64());
+    }
+}
+
+/// Questions that were answered together, counted together: finding a counter costs more than such an answer.
+#[derive(Debug, Default)]
+pub struct Tally(Vec<(RecordType, ResponseCode, u64)>);
+
+impl Tally {
+    pub fn count(&mut self, kind: RecordType, code: ResponseCode) {
+        match self.0.iter_mut().find(|(known, said, _)| (*known, *said) == (kind, code)) {
+            Some((.., count)) => *count += 1,
+            None => self.0.push((kind, code, 1)),
+        }
+    }
+
+    /// Adds them to the process's metrics, and begins anew.
+    pub fn publish(&mut self, protocol: &str, took: Duration) {
+        let Some(metrics) = metrics() else { return };
+        for (kind, code, count) in self.0.drain(..) {
+            metrics.requests.with_label_values(&[protocol, kind_label(kind)]).inc_by(count);
+            metrics.responses.with_label_values(&[code_label(code)]).inc_by(count);
+            let durations = metrics.duration.local();
+            (0..count).for_each(|_| durations.observe(took.as_secs_f64()));
+        }
+    }
+}
+
+/// As upstream: the types people ask for by name, everything else as "other", so that clients cannot make series.
+fn kind_label(kind: RecordType) -> &'static str {
+    match kind {
         RecordType::A => "A",
         RecordType::AAAA => "AAAA",
         RecordType::SRV => "SRV",
@@ -60,14 +97,11 @@ pub fn count_request(protocol: &str, kind: RecordType) {
         RecordType::MX => "MX",
         RecordType::ANY => "ANY",
         _ => "other",
-    };
-    if let Some(metrics) = metrics() {
-        metrics.requests.with_label_values(&[protocol, kind]).inc();
     }
 }
 
-pub fn count_response(code: ResponseCode, took: Duration) {
-    let code = match code {
+fn code_label(code: ResponseCode) -> &'static str {
+    match code {
         ResponseCode::NoError => "NOERROR",
         ResponseCode::NXDomain => "NXDOMAIN",
         ResponseCode::ServFail => "SERVFAIL",
@@ -75,10 +109,6 @@ pub fn count_response(code: ResponseCode, took: Duration) {
         ResponseCode::FormErr => "FORMERR",
         ResponseCode::NotImp => "NOTIMP",
         _ => "other",
-    };
-    if let Some(metrics) = metrics() {
-        metrics.responses.with_label_values(&[code]).inc();
-        metrics.duration.observe(took.as_secs_f64());
     }
 }
 

@@ -17,13 +17,14 @@ use tokio::time::timeout;
 
 use crate::answer::{self, Received, Request};
 use crate::corefile::{self, Block, Way};
-use crate::fast::{Fast, Generation};
+use crate::datagrams::{Inbox, Outbox};
+use crate::fast::{Fast, Generation, ID_BYTES};
 use crate::forward::Forwarder;
+use crate::metrics::Tally;
+use crate::sockets::Sockets;
 use crate::zone::{Answer, Zone};
 use crate::{Caches, Clients, Config, Error, metrics, watch};
 
-/// Larger questions do not exist outside TCP.
-const DATAGRAM_BYTES_MAX: usize = 4096;
 const TCP_CONNECTIONS_MAX: usize = 256;
 const TCP_IDLE: Duration = Duration::from_secs(10);
 /// Questions waiting for resolvers, over all sockets; more are dropped, which a stub resolver takes as loss.
@@ -37,6 +38,7 @@ pub struct Server {
     zone: Arc<RwLock<Zone>>,
     /// Before the caches are complete, a missing name proves nothing.
     ready: AtomicBool,
+    patience: Duration,
     clients: Clients,
     forwarder: Forwarder,
     /// What the Corefile says, where there is one.
@@ -51,24 +53,25 @@ pub struct Server {
 }
 
 impl Server {
-    /// Binds every address, UDP and TCP alike; port 0 takes the same free one for both. Needs a tokio runtime.
+    /// Binds every configured address. Needs a tokio runtime.
     pub fn bind(config: Config) -> Result<Self, Error> {
+        let sockets = Sockets::bind(&config)?;
+        Self::on(sockets, config)
+    }
+
+    /// Serves on these sockets, whatever addresses are configured. Needs a tokio runtime.
+    pub fn on(sockets: Sockets, config: Config) -> Result<Self, Error> {
         let zone = Zone::new(&config.domain).ok_or_else(|| Error::Domain(config.domain.clone()))?;
-        let (mut udp, mut tcp) = (Vec::new(), Vec::new());
-        for address in &config.listen {
-            let listen = |source| Error::Listen { address: *address, source };
-            let listener = bind_tcp(*address).map_err(listen)?;
-            let bound = listener.local_addr().map_err(listen)?;
-            tcp.push(Arc::new(listener));
-            for _ in 0..config.sockets.max(1) {
-                udp.push(Arc::new(bind_udp(bound).map_err(listen)?));
-            }
-        }
+        let udp = sockets.udp.into_iter().map(|socket| UdpSocket::from_std(socket).map(Arc::new));
+        let udp = udp.collect::<Result<_, _>>().map_err(Error::Sockets)?;
+        let tcp = sockets.tcp.into_iter().map(|listener| TcpListener::from_std(listener).map(Arc::new));
+        let tcp: Vec<Arc<TcpListener>> = tcp.collect::<Result<_, _>>().map_err(Error::Sockets)?;
         let bound = tcp.iter().filter_map(|listener| listener.local_addr().ok());
         let own: Vec<SocketAddr> = config.own_addresses.iter().copied().chain(bound).collect();
         Ok(Self {
             zone: Arc::new(RwLock::new(zone)),
             ready: AtomicBool::new(false),
+            patience: config.patience,
             clients: config.clients,
             forwarder: Forwarder::new(config.resolv_conf, own),
             blocks: RwLock::default(),
@@ -105,6 +108,16 @@ impl Server {
 
     /// Serves until `drain`.
     pub async fn run(self: Arc<Self>, caches: Caches, drain: Drain) {
+        watch::follow(&self.zone, &self.generation, &caches);
+        let synced = async {
+            caches.namespaces.synced().await;
+            caches.services.synced().await;
+            caches.slices.synced().await;
+            self.ready.store(true, Ordering::Release);
+        };
+        let mut synced = std::pin::pin!(synced);
+        // Questions wait meanwhile: a stub resolver has more patience than it takes failures.
+        let Some(early) = drain.run(timeout(self.patience, &mut synced)).await else { return };
         let mut tasks = JoinSet::new();
         for socket in self.udp.clone() {
             let (server, drain) = (self.clone(), drain.clone());
@@ -114,66 +127,79 @@ impl Server {
             let (server, drain) = (self.clone(), drain.clone());
             tasks.spawn(async move { drain.run(server.serve_tcp(listener)).await });
         }
-        watch::follow(&self.zone, &self.generation, &caches);
-        let synced = async {
-            caches.namespaces.synced().await;
-            caches.services.synced().await;
-            caches.slices.synced().await;
-        };
-        if drain.run(synced).await.is_some() {
-            self.ready.store(true, Ordering::Release);
+        if early.is_err() {
+            drain.run(synced).await;
         }
         while tasks.join_next().await.is_some() {}
     }
 
     async fn serve_udp(self: Arc<Self>, socket: Arc<UdpSocket>) {
-        let mut buffer = vec![0; DATAGRAM_BYTES_MAX];
-        let mut fast = Fast::default();
+        let (mut inbox, mut outbox) = (Inbox::new(), Outbox::default());
+        let (mut fast, mut tally) = (Fast::default(), Tally::default());
         loop {
-            let (length, client) = match socket.recv_from(&mut buffer).await {
-                Ok(received) => received,
+            let count = match inbox.receive(&socket).await {
+                Ok(count) => count,
                 Err(error) => {
                     // ICMP errors of clients that went away arrive here too.
-                    tracing::debug!(%error, "receive a DNS datagram");
+                    tracing::debug!(%error, "receive DNS datagrams");
                     tokio::task::yield_now().await;
                     continue;
                 }
             };
-            if !(self.clients.0)(client.ip().to_canonical()) {
-                metrics::count_ignored();
-                continue;
-            }
             let started = Instant::now();
-            let datagram = buffer.get(..length).unwrap_or_default();
-            // Before anything is looked up: what changes meanwhile makes this answer an old one.
+            // Before anything is looked up: what changes meanwhile makes these answers old ones.
             let generation = self.generation.now();
-            if let Some(kept) = fast.get(datagram, generation) {
-                metrics::count_request("udp", kept.kind);
-                send(&socket, client, &kept.bytes).await;
-                metrics::count_response(kept.code, started.elapsed());
-                continue;
-            }
-            match answer::receive(datagram) {
-                Received::Ignore => metrics::count_ignored(),
-                Received::Reject(message) => {
-                    if let Ok(bytes) = message.to_vec() {
-                        let _ = socket.try_send_to(&bytes, client);
+            for index in 0..count {
+                let Some((datagram, client)) = inbox.get(index) else { continue };
+                if !(self.clients.0)(client.ip().to_canonical()) {
+                    metrics::count_ignored();
+                } else if let Some(kept) = fast.get(datagram, generation) {
+                    if let (Some(answer), Some(id)) =
+                        (outbox.answer(index, &kept.bytes).first_chunk_mut(), datagram.first_chunk::<ID_BYTES>())
+                    {
+                        *answer = *id;
                     }
-                    metrics::count_response(message.metadata.response_code, started.elapsed());
-                }
-                Received::Request(request) => {
-                    metrics::count_request("udp", request.query.query_type());
-                    match self.at_once(&request) {
-                        Some(message) => {
-                            if let Some(bytes) = reply_udp(&socket, client, &request, &message, started).await {
-                                fast.put(datagram, &message, &bytes, generation);
-                            }
-                        }
-                        None => self.clone().reply_later(socket.clone(), client, *request, started),
-                    }
+                    tally.count(kept.kind, kept.code);
+                } else if let Some(bytes) = self.answer_datagram(datagram, &socket, client, (&mut fast, generation), started) {
+                    outbox.answer(index, &bytes);
                 }
             }
+            outbox.send(&socket, &inbox).await;
+            tally.publish("udp", started.elapsed());
         }
+    }
+
+    /// The bytes of the answer, where it can be given at once; else it goes by itself, later or never.
+    fn answer_datagram(
+        self: &Arc<Self>,
+        datagram: &[u8],
+        socket: &Arc<UdpSocket>,
+        client: SocketAddr,
+        (fast, generation): (&mut Fast, u64),
+        started: Instant,
+    ) -> Option<Vec<u8>> {
+        let request = match answer::receive(datagram) {
+            Received::Ignore => {
+                metrics::count_ignored();
+                return None;
+            }
+            Received::Reject(message) => {
+                metrics::count_response(message.metadata.response_code, started.elapsed());
+                return message.to_vec().ok();
+            }
+            Received::Request(request) => request,
+        };
+        metrics::count_request("udp", request.query.query_type());
+        let Some(message) = self.at_once(&request) else {
+            self.clone().reply_later(socket.clone(), client, *request, started);
+            return None;
+        };
+        let bytes = answer::encode_udp(&request.message, &message);
+        metrics::count_response(message.metadata.response_code, started.elapsed());
+        if let Some(bytes) = &bytes {
+            fast.put(datagram, &message, bytes, generation);
+        }
+        bytes
     }
 
     fn reply_later(self: Arc<Self>, socket: Arc<UdpSocket>, client: SocketAddr, request: Request, started: Instant) {
@@ -319,35 +345,11 @@ impl Server {
     }
 }
 
-/// The bytes that went.
-async fn reply_udp(socket: &UdpSocket, client: SocketAddr, request: &Request, message: &Message, started: Instant) -> Option<Vec<u8>> {
-    let bytes = answer::encode_udp(&request.message, message);
-    if let Some(bytes) = &bytes {
-        send(socket, client, bytes).await;
-    }
-    metrics::count_response(message.metadata.response_code, started.elapsed());
-    bytes
-}
-
-async fn send(socket: &UdpSocket, client: SocketAddr, bytes: &[u8]) {
-    if let Err(error) = socket.send_to(bytes, client).await {
+async fn reply_udp(socket: &UdpSocket, client: SocketAddr, request: &Request, message: &Message, started: Instant) {
+    if let Some(bytes) = answer::encode_udp(&request.message, message)
+        && let Err(error) = socket.send_to(&bytes, client).await
+    {
         tracing::debug!(%client, %error, "send a DNS answer");
     }
-}
-
-fn bind_tcp(address: SocketAddr) -> io::Result<TcpListener> {
-    let listener = std::net::TcpListener::bind(address)?;
-    listener.set_nonblocking(true)?;
-    TcpListener::from_std(listener)
-}
-
-/// One of several sockets on the same address: the kernel spreads clients over them.
-fn bind_udp(address: SocketAddr) -> io::Result<UdpSocket> {
-    use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, ipproto, socket_with, sockopt};
-    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let socket = socket_with(family, SocketType::DGRAM, flags, Some(ipproto::UDP))?;
-    sockopt::set_socket_reuseport(&socket, true)?;
-    bind(&socket, &address)?;
-    UdpSocket::from_std(socket.into())
+    metrics::count_response(message.metadata.response_code, started.elapsed());
 }

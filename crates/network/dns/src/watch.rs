@@ -55,9 +55,10 @@ impl Refresh {
             let slices = self.caches.slices.by_index(SLICES_BY_SERVICE, &key.to_string());
             service_records(&service, slices.iter().map(|slice| &**slice))
         });
-        self.zone.write().unwrap_or_else(PoisonError::into_inner).set_service(&key.namespace, &key.name, records);
-        // After the change, so that no answer from before it is kept as one from after.
-        self.generation.advance();
+        if self.zone.write().unwrap_or_else(PoisonError::into_inner).set_service(&key.namespace, &key.name, records) {
+            // After the change, so that no answer from before it is kept as one from after.
+            self.generation.advance();
+        }
     }
 }
 

@@ -91,9 +91,12 @@ impl Zone {
         self.namespaces.remove(name);
     }
 
-    /// Replaces the records of one Service; `None` removes them.
-    pub fn set_service(&mut self, namespace: &str, name: &str, records: Option<ServiceRecords>) {
+    /// Replaces the records of one Service; `None` removes them. False where they are the same: most changes of endpoints change no name.
+    pub fn set_service(&mut self, namespace: &str, name: &str, records: Option<ServiceRecords>) -> bool {
         let key = (namespace.to_owned(), name.to_owned());
+        if self.services.get(&key) == records.as_ref() {
+            return false;
+        }
         if let Some(old) = self.services.remove(&key) {
             for (address, _) in reverse(&key, &old) {
                 if let Some(names) = self.by_address.get_mut(&address) {
@@ -110,6 +113,7 @@ impl Zone {
             }
             self.services.insert(key, records);
         }
+        true
     }
 
     pub fn services(&self) -> usize {

@@ -12,30 +12,10 @@ use cni::{PodNetwork, Routed};
 use nft::{Socket, Table};
 use policy::model::{Pod, World};
 use policy::{Enforcer, plan, read};
-use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
 use serde_json::{Value, json};
+use testkit::netns::{inside, namespace};
 
 const REFUSED_AFTER: Duration = Duration::from_millis(200);
-
-fn namespace() -> OwnedFd {
-    thread::spawn(|| {
-        // SAFETY: only this thread's network namespace changes, and the thread ends here.
-        unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }.expect("unshare needs root");
-        std::fs::File::open("/proc/thread-self/ns/net").unwrap().into()
-    })
-    .join()
-    .unwrap()
-}
-
-fn inside<T: Send>(netns: &OwnedFd, work: impl FnOnce() -> T + Send) -> T {
-    thread::scope(|scope| {
-        let there = scope.spawn(|| {
-            move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
-            work()
-        });
-        there.join().unwrap()
-    })
-}
 
 /// A node with pods, and a machine outside on the same wire that has a route to the pods.
 struct Lab {
@@ -54,7 +34,8 @@ const OUTSIDE: &str = "203.0.113.9";
 impl Lab {
     /// Pods `a`, `b` and `c` in namespace `x`.
     fn new() -> Self {
-        let (wire, node, outside) = (namespace(), namespace(), namespace());
+        let (wire, node, outside) =
+            (namespace().expect("unshare needs root"), namespace().expect("unshare needs root"), namespace().expect("unshare needs root"));
         inside(&wire, || {
             // The wire routes between the two networks on it.
             std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap();
@@ -117,7 +98,7 @@ fn cidr(text: &str) -> cni::Cidr {
 }
 
 fn pod(routed: &Routed, name: &str) -> (Pod, OwnedFd) {
-    let netns = namespace();
+    let netns = namespace().expect("unshare needs root");
     let address = routed.attach(name, netns.as_fd()).unwrap().addresses[0];
     inside(&netns, || serve(address));
     let pod = Pod {

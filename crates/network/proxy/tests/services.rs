@@ -15,37 +15,15 @@ use nft::Socket;
 use nft::wire::{ACK, CREATE, Encoder, REQUEST};
 use proxy::{Caches, Config, Node, Owner, Proxier, plan};
 use reconcile::Cache;
-use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
 use serde_json::{Value, json};
+use testkit::netns::{inside, namespace};
 
 const VIP: &str = "10.96.0.5:80";
 const NODE_IP: &str = "192.0.2.1";
 
-fn namespace() -> OwnedFd {
-    thread::spawn(|| {
-        // SAFETY: only this thread's network namespace changes, and the thread ends here.
-        unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }.expect("unshare needs root");
-        std::fs::File::open("/proc/thread-self/ns/net").unwrap().into()
-    })
-    .join()
-    .unwrap()
-}
-
-fn inside<T: Send>(netns: &OwnedFd, work: impl FnOnce() -> T + Send) -> T {
-    thread::scope(|scope| {
-        scope
-            .spawn(|| {
-                move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
-                work()
-            })
-            .join()
-            .unwrap()
-    })
-}
-
 /// `lo` up and a link with the node's address and a default route, as a machine has them; nobody is behind that.
 fn node() -> OwnedFd {
-    let netns = namespace();
+    let netns = namespace().expect("unshare needs root");
     inside(&netns, || {
         let up = |index: u8| [0, 0, 0, 0, index, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0];
         let mut encoder = Encoder::new();
@@ -94,7 +72,7 @@ impl Cluster {
     }
     /// A pod that answers on port 8080, TCP and UDP, with its own address and the client's.
     fn pod(&self, name: &str) -> Pod {
-        let netns = namespace();
+        let netns = namespace().expect("unshare needs root");
         let address = self.routed.attach(name, netns.as_fd()).unwrap().addresses[0];
         let (listener, socket) =
             inside(&netns, || (TcpListener::bind((address, 8080)).unwrap(), UdpSocket::bind((address, 8080)).unwrap()));
@@ -239,7 +217,7 @@ fn external_policy_local_keeps_the_source_of_outside_clients_and_uses_endpoints_
     outside_config.table = "outside".into();
     outside_config.cluster_cidrs = vec![([0, 0, 0, 0].into(), 0)];
     let outside_network = inside(&cluster.node, || Routed::open(outside_config).unwrap());
-    let outside = namespace();
+    let outside = namespace().expect("unshare needs root");
     let outside_address = outside_network.attach("outside", outside.as_fd()).unwrap().addresses[0];
     let nowhere: IpAddr = "10.244.9.9".parse().unwrap();
     let local = json!({"type": "NodePort", "externalTrafficPolicy": "Local"});

@@ -16,6 +16,8 @@ use crate::plan::{Action, KillReason, Plan, next_backoff, next_failure};
 use crate::podspec;
 use crate::probe::check;
 use crate::resize::Given;
+use crate::storage::Trouble;
+use crate::users::IdRange;
 use crate::worker::{Agent, Record, Scene, lock};
 use crate::world::{Image, PostStart};
 
@@ -23,6 +25,8 @@ type Error = Box<dyn std::error::Error + Send + Sync>;
 
 /// Waits after a failed step: volumes from half a second, sandboxes and containers from one, doubling.
 const VOLUMES_FIRST: Duration = Duration::from_millis(500);
+/// How soon a volume is looked for again that somebody else has to make or attach.
+const VOLUMES_WAIT: Duration = Duration::from_millis(200);
 const START_FIRST: Duration = Duration::from_secs(1);
 const RESIZE_FIRST: Duration = Duration::from_secs(2);
 /// A hook's time counts against the grace period, but a container always gets this much after it.
@@ -66,11 +70,15 @@ impl Agent {
                 memory.volumes_ready = true;
                 memory.volumes_failed = None;
             }
-            Err(message) => {
+            Err(Trouble::Failed(reason, message)) => {
                 let former = memory.volumes_failed.take().map(|failure| failure.wait);
-                memory.volumes_failed = Some(next_failure(former, VOLUMES_FIRST, "FailedMount", message.clone(), Timestamp::now()));
+                memory.volumes_failed = Some(next_failure(former, VOLUMES_FIRST, reason, message.clone(), Timestamp::now()));
                 drop(memory);
-                self.event(&scene.reference(), EventKind::Warning, "FailedMount", message);
+                self.event(&scene.reference(), EventKind::Warning, reason, message);
+            }
+            Err(Trouble::Waiting(message)) => {
+                tracing::debug!(pod = podspec::name(&scene.pod), message, "a volume is waited for");
+                memory.volumes_failed = Some(next_failure(None, VOLUMES_WAIT, "FailedMount", message, Timestamp::now()));
             }
         }
     }
@@ -78,13 +86,20 @@ impl Agent {
     async fn run_sandbox(&self, scene: &Scene, attempt: u32) {
         let _permit = self.starts.acquire().await;
         let dns = crate::dns::of_pod(&scene.pod, &self.config, &self.host_dns);
-        let config = crispec::sandbox(&scene.pod, &self.config, dns, attempt);
         if attempt > 0 {
             self.event(&scene.reference(), EventKind::Normal, "SandboxChanged", "Pod sandbox changed, it will be killed and re-created.");
         }
-        let group = config.linux.as_ref().and_then(|linux| linux.resources.clone());
-        let made = match self.runtime_handler(scene).await.and_then(|handler| self.make_group(scene, group).map(|()| handler)) {
-            Ok(runtime_handler) => self.runtime.run_pod_sandbox(v1::RunPodSandboxRequest { config: Some(config), runtime_handler }).await,
+        let prepared = async {
+            let runtime_handler = self.runtime_handler(scene).await?;
+            self.check_users(scene, &runtime_handler).await?;
+            self.prepare_claims(scene).await?;
+            let users = self.users_of(scene).map_err(cri::Error::internal)?;
+            let config = crispec::sandbox(&scene.pod, &self.config, dns, attempt, users);
+            self.make_group(scene, config.linux.as_ref().and_then(|linux| linux.resources.clone()))?;
+            Ok(v1::RunPodSandboxRequest { config: Some(config), runtime_handler })
+        };
+        let made = match prepared.await {
+            Ok(request) => self.runtime.run_pod_sandbox(request).await,
             Err(error) => Err(error),
         };
         let mut memory = scene.record.memory();
@@ -115,6 +130,35 @@ impl Agent {
         };
         let made = cgroups::Root::detect(root).and_then(|root| root.create(&crispec::pod_cgroup(&scene.pod))?.set(&limits));
         made.map_err(|error| cri::Error::internal(error.to_string()))
+    }
+
+    async fn prepare_claims(&self, scene: &Scene) -> cri::Result<()> {
+        let prepared = self.claims.prepare(&self.client, &scene.pod).await;
+        prepared.map_err(|error| {
+            let message = format!("Failed to prepare dynamic resources: {error}");
+            self.event(&scene.reference(), EventKind::Warning, "FailedPrepareDynamicResources", message.clone());
+            cri::Error::internal(message)
+        })
+    }
+
+    /// The ids of a pod with a user namespace.
+    fn users_of(&self, scene: &Scene) -> Result<Option<IdRange>, String> {
+        let wanted = podspec::spec(&scene.pod).host_users == Some(false);
+        wanted.then(|| self.users.of(&self.config, &scene.record.uid)).transpose()
+    }
+
+    /// Does the runtime's handler make user namespaces, where the pod wants one?
+    async fn check_users(&self, scene: &Scene, handler: &str) -> cri::Result<()> {
+        if podspec::spec(&scene.pod).host_users != Some(false) {
+            return Ok(());
+        }
+        let handlers = self.runtime.status(v1::StatusRequest::default()).await?.runtime_handlers;
+        let known = handlers.iter().find(|known| known.name == handler).and_then(|known| known.features);
+        if known.is_some_and(|features| features.user_namespaces) {
+            return Ok(());
+        }
+        let message = format!("can't set `spec.hostUsers: false`, runtime handler {handler:?} does not support user namespaces");
+        Err(cri::Error::internal(message))
     }
 
     /// What the pod's RuntimeClass names (KEP-585).
@@ -213,19 +257,25 @@ impl Agent {
         let facts = self.container_facts(scene, container).await.map_err(config_error)?;
         let envs = env::of_container(&scene.pod, container, &facts).map_err(|error| config_error(error.0))?;
         let images = scene.record.memory().volume_images();
-        let files = mounts::of_container(&self.config, &scene.pod, container, attempt, &envs, &facts.pod_ips, &images);
+        let placed = lock(&scene.record.placed).clone();
+        let inside = mounts::Inside { attempt, env: &envs, ips: &facts.pod_ips, images: &images, placed: &placed };
+        let files = mounts::of_container(&self.config, &scene.pod, container, &inside);
         let files = files.map_err(|message| Refused { reason: "CreateContainerConfigError", message })?;
+        let users = self.users_of(scene).map_err(config_error)?;
         let image_ref = match scene.record.memory().images.get(&(container.name.clone(), attempt)) {
             Some(Image::Ready(reference)) => reference.clone(),
             _ => container.image.clone().unwrap_or_default(),
         };
-        let config = crispec::container(&ContainerInput {
+        let devices = self.devices.prepare(&scene.record.uid, &container.name).await.map_err(config_error)?;
+        let named = self.claims.devices(&scene.record.uid, container).map_err(config_error)?;
+        let mut config = crispec::container(&ContainerInput {
             pod: &scene.pod,
             container,
             role,
             attempt,
             facts: &facts,
             mounts: files.mounts,
+            devices: files.devices,
             message_file: &files.message_file,
             image_user: self.image_user(scene, container, &image_ref).await,
             image_ref: &image_ref,
@@ -233,10 +283,13 @@ impl Agent {
             seccomp_default: self.config.seccomp_default,
             seccomp_directory: &self.config.seccomp_directory,
             target_id: self.target_id(scene, container),
+            users,
         })
         .map_err(|error| config_error(error.0))?;
+        crispec::add_devices(&mut config, devices, named);
+        self.pin(&scene.record.uid, &container.name, &mut config);
         let dns = crate::dns::of_pod(&scene.pod, &self.config, &self.host_dns);
-        let sandbox_config = crispec::sandbox(&scene.pod, &self.config, dns, sandbox.attempt);
+        let sandbox_config = crispec::sandbox(&scene.pod, &self.config, dns, sandbox.attempt, users);
         let request =
             v1::CreateContainerRequest { pod_sandbox_id: sandbox.id.clone(), config: Some(config), sandbox_config: Some(sandbox_config) };
         let logs = crispec::log_directory(&scene.pod, &self.config).join(&container.name);
@@ -429,9 +482,15 @@ impl Agent {
             self.runtime.remove_pod_sandbox(v1::RemovePodSandboxRequest { pod_sandbox_id: sandbox.id.clone() }).await?;
         }
         if let Some(root) = &self.config.pod_cgroups {
-            let group = format!("pods/pod{}", scene.record.uid);
-            let _ = cgroups::Root::detect(root).and_then(|root| root.open(&group)?.remove());
+            // What class an orphan was of, nobody knows any more.
+            for group in crispec::pod_cgroups(&scene.record.uid) {
+                let _ = cgroups::Root::detect(root).and_then(|root| root.open(&group)?.remove());
+            }
         }
+        if self.storage.has_any(&scene.record.uid) {
+            self.storage.tear_down(&scene.record.uid).await?;
+        }
+        lock(&scene.record.placed).clear();
         let (config, uid) = (self.config.clone(), scene.record.uid.clone());
         let logs = crispec::log_directory(&scene.pod, &self.config);
         let work = move || {
@@ -439,6 +498,10 @@ impl Agent {
             volumes::teardown::remove(&logs)
         };
         tokio::task::spawn_blocking(work).await??;
+        self.users.release(&scene.record.uid);
+        self.devices.release(&scene.record.uid);
+        self.placement.release(&scene.record.uid);
+        self.claims.unprepare(&scene.record.uid).await?;
         // A pod of the same uid never comes back; a new wish for it would make a new record.
         if lock(&scene.record.wish).gone {
             self.forget(&scene.record.uid);

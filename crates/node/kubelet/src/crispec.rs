@@ -5,11 +5,13 @@ use std::path::Path;
 
 use cri::v1;
 use k8s_openapi::api::core::v1::{Container, Pod, SeccompProfile};
+use plugins::device::Allocated;
 
 use crate::amounts;
 use crate::config::Config;
 use crate::env::{self, Error, Facts};
 use crate::podspec::{self, Role};
+use crate::users::IdRange;
 
 pub const LABEL_POD: &str = "io.kubernetes.pod.name";
 pub const LABEL_NAMESPACE: &str = "io.kubernetes.pod.namespace";
@@ -49,10 +51,21 @@ pub fn fully_qualified(pod: &Pod, config: &Config) -> Option<String> {
 
 /// The pod's control group below the root, where the kubelet makes it.
 pub fn pod_cgroup(pod: &Pod) -> String {
-    format!("pods/pod{}", podspec::uid(pod))
+    let [guaranteed, burstable, best_effort] = pod_cgroups(podspec::uid(pod));
+    match podspec::qos(pod) {
+        podspec::Qos::Guaranteed => guaranteed,
+        podspec::Qos::Burstable => burstable,
+        podspec::Qos::BestEffort => best_effort,
+    }
 }
 
-pub fn sandbox(pod: &Pod, config: &Config, dns: v1::DnsConfig, attempt: u32) -> v1::PodSandboxConfig {
+/// Where it may be: the classes but for the best have a group of their own (upstream: cgroups-per-qos).
+pub fn pod_cgroups(uid: &str) -> [String; 3] {
+    ["pods", "pods/burstable", "pods/besteffort"].map(|class| format!("{class}/pod{uid}"))
+}
+
+/// `users`: the ids of a pod with a user namespace.
+pub fn sandbox(pod: &Pod, config: &Config, dns: v1::DnsConfig, attempt: u32, users: Option<IdRange>) -> v1::PodSandboxConfig {
     let spec = podspec::spec(pod);
     let security = spec.security_context.clone().unwrap_or_default();
     let mut labels: HashMap<String, String> = pod.metadata.labels.clone().unwrap_or_default().into_iter().collect();
@@ -76,7 +89,7 @@ pub fn sandbox(pod: &Pod, config: &Config, dns: v1::DnsConfig, attempt: u32) -> 
             // The built-in runtime takes it below its own root.
             cgroup_parent: config.pod_cgroups.as_ref().map_or_else(|| pod_cgroup(pod), |root| format!("/{root}/{}", pod_cgroup(pod))),
             security_context: Some(v1::LinuxSandboxSecurityContext {
-                namespace_options: Some(namespaces(pod)),
+                namespace_options: Some(namespaces(pod, users)),
                 run_as_user: security.run_as_user.map(|value| v1::Int64Value { value }),
                 run_as_group: security.run_as_group.map(|value| v1::Int64Value { value }),
                 supplemental_groups: groups(pod),
@@ -117,7 +130,7 @@ fn ports(container: &Container) -> Vec<v1::PortMapping> {
         .collect()
 }
 
-fn namespaces(pod: &Pod) -> v1::NamespaceOption {
+fn namespaces(pod: &Pod, users: Option<IdRange>) -> v1::NamespaceOption {
     let spec = podspec::spec(pod);
     let node_or = |on: Option<bool>, otherwise: v1::NamespaceMode| if on == Some(true) { v1::NamespaceMode::Node } else { otherwise };
     let shared = spec.share_process_namespace == Some(true);
@@ -127,8 +140,7 @@ fn namespaces(pod: &Pod) -> v1::NamespaceOption {
         pid: node_or(spec.host_pid, pid) as i32,
         ipc: node_or(spec.host_ipc, v1::NamespaceMode::Pod) as i32,
         // Said only where it is asked for: what comes of it is the runtime's to say.
-        userns_options: (spec.host_users == Some(false))
-            .then(|| v1::UserNamespace { mode: v1::NamespaceMode::Pod as i32, ..Default::default() }),
+        userns_options: users.map(IdRange::cri),
         ..Default::default()
     }
 }
@@ -223,6 +235,7 @@ pub struct ContainerInput<'a> {
     pub facts: &'a Facts,
     /// Volumes, `/etc/hosts`, the termination log: made by `mounts`.
     pub mounts: Vec<v1::Mount>,
+    pub devices: Vec<v1::Device>,
     pub message_file: &'a Path,
     /// The runtime's reference of the image that is on the node.
     pub image_ref: &'a str,
@@ -232,6 +245,8 @@ pub struct ContainerInput<'a> {
     /// A container that names no seccomp profile gets the runtime's own.
     pub seccomp_default: bool,
     pub seccomp_directory: &'a Path,
+    /// The ids of a pod with a user namespace.
+    pub users: Option<IdRange>,
     /// For an ephemeral container with a target: that container's id.
     pub target_id: Option<String>,
 }
@@ -260,7 +275,8 @@ pub fn container(input: &ContainerInput<'_>) -> Result<v1::ContainerConfig, Erro
         args: expand(&container.args),
         working_dir: container.working_dir.clone().unwrap_or_default(),
         envs: envs.iter().map(|(key, value)| v1::KeyValue { key: key.clone(), value: value.clone().into() }).collect(),
-        mounts: input.mounts.clone(),
+        mounts: mounts(input),
+        devices: input.devices.clone(),
         labels,
         annotations: annotations(input),
         log_path: format!("{}/{attempt}.log", container.name),
@@ -274,6 +290,32 @@ pub fn container(input: &ContainerInput<'_>) -> Result<v1::ContainerConfig, Erro
         }),
         ..Default::default()
     })
+}
+
+/// What device plugins and the drivers of claims gave a container.
+pub fn add_devices(config: &mut v1::ContainerConfig, given: Allocated, named: Vec<String>) {
+    config.envs.extend(given.envs.into_iter().map(|(key, value)| v1::KeyValue { key, value: value.into() }));
+    config.annotations.extend(given.annotations);
+    config.mounts.extend(given.mounts.into_iter().map(|mount| v1::Mount {
+        container_path: mount.container_path,
+        host_path: mount.host_path,
+        readonly: mount.read_only,
+        ..Default::default()
+    }));
+    config.devices.extend(given.devices.into_iter().map(|device| v1::Device {
+        container_path: device.container_path,
+        host_path: device.host_path,
+        permissions: device.permissions,
+    }));
+    let names = given.cdi_devices.into_iter().map(|device| device.name).chain(named);
+    config.cdi_devices.extend(names.map(|name| v1::CdiDevice { name }));
+}
+
+/// In a user namespace volumes show the owners that they have on the disk.
+fn mounts(input: &ContainerInput<'_>) -> Vec<v1::Mount> {
+    let ids = input.users.map(IdRange::cri).unwrap_or_default();
+    let mapped = |mount: &v1::Mount| v1::Mount { uid_mappings: ids.uids.clone(), gid_mappings: ids.gids.clone(), ..mount.clone() };
+    input.mounts.iter().map(mapped).collect()
 }
 
 fn annotations(input: &ContainerInput<'_>) -> HashMap<String, String> {
@@ -329,7 +371,7 @@ fn security(input: &ContainerInput<'_>) -> v1::LinuxContainerSecurityContext {
     let pod_level = podspec::spec(input.pod).security_context.clone().unwrap_or_default();
     let own = input.container.security_context.clone().unwrap_or_default();
     let privileged = own.privileged == Some(true);
-    let mut namespaces = namespaces(input.pod);
+    let mut namespaces = namespaces(input.pod, input.users);
     if let Some(target) = &input.target_id {
         namespaces.pid = v1::NamespaceMode::Target as i32;
         namespaces.target_id = target.clone();
@@ -427,12 +469,14 @@ mod tests {
             attempt: 2,
             facts: &Facts::default(),
             mounts: Vec::new(),
+            devices: Vec::new(),
             message_file: Path::new("/m"),
             image_ref: "sha256:1",
             image_user: user,
             node: Node { memory_bytes: 8 << 30, swap_bytes: None },
             seccomp_default: false,
             seccomp_directory: Path::new("/profiles"),
+            users: None,
             target_id: None,
         })
     }
@@ -477,13 +521,20 @@ mod tests {
             &config,
             Default::default(),
             1,
+            None,
         );
         assert_eq!(shared.hostname, "h.s.default.svc.cluster.local");
-        let host = sandbox(&pod(json!({"containers": [], "hostNetwork": true, "hostPID": true})), &config, Default::default(), 0);
+        let host = sandbox(&pod(json!({"containers": [], "hostNetwork": true, "hostPID": true})), &config, Default::default(), 0, None);
         let options = host.linux.unwrap().security_context.unwrap().namespace_options.unwrap();
         assert_eq!((options.network, options.pid, options.ipc), (2, 2, 0));
         assert_eq!(options.userns_options, None);
-        let own_users = sandbox(&pod(json!({"containers": [], "hostUsers": false})), &config, Default::default(), 0);
+        let own_users = sandbox(
+            &pod(json!({"containers": [], "hostUsers": false})),
+            &config,
+            Default::default(),
+            0,
+            Some(IdRange { first: 65_536, length: 65_536 }),
+        );
         assert!(own_users.linux.unwrap().security_context.unwrap().namespace_options.unwrap().userns_options.is_some());
         assert_eq!(shared.linux.unwrap().security_context.unwrap().namespace_options.unwrap().pid, 0);
     }

@@ -79,6 +79,40 @@ pub(crate) fn send_failure(channel: &OwnedFd, failure: &Failure) {
     }
 }
 
+/// Tells the launcher of a process that a go-between gave birth to.
+pub(crate) fn send_birth(channel: &OwnedFd, born: io::Result<(i32, OwnedFd)>) {
+    let _ = match born {
+        Ok((pid, pidfd)) => {
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+            let mut control = SendAncillaryBuffer::new(&mut space);
+            let descriptors = [pidfd.as_fd()];
+            control.push(SendAncillaryMessage::ScmRights(&descriptors));
+            sendmsg(channel, &[IoSlice::new(&pid.to_le_bytes())], &mut control, SendFlags::NOSIGNAL)
+        }
+        Err(error) => {
+            let errno = error.raw_os_error().unwrap_or(libc::EIO);
+            sendmsg(channel, &[IoSlice::new(&(-errno).to_le_bytes())], &mut SendAncillaryBuffer::default(), SendFlags::NOSIGNAL)
+        }
+    };
+}
+
+/// What [`send_birth`] told.
+pub(crate) fn take_birth(channel: &Channel) -> io::Result<(i32, OwnedFd)> {
+    let mut bytes = [0_u8; 4];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let received = recvmsg(&channel.0, &mut [IoSliceMut::new(&mut bytes)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
+    let pidfd = control.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
+        _ => None,
+    });
+    match (i32::from_le_bytes(bytes), pidfd) {
+        _ if received.bytes != bytes.len() => Err(io::Error::from_raw_os_error(libc::ECHILD)),
+        (pid, Some(pidfd)) if pid > 0 => Ok((pid, pidfd)),
+        (errno, _) => Err(io::Error::from_raw_os_error(errno.saturating_neg())),
+    }
+}
+
 impl Channel {
     /// Takes one message; blocks when there is none.
     pub fn receive(&self) -> io::Result<Progress> {

@@ -1,6 +1,7 @@
 //! The child's side: an ordered list of steps that ends in exec.
 
 use std::convert::Infallible;
+use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
 use crate::channel::Failure;
@@ -10,8 +11,10 @@ use crate::{Handles, Process, Spec, process, rootfs, sys};
 pub(crate) fn first(spec: &Spec, handles: &Handles<'_>, report: &OwnedFd) -> Result<Infallible, Failure> {
     sys::reset_signals();
     hide();
-    join(handles)?;
-    process::adjust_oom_score(&spec.process);
+    // In a user namespace the go-between did it.
+    if handles.users.is_none() {
+        prepare(&spec.process, handles).map_err(|e| Failure::new("join the control group", e))?;
+    }
     if spec.cgroup_namespace {
         sys::unshare(libc::CLONE_NEWCGROUP).map_err(|e| Failure::new("unshare cgroup namespace", e))?;
     }
@@ -30,23 +33,29 @@ pub(crate) fn first(spec: &Spec, handles: &Handles<'_>, report: &OwnedFd) -> Res
 pub(crate) fn further(process: &Process, target: BorrowedFd<'_>, handles: &Handles<'_>, report: &OwnedFd) -> Result<Infallible, Failure> {
     sys::reset_signals();
     hide();
-    join(handles)?;
-    process::adjust_oom_score(process);
-    sys::setns(target, libc::CLONE_NEWNS | libc::CLONE_NEWCGROUP).map_err(|e| Failure::new("join the container's namespaces", e))?;
+    prepare(process, handles).map_err(|e| Failure::new("join the control group", e))?;
+    let users = if handles.users.is_some() { libc::CLONE_NEWUSER } else { 0 };
+    sys::setns(target, libc::CLONE_NEWNS | libc::CLONE_NEWCGROUP | users)
+        .map_err(|e| Failure::new("join the container's namespaces", e))?;
+    if handles.users.is_some() {
+        sys::become_root().map_err(|e| Failure::new("become root of the user namespace", e))?;
+    }
     let stdio = process::Stdio::prepare(process, handles, report)?;
     process::become_program(process, stdio)
 }
 
 /// Until it becomes the program, this process is ours: nobody inside may trace it or open its executable through /proc, which is the
 /// runtime's own (CVE-2019-5736). The exec takes this back.
-fn hide() {
+pub(crate) fn hide() {
     // SAFETY: plain system call.
     unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0) };
 }
 
-fn join(handles: &Handles<'_>) -> Result<(), Failure> {
+/// What takes the launcher's own privileges.
+pub(crate) fn prepare(process: &Process, handles: &Handles<'_>) -> io::Result<()> {
     for group in handles.join {
-        rustix::io::write(group, b"0").map_err(|e| Failure::new("join the control group", e))?;
+        rustix::io::write(group, b"0")?;
     }
+    process::adjust_oom_score(process);
     Ok(())
 }

@@ -23,5 +23,5 @@ pub mod sys;
 pub mod user;
 
 pub use channel::{Channel, Failure, Progress, errno_text};
-pub use spawn::{Handles, Started, enter, spawn};
+pub use spawn::{Handles, Started, Users, enter, spawn};
 pub use spec::{Device, FileSystem, Mount, PidNamespace, Process, Propagation, Rlimit, Source, Spec, User};

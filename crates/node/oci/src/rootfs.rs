@@ -35,7 +35,7 @@ pub(crate) fn enter(spec: &Spec, handles: &Handles<'_>) -> Result<(), Failure> {
     for mount in &spec.mounts {
         attach(&root, mount, handles).map_err(|e| Failure::new(format!("mount {}", mount.target), e))?;
         if mount.target == "/dev" && matches!(mount.source, Source::New(_)) {
-            populate_dev(&root, &spec.devices).map_err(|e| Failure::new("make devices", e))?;
+            populate_dev(&root, &spec.devices, spec.devices_are_mounts).map_err(|e| Failure::new("make devices", e))?;
         }
     }
     for path in &spec.readonly_paths {
@@ -50,7 +50,7 @@ fn attach(root: impl AsFd, mount: &Mount, handles: &Handles<'_>) -> io::Result<(
     let made;
     let (tree, directory) = match &mount.source {
         Source::New(file_system) => {
-            made = instance(file_system)?;
+            made = instance(file_system, attributes(mount))?;
             (made.as_fd(), true)
         }
         Source::Tree { index, directory } => {
@@ -62,22 +62,27 @@ fn attach(root: impl AsFd, mount: &Mount, handles: &Handles<'_>) -> io::Result<(
             (made.as_fd(), *directory)
         }
     };
-    let mut flags = 0;
-    for (wanted, flag) in [(mount.nosuid, attr::NOSUID), (mount.nodev, attr::NODEV), (mount.noexec, attr::NOEXEC)] {
-        flags |= if wanted { flag } else { 0 };
-    }
     let propagation = match mount.propagation {
         Propagation::Private => libc::MS_PRIVATE,
         Propagation::FromHost => libc::MS_SLAVE,
         Propagation::Shared => libc::MS_SHARED,
     };
     mount_setattr(tree, c"", true, 0, propagation as u64)?;
-    flags |= if mount.readonly { attr::RDONLY } else { 0 };
-    if flags != 0 {
+    let flags = u64::from(attributes(mount).bits());
+    if flags != 0 && !matches!(mount.source, Source::New(_)) {
         mount_setattr(tree, c"", mount.recursive_readonly, flags, 0)?;
     }
     let target = if directory { in_root::make_directory(root, &mount.target)? } else { in_root::make_file(root, &mount.target)? };
     move_onto(tree, &target)
+}
+
+fn attributes(mount: &Mount) -> MountAttrFlags {
+    let mut flags = MountAttrFlags::empty();
+    flags.set(MountAttrFlags::MOUNT_ATTR_NOSUID, mount.nosuid);
+    flags.set(MountAttrFlags::MOUNT_ATTR_NODEV, mount.nodev);
+    flags.set(MountAttrFlags::MOUNT_ATTR_NOEXEC, mount.noexec);
+    flags.set(MountAttrFlags::MOUNT_ATTR_RDONLY, mount.readonly);
+    flags
 }
 
 fn clone_flags() -> OpenTreeFlags {
@@ -89,7 +94,8 @@ fn move_onto(tree: impl AsFd, target: impl AsFd) -> io::Result<()> {
     Ok(move_mount(tree, "", target, "", flags)?)
 }
 
-fn instance(file_system: &FileSystem) -> io::Result<OwnedFd> {
+/// The kernel refuses a user namespace an instance that may do more than the one it sees, so that the attributes come first.
+fn instance(file_system: &FileSystem, attributes: MountAttrFlags) -> io::Result<OwnedFd> {
     let context = fsopen(file_system.kind.as_str(), FsOpenFlags::FSOPEN_CLOEXEC)?;
     for (key, value) in &file_system.options {
         match value {
@@ -98,15 +104,15 @@ fn instance(file_system: &FileSystem) -> io::Result<OwnedFd> {
         }
     }
     fsconfig_create(&context)?;
-    Ok(fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?)
+    Ok(fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)?)
 }
 
-fn populate_dev(root: impl AsFd, devices: &[Device]) -> io::Result<()> {
+fn populate_dev(root: impl AsFd, devices: &[Device], mounted: bool) -> io::Result<()> {
     let root = root.as_fd();
     let dev = in_root::open(root, "/dev", OFlags::RDONLY | OFlags::DIRECTORY)?;
     // The umask is the launcher's; devices have exact modes.
     let old = rustix::process::umask(Mode::empty());
-    for (name, major, minor) in DEVICES {
+    for (name, major, minor) in DEVICES.into_iter().filter(|_| !mounted) {
         mknodat(&dev, name, FileType::CharacterDevice, Mode::from_raw_mode(0o666), rustix::fs::makedev(major, minor))?;
     }
     for (target, name) in LINKS {
@@ -155,8 +161,7 @@ fn mask(root: impl AsFd, paths: &[String]) -> Result<(), Failure> {
         let masked = in_root::open(root, path, OFlags::PATH).and_then(|target| {
             if FileType::from_raw_mode(fstat(&target)?.st_mode) == FileType::Directory {
                 let options = vec![("size".to_owned(), Some("0k".to_owned())), ("nr_inodes".to_owned(), Some("2".to_owned()))];
-                let empty = instance(&FileSystem { kind: "tmpfs".into(), options })?;
-                mount_setattr(&empty, c"", false, attr::RDONLY, 0)?;
+                let empty = instance(&FileSystem { kind: "tmpfs".into(), options }, MountAttrFlags::MOUNT_ATTR_RDONLY)?;
                 return move_onto(empty, target);
             }
             let null = in_root::open(root, "/dev/null", OFlags::PATH)?;

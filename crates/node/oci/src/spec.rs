@@ -14,6 +14,9 @@ pub struct Spec {
     pub mounts: Vec<Mount>,
     /// Made on the tmpfs at `/dev`, beside the standard ones.
     pub devices: Vec<Device>,
+    /// Nodes cannot be made in a user namespace: those in `/dev`, the standard ones included, are mounts of the host's.
+    #[serde(default)]
+    pub devices_are_mounts: bool,
     /// Hidden: files behind `/dev/null`, directories behind an empty tmpfs. A path that is not there is fine.
     pub masked_paths: Vec<String>,
     pub readonly_paths: Vec<String>,
@@ -116,7 +119,7 @@ pub enum Propagation {
     Shared,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Device {
     /// Absolute in the container, below `/dev`.
     pub path: String,
@@ -127,4 +130,7 @@ pub struct Device {
     pub mode: u32,
     pub uid: u32,
     pub gid: u32,
+    /// What the control group lets the container do with it, of `rwm`; empty is all.
+    #[serde(default)]
+    pub access: String,
 }

@@ -1,7 +1,7 @@
 //! Containers: create, start, stop, remove, tell.
 
 use std::fs::File;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -13,6 +13,7 @@ use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen, open_tree,
 };
 
+use crate::cdi;
 use crate::plan::{self, Surroundings, Volume};
 use crate::protocol::{Exit, Reply, Request, Start};
 use crate::record::{self, ContainerRecord};
@@ -53,6 +54,7 @@ impl Inner {
         {
             return Err(Error::Invalid(format!("failed to reserve container name {:?}: it is reserved for {:?}", metadata.name, other.id)));
         }
+        self.device_edits(&config)?;
         let security = config.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
         security.map_or(Ok(()), plan::check_security).map_err(Error::Invalid)?;
         let id = new_id()?;
@@ -148,21 +150,31 @@ impl Inner {
         }
     }
 
+    fn device_edits(&self, config: &v1::ContainerConfig) -> Result<cdi::Edits> {
+        let names: Vec<String> = config.cdi_devices.iter().map(|device| device.name.clone()).collect();
+        cdi::resolve(&self.config.cdi_dirs, &names).map_err(Error::Invalid)
+    }
+
     /// Control group, root, volumes, log, and the spec that refers to them.
     fn prepare(&self, container: &Container) -> Result<Prepared> {
         let record = lock(&container.record).clone();
-        let config = record.config.clone().unwrap_or_default();
+        let mut config = record.config.clone().unwrap_or_default();
+        let edits = self.device_edits(&config)?;
+        config.mounts.extend(edits.mounts.iter().map(edit_mount));
         let linux = config.linux.clone().unwrap_or_default();
         let security = linux.security_context.clone().unwrap_or_default();
         let gone = || Error::NotFound(format!("image {} is gone", record.image_id));
         let (image, layers) = lock(&container.lease).as_ref().map(|lease| (lease.config().clone(), lease.layers())).ok_or_else(gone)?;
-        let devices = devices(&config, security.privileged)?;
+        let mut devices = devices(&config, security.privileged)?;
+        devices.extend(edits.device_nodes.iter().map(edit_device).collect::<Result<Vec<_>>>()?);
         let group = self.prepare_cgroup(&record.cgroup, linux.resources.as_ref(), plan::device_rules(security.privileged, &devices))?;
-        let rootfs = self.mount_root(&container.id, &layers)?;
-        let identity = identity(&rootfs, &security, &image)?;
+        let users = container.sandbox.users()?;
+        let rootfs = self.mount_root(&container.id, &layers, users.as_ref())?;
+        let mut identity = identity(&rootfs, &security, &image)?;
+        identity.user.groups.extend(&edits.additional_gids);
         let sandbox_config = container.sandbox.config();
         let (bounding, ambient) = plan::capability_masks(&security).map_err(Error::Invalid)?;
-        let process = oci::Process {
+        let mut process = oci::Process {
             args: plan::args(&config, &image),
             env: plan::env(&config, &image, &sandbox_config.hostname, &identity.home),
             cwd: [&config.working_dir, &image.working_dir].into_iter().find(|d| !d.is_empty()).cloned().unwrap_or_else(|| "/".into()),
@@ -177,14 +189,17 @@ impl Inner {
             oom_score_adj: Some(linux.resources.as_ref().map_or(0, |r| r.oom_score_adj as i32)),
             umask: None,
         };
+        process.env.extend(edits.env);
         self.remember_process(container, &process)?;
         let mounts = with_pod_files(&config.mounts, &container.sandbox, &rootfs, security.readonly_rootfs);
         let namespaces = security.namespace_options.clone().unwrap_or_default();
-        let (volumes, trees) = self.open_volumes(container, &mounts)?;
+        let (volumes, mut trees) = self.open_volumes(container, &mounts, users.as_ref())?;
+        let device_mounts =
+            users.as_ref().map(|_| open_devices(&config, security.privileged, &edits.device_nodes, &mut trees)).transpose()?;
         let (pid, pid_target) = pid_namespace(&namespaces);
         let v1_controllers = if self.cgroups.is_unified() { Vec::new() } else { self.cgroups.v1_controllers() };
         let host_ipc = namespaces.ipc == v1::NamespaceMode::Node as i32;
-        let spec = plan::spec(&config, Surroundings { process, pid, host_ipc, volumes, devices, v1_controllers });
+        let spec = plan::spec(&config, Surroundings { process, pid, host_ipc, volumes, devices, v1_controllers, device_mounts });
         let join = group.join_fds()?;
         let (birthplace, kill) = (group.birthplace(), group.kill_fd());
         let start = Start {
@@ -232,15 +247,20 @@ impl Inner {
     }
 
     /// The image's layers below a writable one, as a mount that is attached nowhere: it lives as long as somebody holds it.
-    fn mount_root(&self, id: &str, layers: &[PathBuf]) -> Result<OwnedFd> {
+    fn mount_root(&self, id: &str, layers: &[PathBuf], users: Option<&Users>) -> Result<OwnedFd> {
         let directory = self.config.data_dir.join("containers").join(id);
         let (upper, work) = (directory.join("upper"), directory.join("work"));
         let mount = || -> std::io::Result<OwnedFd> {
             std::fs::create_dir_all(&upper)?;
             std::fs::create_dir_all(&work)?;
+            let (layers, _held) = Users::layers(users, layers)?;
+            if let Some(users) = users {
+                // What is written belongs to the pod's ids on the disk, too: it goes with the container.
+                std::os::unix::fs::chown(&upper, Some(users.first), Some(users.first))?;
+            }
             let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
             fsconfig_set_string(&context, "source", "overlay")?;
-            set_lower(&context, layers)?;
+            set_lower(&context, &layers)?;
             fsconfig_set_string(&context, "upperdir", &upper)?;
             fsconfig_set_string(&context, "workdir", &work)?;
             fsconfig_create(&context)?;
@@ -250,16 +270,17 @@ impl Inner {
     }
 
     /// An image's files as a detached tree, held by a lease as long as the container is there (KEP-4639).
-    fn open_image(&self, container: &Container, image: &v1::ImageSpec, sub: &str) -> Result<(OwnedFd, bool)> {
+    fn open_image(&self, container: &Container, image: &v1::ImageSpec, sub: &str, users: Option<&Users>) -> Result<(OwnedFd, bool)> {
         let gone = || Error::NotFound(format!("failed to resolve image {:?}: not found", image.image));
         let lease = self.images.resolve(&image.image).and_then(|found| self.images.lease(&found.id)).ok_or_else(gone)?;
         let layers = lease.layers();
         lock(&container.volume_leases).push(lease);
         let open = || -> std::io::Result<(OwnedFd, bool)> {
             let clone = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+            let (layers, mut mapped) = Users::layers(users, &layers)?;
             let tree = match layers.as_slice() {
                 // overlayfs takes no single layer without a writable one.
-                [only] => open_tree(CWD, only, clone)?,
+                [only] => mapped.pop().map_or_else(|| Ok(open_tree(CWD, only, clone)?), Ok::<_, std::io::Error>)?,
                 layers => {
                     let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
                     set_lower(&context, layers)?;
@@ -278,12 +299,17 @@ impl Inner {
     }
 
     /// Opens each volume's source as a detached tree, in the host's mount namespace.
-    fn open_volumes<'a>(&self, container: &Container, mounts: &'a [v1::Mount]) -> Result<(Vec<Volume<'a>>, Vec<OwnedFd>)> {
+    fn open_volumes<'a>(
+        &self,
+        container: &Container,
+        mounts: &'a [v1::Mount],
+        users: Option<&Users>,
+    ) -> Result<(Vec<Volume<'a>>, Vec<OwnedFd>)> {
         let mut volumes = Vec::with_capacity(mounts.len());
         let mut trees = Vec::with_capacity(mounts.len());
         for mount in mounts {
             if let Some(image) = mount.image.as_ref().filter(|image| !image.image.is_empty()) {
-                let (tree, directory) = self.open_image(container, image, &mount.image_sub_path)?;
+                let (tree, directory) = self.open_image(container, image, &mount.image_sub_path, users)?;
                 volumes.push(Volume { mount, directory });
                 trees.push(tree);
                 continue;
@@ -296,7 +322,9 @@ impl Inner {
                 }
                 let directory = path.is_dir();
                 let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
-                Ok((open_tree(CWD, path, flags)?, directory))
+                let tree = open_tree(CWD, path, flags)?;
+                users.map_or(Ok(()), |users| users.map(&tree))?;
+                Ok((tree, directory))
             };
             let (tree, directory) = open().map_err(io_error(format!("mount {:?} at {:?}", mount.host_path, mount.container_path)))?;
             volumes.push(Volume { mount, directory });
@@ -488,6 +516,72 @@ fn merge_resources(old: &mut v1::LinuxContainerResources, new: v1::LinuxContaine
     }
 }
 
+/// The user namespace of a container's pod, for the files that it sees.
+struct Users {
+    namespace: Arc<OwnedFd>,
+    first: u32,
+}
+
+impl Users {
+    fn map(&self, tree: &OwnedFd) -> std::io::Result<()> {
+        oci::sys::idmap(tree, &*self.namespace).map_err(|error| match error.raw_os_error() {
+            Some(libc::EINVAL) => {
+                std::io::Error::other("its file system does not support idmapped mounts, which a pod with hostUsers: false needs")
+            }
+            _ => error,
+        })
+    }
+
+    /// An image's layers as the pod's ids see them, by paths that lead through the descriptors beside them.
+    fn layers(users: Option<&Self>, layers: &[PathBuf]) -> std::io::Result<(Vec<PathBuf>, Vec<OwnedFd>)> {
+        let Some(users) = users else { return Ok((layers.to_vec(), Vec::new())) };
+        let mut held = Vec::with_capacity(layers.len());
+        for layer in layers {
+            let tree = open_tree(CWD, layer, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)?;
+            users.map(&tree)?;
+            held.push(tree);
+        }
+        Ok((held.iter().map(|tree| format!("/proc/self/fd/{}", tree.as_raw_fd()).into()).collect(), held))
+    }
+}
+
+impl Sandbox {
+    fn users(&self) -> Result<Option<Users>> {
+        let Some(range) = self.ids()? else { return Ok(None) };
+        let namespace = lock(&self.users).clone().ok_or_else(|| Error::ShimGone(self.id.clone()))?;
+        Ok(Some(Users { namespace, first: range.first }))
+    }
+}
+
+/// Mounts of the host's device nodes, where none can be made: the standard ones and those asked for. Their descriptors join `trees`.
+fn open_devices(
+    config: &v1::ContainerConfig,
+    privileged: bool,
+    named: &[cdi::Node],
+    trees: &mut Vec<OwnedFd>,
+) -> Result<Vec<(String, usize)>> {
+    let standard = ["null", "zero", "full", "random", "urandom", "tty"].map(|name| format!("/dev/{name}"));
+    let mut paths: Vec<(PathBuf, String)> = standard.into_iter().map(|path| (path.clone().into(), path)).collect();
+    if privileged {
+        let mut all = Vec::new();
+        host_devices(Path::new("/dev"), &mut all);
+        paths.extend(all.into_iter().map(|device| (device.path.clone().into(), device.path)));
+    }
+    let target =
+        |device: &v1::Device| if device.container_path.is_empty() { device.host_path.clone() } else { device.container_path.clone() };
+    paths.extend(config.devices.iter().map(|device| (device.host_path.clone().into(), target(device))));
+    paths.extend(named.iter().map(|node| (host_path(node).into(), node.path.clone())));
+    let mut seen = std::collections::BTreeSet::new();
+    paths.retain(|(_, path)| seen.insert(path.clone()));
+    let mut mounts = Vec::with_capacity(paths.len());
+    for (host, path) in paths {
+        let tree = open_tree(CWD, &host, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC);
+        trees.push(tree.map_err(|error| io_error(format!("device {}", host.display()))(error.into()))?);
+        mounts.push((path, trees.len() - 1));
+    }
+    Ok(mounts)
+}
+
 /// overlayfs wants the topmost layer first. `lowerdir+` takes one layer each (Linux 6.8); before it, one string of all.
 fn set_lower(context: &OwnedFd, layers: &[PathBuf]) -> std::io::Result<()> {
     if layers.is_empty() {
@@ -565,9 +659,47 @@ fn devices(config: &v1::ContainerConfig, privileged: bool) -> Result<Vec<oci::De
         let path = if device.container_path.is_empty() { &device.host_path } else { &device.container_path };
         let found =
             describe_device(Path::new(&device.host_path), path.clone()).map_err(io_error(format!("device {}", device.host_path)))?;
-        devices.push(found.ok_or_else(|| Error::Invalid(format!("{} is not a device", device.host_path)))?);
+        let found = found.ok_or_else(|| Error::Invalid(format!("{} is not a device", device.host_path)))?;
+        devices.push(oci::Device { access: device.permissions.clone(), ..found });
     }
     Ok(devices)
+}
+
+fn host_path(node: &cdi::Node) -> &str {
+    if node.host_path.is_empty() { &node.path } else { &node.host_path }
+}
+
+/// A device node of a CDI file: what the file does not say, the host's own node does.
+fn edit_device(node: &cdi::Node) -> Result<oci::Device> {
+    let host = host_path(node);
+    let known = match (node.r#type.as_str(), node.major, node.minor) {
+        ("b" | "c" | "u", Some(major), Some(minor)) => {
+            let kind = if node.r#type == "b" { 'b' } else { 'c' };
+            oci::Device { kind, major, minor, mode: 0o666, ..Default::default() }
+        }
+        _ => {
+            let found = describe_device(Path::new(host), node.path.clone()).map_err(io_error(format!("device {host}")))?;
+            found.ok_or_else(|| Error::Invalid(format!("{host} is not a device")))?
+        }
+    };
+    Ok(oci::Device {
+        path: node.path.clone(),
+        mode: node.file_mode.map_or(known.mode, |mode| mode & 0o7777),
+        uid: node.uid.unwrap_or(known.uid),
+        gid: node.gid.unwrap_or(known.gid),
+        access: node.permissions.clone(),
+        ..known
+    })
+}
+
+fn edit_mount(mount: &cdi::Mount) -> v1::Mount {
+    v1::Mount {
+        container_path: mount.container_path.clone(),
+        host_path: mount.host_path.clone(),
+        readonly: mount.options.iter().any(|option| option == "ro"),
+        mount_options: mount.options.clone(),
+        ..Default::default()
+    }
 }
 
 fn describe_device(host: &Path, path: String) -> std::io::Result<Option<oci::Device>> {
@@ -579,7 +711,16 @@ fn describe_device(host: &Path, path: String) -> std::io::Result<Option<oci::Dev
         _ => return Ok(None),
     };
     let (major, minor) = (rustix::fs::major(metadata.rdev()), rustix::fs::minor(metadata.rdev()));
-    Ok(Some(oci::Device { path, kind, major, minor, mode: metadata.mode() & 0o7777, uid: metadata.uid(), gid: metadata.gid() }))
+    Ok(Some(oci::Device {
+        path,
+        kind,
+        major,
+        minor,
+        mode: metadata.mode() & 0o7777,
+        uid: metadata.uid(),
+        gid: metadata.gid(),
+        access: String::new(),
+    }))
 }
 
 /// Device nodes below a directory, without what every container has of its own.
@@ -605,7 +746,8 @@ fn open_log(path: &str) -> Result<OwnedFd> {
             std::fs::create_dir_all(parent)?;
         }
         use std::os::unix::fs::OpenOptionsExt;
-        File::options().append(true).create(true).mode(0o640).open(path)
+        // A container that reaches its log folder must not choose what the runtime writes to.
+        File::options().append(true).create(true).mode(0o640).custom_flags(libc::O_NOFOLLOW).open(path)
     };
     open().map(OwnedFd::from).map_err(io_error(format!("open log {path:?}")))
 }

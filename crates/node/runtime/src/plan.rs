@@ -7,6 +7,7 @@ use cri::v1::security_profile::ProfileType;
 use images::ImageConfig;
 use oci::{FileSystem, Mount, PidNamespace, Process, Propagation, Source, Spec, capabilities};
 
+use crate::protocol::IdRange;
 use crate::shim;
 
 const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -131,6 +132,21 @@ pub fn check_security(security: &v1::LinuxContainerSecurityContext) -> Result<()
     }
 }
 
+/// The ids of a pod's own user namespace (KEP-127): one range, the same for users and groups, from 0 on.
+pub fn ids(namespaces: &v1::NamespaceOption) -> Result<Option<IdRange>, String> {
+    let users = namespaces.userns_options.as_ref().filter(|users| users.mode != v1::NamespaceMode::Node as i32);
+    let Some(users) = users else { return Ok(None) };
+    match (users.uids.as_slice(), users.uids == users.gids) {
+        ([one], true) if one.container_id == 0 && one.length > 0 && one.host_id > 0 => {
+            Ok(Some(IdRange { first: one.host_id, length: one.length }))
+        }
+        _ => {
+            Err("a user namespace needs one range of ids, the same for users and groups, that begins with 0 inside and not with 0 outside"
+                .into())
+        }
+    }
+}
+
 /// Bounding and ambient capability masks.
 pub fn capability_masks(security: &v1::LinuxContainerSecurityContext) -> Result<(u64, u64), String> {
     if security.privileged {
@@ -180,17 +196,17 @@ pub fn limits(resources: &v1::LinuxContainerResources) -> cgroups::Limits {
 
 /// Which character devices a container may use: the harmless ones, terminals, and making nodes of any.
 pub fn device_rules(privileged: bool, extra: &[oci::Device]) -> Vec<cgroups::DeviceRule> {
-    let rule =
-        |kind, major: Option<u32>, minor: Option<u32>, access: &str| cgroups::DeviceRule { kind, major, minor, access: access.into() };
+    let access = |device: &oci::Device| if device.access.is_empty() { "rwm".to_owned() } else { device.access.clone() };
+    let rule = |kind, major: Option<u32>, minor: Option<u32>, access: String| cgroups::DeviceRule { kind, major, minor, access };
     if privileged {
-        return vec![rule('a', None, None, "rwm")];
+        return vec![rule('a', None, None, "rwm".into())];
     }
-    let mut rules = vec![rule('c', None, None, "m"), rule('b', None, None, "m")];
+    let mut rules = vec![rule('c', None, None, "m".into()), rule('b', None, None, "m".into())];
     for (major, minor) in [(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 1), (5, 2)] {
-        rules.push(rule('c', Some(major), Some(minor), "rwm"));
+        rules.push(rule('c', Some(major), Some(minor), "rwm".into()));
     }
-    rules.push(rule('c', Some(136), None, "rwm"));
-    rules.extend(extra.iter().filter(|d| d.kind != 'p').map(|d| rule(d.kind, Some(d.major), Some(d.minor), "rwm")));
+    rules.push(rule('c', Some(136), None, "rwm".into()));
+    rules.extend(extra.iter().filter(|d| d.kind != 'p').map(|d| rule(d.kind, Some(d.major), Some(d.minor), access(d))));
     rules
 }
 
@@ -210,6 +226,8 @@ pub struct Surroundings<'a> {
     pub devices: Vec<oci::Device>,
     /// v1 controllers, each with its own mount; empty on a unified host.
     pub v1_controllers: Vec<String>,
+    /// In a user namespace: a mount of the host's node for each device, by path in the container and index in the descriptors.
+    pub device_mounts: Option<Vec<(String, usize)>>,
 }
 
 pub fn spec(config: &v1::ContainerConfig, surroundings: Surroundings<'_>) -> Spec {
@@ -223,6 +241,11 @@ pub fn spec(config: &v1::ContainerConfig, surroundings: Surroundings<'_>) -> Spe
         mounts.retain(|mount| mount.target != target);
         mounts.push(volume_mount(target, index, volume));
     }
+    let devices_are_mounts = surroundings.device_mounts.is_some();
+    for (path, index) in surroundings.device_mounts.iter().flatten() {
+        let at = mounts.iter().position(|mount| mount.target == "/dev").map_or(0, |at| at + 1);
+        mounts.insert(at, device_mount(path.clone(), *index));
+    }
     let privileged = security.privileged;
     let paths = |list: Vec<String>| if privileged { Vec::new() } else { list };
     Spec {
@@ -231,10 +254,24 @@ pub fn spec(config: &v1::ContainerConfig, surroundings: Surroundings<'_>) -> Spe
         cgroup_namespace: !privileged,
         root_readonly: security.readonly_rootfs,
         mounts,
-        devices: surroundings.devices,
+        devices: if devices_are_mounts { Vec::new() } else { surroundings.devices },
+        devices_are_mounts,
         masked_paths: paths(security.masked_paths),
         readonly_paths: paths(security.readonly_paths),
         staging: shim::STAGING.to_owned(),
+    }
+}
+
+fn device_mount(target: String, index: usize) -> Mount {
+    Mount {
+        target,
+        source: Source::Tree { index, directory: false },
+        readonly: false,
+        recursive_readonly: false,
+        nosuid: true,
+        nodev: false,
+        noexec: true,
+        propagation: Propagation::Private,
     }
 }
 
@@ -406,6 +443,7 @@ mod tests {
             volumes,
             devices: Vec::new(),
             v1_controllers: Vec::new(),
+            device_mounts: None,
         };
         let spec = spec(&v1::ContainerConfig::default(), surroundings);
         let targets: Vec<&str> = spec.mounts.iter().map(|m| m.target.as_str()).collect();

@@ -29,9 +29,9 @@ pub struct Call {
 
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Request {
-    /// The first request of a new shim. Reply: [`Reply::Ready`] with the network namespace.
+    /// The first request of a new shim. Reply: [`Reply::Ready`] with the network namespace and, if it has its own, the user namespace.
     Setup(Setup),
-    /// What runs here? Reply: [`Reply::Hello`] with the network namespace.
+    /// What runs here? Reply: [`Reply::Hello`] with the same namespaces.
     Hello,
     /// Descriptors: root, log, then `trees`, `join`, the v2 group if `birthplace`, and the kill file if `kill`.
     Start(Box<Start>),
@@ -83,6 +83,16 @@ pub struct Setup {
     pub shared_pid_namespace: bool,
     pub sysctls: Vec<(String, String)>,
     pub shm_bytes: u64,
+    /// A user namespace for the pod.
+    #[serde(default)]
+    pub users: Option<IdRange>,
+}
+
+/// The host's ids that a user namespace's ids from 0 on stand for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IdRange {
+    pub first: u32,
+    pub length: u32,
 }
 
 #[derive(Debug, Serialize, Deserialize)]

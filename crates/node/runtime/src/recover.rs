@@ -37,6 +37,7 @@ impl Inner {
             directory: directory.to_owned(),
             record: Mutex::new(record),
             connection: Mutex::default(),
+            users: Mutex::default(),
             changing: tokio::sync::Mutex::default(),
         });
         for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
@@ -84,7 +85,10 @@ impl Inner {
         *lock(&sandbox.connection) = Some(connection.clone());
         self.listen(sandbox, connection.clone());
         match tokio::time::timeout(HELLO_WAIT, connection.call(Request::Hello, &[])).await {
-            Ok(Ok((Reply::Hello { running, .. }, _))) => Some(running),
+            Ok(Ok((Reply::Hello { running, .. }, namespaces))) => {
+                *lock(&sandbox.users) = namespaces.into_iter().nth(1).map(Arc::new);
+                Some(running)
+            }
             _ => {
                 lock(&sandbox.connection).take();
                 None

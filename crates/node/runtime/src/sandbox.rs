@@ -18,6 +18,12 @@ use crate::{Error, Result, io_error, plan, shim};
 const SHM_BYTES: u64 = 64 << 20;
 /// Names by which a RuntimeClass may ask for this runtime: none, its own, and that of the plain runtime elsewhere.
 pub const HANDLERS: &[&str] = &["", "sternpost", "runc"];
+/// Does this kernel make any?
+pub fn has_user_namespaces() -> bool {
+    let most = std::fs::read_to_string("/proc/sys/user/max_user_namespaces");
+    most.is_ok_and(|most| most.trim() != "0")
+}
+
 /// For the exits of killed containers to arrive before their shim goes.
 const KILL_WAIT: Duration = Duration::from_secs(10);
 
@@ -31,11 +37,8 @@ impl Inner {
             return Err(Error::Invalid(format!("no runtime for {:?} is configured", request.runtime_handler)));
         }
         let security = config.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
-        let namespaces = security.and_then(|security| security.namespace_options.as_ref());
-        let users = namespaces.and_then(|namespaces| namespaces.userns_options.as_ref());
-        if users.is_some_and(|users| users.mode != v1::NamespaceMode::Node as i32) {
-            return Err(Error::Invalid("user namespaces (hostUsers: false) are not supported by this runtime".into()));
-        }
+        let namespaces = security.and_then(|security| security.namespace_options.clone()).unwrap_or_default();
+        plan::ids(&namespaces).map_err(Error::Invalid)?;
         self.refuse_duplicate(&config)?;
         let id = new_id()?;
         let directory = self.config.run_dir.join("sandboxes").join(&id);
@@ -87,14 +90,17 @@ impl Inner {
             directory: directory.to_owned(),
             record: Mutex::new(record),
             connection: Mutex::new(Some(connection.clone())),
+            users: Mutex::default(),
             changing: tokio::sync::Mutex::default(),
         });
         self.listen(&sandbox, connection.clone());
-        let setup = setup(&config);
+        let setup = setup(&config)?;
         let own_network = setup.network_namespace;
         let (_, descriptors) = connection.call(Request::Setup(setup), &[]).await?;
+        let mut descriptors = descriptors.into_iter();
+        let netns = descriptors.next().ok_or_else(|| Error::ShimGone(id.to_owned()))?;
+        *lock(&sandbox.users) = descriptors.next().map(Arc::new);
         if own_network {
-            let netns = descriptors.into_iter().next().ok_or_else(|| Error::ShimGone(id.to_owned()))?;
             let addresses = self.attach_network(id, netns, &config.annotations).await?;
             lock(&sandbox.record).addresses = addresses;
         }
@@ -301,18 +307,20 @@ fn sandbox_state(sandbox: &Sandbox) -> v1::PodSandboxState {
     if sandbox.is_ready() { v1::PodSandboxState::SandboxReady } else { v1::PodSandboxState::SandboxNotready }
 }
 
-fn setup(config: &v1::PodSandboxConfig) -> Setup {
+fn setup(config: &v1::PodSandboxConfig) -> Result<Setup> {
     let linux = config.linux.clone().unwrap_or_default();
     let options = linux.security_context.and_then(|s| s.namespace_options).unwrap_or_default();
     let node = v1::NamespaceMode::Node as i32;
-    Setup {
+    let users = plan::ids(&options).map_err(Error::Invalid)?;
+    Ok(Setup {
         hostname: config.hostname.clone(),
         network_namespace: options.network != node,
         ipc_namespace: options.ipc != node,
         shared_pid_namespace: options.pid == v1::NamespaceMode::Pod as i32,
         sysctls: linux.sysctls.into_iter().collect(),
         shm_bytes: SHM_BYTES,
-    }
+        users,
+    })
 }
 
 pub(crate) fn remove_directory(directory: &Path) -> Result<()> {

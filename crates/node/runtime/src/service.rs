@@ -56,7 +56,10 @@ impl cri::RuntimeService for Runtime {
             }
             let handler = |name: &&str| v1::RuntimeHandler {
                 name: (*name).to_owned(),
-                features: Some(v1::RuntimeHandlerFeatures { recursive_read_only_mounts: true, user_namespaces: false }),
+                features: Some(v1::RuntimeHandlerFeatures {
+                    recursive_read_only_mounts: true,
+                    user_namespaces: crate::sandbox::has_user_namespaces(),
+                }),
             };
             Ok(v1::StatusResponse {
                 status: Some(v1::RuntimeStatus { conditions: vec![condition("RuntimeReady"), network] }),

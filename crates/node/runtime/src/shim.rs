@@ -55,6 +55,7 @@ struct Shim {
     /// The shim's own process, to return to its PID namespace.
     own: OwnedFd,
     network: Option<OwnedFd>,
+    users: Option<(OwnedFd, u32)>,
     init: Option<OwnedFd>,
     containers: BTreeMap<String, Container>,
     execs: BTreeMap<i32, Exec>,
@@ -108,6 +109,7 @@ impl Shim {
             connection: None,
             own: rustix::process::pidfd_open(rustix::process::getpid(), rustix::process::PidfdFlags::empty())?,
             network: None,
+            users: None,
             init: None,
             containers: BTreeMap::new(),
             execs: BTreeMap::new(),
@@ -221,12 +223,12 @@ impl Shim {
         match call.request {
             Request::Setup(setup) => {
                 self.setup(&setup).map_err(step("set up the sandbox"))?;
-                Ok(Some((Reply::Ready { shim: rustix::process::getpid().as_raw_pid() }, self.network_handle())))
+                Ok(Some((Reply::Ready { shim: rustix::process::getpid().as_raw_pid() }, self.namespaces())))
             }
             Request::Hello => {
                 let running = self.containers.iter().filter_map(|(id, c)| c.running(id)).collect::<Vec<Running>>();
                 let shim = rustix::process::getpid().as_raw_pid();
-                Ok(Some((Reply::Hello { shim, running }, self.network_handle())))
+                Ok(Some((Reply::Hello { shim, running }, self.namespaces())))
             }
             Request::Start(start) => {
                 let id = start.container.clone();
@@ -234,7 +236,9 @@ impl Shim {
                     return Err(oci::Failure::new(format!("container {id}"), io::Error::from_raw_os_error(libc::EEXIST)));
                 }
                 let namespace = self.pid_namespace(start.pid_target.as_deref())?;
-                let container = Container::start(*start, call.number, descriptors, namespace.as_ref(), &self.own).map_err(step("start"))?;
+                let users = users(&self.users);
+                let container =
+                    Container::start(*start, call.number, descriptors, namespace.as_ref(), &self.own, users).map_err(step("start"))?;
                 self.containers.insert(id, container);
                 Ok(None)
             }
@@ -245,6 +249,7 @@ impl Shim {
                     join: &container.join,
                     birthplace: container.birthplace.as_ref().map(AsFd::as_fd),
                     stdio: ends.each_ref().map(|end| end.as_ref().map(AsFd::as_fd)),
+                    users: users(&self.users),
                     pid_namespace: Some(container.pidfd.as_fd()),
                     own_pid_namespace: Some(self.own.as_fd()),
                     ..oci::Handles::default()
@@ -300,16 +305,20 @@ impl Shim {
     fn setup(&mut self, setup: &Setup) -> io::Result<()> {
         // The kernel should take the containers first. Without CAP_SYS_RESOURCE that cannot be asked for.
         let _ = std::fs::write("/proc/self/oom_score_adj", OOM_SCORE);
-        self.network = Some(sandbox::enter(setup, &self.root)?);
+        // SAFETY: the shim has one thread.
+        let (network, namespace) = unsafe { sandbox::enter(setup, &self.root) }?;
+        self.network = Some(network);
+        self.users = namespace.zip(setup.users.map(|range| range.first));
         if setup.shared_pid_namespace {
             // SAFETY: the shim has one thread.
-            self.init = Some(unsafe { init::spawn() }?);
+            self.init = Some(unsafe { init::spawn(self.users.as_ref().map(|(namespace, _)| namespace.as_fd())) }?);
         }
         Ok(())
     }
 
-    fn network_handle(&self) -> Vec<OwnedFd> {
-        self.network.as_ref().and_then(|fd| fd.try_clone().ok()).into_iter().collect()
+    fn namespaces(&self) -> Vec<OwnedFd> {
+        let users = self.users.as_ref().map(|(namespace, _)| namespace);
+        self.network.iter().chain(users).filter_map(|fd| fd.try_clone().ok()).collect()
     }
 
     fn find(&self, id: &str) -> Result<&Container, oci::Failure> {
@@ -397,6 +406,10 @@ impl Shim {
             self.connection = None;
         }
     }
+}
+
+fn users(own: &Option<(OwnedFd, u32)>) -> Option<oci::Users<'_>> {
+    own.as_ref().map(|(namespace, first)| oci::Users { namespace: namespace.as_fd(), first: *first })
 }
 
 fn not_running(id: &str) -> oci::Failure {

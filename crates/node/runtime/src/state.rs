@@ -1,5 +1,6 @@
 //! What the daemon knows of its pods while it runs.
 
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -8,7 +9,8 @@ use tokio::sync::{Semaphore, broadcast, watch};
 
 use crate::connection::Connection;
 use crate::nursery::Nursery;
-use crate::protocol::Exit;
+use crate::plan;
+use crate::protocol::{Exit, IdRange};
 use crate::record::{ContainerRecord, SandboxRecord};
 use crate::shelf::{LABEL_POD, Shelf, Shelved, pod_group};
 use crate::{Config, Error, Result, io_error};
@@ -49,6 +51,8 @@ pub(crate) struct Sandbox {
     pub directory: PathBuf,
     pub record: Mutex<SandboxRecord>,
     pub connection: Mutex<Option<Arc<Connection>>>,
+    /// Its user namespace, where it has one and its shim has told.
+    pub users: Mutex<Option<Arc<OwnedFd>>>,
     /// Stop and remove come one after the other.
     pub changing: tokio::sync::Mutex<()>,
 }
@@ -241,6 +245,11 @@ impl Sandbox {
 
     pub fn config(&self) -> v1::PodSandboxConfig {
         lock(&self.record).config.clone().unwrap_or_default()
+    }
+
+    /// The host's ids of its user namespace.
+    pub fn ids(&self) -> Result<Option<IdRange>> {
+        plan::ids(&self.namespaces()).map_err(Error::Invalid)
     }
 
     pub fn namespaces(&self) -> v1::NamespaceOption {

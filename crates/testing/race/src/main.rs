@@ -48,9 +48,10 @@ pub struct Options {
     /// The case api measures this server instead of a cluster of its own.
     #[arg(long)]
     kubeconfig: Option<std::path::PathBuf>,
-    /// Only the measurements of the case api, or the part (services, paths, policies, names) of the case network, with this in the name.
-    #[arg(long)]
-    only: Option<String>,
+    /// Only the measurements of the cases api and scheduler, or the part (services, paths, policies, names) of the case network, with one of
+    /// these in the name.
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<String>,
     /// Pods in the largest list of the case api.
     #[arg(long, default_value_t = 100_000)]
     objects: usize,
@@ -63,6 +64,9 @@ pub struct Options {
     /// Replicas of the case pods.
     #[arg(long, default_value_t = 100)]
     replicas: usize,
+    /// The cases scheduler and controllers begin no further round after so many minutes; the first is always run.
+    #[arg(long, default_value_t = 8.0)]
+    minutes: f64,
     /// A tenth of the objects of the cases scheduler and network.
     #[arg(long)]
     quick: bool,
@@ -71,7 +75,12 @@ pub struct Options {
 impl Options {
     /// Whether a measurement of this name is wanted.
     pub fn wants(&self, what: &str) -> bool {
-        self.only.as_ref().is_none_or(|only| what.contains(only.as_str()))
+        self.only.is_empty() || self.only.iter().any(|only| what.contains(only.as_str()))
+    }
+
+    /// The time for further rounds is used up.
+    pub fn is_over(&self, start: std::time::Instant) -> bool {
+        start.elapsed().as_secs_f64() > self.minutes * 60.0
     }
 }
 

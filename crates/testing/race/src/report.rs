@@ -50,6 +50,7 @@ pub fn publish(options: &Options, case: &Case, floors: &Floors, load: &Use, outc
     let machine = machine::describe(options.dir.as_deref().unwrap_or(folder()));
     let (date, rounds) = (machine::today(), options.rounds);
     let record = Record { case: case.name, date, machine, rounds, floors, load, figures: &outcome.figures };
+    std::fs::remove_file(folder().join(case.name).with_extension("part.json")).ok();
     let path = folder().join(case.name).with_extension("json");
     std::fs::write(&path, serde_json::to_vec_pretty(&record)?).with_context(|| path.display().to_string())?;
     let section = section(case, &record, outcome);
@@ -61,6 +62,13 @@ pub fn publish(options: &Options, case: &Case, floors: &Floors, load: &Use, outc
     let document = root().join("docs/benchmarks.md");
     let text = std::fs::read_to_string(&document).with_context(|| document.display().to_string())?;
     std::fs::write(&document, replace(&text, case.name, &section)).with_context(|| document.display().to_string())
+}
+
+/// What a case has found so far, for whoever stops it: `target/race/<case>.part.json`.
+pub fn keep(case: &str, outcome: &Outcome) -> anyhow::Result<()> {
+    let path = folder().join(case).with_extension("part.json");
+    std::fs::create_dir_all(folder())?;
+    std::fs::write(&path, serde_json::to_vec_pretty(&outcome.figures)?).with_context(|| path.display().to_string())
 }
 
 fn section(case: &Case, record: &Record<'_>, outcome: &Outcome) -> String {

@@ -72,6 +72,7 @@ impl Container {
         mut descriptors: impl Iterator<Item = OwnedFd>,
         namespace: Option<&OwnedFd>,
         own: &OwnedFd,
+        users: Option<oci::Users<'_>>,
     ) -> io::Result<Self> {
         let missing = || io::Error::other("a descriptor is missing");
         let rootfs = descriptors.next().ok_or_else(missing)?;
@@ -106,6 +107,7 @@ impl Container {
             join: &join,
             birthplace: birthplace.as_ref().map(AsFd::as_fd),
             stdio: ends.each_ref().map(|end| end.as_ref().map(AsFd::as_fd)),
+            users,
             pid_namespace: namespace.map(AsFd::as_fd),
             own_pid_namespace: Some(own.as_fd()),
         };

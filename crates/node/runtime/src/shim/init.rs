@@ -1,15 +1,21 @@
 //! The first process of a pod's shared PID namespace: it only reaps.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 
-/// Forks the init; the pidfd leads to its PID namespace.
+/// Forks the init, in the pod's user namespace if it has one; the pidfd leads to its PID namespace.
 ///
 /// # Safety
 /// The calling process must be single-threaded.
-pub unsafe fn spawn() -> io::Result<OwnedFd> {
+pub unsafe fn spawn(users: Option<BorrowedFd<'_>>) -> io::Result<OwnedFd> {
     // SAFETY: passed on to the caller.
-    match unsafe { oci::sys::fork(libc::CLONE_NEWPID, None) }? {
+    let forked = unsafe {
+        match users {
+            Some(users) => oci::sys::fork_within(users, libc::CLONE_NEWPID, None, || Ok(())),
+            None => oci::sys::fork(libc::CLONE_NEWPID, None),
+        }
+    };
+    match forked? {
         Some((_, pidfd)) => Ok(pidfd),
         None => reap_forever(),
     }

@@ -10,21 +10,30 @@ use rustix::mount::{
     fsopen, move_mount, open_tree, unmount,
 };
 
-use crate::protocol::Setup;
+use crate::protocol::{IdRange, Setup};
 
 /// Where a container's root is attached, in the shim's mount namespace.
 pub const STAGING: &str = "/rootfs";
 /// The pod's shared memory, in the shim's mount namespace.
 pub const SHM: &str = "/shm";
 /// What the shim's root directory must contain.
-pub const ROOT_DIRECTORIES: [&str; 3] = ["rootfs", "shm", "proc"];
+pub const ROOT_DIRECTORIES: [&str; 4] = ["rootfs", "shm", "proc", "sys"];
 
-/// Unshares and prepares everything; `root` is the directory that becomes `/`. Returns the network namespace.
-pub fn enter(setup: &Setup, root: &str) -> io::Result<OwnedFd> {
-    let mut flags = libc::CLONE_NEWNS | libc::CLONE_NEWUTS;
+/// Unshares and prepares everything; `root` is the directory that becomes `/`. Returns the network namespace and, if the pod has one, the user
+/// namespace.
+///
+/// # Safety
+/// The calling process must be single-threaded.
+pub unsafe fn enter(setup: &Setup, root: &str) -> io::Result<(OwnedFd, Option<OwnedFd>)> {
+    let mut flags = libc::CLONE_NEWUTS;
     flags |= if setup.network_namespace { libc::CLONE_NEWNET } else { 0 };
     flags |= if setup.ipc_namespace { libc::CLONE_NEWIPC } else { 0 };
-    sys::unshare(flags)?;
+    let users = match setup.users {
+        // SAFETY: passed on to the caller.
+        Some(range) => Some(unsafe { user_namespace(range, flags) }?),
+        None => None,
+    };
+    sys::unshare(libc::CLONE_NEWNS | if users.is_some() { 0 } else { flags })?;
     slim_mounts(root, setup)?;
     if !setup.hostname.is_empty() {
         rustix::system::sethostname(setup.hostname.as_bytes())?;
@@ -39,7 +48,46 @@ pub fn enter(setup: &Setup, root: &str) -> io::Result<OwnedFd> {
         }
         std::fs::write(&path, value).map_err(|error| io::Error::other(format!("sysctl {name}: {}", oci::errno_text(&error))))?;
     }
-    Ok(std::fs::File::open("/proc/self/ns/net")?.into())
+    Ok((std::fs::File::open("/proc/self/ns/net")?.into(), users))
+}
+
+/// A user namespace that owns the pod's other namespaces, which this process joins; it stays outside of the user namespace itself.
+///
+/// # Safety
+/// The calling process must be single-threaded.
+unsafe fn user_namespace(range: IdRange, flags: i32) -> io::Result<OwnedFd> {
+    let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
+    // SAFETY: passed on to the caller.
+    let Some((pid, pidfd)) = (unsafe { sys::fork(libc::CLONE_NEWUSER, None) })
+        .map_err(|error| io::Error::other(format!("make a user namespace: {}", oci::errno_text(&error))))?
+    else {
+        drop(ours);
+        // SAFETY: ends the child at once, without running destructors or exit handlers of its parent's copy.
+        unsafe { libc::_exit(i32::from(own_namespaces(theirs, flags).is_err())) }
+    };
+    drop(theirs);
+    let map = format!("0 {} {}", range.first, range.length);
+    for file in ["uid_map", "gid_map"] {
+        let written = std::fs::write(format!("/proc/{pid}/{file}"), &map);
+        written.map_err(|error| io::Error::other(format!("map the pod's ids to {}: {}", range.first, oci::errno_text(&error))))?;
+    }
+    let mut word = [0_u8];
+    io::Write::write_all(&mut &ours, &word)?;
+    io::Read::read_exact(&mut &ours, &mut word)
+        .map_err(|_| io::Error::other("the pod's namespaces could not be made in its user namespace"))?;
+    let users = std::fs::File::open(format!("/proc/{pid}/ns/user"))?.into();
+    sys::setns(&pidfd, flags)?;
+    Ok(users)
+}
+
+/// Waits for the ids, makes the namespaces, and holds them until they are taken.
+fn own_namespaces(mut parent: std::os::unix::net::UnixStream, flags: i32) -> io::Result<()> {
+    let mut word = [0_u8];
+    io::Read::read_exact(&mut parent, &mut word)?;
+    sys::become_root()?;
+    sys::unshare(flags)?;
+    io::Write::write_all(&mut parent, &word)?;
+    io::Read::read(&mut parent, &mut word).map(drop)
 }
 
 /// Killing the daemon's service must not kill its pods: their shims live in a group of their own.
@@ -57,6 +105,13 @@ fn slim_mounts(root: &str, setup: &Setup) -> io::Result<()> {
     move_mount(&tree, "", CWD, root, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
     let proc = open_tree(CWD, "/proc", clone)?;
     move_mount(&proc, "", &tree, "proc", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
+    if setup.users.is_some() {
+        // The kernel lets a user namespace mount its own only where it sees one already.
+        let context = fsopen("sysfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+        fsconfig_create(&context)?;
+        let sysfs = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?;
+        move_mount(&sysfs, "", &tree, "sys", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
+    }
     rustix::process::fchdir(&tree)?;
     rustix::process::pivot_root(".", ".")?;
     unmount(".", UnmountFlags::DETACH)?;
@@ -65,6 +120,10 @@ fn slim_mounts(root: &str, setup: &Setup) -> io::Result<()> {
         let context = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
         fsconfig_set_string(&context, "mode", "1777")?;
         fsconfig_set_string(&context, "size", setup.shm_bytes.to_string())?;
+        if let Some(range) = setup.users {
+            fsconfig_set_string(&context, "uid", range.first.to_string())?;
+            fsconfig_set_string(&context, "gid", range.first.to_string())?;
+        }
         fsconfig_create(&context)?;
         let shm = fsmount(
             &context,

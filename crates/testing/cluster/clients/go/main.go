@@ -38,6 +38,7 @@ func main() {
 		{"protobuf", onlyProtobuf},
 		{"subresources", subresources},
 		{"a custom kind", customKind},
+		{"a chart's releases", charts},
 		{"informers", streams},
 		{"election", election},
 	}

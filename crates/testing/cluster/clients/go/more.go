@@ -84,7 +84,7 @@ func subresources(w *world) error {
 // customKind defines a kind and uses it through the dynamic client.
 func customKind(w *world) error {
 	group := w.namespace + ".example.com"
-	definitions := w.dynamic.Resource(schema.GroupVersionResource{Group: "apiextensions.k8s.io", Version: "v1", Resource: "customresourcedefinitions"})
+	definitions := w.dynamic.Resource(definitionsResource)
 	text := map[string]any{"type": "object", "properties": map[string]any{"teeth": map[string]any{"type": "integer", "default": int64(8)}}}
 	schemas := map[string]any{"openAPIV3Schema": map[string]any{"type": "object", "properties": map[string]any{"spec": text}}}
 	definition := &unstructured.Unstructured{Object: map[string]any{
@@ -103,15 +103,11 @@ func customKind(w *world) error {
 	gear := &unstructured.Unstructured{Object: map[string]any{
 		"apiVersion": group + "/v1", "kind": "Gear", "metadata": map[string]any{"name": "g"}, "spec": map[string]any{},
 	}}
-	for {
-		_, err := gears.Create(w, gear, meta1.CreateOptions{})
-		if err == nil {
-			break
-		} else if !failures.IsNotFound(err) {
-			return fmt.Errorf("create: %w", err)
-		}
-		// It is served as soon as it is established.
-		time.Sleep(50 * time.Millisecond)
+	if err := established(w, definitions, "gears."+group); err != nil {
+		return err
+	}
+	if _, err := gears.Create(w, gear, meta1.CreateOptions{}); err != nil {
+		return fmt.Errorf("create: %w", err)
 	}
 	events, err := gears.Watch(w, meta1.ListOptions{})
 	if err != nil {
@@ -134,7 +130,6 @@ func customKind(w *world) error {
 	}
 	return await(w, events, watch.Deleted, "g", nil)
 }
-
 
 func informersOf(w *world) (informers.SharedInformerFactory, cache.SharedIndexInformer, cache.SharedIndexInformer) {
 	factory := informers.NewSharedInformerFactoryWithOptions(w.client, 0, informers.WithNamespace(w.namespace))

@@ -93,6 +93,21 @@ fn kube_rs_works_with_streaming_lists_and_a_reflector() {
 }
 
 #[test]
+fn the_javascript_client_works_with_informers_and_exec() {
+    // Modules are looked up beside the program.
+    let folder = kept("javascript");
+    let changed = |name: &str| fs::read(sources().join("javascript").join(name)).ok() != fs::read(folder.join(name)).ok();
+    let copy = |name: &str| drop(fs::copy(sources().join("javascript").join(name), folder.join(name)).expect("copy"));
+    if changed("package-lock.json") || !folder.join("node_modules").exists() {
+        copy("package.json");
+        copy("package-lock.json");
+        prepare(Command::new("npm").args(["ci", "--ignore-scripts", "--no-audit", "--no-fund"]).current_dir(&folder));
+    }
+    copy("tour.js");
+    tour("javascript", Command::new("node").arg(folder.join("tour.js")));
+}
+
+#[test]
 fn the_python_client_works() {
     let environment = kept("python");
     let wanted = sources().join("python/requirements.txt");

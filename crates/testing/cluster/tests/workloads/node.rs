@@ -231,3 +231,32 @@ fn a_fork_bomb_and_a_flood_of_output_harm_only_their_own_pod() {
     assert!(lines.len() < 100, "{lines}");
     ns.kubectl(&["delete", "pod", "bomb", "flood", "--wait=true", "--timeout=90s"]).ok();
 }
+
+#[test]
+fn a_pod_without_the_hosts_users_is_root_of_its_own_ids_and_its_volumes_keep_their_owners() {
+    let ns = Namespace::new("users");
+    ns.kubectl(&["create", "configmap", "words", "--from-literal=word=read"]).ok();
+    let spec = "hostUsers: false\n  restartPolicy: Never\n  securityContext: {fsGroup: 2000}\n  volumes: [{name: v, emptyDir: {}}, {name: m, emptyDir: {medium: Memory}}, {name: c, configMap: {name: words}}]";
+    let script = "tr -s ' ' < /proc/self/uid_map; id -u; touch /v/f /m/f; stat -c %u:%g /v/f /m/f; cat /c/word; echo; \
+        test -s /var/run/secrets/kubernetes.io/serviceaccount/token && echo token; stat -c %u /etc/hosts; wget -q -O /dev/null http://localhost:1 2>&1 | head -c 4; echo; \
+        mount | grep -c ' on /proc/'";
+    let mounts = "volumeMounts: [{name: v, mountPath: /v}, {name: m, mountPath: /m}, {name: c, mountPath: /c}]";
+    ns.apply(&named_pod("masked", spec, &format!("command: [sh, -c, \"{}\"], {mounts}", script)));
+    ns.wait_for_value("pod/masked", "{.status.phase}", "Succeeded");
+    let said = ns.kubectl(&["logs", "masked"]).ok();
+    let lines: Vec<&str> = said.lines().map(str::trim).collect();
+    assert_eq!(lines.get(1..8), Some(&["0", "0:2000", "0:2000", "read", "token", "0", "wget"][..]), "{said}");
+    let ids: Vec<u32> = lines[0].split(' ').filter_map(|number| number.parse().ok()).collect();
+    assert!(matches!(ids[..], [0, first, 65_536] if first >= 65_536), "{said}");
+    assert!(lines.last() > Some(&"3"), "/proc is masked: {said}");
+    // Two pods never share ids.
+    let whole = "hostUsers: false\n  restartPolicy: Never";
+    let unmasked =
+        "securityContext: {procMount: Unmasked}, command: [sh, -c, 'cat /proc/self/uid_map; mount | grep -c \" on /proc/\"; exit 0']";
+    ns.apply(&named_pod("unmasked", whole, unmasked));
+    ns.wait_for_value("pod/unmasked", "{.status.phase}", "Succeeded");
+    let other = ns.kubectl(&["logs", "unmasked"]).ok();
+    assert_eq!(other.lines().nth(1), Some("0"), "{other}");
+    let node = ns.value(&format!("node/{}", ns.cluster.node()), "{.status.runtimeHandlers[?(@.name=='runc')].features.userNamespaces}");
+    assert_eq!(node, "true");
+}

@@ -1,34 +1,18 @@
 //! Namespaces, and nodes with pods in them.
 
-use std::fs::File;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
-use std::thread;
 
 use anyhow::Context;
 use cni::{PodNetwork, Routed};
-use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
+use testkit::netns;
+pub use testkit::netns::namespace;
 
 pub const TABLE: &str = "race";
 
-pub fn namespace() -> anyhow::Result<OwnedFd> {
-    let made = thread::spawn(|| -> anyhow::Result<OwnedFd> {
-        // SAFETY: only this thread's network namespace changes, and the thread ends here.
-        unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }.context("a network namespace needs root")?;
-        Ok(File::open("/proc/thread-self/ns/net")?.into())
-    });
-    made.join().map_err(|_| anyhow::anyhow!("the thread that makes a namespace panicked"))?
-}
-
 /// Runs `work` on a thread of that namespace.
 pub fn inside<T: Send>(netns: &OwnedFd, work: impl FnOnce() -> anyhow::Result<T> + Send) -> anyhow::Result<T> {
-    thread::scope(|scope| {
-        let there = scope.spawn(|| {
-            move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network))?;
-            work()
-        });
-        there.join().map_err(|_| anyhow::anyhow!("a thread in a namespace panicked"))?
-    })
+    netns::inside(netns, work)
 }
 
 /// A node on the wire, with the pod network.
