@@ -272,6 +272,14 @@ impl Agent {
                 own.entry(name.clone()).or_insert_with(|| amount.clone());
             }
         }
+        // What a client tells of in the capacity is there to be allocated.
+        for (name, amount) in capacity.iter().filter(|(name, _)| name.contains('/')) {
+            allocatable.insert(name.clone(), amount.clone());
+        }
+        for (name, (all, healthy)) in self.devices.amounts() {
+            capacity.insert(name.clone(), Quantity(all.to_string()));
+            allocatable.insert(name, Quantity(healthy.to_string()));
+        }
         let ips = self.config.node_ips.iter().map(|ip| NodeAddress { type_: "InternalIP".into(), address: ip.to_string() });
         let hostname = NodeAddress { type_: "Hostname".into(), address: self.config.node_name.clone() };
         let ours = conditions(former.conditions.as_deref().unwrap_or_default(), &runtime, &lock(&self.pressures), Timestamp::now());
@@ -391,7 +399,7 @@ impl Agent {
                 continue;
             }
             let pause = if told.is_empty() && tokio::time::Instant::now() < hasty { RANGE_INTERVAL } else { LOOK_INTERVAL };
-            tokio::select! { () = tokio::time::sleep(pause) => {}, () = self.node_changed.notified() => {} }
+            tokio::select! { () = tokio::time::sleep(pause) => {}, () = self.node_changed.notified() => {}, () = self.devices.changed.notified() => {} }
             if told.is_empty()
                 && let Ok(found) = self.client.get::<Node>(None, &self.config.node_name).await
             {
