@@ -67,6 +67,9 @@ pub struct Config {
     pub registries_file: PathBuf,
     /// A folder of programs that judge images before they are fetched, called as containerd calls its image verifiers.
     pub image_verifier_dir: PathBuf,
+    /// Upstream's `CredentialProviderConfig`, and the folder of the programs that it names.
+    pub image_credential_provider_config: Option<PathBuf>,
+    pub image_credential_provider_bin_dir: PathBuf,
     /// Built-in APIs switched on or off, such as `api/beta=true,apps/v1=false`.
     pub runtime_config: String,
     /// Admission plugins beside those that run by default, those of them that do not run, and an AdmissionConfiguration.
@@ -160,6 +163,8 @@ impl Default for Config {
             registry_peer_port: 5001,
             registries_file: "/etc/sternpost/registries.yaml".into(),
             image_verifier_dir: "/etc/sternpost/image-verifiers".into(),
+            image_credential_provider_config: None,
+            image_credential_provider_bin_dir: "/etc/sternpost/credential-providers".into(),
             runtime_config: String::new(),
             enable_admission_plugins: Vec::new(),
             disable_admission_plugins: Vec::new(),

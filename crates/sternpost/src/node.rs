@@ -219,6 +219,9 @@ fn kubelet_settings(around: &Surroundings) -> anyhow::Result<KubeletSettings> {
     settings.log_directory = config.data_dir.join("logs");
     settings.port = config.kubelet_port;
     settings.pods_max = config.max_pods;
+    settings.credentials.provider_config = config.image_credential_provider_config.clone();
+    settings.credentials.provider_directory = config.image_credential_provider_bin_dir.clone();
+    settings.credentials.docker_files.push(config.data_dir.join("kubelet").join("config.json"));
     settings.pod_pids_max = Some(config.pod_pids_limit);
     settings.static_pods = Some(config.static_pod_path.clone()).filter(|path| !path.as_os_str().is_empty());
     settings.tls = Some(around.tls.clone());
