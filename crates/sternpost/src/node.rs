@@ -209,9 +209,10 @@ fn kubelet_settings(around: &Surroundings) -> anyhow::Result<KubeletSettings> {
     }
     settings.cluster_dns = vec![config.dns_service_ip()?];
     settings.cluster_domain = config.cluster_domain.clone();
-    // Plugins look for their kubelet where upstream's is; a second node on the machine keeps its own apart.
-    settings.plugin_directory =
-        if config.data_dir == Path::new("/var/lib/sternpost") { "/var/lib/kubelet".into() } else { places.kubelet.clone() };
+    // Pods of plugins that look where upstream's kubelet is are led here; for programs of the host there is a link.
+    settings.plugin_directory = places.kubelet.clone();
+    settings.share_mounts = true;
+    link_kubelet(config);
     settings.data_directory = places.kubelet;
     settings.image_directory = config.data_dir.clone();
     settings.runtime_directory = config.run_dir.join("kubelet");
@@ -460,6 +461,25 @@ fn encryption(config: &Config) -> anyhow::Result<auth::encryption::Encryption> {
 fn service_ranges(config: &Config) -> anyhow::Result<apiserver::Ranges> {
     let network = |range: Cidr| apiserver::Network { first: range.address, prefix: range.prefix };
     Ok(apiserver::Ranges { networks: config.services()?.into_iter().map(network).collect(), ..apiserver::Ranges::default() })
+}
+
+/// Upstream's folder of a kubelet.
+const UPSTREAM_KUBELET: &str = "/var/lib/kubelet";
+
+/// A link there to the folder of this host's first node, unless something else is there already.
+fn link_kubelet(config: &Config) {
+    let ours = config.data_dir == Path::new("/var/lib/sternpost");
+    if ours && !Path::new(UPSTREAM_KUBELET).is_symlink() {
+        // What is there stays: another kubelet's folder is not ours to touch.
+        let _ = std::os::unix::fs::symlink(Places::of(config).kubelet, UPSTREAM_KUBELET);
+    }
+}
+
+/// Takes the link away, where it is ours.
+pub fn unlink_kubelet(config: &Config) {
+    if std::fs::read_link(UPSTREAM_KUBELET).is_ok_and(|target| target == Places::of(config).kubelet) {
+        let _ = std::fs::remove_file(UPSTREAM_KUBELET);
+    }
 }
 
 /// Where the built-in provisioner has its volumes.

@@ -97,6 +97,11 @@ pub async fn run(
     for directory in [&config.data_directory, &config.runtime_directory, &config.log_directory] {
         std::fs::create_dir_all(directory).map_err(|source| Error::Directory { path: directory.display().to_string(), source })?;
     }
+    if config.share_mounts
+        && let Err(error) = volumes::mounting::share(&config.data_directory)
+    {
+        tracing::warn!(%error, "drivers' mounts will not be seen by this kubelet");
+    }
     let listening = match &config.tls {
         Some(tls) => Some((tls.clone(), listen(config.port).await?)),
         None => None,
@@ -133,12 +138,25 @@ fn serve_plugins(agent: &Arc<Agent>, drain: &Drain) {
     if let Err(error) = served {
         tracing::error!(%error, "serve device plugins");
     }
-    let takers = plugins::registry::Takers::from([(plugins::dra::KIND, agent.claims.clone() as Arc<dyn plugins::registry::Taker>)]);
+    let takers = plugins::registry::Takers::from([
+        (plugins::dra::KIND, agent.claims.clone() as Arc<dyn plugins::registry::Taker>),
+        (storage::csi::drivers::KIND, agent.storage.csi.clone()),
+    ]);
+    tokio::spawn(drain.clone().run_owned(keep_csi_node(agent.clone())));
     let registry = folder.join("plugins_registry");
     if let Err(error) = std::fs::create_dir_all(&registry) {
         tracing::error!(%error, folder = %registry.display(), "make the folder where plugins register");
     }
     tokio::spawn(plugins::registry::follow(registry, takers, drain.clone()));
+}
+
+/// The node's CSINode is there whether or not any driver comes: schedulers and other people's tools look for it.
+async fn keep_csi_node(agent: Arc<Agent>) {
+    let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(30));
+    while let Err(error) = agent.storage.csi.ensure_node().await {
+        tracing::debug!(error, "make the node's CSINode; will retry");
+        tokio::time::sleep(backoff.next_wait()).await;
+    }
 }
 
 async fn listen(port: u16) -> Result<TcpListener, Error> {
