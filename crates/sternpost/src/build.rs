@@ -66,7 +66,12 @@ pub async fn run(config: &Config, arguments: &Arguments) -> anyhow::Result<()> {
     let body = if from_stdin { stdin_after(first) } else { folder_after(first, &arguments.folder)? };
     let request = Request::builder().method(Method::POST).uri("/build");
     let quiet = arguments.quiet;
-    let result = control::follow(config, request, body, |line| if !quiet { image::show(line) }).await?;
+    let result = control::follow(config, request, body, |line| {
+        if !quiet {
+            image::show(line)
+        }
+    })
+    .await?;
     let id = result["id"].as_str().unwrap_or_default();
     match quiet {
         true => println!("{id}"),

@@ -299,7 +299,8 @@ fn print_rows(images: &Value, node: &str) {
     for image in images.as_array().into_iter().flatten() {
         let id = image["id"].as_str().unwrap_or_default().trim_start_matches("sha256:");
         let size = image["size"].as_u64().unwrap_or(0) as f64 / 1e6;
-        let names: Vec<&str> = ["tags", "digests"].iter().flat_map(|key| image[*key].as_array().into_iter().flatten()).filter_map(Value::as_str).collect();
+        let names: Vec<&str> =
+            ["tags", "digests"].iter().flat_map(|key| image[*key].as_array().into_iter().flatten()).filter_map(Value::as_str).collect();
         let tagged = image["tags"].as_array().is_some_and(|tags| !tags.is_empty());
         // An image without a name is what a build or a newer image of its name has left.
         let rows = match (names.is_empty(), tagged) {

@@ -248,7 +248,8 @@ mod tests {
 
     #[test]
     fn sources_that_are_not_there_or_lead_out_are_errors() {
-        for (sources, reason) in [(&["none"][..], "none: not found in the build context"), (&["*.x"], "not found"), (&["out"], "not found")] {
+        for (sources, reason) in [(&["none"][..], "none: not found in the build context"), (&["*.x"], "not found"), (&["out"], "not found")]
+        {
             let error = paths(sources, "/x").unwrap_err().to_string();
             assert!(error.contains(reason), "{sources:?}: {error}");
         }

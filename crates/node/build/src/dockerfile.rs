@@ -371,13 +371,8 @@ mod tests {
         assert_eq!(file.arguments, [("V".to_owned(), Some("1".to_owned()))]);
         assert_eq!(file.stages[0].name.as_deref(), Some("build"));
         assert_eq!(file.stages[0].steps[0].instruction, Instruction::Run(Command::Shell("a   b".into())));
-        let copy = Copy {
-            from: Some("build".into()),
-            owner: Some("1:2".into()),
-            sources: vec!["/x".into()],
-            to: "/y/".into(),
-            ..Copy::default()
-        };
+        let copy =
+            Copy { from: Some("build".into()), owner: Some("1:2".into()), sources: vec!["/x".into()], to: "/y/".into(), ..Copy::default() };
         assert_eq!(file.stages[1].steps[0].instruction, Instruction::Copy(copy));
         assert_eq!(file.stages[1].steps[0].line, 9);
     }

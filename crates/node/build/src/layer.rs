@@ -104,7 +104,9 @@ fn is_ours(path: &Path, metadata: &std::fs::Metadata) -> bool {
     let text = path.to_string_lossy();
     match text.as_ref() {
         "etc/resolv.conf" | "etc/hosts" | "etc/hostname" => metadata.len() == 0 && metadata.is_file(),
-        other => ["dev", "proc", "sys"].iter().any(|top| other.strip_prefix(top).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))),
+        other => {
+            ["dev", "proc", "sys"].iter().any(|top| other.strip_prefix(top).is_some_and(|rest| rest.is_empty() || rest.starts_with('/')))
+        }
     }
 }
 

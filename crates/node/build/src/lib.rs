@@ -178,7 +178,8 @@ impl Build<'_> {
         let architecture = images::architecture();
         let of = |kind: &str| {
             let platform = format!("linux/{architecture}");
-            [("PLATFORM", platform), ("OS", "linux".into()), ("ARCH", architecture.to_owned())].map(|(name, value)| (format!("{kind}{name}"), value))
+            [("PLATFORM", platform), ("OS", "linux".into()), ("ARCH", architecture.to_owned())]
+                .map(|(name, value)| (format!("{kind}{name}"), value))
         };
         ["TARGET", "BUILD"].into_iter().flat_map(of).collect()
     }
@@ -344,8 +345,13 @@ impl Build<'_> {
         let to = stage.absolute(&expand(&copy.to)?);
         let inline = copy.inline.clone();
         let into = self.root(&stage.layers, step)?;
-        let owner = copy.owner.as_deref().map(|text| copy::owner(&expand(text)?, &into).map_err(|error| io_step(step, &error))).transpose()?;
-        let mode = copy.mode.as_deref().map(|text| u32::from_str_radix(&expand(text)?, 8).map_err(|_| refuse(format!("--chmod={text}: not octal")))).transpose()?;
+        let owner =
+            copy.owner.as_deref().map(|text| copy::owner(&expand(text)?, &into).map_err(|error| io_step(step, &error))).transpose()?;
+        let mode = copy
+            .mode
+            .as_deref()
+            .map(|text| u32::from_str_radix(&expand(text)?, 8).map_err(|_| refuse(format!("--chmod={text}: not octal"))))
+            .transpose()?;
         let (from, owner) = match &copy.from {
             // Whoever sent the context is nobody in the image.
             None => (Root::folder(&self.request.context).map_err(|error| io_step(step, &error))?, owner.or(Some((0, 0)))),
@@ -413,7 +419,8 @@ impl Build<'_> {
             self.cache.retain(|_, layer| self.builder.store.has_layer(layer));
         }
         // Another build may have written meanwhile.
-        let known = std::fs::read(&self.builder.cache).ok().and_then(|bytes| serde_json::from_slice::<BTreeMap<String, Layer>>(&bytes).ok());
+        let known =
+            std::fs::read(&self.builder.cache).ok().and_then(|bytes| serde_json::from_slice::<BTreeMap<String, Layer>>(&bytes).ok());
         let mut all = known.unwrap_or_default();
         all.append(&mut self.cache);
         if all.len() > CACHE_MAX {

@@ -99,7 +99,8 @@ impl Root {
                 Ok(fd) => {
                     let whole = shown(&fd)?;
                     // Of a tree that is mounted nowhere paths begin at its own root.
-                    let inside = if own == Path::new("/") { whole } else { Path::new("/").join(whole.strip_prefix(&own).unwrap_or(&whole)) };
+                    let inside =
+                        if own == Path::new("/") { whole } else { Path::new("/").join(whole.strip_prefix(&own).unwrap_or(&whole)) };
                     resolved = inside.to_string_lossy().trim_end_matches('/').to_owned();
                 }
                 Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
@@ -147,7 +148,9 @@ mod tests {
         std::os::unix::fs::symlink("/usr/bin", folder.path().join("bin")).unwrap();
         std::os::unix::fs::symlink("../../..", folder.path().join("up")).unwrap();
         let root = Root::folder(folder.path()).unwrap();
-        for (path, real) in [("/bin/sh", "usr/bin/sh"), ("bin", "usr/bin"), ("/up/usr/x", "usr/x"), ("a/../b/./c", "b/c"), ("/", ""), ("../x", "x")] {
+        for (path, real) in
+            [("/bin/sh", "usr/bin/sh"), ("bin", "usr/bin"), ("/up/usr/x", "usr/x"), ("a/../b/./c", "b/c"), ("/", ""), ("../x", "x")]
+        {
             assert_eq!(root.real(path).unwrap(), real, "{path}");
         }
         assert!(root.is_directory("bin").unwrap() && !root.is_directory("nothing").unwrap());

@@ -87,7 +87,10 @@ impl Runner {
     ) -> std::result::Result<Ran, (Ran, Error)> {
         let security = v1::LinuxContainerSecurityContext {
             namespace_options: Some(v1::NamespaceOption { pid: v1::NamespaceMode::Container as i32, ..Default::default() }),
-            seccomp: Some(v1::SecurityProfile { profile_type: v1::security_profile::ProfileType::RuntimeDefault as i32, ..Default::default() }),
+            seccomp: Some(v1::SecurityProfile {
+                profile_type: v1::security_profile::ProfileType::RuntimeDefault as i32,
+                ..Default::default()
+            }),
             ..Default::default()
         };
         let config = v1::ContainerConfig {
@@ -130,7 +133,8 @@ impl Ran {
     /// Takes the container and its pod away.
     pub async fn remove(self) {
         let stop = v1::StopPodSandboxRequest { pod_sandbox_id: self.pod.clone() };
-        let stopped = tokio::time::timeout(Duration::from_secs(STOP_GRACE_SECONDS as u64 + 10), self.runner.runtime.stop_pod_sandbox(stop)).await;
+        let stopped =
+            tokio::time::timeout(Duration::from_secs(STOP_GRACE_SECONDS as u64 + 10), self.runner.runtime.stop_pod_sandbox(stop)).await;
         let removed = self.runner.runtime.remove_pod_sandbox(v1::RemovePodSandboxRequest { pod_sandbox_id: self.pod.clone() }).await;
         if let (Err(error), _) | (Ok(()), Err(error)) = (stopped.map_or(Ok(()), |stopped| stopped.map(drop)), removed) {
             tracing::warn!(pod = self.pod, %error, "take a build's container away");

@@ -48,7 +48,11 @@ impl Stage {
     /// `ARG`s that the image's own variables do not hide, for a command.
     pub fn arguments_for_command(&self) -> Vec<(String, String)> {
         let environment = self.environment();
-        self.arguments.iter().filter(|(name, _)| !environment.iter().any(|(known, _)| known == *name)).map(|(k, v)| (k.clone(), v.clone())).collect()
+        self.arguments
+            .iter()
+            .filter(|(name, _)| !environment.iter().any(|(known, _)| known == *name))
+            .map(|(k, v)| (k.clone(), v.clone()))
+            .collect()
     }
 
     pub fn workdir(&self) -> String {
@@ -190,7 +194,10 @@ mod tests {
         assert_eq!(config["ExposedPorts"], json!({ "80/tcp": {}, "53/udp": {} }));
         assert_eq!(config["Volumes"], json!({ "/a": {}, "/b": {} }));
         assert_eq!(config["Entrypoint"], json!(["/bin/bash", "-c", "run $A"]));
-        assert_eq!((config["Cmd"].clone(), config["User"].clone(), config["StopSignal"].clone()), (json!(["x"]), json!("www"), json!("SIGINT")));
+        assert_eq!(
+            (config["Cmd"].clone(), config["User"].clone(), config["StopSignal"].clone()),
+            (json!(["x"]), json!("www"), json!("SIGINT"))
+        );
         assert_eq!(stage.arguments_for_command(), [("V".to_owned(), "2".to_owned())]);
     }
 

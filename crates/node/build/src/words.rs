@@ -90,7 +90,9 @@ pub fn split(text: &str, escape: char) -> Result<Vec<String>, String> {
             (None | Some('"'), c) if c == escape => match (quote, rest.next()) {
                 (_, None) => word.get_or_insert_default().push(c),
                 // Within double quotes it only protects what would be special there.
-                (Some('"'), Some(other)) if other != '"' && other != escape && other != '$' => word.get_or_insert_default().extend([c, other]),
+                (Some('"'), Some(other)) if other != '"' && other != escape && other != '$' => {
+                    word.get_or_insert_default().extend([c, other])
+                }
                 (_, Some(other)) => word.get_or_insert_default().push(other),
             },
             (None, c) if c.is_whitespace() => words.extend(word.take()),

@@ -141,7 +141,8 @@ impl Store {
         let parts = layers.iter().map(|layer| layer.packed.digest.clone());
         let _held = self.hold(parts.clone().chain(file.rootfs.diff_ids.iter().cloned()).collect());
         let id = self.add_document(&bytes)?;
-        let descriptor = Descriptor { media_type: OCI_CONFIG.into(), digest: id.clone(), size: bytes.len() as u64, ..Descriptor::default() };
+        let descriptor =
+            Descriptor { media_type: OCI_CONFIG.into(), digest: id.clone(), size: bytes.len() as u64, ..Descriptor::default() };
         let document = Document {
             schema_version: 2,
             media_type: OCI_MANIFEST.into(),

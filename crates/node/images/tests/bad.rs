@@ -103,7 +103,8 @@ fn answer(stream: &TcpStream, known: &Mutex<HashMap<String, Reply>>, log: &Mutex
         let from = if reply.ignores_ranges { 0 } else { range.min(reply.body.len()) };
         let (body, length) = (&reply.body[from..], reply.body.len() - from);
         let status = if from > 0 { "206 Partial Content" } else { reply.status };
-        let partial = if from > 0 { format!("Content-Range: bytes {from}-{}/{}\r\n", reply.body.len() - 1, reply.body.len()) } else { String::new() };
+        let partial =
+            if from > 0 { format!("Content-Range: bytes {from}-{}/{}\r\n", reply.body.len() - 1, reply.body.len()) } else { String::new() };
         let head = format!("HTTP/1.1 {status}\r\nContent-Length: {length}\r\n{partial}{}\r\n", reply.headers);
         let mut to = stream;
         let _ = to.write_all(head.as_bytes());
@@ -206,12 +207,19 @@ async fn content_that_is_not_what_was_promised_is_refused() {
         ),
         (
             "a redirection to a file",
-            |fake, path, _| fake.say(path, Reply { status: "307 Temporary Redirect", headers: "Location: file:///etc/passwd\r\n".into(), ..Reply::default() }),
+            |fake, path, _| {
+                fake.say(
+                    path,
+                    Reply { status: "307 Temporary Redirect", headers: "Location: file:///etc/passwd\r\n".into(), ..Reply::default() },
+                )
+            },
             "refused to follow",
         ),
         (
             "a redirection to itself",
-            |fake, path, _| fake.say(path, Reply { status: "307 Temporary Redirect", headers: format!("Location: {path}\r\n"), ..Reply::default() }),
+            |fake, path, _| {
+                fake.say(path, Reply { status: "307 Temporary Redirect", headers: format!("Location: {path}\r\n"), ..Reply::default() })
+            },
             "stopped after 5 redirects",
         ),
         ("nothing", |fake, path, _| fake.say(path, Reply { status: "404 Not Found", ..Reply::default() }), "not found"),
@@ -293,7 +301,8 @@ async fn a_verifier_that_rejects_keeps_an_image_out() {
     let folder = directory.path().join("verifiers");
     std::fs::create_dir(&folder).unwrap();
     let script = folder.join("policy");
-    std::fs::write(&script, "#!/bin/sh\ncase \"$2\" in *app:v1) echo \"not signed: $(cat | grep -o sha256 | head -n 1)\"; exit 1;; esac\n").unwrap();
+    std::fs::write(&script, "#!/bin/sh\ncase \"$2\" in *app:v1) echo \"not signed: $(cat | grep -o sha256 | head -n 1)\"; exit 1;; esac\n")
+        .unwrap();
     std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
     store.use_registries(images::Registries { verifiers: Some(folder.clone()), ..images::Registries::default() });
     let error = store.clone().pull(&fake.name(), None).await.unwrap_err().to_string();

@@ -80,7 +80,8 @@ async fn push(address: &str, name: &str, content: &str) {
 /// One request by hand: status, head, body.
 async fn request(address: &str, method: &str, path: &str, headers: &str, body: &[u8]) -> (u16, String, Vec<u8>) {
     let mut stream = TcpStream::connect(address).await.unwrap();
-    let head = format!("{method} {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\nContent-Length: {}\r\n{headers}\r\n", body.len());
+    let head =
+        format!("{method} {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\nContent-Length: {}\r\n{headers}\r\n", body.len());
     stream.write_all(head.as_bytes()).await.unwrap();
     stream.write_all(body).await.unwrap();
     let mut answer = Vec::new();
@@ -165,7 +166,10 @@ async fn uploads_come_whole_in_pieces_or_from_another_repository() {
     assert_eq!(request(at, "DELETE", &location, "", b"").await.0, 204);
     assert_eq!(request(at, "PUT", &format!("{location}?digest={sum}"), "", content).await.0, 404);
     // A manifest whose parts are not there, then one whose are; mounted elsewhere; deleted.
-    let manifest = |blob: &str| serde_json::json!({ "schemaVersion": 2, "artifactType": "x/y", "config": { "digest": blob, "size": 10, "mediaType": "x/z" } }).to_string();
+    let manifest = |blob: &str| {
+        serde_json::json!({ "schemaVersion": 2, "artifactType": "x/y", "config": { "digest": blob, "size": 10, "mediaType": "x/z" } })
+            .to_string()
+    };
     let (status, _, body) = request(at, "PUT", "/v2/a/manifests/t", "", manifest(&digest(b"none")).as_bytes()).await;
     assert_eq!(status, 404);
     assert!(String::from_utf8_lossy(&body).contains("MANIFEST_BLOB_UNKNOWN"));
@@ -177,10 +181,15 @@ async fn uploads_come_whole_in_pieces_or_from_another_repository() {
     assert_eq!(request(at, "GET", "/v2/a/tags/list", "", b"").await.2, br#"{"name":"a","tags":["t"]}"#);
     // What points to it.
     let signature = serde_json::json!({ "schemaVersion": 2, "artifactType": "sig", "config": { "digest": sum, "size": 10 }, "subject": { "digest": of_manifest, "size": 1 } });
-    let (status, head, _) = request(at, "PUT", &format!("/v2/a/manifests/{}", digest(signature.to_string().as_bytes())), "", signature.to_string().as_bytes()).await;
+    let (status, head, _) =
+        request(at, "PUT", &format!("/v2/a/manifests/{}", digest(signature.to_string().as_bytes())), "", signature.to_string().as_bytes())
+            .await;
     assert_eq!((status, header(&head, "oci-subject")), (201, of_manifest.clone()));
     let referrers = request(at, "GET", &format!("/v2/a/referrers/{of_manifest}?artifactType=sig"), "", b"").await;
-    assert!(referrers.1.contains("oci-filters-applied: artifacttype") && String::from_utf8_lossy(&referrers.2).contains("\"sig\""), "{referrers:?}");
+    assert!(
+        referrers.1.contains("oci-filters-applied: artifacttype") && String::from_utf8_lossy(&referrers.2).contains("\"sig\""),
+        "{referrers:?}"
+    );
     assert_eq!(request(at, "DELETE", &format!("/v2/a/manifests/{of_manifest}"), "", b"").await.0, 202);
     assert_eq!(request(at, "GET", "/v2/a/manifests/t", "", b"").await.0, 404);
 }

@@ -201,9 +201,11 @@ impl Keyring {
         if let Some(path) = &sources.provider_config {
             match providers(path) {
                 Ok(providers) => {
-                    for provider in providers.iter().filter(|provider| provider.match_images.iter().any(|pattern| matches(pattern, image))) {
+                    for provider in providers.iter().filter(|provider| provider.match_images.iter().any(|pattern| matches(pattern, image)))
+                    {
                         let asked = self.ask(provider, &sources.provider_directory, image).await;
-                        let asked = asked.inspect_err(|error| tracing::error!(provider = provider.name, image, error, "credential provider"));
+                        let asked =
+                            asked.inspect_err(|error| tracing::error!(provider = provider.name, image, error, "credential provider"));
                         all.extend(in_auths(asked.unwrap_or_default(), image));
                     }
                 }

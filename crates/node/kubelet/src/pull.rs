@@ -9,9 +9,9 @@ use k8s_openapi::api::core::v1::Container;
 use reconcile::EventKind;
 
 use crate::credentials::{self, Found, Owner};
-use crate::{podspec, pulled};
 use crate::worker::{Agent, Scene, lock};
 use crate::world::Image;
+use crate::{podspec, pulled};
 
 const BACKOFF_FIRST: Duration = Duration::from_secs(10);
 const BACKOFF_MAX: Duration = Duration::from_secs(300);
@@ -43,9 +43,8 @@ impl Agent {
                     return;
                 }
                 if policy == "Never" {
-                    let message = format!(
-                        "Container image {image:?} is present with pull policy of Never but the pod's credentials do not open it"
-                    );
+                    let message =
+                        format!("Container image {image:?} is present with pull policy of Never but the pod's credentials do not open it");
                     self.event(&about, EventKind::Warning, "ErrImageNeverPull", message.clone());
                     return self.failed(scene, key, "ErrImageNeverPull", message);
                 }
@@ -200,10 +199,9 @@ fn present_message(image: &str) -> String {
 
 /// The reasons that upstream tells from the rest by how a runtime's message begins (`pkg/kubelet/images`, `pkg/kubelet/errors`).
 fn explained(image: &str, message: String) -> (&'static str, String) {
-    for (reason, why) in [
-        ("RegistryUnavailable", "the registry is unavailable"),
-        ("SignatureValidationFailed", "the signature validation failed"),
-    ] {
+    for (reason, why) in
+        [("RegistryUnavailable", "the registry is unavailable"), ("SignatureValidationFailed", "the signature validation failed")]
+    {
         if let Some(rest) = message.strip_prefix(reason) {
             return (reason, format!("image pull failed for {image} because {why}{rest}"));
         }

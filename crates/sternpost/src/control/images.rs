@@ -29,8 +29,10 @@ pub async fn act(node: &NodeParts, path: &str, query: &Query, request: Request<I
             let name = query.one("ref")?;
             let image = store.resolve(name).with_context(|| format!("{name}: no such image"))?;
             let mut shown = describe(&image);
-            shown["config"] = serde_json::from_slice(&store.document(&image.id).unwrap_or_default()).unwrap_or(json!({ "config": image.config }));
-            shown["manifest"] = image.manifest.as_ref().and_then(|digest| serde_json::from_slice(&store.document(digest).ok()?).ok()).unwrap_or_default();
+            shown["config"] =
+                serde_json::from_slice(&store.document(&image.id).unwrap_or_default()).unwrap_or(json!({ "config": image.config }));
+            shown["manifest"] =
+                image.manifest.as_ref().and_then(|digest| serde_json::from_slice(&store.document(digest).ok()?).ok()).unwrap_or_default();
             Ok(Answer::Json(shown))
         }
         (&Method::POST, "/load") => Ok(Answer::Json(json!(node.load(reader(request)).await?))),

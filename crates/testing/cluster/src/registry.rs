@@ -38,7 +38,11 @@ impl Registry {
         let port = TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a free port").port();
         let address = format!("127.0.0.1:{port}");
         let data = storage.path().join("data");
-        let config = format!("version: 0.1\nstorage:\n  filesystem:\n    rootdirectory: {}\nhttp:\n  addr: {address}\n{}", data.display(), more(storage.path()));
+        let config = format!(
+            "version: 0.1\nstorage:\n  filesystem:\n    rootdirectory: {}\nhttp:\n  addr: {address}\n{}",
+            data.display(),
+            more(storage.path())
+        );
         let file = storage.path().join("config.yml");
         fs::write(&file, config).expect("write the configuration");
         let mut command = Command::new("docker-registry");
@@ -61,7 +65,8 @@ impl Registry {
     }
 
     fn upload(&self, repository: &str, blob: &Blob) {
-        let begun = http::send("POST", &self.address, &format!("/v2/{repository}/blobs/uploads/"), &[("Authorization", CREDENTIALS)], &[]).expect("begin an upload");
+        let begun = http::send("POST", &self.address, &format!("/v2/{repository}/blobs/uploads/"), &[("Authorization", CREDENTIALS)], &[])
+            .expect("begin an upload");
         let location = begun.header("location").unwrap_or_else(|| panic!("no location: {}", begun.text())).to_owned();
         let path = location.strip_prefix(&format!("http://{}", self.address)).unwrap_or(&location);
         let separator = if path.contains('?') { '&' } else { '?' };
