@@ -237,8 +237,8 @@ async fn content_that_is_not_what_was_promised_is_refused() {
 async fn manifests_that_make_no_sense_are_refused() {
     let layer = tarball("file", 10);
     for (claims, reason) in [
-        ((|m| m["layers"][0]["size"] = serde_json::json!(1 << 40)) as fn(&mut serde_json::Value), "failed to fetch layer"),
-        (|m| m["config"]["size"] = serde_json::json!(1 << 40), "configuration has 1099511627776 bytes"),
+        ((|m| m["layers"][0]["size"] = serde_json::json!(1_u64 << 40)) as fn(&mut serde_json::Value), "failed to fetch layer"),
+        (|m| m["config"]["size"] = serde_json::json!(1_u64 << 40), "configuration has 1099511627776 bytes"),
         (|m| m["layers"][0]["digest"] = serde_json::json!("sha256:../../../etc/passwd"), "not a SHA-256 digest"),
         (|m| m["layers"] = serde_json::json!([]), "0 layers, but 1 diff ids"),
         (|m| m["config"] = serde_json::Value::Null, "no configuration"),
