@@ -1,7 +1,8 @@
 //! What controllers do, recorded as text: `scenarios/<controller>.txt` holds steps, each a command with its input, `----`, and what of the
 //! cluster is different once the controllers are through with it.
 //!
-//! `STERNPOST_RECORD=1` writes what happens into the files; read the difference before it is committed.
+//! `STERNPOST_RECORD=1` writes what happens into the files, `STERNPOST_SCENARIO=<name>` takes one of them, `STERNPOST_SETTLED=<seconds>` is how long
+//! to wait for more to happen; read the difference before it is committed.
 
 #[path = "scenarios/cluster.rs"]
 mod cluster;
@@ -75,7 +76,9 @@ async fn until(cluster: &Cluster, before: &Facts, expected: &[String]) -> Facts 
 
 async fn settled(cluster: &Cluster, before: &Facts) -> Facts {
     let (mut last, mut since) = (before.clone(), tokio::time::Instant::now());
-    while since.elapsed() < SETTLED {
+    let long = std::env::var("STERNPOST_SETTLED").ok().and_then(|seconds| seconds.parse().ok());
+    let settled = long.map_or(SETTLED, Duration::from_secs);
+    while since.elapsed() < settled {
         tokio::time::sleep(LOOK).await;
         let now = cluster.facts().await;
         if now != last {

@@ -1,20 +1,25 @@
 //! API server and controllers, and the commands of scenarios.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use bytes::Bytes;
-use client::{ApiResource, Client, ListParams};
+use client::{ApiResource, Client, ListParams, Patch};
 use controllers::Config;
 use http::Method;
+use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Value, json};
 use sim::{Embedded, Parts};
+use stdx::Drain;
 
 use crate::facts::{Facts, facts_of, nicknames};
 use crate::script::Step;
+
+/// Between two signs of life of a node.
+const BEAT: Duration = Duration::from_millis(200);
 
 /// What is looked at: kind, group-version and plural, and whether it is in namespaces.
 const KINDS: [(&str, &str, &str, bool); 37] = [
@@ -60,7 +65,11 @@ const KINDS: [(&str, &str, &str, bool); 37] = [
 pub struct Cluster {
     embedded: Embedded,
     admin: Client,
+    /// Not where the steps that a controller takes depend on how much it sees at once.
     events: bool,
+    /// Generated names that were ever seen: events speak of them after their objects.
+    nicknames: Mutex<BTreeMap<String, String>>,
+    alive: Mutex<BTreeMap<String, Drain>>,
 }
 
 fn seconds(settings: &BTreeMap<String, String>, name: &str, default: Duration) -> Duration {
@@ -82,7 +91,13 @@ impl Cluster {
         let parts = Parts { controllers: Some(config), scheduler: None, taints: true };
         let embedded = Embedded::start(Arc::new(store::memory::Memory::new()), parts).await.unwrap();
         let admin = embedded.admin();
-        let cluster = Self { embedded, admin, events: settings.get("events").is_none_or(|value| value != "no") };
+        let cluster = Self {
+            embedded,
+            admin,
+            events: settings.get("events").is_none_or(|value| value != "no"),
+            nicknames: Mutex::default(),
+            alive: Mutex::default(),
+        };
         for path in ["/api/v1/namespaces/default/serviceaccounts/default", "/api/v1/namespaces/default/configmaps/kube-root-ca.crt"] {
             while cluster.admin.request_json::<Value>(Method::GET, path, None).await.is_err() {
                 tokio::time::sleep(Duration::from_millis(20)).await;
@@ -97,13 +112,10 @@ impl Cluster {
             let found = self.list(group_version, plural).await;
             objects.extend(found.into_iter().filter(|object| is_told(kind, object)).map(|object| (kind.to_owned(), object)));
         }
-        if self.events {
-            let found = self.list("v1", "events").await;
-            objects.extend(
-                found.into_iter().filter(|event| event["metadata"]["namespace"] == "default").map(|event| ("Event".to_owned(), event)),
-            );
-        }
-        let nicknames = nicknames(&objects);
+        let events = self.list("v1", "events").await.into_iter().filter(|event| self.events && event["metadata"]["namespace"] == "default");
+        objects.extend(events.map(|event| ("Event".to_owned(), event)));
+        let mut nicknames = self.nicknames.lock().unwrap();
+        nicknames.extend(self::nicknames(&objects));
         let mut facts = Facts::new();
         for fact in objects.iter().flat_map(|(kind, object)| facts_of(kind, object, &nicknames)) {
             *facts.entry(fact).or_default() += 1;
@@ -140,7 +152,18 @@ impl Cluster {
                 self.send(Method::DELETE, &path_of(object, "")?, "application/json", options).await
             }
             ["pods", state, labels @ ..] => self.pods(state, labels).await,
-            ["wait"] => Ok(()),
+            // Its Lease is renewed from now on, or no more.
+            ["alive", node] => self.alive(node),
+            ["silent", node] => {
+                self.alive.lock().unwrap().remove(*node).inspect(Drain::stop);
+                Ok(())
+            }
+            // Makes a ConfigMap that those own.
+            ["own", object, owners @ ..] => self.own(object, owners).await,
+            ["wait", seconds] => {
+                tokio::time::sleep(Duration::from_secs(seconds.parse()?)).await;
+                Ok(())
+            }
             _ => anyhow::bail!("no such command"),
         }
     }
@@ -171,6 +194,38 @@ impl Cluster {
         let answer = self.admin.send(request.body(Bytes::from(body.to_string()))?).await?;
         ensure!(answer.status().is_success(), "{path}: {}", answer.status());
         Ok(())
+    }
+
+    fn alive(&self, node: &str) -> anyhow::Result<()> {
+        let (drain, admin, node) = (stdx::drain(), self.admin.clone(), node.to_owned());
+        self.alive.lock().unwrap().insert(node.clone(), drain.clone());
+        tokio::spawn(async move {
+            let leases = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases";
+            loop {
+                let now = jiff::Timestamp::now().to_string();
+                let patch = Patch::Merge(json!({ "spec": { "renewTime": now } }));
+                let renewed = admin.patch::<Lease>(Some("kube-node-lease"), &node, &patch, "").await;
+                if renewed.is_err() {
+                    let lease = json!({ "metadata": { "name": node }, "spec": { "holderIdentity": node, "leaseDurationSeconds": 40, "renewTime": now } });
+                    let _ = admin.request_json::<Value>(Method::POST, leases, Some(lease.to_string().into())).await;
+                }
+                if drain.run(tokio::time::sleep(BEAT)).await.is_none() {
+                    return;
+                }
+            }
+        });
+        Ok(())
+    }
+
+    async fn own(&self, object: &str, owners: &[&str]) -> anyhow::Result<()> {
+        let mut references = Vec::new();
+        for owner in owners {
+            let found: Value = self.admin.request_json(Method::GET, &path_of(owner, "")?, None).await?;
+            let meta = &found["metadata"];
+            references.push(json!({ "apiVersion": found["apiVersion"], "kind": found["kind"], "name": meta["name"], "uid": meta["uid"] }));
+        }
+        let name = object.split_once('/').map(|(_, name)| name);
+        self.create(json!({ "kind": "ConfigMap", "metadata": { "name": name, "ownerReferences": references } })).await
     }
 
     /// What a kubelet would say of all pods with the labels: `Running` and ready, `Unready`, `Succeeded`, `Failed`.
@@ -217,6 +272,8 @@ fn is_told(kind: &str, object: &Value) -> bool {
     let own_namespace = meta["namespace"].as_str().is_none_or(|namespace| !namespace.starts_with("kube-"));
     let first = match kind {
         "Namespace" => name.starts_with("kube-"),
+        "ServiceCIDR" => name == "kubernetes",
+        "IPAddress" => name == "10.96.0.1",
         "ClusterRole" => name.starts_with("system:") || ["admin", "edit", "view", "cluster-admin"].contains(&name),
         _ => false,
     };

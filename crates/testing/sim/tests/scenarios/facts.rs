@@ -50,17 +50,29 @@ fn told_of_spec(kind: &str) -> &'static [&'static str] {
 
 /// Generated names by what they are shown as.
 pub fn nicknames(objects: &[(String, Value)]) -> Vec<(String, String)> {
-    let named = |(_, object): &(String, Value)| {
+    let named = |(kind, object): &(String, Value)| {
         let meta = &object["metadata"];
-        let (name, prefix) = (meta["name"].as_str()?, meta["generateName"].as_str().filter(|prefix| !prefix.is_empty())?);
-        Some((name.to_owned(), format!("{prefix}*")))
+        let name = meta["name"].as_str()?;
+        let owner = &meta["ownerReferences"][0];
+        let shown = match (meta["generateName"].as_str().filter(|prefix| !prefix.is_empty()), kind.as_str()) {
+            (Some(prefix), _) => format!("{prefix}*"),
+            // Whatever was free.
+            (None, "IPAddress") => "*".to_owned(),
+            // With the time that it is for.
+            (None, "Job") if owner["kind"] == "CronJob" => format!("{}-*", owner["name"].as_str()?),
+            _ => return None,
+        };
+        Some((name.to_owned(), shown))
     };
     objects.iter().filter_map(named).collect()
 }
 
-pub fn facts_of(kind: &str, object: &Value, nicknames: &[(String, String)]) -> Vec<String> {
+pub fn facts_of(kind: &str, object: &Value, nicknames: &BTreeMap<String, String>) -> Vec<String> {
     let meta = &object["metadata"];
-    let plain = |text: String| nicknames.iter().fold(text, |text, (name, nickname)| text.replace(name.as_str(), nickname));
+    // Longer names first: one may be the beginning of another.
+    let mut names: Vec<(&String, &String)> = nicknames.iter().collect();
+    names.sort_by_key(|(name, _)| std::cmp::Reverse(name.len()));
+    let plain = |text: String| names.iter().fold(text, |text, (name, nickname)| text.replace(name.as_str(), nickname)).replace('\n', " ⏎ ");
     let name = plain(meta["name"].as_str().unwrap_or_default().to_owned());
     if kind == "Event" {
         let about = &object["involvedObject"];
