@@ -14,10 +14,10 @@ use tokio::task::JoinSet;
 
 use crate::certificates::{Certificates, client_authorities};
 use crate::config::{Cidr, Config, Network, outward_address, outward_address_v6};
-use crate::identity;
 use crate::names;
 use crate::toolbox;
 use crate::up::Parts;
+use crate::{identity, keeper};
 
 mod peers;
 
@@ -30,6 +30,8 @@ const FAST_LEASE: Duration = Duration::from_millis(200);
 pub const FAST_GRACE: Duration = Duration::from_secs(1);
 /// On which port a node's DNS listens; what has no such label has none.
 pub const DNS_PORT_LABEL: &str = "dns.sternpost.io/port";
+/// How long DNS questions wait for a daemon that starts to know the Services.
+const DNS_PATIENCE: Duration = Duration::from_secs(2);
 /// The built-in image.
 const TOOLBOX: &str = "sternpost.io/toolbox:latest";
 
@@ -282,11 +284,30 @@ fn start_dns(around: &Surroundings, tasks: &mut JoinSet<()>) -> anyhow::Result<(
     let mut settings = dns::Config::new(vec![listen], &config.cluster_domain);
     settings.own_addresses = vec![SocketAddr::new(service, 53)];
     settings.clients = dns_clients(around)?;
-    let server = Arc::new(dns::Server::bind(settings)?);
+    settings.patience = DNS_PATIENCE;
+    let (sockets, kept) = dns_sockets(config, &settings)?;
+    let server = Arc::new(dns::Server::on(sockets, settings)?);
     let caches = dns::Caches { services: around.caches.of(), slices: around.caches.of(), namespaces: around.caches.of() };
     follow_corefile(around, &server);
-    tasks.spawn(server.run(caches, around.drain.clone()));
+    let drain = around.drain.clone();
+    tasks.spawn(async move {
+        server.run(caches, drain).await;
+        drop(kept);
+    });
     Ok(())
+}
+
+/// Those that were kept for us, or new ones, which are kept from now on.
+fn dns_sockets(config: &Config, settings: &dns::Config) -> anyhow::Result<(dns::Sockets, Option<keeper::Kept>)> {
+    let description = format!("{:?} {}", settings.listen, settings.sockets);
+    if let Some((kept, sockets)) = keeper::take_over(&config.run_dir, &description).context("ask the keeper of the DNS sockets")? {
+        return Ok((dns::Sockets::take_over(sockets).context("take the DNS sockets over")?, Some(kept)));
+    }
+    let sockets = dns::Sockets::bind(settings)?;
+    let kept = sockets.share().and_then(|shared| keeper::start(&config.run_dir, &description, &shared));
+    // Without it DNS is as good, but for the moments of a restart.
+    let kept = kept.inspect_err(|error| tracing::warn!(%error, "start the keeper of the DNS sockets")).ok();
+    Ok((sockets, kept))
 }
 
 /// Pods, nodes and this host: the port is open on the node's address, and everybody else could only misuse it.
@@ -415,6 +436,11 @@ fn encryption(config: &Config) -> anyhow::Result<auth::encryption::Encryption> {
 fn service_ranges(config: &Config) -> anyhow::Result<apiserver::Ranges> {
     let network = |range: Cidr| apiserver::Network { first: range.address, prefix: range.prefix };
     Ok(apiserver::Ranges { networks: config.services()?.into_iter().map(network).collect(), ..apiserver::Ranges::default() })
+}
+
+/// Where the built-in provisioner has its volumes.
+pub fn local_path_dir(config: &Config) -> PathBuf {
+    config.data_dir.join("local-path")
 }
 
 /// Where pods' volumes lie, and what is mounted for them.

@@ -204,6 +204,7 @@ fn start_control_plane(parts: &Arc<Parts>, scheduler: scheduler::Config, ranges:
         root_ca: controllers::RootCa::new(parts.certificates.authorities()),
         cluster_ranges: ranges,
         signer: parts.certificates.signer.clone(),
+        local_path: Some(node::local_path_dir(&parts.config)),
         ..controllers::Config::default()
     };
     if parts.config.fast_failover {

@@ -42,17 +42,25 @@ pub struct WatchStream<K> {
     partial: BytesMut,
     /// Whole frames that arrived and are not yet decoded; the server's chunks bound them.
     frames: VecDeque<Bytes>,
+    /// Objects are read with their managedFields.
+    owned: bool,
     kind: PhantomData<fn() -> K>,
 }
 
 impl<K> WatchStream<K> {
     pub(crate) fn new(body: Body) -> Self {
-        Self { body: Some(body), partial: BytesMut::new(), frames: VecDeque::new(), kind: PhantomData }
+        Self { body: Some(body), partial: BytesMut::new(), frames: VecDeque::new(), owned: true, kind: PhantomData }
+    }
+
+    /// From now on objects are read without `metadata.managedFields`, which costs less.
+    #[must_use]
+    pub fn without_owners(self) -> Self {
+        Self { owned: false, ..self }
     }
 
     /// Cuts what arrived into whole frames, without a copy where a chunk holds whole frames only (the in-process transport's do).
     fn feed(&mut self, mut chunk: Bytes) -> Result<(), Error> {
-        while let Some(end) = chunk.iter().position(|byte| *byte == b'\n') {
+        while let Some(end) = memchr::memchr(b'\n', &chunk) {
             let head = chunk.split_to(end + 1);
             if self.partial.is_empty() {
                 self.frames.push_back(head);
@@ -81,7 +89,7 @@ impl<K: DeserializeOwned> WatchStream<K> {
                 if frame.iter().all(u8::is_ascii_whitespace) {
                     continue;
                 }
-                let event = decode(&frame);
+                let event = decode(&frame, self.owned);
                 if event.is_err() {
                     self.close();
                 }
@@ -147,21 +155,22 @@ fn object_of<'a>(frame: &'a [u8], kind: &str) -> Option<&'a [u8]> {
     rest.strip_prefix(b"\",\"object\":")?.trim_ascii_end().strip_suffix(b"}")
 }
 
-fn decode<K: DeserializeOwned>(frame: &[u8]) -> Result<WatchEvent<K>, Error> {
+fn decode<K: DeserializeOwned>(frame: &[u8], owned: bool) -> Result<WatchEvent<K>, Error> {
     let broken = |source| Error::Decode { what: "watch".into(), source };
+    let read = |object: &[u8]| if owned { crate::decode::object(object) } else { crate::decode::unowned(object) }.map_err(broken);
     let usual: [(&str, fn(K) -> WatchEvent<K>); 3] =
         [("ADDED", WatchEvent::Added), ("MODIFIED", WatchEvent::Modified), ("DELETED", WatchEvent::Deleted)];
     for (kind, event) in usual {
         if let Some(object) = object_of(frame, kind) {
-            return crate::decode::object(object).map(event).map_err(broken);
+            return read(object).map(event);
         }
     }
     let frame: Frame<'_> = serde_json::from_slice(frame).map_err(broken)?;
     let object = frame.object.get();
     Ok(match frame.kind.as_str() {
-        "ADDED" => WatchEvent::Added(crate::decode::object(object.as_bytes()).map_err(broken)?),
-        "MODIFIED" => WatchEvent::Modified(crate::decode::object(object.as_bytes()).map_err(broken)?),
-        "DELETED" => WatchEvent::Deleted(crate::decode::object(object.as_bytes()).map_err(broken)?),
+        "ADDED" => WatchEvent::Added(read(object.as_bytes())?),
+        "MODIFIED" => WatchEvent::Modified(read(object.as_bytes())?),
+        "DELETED" => WatchEvent::Deleted(read(object.as_bytes())?),
         "BOOKMARK" => {
             let Bookmark { metadata } = serde_json::from_str(object).map_err(broken)?;
             let ends = metadata

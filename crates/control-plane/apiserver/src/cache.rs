@@ -25,7 +25,7 @@ use crate::object::{Object, scan};
 use crate::selection::Selection;
 pub use changes::Changes;
 use objects::{Cursor, Objects};
-pub use queue::{Next, Queue};
+pub use queue::{LENGTH_MAX, Next, Queue};
 use watchers::Watchers;
 
 /// Changes a client may be behind and still resume without the store's help: at least this many …
@@ -80,15 +80,21 @@ pub struct Delivery {
     pub event: Event,
     json: [OnceLock<Bytes>; 3],
     protobuf: [OnceLock<Bytes>; 3],
+    metadata: [OnceLock<Bytes>; 3],
 }
 
 impl Delivery {
     pub fn new(event: Event) -> Self {
-        Self { event, json: [const { OnceLock::new() }; 3], protobuf: [const { OnceLock::new() }; 3] }
+        let none = || [const { OnceLock::new() }; 3];
+        Self { event, json: none(), protobuf: none(), metadata: none() }
     }
     /// The frame of a protobuf stream of whole objects in their stored version, made by the first who needs it.
     pub fn protobuf(&self, change: Change, make: impl FnOnce() -> Bytes) -> Bytes {
         self.protobuf[change as usize].get_or_init(make).clone()
+    }
+    /// The line of a JSON stream of metadata alone.
+    pub fn metadata(&self, change: Change, make: impl FnOnce() -> Bytes) -> Bytes {
+        self.metadata[change as usize].get_or_init(make).clone()
     }
     /// `{"type":"ADDED","object":{…}}` and a line end.
     pub fn json(&self, change: Change) -> Bytes {
@@ -98,11 +104,21 @@ impl Delivery {
 
 /// One line of a JSON watch stream.
 pub fn frame(change: Change, object: &Object) -> Bytes {
-    let mut out = Vec::with_capacity(object.bytes.len() + 96);
+    line(change, object.bytes.len(), |out| object.write_json(out))
+}
+
+/// The same of an object's metadata alone; `None` where the object's layout is not the stored form.
+pub fn metadata_frame(change: Change, object: &Object, version: &str) -> Option<Bytes> {
+    let metadata = object.metadata(&[])?;
+    Some(line(change, metadata.len() + 96, |out| object.write_metadata(metadata, version, out)))
+}
+
+fn line(change: Change, size: usize, write: impl FnOnce(&mut Vec<u8>)) -> Bytes {
+    let mut out = Vec::with_capacity(size + 96);
     out.extend_from_slice(b"{\"type\":\"");
     out.extend_from_slice(change.word().as_bytes());
     out.extend_from_slice(b"\",\"object\":");
-    object.write_json(&mut out);
+    write(&mut out);
     out.extend_from_slice(b"}\n");
     out.into()
 }
@@ -114,6 +130,8 @@ pub struct Caches {
     observed: AtomicU64,
     arrived: watch::Sender<u64>,
     loaded: AtomicBool,
+    /// Undelivered events that a watcher may have.
+    backlog_max: usize,
 }
 
 /// The objects of one resource (of one key prefix such as `/registry/pods/`).
@@ -123,6 +141,7 @@ pub struct Cache {
     watchers: Mutex<Watchers>,
     /// The newest change.
     revision: AtomicU64,
+    backlog_max: usize,
 }
 
 struct State {
@@ -226,19 +245,23 @@ pub struct TooOld {
 
 impl Default for Caches {
     fn default() -> Self {
-        let (observed, loaded) = (AtomicU64::new(0), AtomicBool::new(false));
-        Self { by_prefix: RwLock::default(), observed, arrived: watch::Sender::new(0), loaded }
+        Self::new(LENGTH_MAX)
     }
 }
 
 impl Caches {
+    pub fn new(backlog_max: usize) -> Self {
+        let (observed, loaded) = (AtomicU64::new(0), AtomicBool::new(false));
+        Self { by_prefix: RwLock::default(), observed, arrived: watch::Sender::new(0), loaded, backlog_max }
+    }
+
     /// The cache of a key prefix; made empty where none is yet.
     pub fn of(&self, prefix: &[u8]) -> Arc<Cache> {
         if let Some(cache) = self.by_prefix.read().unwrap_or_else(PoisonError::into_inner).get(prefix) {
             return cache.clone();
         }
         let mut caches = self.by_prefix.write().unwrap_or_else(PoisonError::into_inner);
-        let fresh = || Arc::new(Cache::new(prefix == PODS, self.observed()));
+        let fresh = || Arc::new(Cache::new(prefix == PODS, self.observed(), self.backlog_max));
         caches.entry(Bytes::copy_from_slice(prefix)).or_insert_with(fresh).clone()
     }
 
@@ -299,10 +322,10 @@ impl Caches {
 }
 
 impl Cache {
-    fn new(of_pods: bool, revision: u64) -> Self {
+    fn new(of_pods: bool, revision: u64, backlog_max: usize) -> Self {
         let window = Window { complete_after: revision, ..Window::default() };
         let state = State { objects: Objects::default(), nodes: of_pods.then(HashMap::new), window, revision };
-        Self { state: RwLock::new(state), watchers: Mutex::default(), revision: AtomicU64::new(revision) }
+        Self { state: RwLock::new(state), watchers: Mutex::default(), revision: AtomicU64::new(revision), backlog_max }
     }
 
     fn read(&self) -> RwLockReadGuard<'_, State> {
@@ -358,7 +381,7 @@ impl Cache {
         let mut watchers = self.watchers();
         let state = self.read();
         let (revision, applied) = (state.revision.max(observed), state.revision);
-        let mut subscription = Subscription { initial: None, replay: Vec::new(), live: Queue::new(), revision, applied };
+        let mut subscription = Subscription { initial: None, replay: Vec::new(), live: Queue::new(self.backlog_max), revision, applied };
         match since {
             _ if initial => subscription.initial = Some(state.select(b"", selection.clone())),
             Since::State => {}

@@ -97,6 +97,8 @@ pub struct Config {
     /// Requests at the same time, long-running ones not counted.
     pub reads_inflight_max: usize,
     pub writes_inflight_max: usize,
+    /// Events that a watcher may be behind before it is closed with 410.
+    pub watch_backlog_max: usize,
     /// Cluster addresses and node ports of Services.
     pub services: Ranges,
     /// Where the `kubernetes` Service leads; a loopback address (the default) gives it no endpoints.
@@ -147,6 +149,7 @@ impl Default for Config {
             encryption_file: None,
             reads_inflight_max: 400,
             writes_inflight_max: 200,
+            watch_backlog_max: cache::LENGTH_MAX,
             services: Ranges::default(),
             served: schema::resources::Served::default(),
         }
@@ -210,7 +213,12 @@ impl Server {
         };
         let sealed = config.encryption.map(|encryption| Arc::new(sealed::Sealed::new(store.clone(), encryption)));
         let store = sealed.clone().map_or(store, |sealed| sealed as Arc<dyn store::Store>);
-        let registry = Registry::new(store.clone(), Allocators::new(config.services), &config.admission)?;
+        let registry = Registry::new(
+            store.clone(),
+            cache::Caches::new(config.watch_backlog_max),
+            Allocators::new(config.services),
+            &config.admission,
+        )?;
         let reader = registry.reader.clone();
         let registry_custom = registry.custom.clone();
         let flow = flow::Flow::new(config.reads_inflight_max + config.writes_inflight_max, &registry.caches).map_err(Error::Metrics)?;

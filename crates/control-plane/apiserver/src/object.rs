@@ -3,11 +3,12 @@
 //! Stored bytes are compact JSON that begins `{"kind":…,"apiVersion":…,"metadata":{`. The resourceVersion is not stored (it is the
 //! store's revision): it is spliced in as the first member of `metadata` when the bytes are sent.
 
-pub mod scan;
+pub mod splice;
 
 use std::sync::OnceLock;
 
 use bytes::Bytes;
+pub use meta::scan;
 use serde_json::{Map, Value};
 
 /// One version of one object: the store's own bytes and what is needed to serve and to select it.
@@ -45,10 +46,11 @@ impl Object {
         Self { key, bytes, revision, members: self.members, labels: self.labels.clone(), fields: OnceLock::new() }
     }
 
-    /// The raw value at a path below `metadata`.
+    /// The raw value at a path below `metadata`, or all of it.
     pub fn metadata(&self, path: &[&str]) -> Option<&[u8]> {
         // One byte before the first member: the brace.
-        scan::find(self.bytes.get(self.members as usize - 1..)?, path)
+        let from = self.bytes.get(self.members as usize - 1..)?;
+        if path.is_empty() { scan::value(from) } else { scan::find(from, path) }
     }
 
     /// The raw value at a path from the root.
@@ -95,6 +97,15 @@ impl Object {
         let (_, tail) = self.bytes.split_at(self.members as usize);
         out.extend_from_slice(b"{\"metadata\":{");
         self.write_tail(tail, out);
+    }
+
+    /// Appends a PartialObjectMetadata of this version of `meta.k8s.io` with `metadata`, which is this object's.
+    pub fn write_metadata(&self, metadata: &[u8], version: &str, out: &mut Vec<u8>) {
+        for part in ["{\"kind\":\"PartialObjectMetadata\",\"apiVersion\":\"meta.k8s.io/", version, "\",\"metadata\":{"] {
+            out.extend_from_slice(part.as_bytes());
+        }
+        self.write_tail(metadata.get(1..).unwrap_or_default(), out);
+        out.push(b'}');
     }
 
     fn write_tail(&self, tail: &[u8], out: &mut Vec<u8>) {
@@ -175,6 +186,13 @@ pub fn set_revision(object: &mut Value, revision: u64) {
     metadata_mut(object).insert("resourceVersion".into(), revision.to_string().into());
 }
 
+/// The stored form after a change of the tree.
+pub fn edited<E>(object: &Object, change: impl FnOnce(&mut Value) -> Result<(), E>) -> Result<Bytes, E> {
+    let mut value = object.value();
+    change(&mut value)?;
+    Ok(encode(&value))
+}
+
 /// `metadata` as a map, made where it is missing or something else.
 pub fn metadata_mut(object: &mut Value) -> &mut Map<String, Value> {
     if !object.is_object() {
@@ -233,6 +251,10 @@ mod tests {
             set_revision(&mut case, 7);
             assert_eq!(serde_json::from_slice::<Value>(&stored.json()).unwrap(), case);
             assert_eq!(stored.value(), case);
+            let mut partial = Vec::new();
+            stored.write_metadata(stored.metadata(&[]).unwrap(), "v1", &mut partial);
+            let wanted = json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": case["metadata"]});
+            assert_eq!(serde_json::from_slice::<Value>(&partial).unwrap(), wanted);
             let mut item = Vec::new();
             stored.write_item(&mut item);
             let members = case.as_object_mut().unwrap();

@@ -87,8 +87,13 @@ pub fn storage_error(error: store::Error) -> Status {
 }
 
 impl Registry {
-    pub fn new(store: Arc<dyn Store>, services: service::Allocators, options: &admission::Options) -> Result<Self, admission::ConfigError> {
-        let caches: Arc<Caches> = Arc::default();
+    pub fn new(
+        store: Arc<dyn Store>,
+        caches: Caches,
+        services: service::Allocators,
+        options: &admission::Options,
+    ) -> Result<Self, admission::ConfigError> {
+        let caches = Arc::new(caches);
         let custom: Arc<custom::Kinds> = Arc::default();
         let server = OnceLock::new();
         let reader = Arc::new(admit::Reader {
@@ -239,16 +244,25 @@ impl Registry {
         dry_run: bool,
         mut change: impl FnMut(&mut Value) -> Result<(), Status> + Send,
     ) -> Result<Arc<Object>, Status> {
+        self.rewrite(target, dry_run, |old| object::edited(old, &mut change)).await
+    }
+
+    /// The same from stored form to stored form.
+    pub async fn rewrite(
+        &self,
+        target: Target<'_>,
+        dry_run: bool,
+        mut change: impl FnMut(&Object) -> Result<Bytes, Status> + Send,
+    ) -> Result<Arc<Object>, Status> {
         let key = Bytes::from(target.key());
         loop {
             let entry = self.store.get(&key).await.map_err(storage_error)?.ok_or_else(|| target.not_found())?;
-            let mut object = object::decode(&entry.value, entry.mod_revision);
-            change(&mut object)?;
-            let bytes = object::encode(&object);
-            if dry_run || bytes == entry.value {
-                return stored(key, bytes, entry.mod_revision);
+            let old = stored(key.clone(), entry.value, entry.mod_revision)?;
+            let bytes = change(&old)?;
+            if dry_run || bytes == old.bytes {
+                return stored(key, bytes, old.revision);
             }
-            match self.store.put(&key, bytes.clone(), Expect::Revision(entry.mod_revision)).await {
+            match self.store.put(&key, bytes.clone(), Expect::Revision(old.revision)).await {
                 Ok(revision) => return stored(key, bytes, revision),
                 Err(store::Error::Conflict { .. }) => {}
                 Err(error) => return Err(storage_error(error)),

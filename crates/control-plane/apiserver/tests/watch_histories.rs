@@ -77,7 +77,9 @@ fn server_process() {
         tokio::spawn(record(store.clone(), dir.join("history")));
         let mut authenticator = auth::authenticate::Authenticator::default();
         authenticator.add_token("checker", auth::UserInfo::authenticated("checker", &["system:masters"]));
-        let server = apiserver::Server::new(apiserver::Config { authenticator, ..apiserver::Config::default() }, store).unwrap();
+        // So few that slow watchers do fall behind.
+        let config = apiserver::Config { authenticator, watch_backlog_max: 4_096, ..apiserver::Config::default() };
+        let server = apiserver::Server::new(config, store).unwrap();
         server.bootstrap().await.unwrap();
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         std::fs::write(dir.join("port.new"), listener.local_addr().unwrap().port().to_string()).unwrap();

@@ -333,6 +333,24 @@ pub fn make_stub() -> Result<(String, Vec<u8>), Error> {
     make_der(der::sequence(&[]), &[])
 }
 
+/// The same with a key of one of the kinds that a pod may ask for: `RSA3072`, `RSA4096`, `ECDSAP256`, `ECDSAP384`, `ECDSAP521`, `ED25519`.
+pub fn make_stub_of(kind: &str) -> Result<(String, Vec<u8>), Error> {
+    let rsa = |size| KeyPair::generate_rsa_for(&rcgen::PKCS_RSA_SHA256, size);
+    let key = match kind {
+        "RSA3072" => rsa(rcgen::RsaKeySize::_3072),
+        "RSA4096" => rsa(rcgen::RsaKeySize::_4096),
+        "ECDSAP384" => KeyPair::generate_for(&rcgen::PKCS_ECDSA_P384_SHA384),
+        "ECDSAP521" => KeyPair::generate_for(&rcgen::PKCS_ECDSA_P521_SHA512),
+        "ED25519" => KeyPair::generate_for(&rcgen::PKCS_ED25519),
+        _ => KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256),
+    };
+    let key = key.map_err(Error::Make)?;
+    let mut empty = rcgen::CertificateParams::default();
+    empty.distinguished_name = rcgen::DistinguishedName::new();
+    let request = empty.serialize_request(&key).map_err(Error::Make)?;
+    Ok((key.serialize_pem(), request.der().to_vec()))
+}
+
 fn make_der(subject: Vec<u8>, hosts: &[String]) -> Result<(String, Vec<u8>), Error> {
     let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).map_err(Error::Make)?;
     let mut names = Vec::new();
@@ -459,6 +477,15 @@ mod tests {
         };
         let pki = crate::pki::Pki::open(dir.path(), &names).unwrap();
         (dir, pki)
+    }
+
+    #[test]
+    fn a_pod_may_have_a_key_of_every_kind_that_it_can_ask_for() {
+        for kind in ["RSA3072", "ECDSAP256", "ECDSAP384", "ED25519"] {
+            let (key, stub) = make_stub_of(kind).unwrap();
+            assert!(key.contains("PRIVATE KEY"), "{kind}");
+            Request::parse_der(&stub).unwrap_or_else(|error| panic!("{kind}: {error}"));
+        }
     }
 
     #[test]

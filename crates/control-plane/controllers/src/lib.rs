@@ -41,6 +41,7 @@ mod ephemeral_volume;
 mod garbage_collector;
 mod horizontal_pod_autoscaler;
 mod job;
+mod local_path;
 mod namespace;
 mod node_ipam;
 mod node_lifecycle;
@@ -121,6 +122,7 @@ fn all() -> Vec<Controller> {
         controller!(certificates::pods_clean),
         controller!(service_account_token),
         controller!(volume_binder),
+        controller!(local_path),
         controller!(persistent_volume_protection),
         controller!(persistent_volume_claim_protection),
         controller!(ephemeral_volume),

@@ -16,6 +16,7 @@ use crate::plan::{Action, KillReason, Plan, next_backoff, next_failure};
 use crate::podspec;
 use crate::probe::check;
 use crate::resize::Given;
+use crate::storage::Trouble;
 use crate::users::IdRange;
 use crate::worker::{Agent, Record, Scene, lock};
 use crate::world::{Image, PostStart};
@@ -24,6 +25,8 @@ type Error = Box<dyn std::error::Error + Send + Sync>;
 
 /// Waits after a failed step: volumes from half a second, sandboxes and containers from one, doubling.
 const VOLUMES_FIRST: Duration = Duration::from_millis(500);
+/// How soon a volume is looked for again that somebody else has to make or attach.
+const VOLUMES_WAIT: Duration = Duration::from_millis(200);
 const START_FIRST: Duration = Duration::from_secs(1);
 const RESIZE_FIRST: Duration = Duration::from_secs(2);
 /// A hook's time counts against the grace period, but a container always gets this much after it.
@@ -67,11 +70,15 @@ impl Agent {
                 memory.volumes_ready = true;
                 memory.volumes_failed = None;
             }
-            Err(message) => {
+            Err(Trouble::Failed(reason, message)) => {
                 let former = memory.volumes_failed.take().map(|failure| failure.wait);
-                memory.volumes_failed = Some(next_failure(former, VOLUMES_FIRST, "FailedMount", message.clone(), Timestamp::now()));
+                memory.volumes_failed = Some(next_failure(former, VOLUMES_FIRST, reason, message.clone(), Timestamp::now()));
                 drop(memory);
-                self.event(&scene.reference(), EventKind::Warning, "FailedMount", message);
+                self.event(&scene.reference(), EventKind::Warning, reason, message);
+            }
+            Err(Trouble::Waiting(message)) => {
+                tracing::debug!(pod = podspec::name(&scene.pod), message, "a volume is waited for");
+                memory.volumes_failed = Some(next_failure(None, VOLUMES_WAIT, "FailedMount", message, Timestamp::now()));
             }
         }
     }
@@ -240,7 +247,9 @@ impl Agent {
         let facts = self.container_facts(scene, container).await.map_err(config_error)?;
         let envs = env::of_container(&scene.pod, container, &facts).map_err(|error| config_error(error.0))?;
         let images = scene.record.memory().volume_images();
-        let files = mounts::of_container(&self.config, &scene.pod, container, attempt, &envs, &facts.pod_ips, &images);
+        let placed = lock(&scene.record.placed).clone();
+        let inside = mounts::Inside { attempt, env: &envs, ips: &facts.pod_ips, images: &images, placed: &placed };
+        let files = mounts::of_container(&self.config, &scene.pod, container, &inside);
         let files = files.map_err(|message| Refused { reason: "CreateContainerConfigError", message })?;
         let users = self.users_of(scene).map_err(config_error)?;
         let image_ref = match scene.record.memory().images.get(&(container.name.clone(), attempt)) {
@@ -254,6 +263,7 @@ impl Agent {
             attempt,
             facts: &facts,
             mounts: files.mounts,
+            devices: files.devices,
             message_file: &files.message_file,
             image_user: self.image_user(scene, container, &image_ref).await,
             image_ref: &image_ref,
@@ -461,6 +471,10 @@ impl Agent {
             let group = format!("pods/pod{}", scene.record.uid);
             let _ = cgroups::Root::detect(root).and_then(|root| root.open(&group)?.remove());
         }
+        if self.storage.has_any(&scene.record.uid) {
+            self.storage.tear_down(&scene.record.uid).await?;
+        }
+        lock(&scene.record.placed).clear();
         let (config, uid) = (self.config.clone(), scene.record.uid.clone());
         let logs = crispec::log_directory(&scene.pod, &self.config);
         let work = move || {

@@ -224,6 +224,7 @@ pub struct ContainerInput<'a> {
     pub facts: &'a Facts,
     /// Volumes, `/etc/hosts`, the termination log: made by `mounts`.
     pub mounts: Vec<v1::Mount>,
+    pub devices: Vec<v1::Device>,
     pub message_file: &'a Path,
     /// The runtime's reference of the image that is on the node.
     pub image_ref: &'a str,
@@ -264,6 +265,7 @@ pub fn container(input: &ContainerInput<'_>) -> Result<v1::ContainerConfig, Erro
         working_dir: container.working_dir.clone().unwrap_or_default(),
         envs: envs.iter().map(|(key, value)| v1::KeyValue { key: key.clone(), value: value.clone().into() }).collect(),
         mounts: mounts(input),
+        devices: input.devices.clone(),
         labels,
         annotations: annotations(input),
         log_path: format!("{}/{attempt}.log", container.name),
@@ -437,6 +439,7 @@ mod tests {
             attempt: 2,
             facts: &Facts::default(),
             mounts: Vec::new(),
+            devices: Vec::new(),
             message_file: Path::new("/m"),
             image_ref: "sha256:1",
             image_user: user,

@@ -6,7 +6,7 @@
 //! or Secret, the end of a pull, stop or hook, or the time that the plan named.
 //!
 //! Read in this order: [`config`], [`podspec`], [`amounts`], [`world`], [`admit`], [`plan`], [`resize`], [`grants`], [`status`], [`worker`], [`act`], [`pull`],
-//! [`mounts`], [`objects`], [`crispec`], [`env`], [`dns`], [`probe`], [`node`], [`evict`], [`pressure`], [`garbage`], [`static_pods`], [`server`],
+//! [`mounts`], [`projections`], [`storage`], [`objects`], [`crispec`], [`env`], [`dns`], [`probe`], [`node`], [`evict`], [`pressure`], [`garbage`], [`static_pods`], [`server`],
 //! [`logs`].
 //!
 //! Tasks: one per reconcile (bounded), one timer for all probes, one each for the runtime's events, the Node's status and Lease, the
@@ -47,12 +47,14 @@ pub mod plan;
 pub mod podspec;
 pub mod pressure;
 pub mod probe;
+pub mod projections;
 pub mod pull;
 pub mod resize;
 pub mod server;
 pub mod settings;
 pub mod static_pods;
 pub mod status;
+pub mod storage;
 pub mod users;
 pub mod worker;
 pub mod world;
@@ -102,11 +104,12 @@ pub async fn run(
     let images = tokio::spawn(drain.clone().run_owned(agent.clone().keep_images()));
     let files = tokio::spawn(drain.clone().run_owned(agent.clone().watch_static_pods()));
     let node = tokio::spawn(agent.clone().keep_node(machine, port, drain.clone()));
+    let local = tokio::spawn(storage::local::keep(agent.clone(), drain.clone()));
     let orphans = tokio::spawn(drain.clone().run_owned(adopt_orphans(agent.clone(), pods)));
     let reconciler = agent.clone();
     reconcile::run("kubelet", agent.queue.clone(), WORKERS, drain.clone(), move |uid| reconciler.clone().reconcile(uid)).await;
     let _ = futures_util::future::join5(events, node, orphans, server, logs).await;
-    let _ = futures_util::future::join3(pressure, images, files).await;
+    let _ = futures_util::future::join4(pressure, images, files, local).await;
     Ok(())
 }
 
@@ -200,7 +203,8 @@ fn start(
     let scope = Scope::fields(format!("spec.nodeName={}", config.node_name));
     let agent = Arc::new(Agent {
         recorder,
-        objects: objects::Objects::new(&client, Arc::new(move |uid| waker.add(uid.to_owned())), drain),
+        objects: objects::Objects::new(&client, &config.node_name, Arc::new(move |uid| waker.add(uid.to_owned())), drain),
+        storage: storage::Storage::new(config.clone(), client.clone()),
         records: Mutex::new(HashMap::new()),
         starts: Semaphore::new(starts),
         probes: OnceLock::new(),

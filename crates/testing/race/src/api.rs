@@ -1,9 +1,10 @@
 //! What the API server answers over HTTPS, and what objects and watches cost it in memory.
 //!
-//! Reading order: [`requests`] and [`fanout`] (the loads), [`wire`] (the client), [`constant`] (the floor), [`memory`].
+//! Reading order: [`requests`], [`fanout`] and [`inside`] (the loads), [`wire`] (the client), [`constant`] (the floor), [`memory`].
 
 pub mod constant;
 mod fanout;
+mod inside;
 mod memory;
 pub mod requests;
 pub mod wire;
@@ -92,6 +93,9 @@ pub async fn race(options: &Options, dir: &Path) -> anyhow::Result<Outcome> {
     let mut table = Table::default();
     for load in loads().iter().filter(|load| options.wants(load.what)) {
         table.requests(options, &servers, load).await.with_context(|| load.what.to_owned())?;
+    }
+    if options.wants("in process") {
+        inside::race(options, dir, &mut table).await.context("in process")?;
     }
     for (rate, writers) in [(Some(100.0), 4), (Some(400.0), 16), (None, 16)] {
         let what = rate.map_or("deliveries, as many as go".to_owned(), |rate| format!("deliveries, {rate:.0} events a second"));
@@ -289,6 +293,15 @@ impl Table {
         );
         self.figures.push(json!({"what": what, "clients": clients, "ours": own, "floor": least, "etcd": etcd, "p50_p99_ms": ours.waits(),
             "micros": {"ours": micros(ours), "floor": micros(floor)}}));
+    }
+
+    /// Rates that have nothing beside them, and what a request costs.
+    fn alone_spread(&mut self, what: &str, clients: usize, rate: &Spread, micros: &Spread) {
+        eprintln!("{what} × {clients}: {} a second, {} µs", number(rate.median), number(micros.median));
+        let none = || "–".to_owned();
+        let (clients, cost) = (clients.to_string(), number(micros.median));
+        self.rows.push(vec![what.to_owned(), clients, spread(rate), none(), none(), none(), none(), cost]);
+        self.figures.push(json!({"what": what, "per_second": rate, "micros": micros}));
     }
 
     /// A figure that has nothing beside it.

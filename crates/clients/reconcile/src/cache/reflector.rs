@@ -84,7 +84,9 @@ impl<K: Cached> Source<K> {
     }
 
     async fn watch(&self, params: &WatchParams) -> Result<WatchStream<K>, Error> {
-        self.client.watch_of(&self.resource, params, self.metadata_only).await
+        let events = self.client.watch_of(&self.resource, params, self.metadata_only).await?;
+        // What keeps few fields skips the others; what keeps all would read the owners only to drop them ([`Cached::trim`]).
+        Ok(if self.metadata_only { events } else { events.without_owners() })
     }
 
     /// List and watch in one request.

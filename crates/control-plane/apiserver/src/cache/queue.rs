@@ -8,10 +8,11 @@ use std::task::{Context, Poll, Waker};
 
 use super::{Change, Delivery};
 
-/// Undelivered events a watcher may have before it is closed, …
-const LENGTH_MAX: usize = 4_096;
+/// Undelivered events a watcher may have before it is closed, unless the configuration says otherwise: more than a burst makes, such as the
+/// 10,000 pods of one Deployment, …
+pub const LENGTH_MAX: usize = 32_768;
 /// … or bytes of objects in them: whoever asks for large objects and does not read them must not keep gigabytes here. A few events always fit.
-const BYTES_MAX: usize = 64 << 20;
+const BYTES_MAX: usize = 128 << 20;
 const FEW: usize = 16;
 /// An empty queue gives memory back beyond this many places.
 const KEPT_MAX: usize = 64;
@@ -42,7 +43,10 @@ impl State {
 }
 
 /// One watcher's queue; the cache and the reader share it.
-pub struct Queue(Mutex<State>);
+pub struct Queue {
+    state: Mutex<State>,
+    length_max: usize,
+}
 
 /// What a reader finds.
 pub enum Next {
@@ -54,12 +58,13 @@ pub enum Next {
 }
 
 impl Queue {
-    pub fn new() -> Arc<Self> {
-        Arc::new(Self(Mutex::new(State { waiting: VecDeque::new(), bytes: 0, phase: Phase::Open, reader: None })))
+    pub fn new(length_max: usize) -> Arc<Self> {
+        let state = State { waiting: VecDeque::new(), bytes: 0, phase: Phase::Open, reader: None };
+        Arc::new(Self { state: Mutex::new(state), length_max })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// `false` where the watcher takes no more.
@@ -70,7 +75,7 @@ impl Queue {
         }
         let size = delivery.event.object.bytes.len();
         let heavy = state.bytes + size > BYTES_MAX && state.waiting.len() >= FEW;
-        if state.waiting.len() >= LENGTH_MAX || heavy {
+        if state.waiting.len() >= self.length_max || heavy {
             state.phase = Phase::Lagged;
             return false;
         }
@@ -143,7 +148,7 @@ mod tests {
 
     /// How many such events an unread queue takes, and whether its reader then hears that it lagged.
     fn fill(size: usize) -> (usize, bool) {
-        let (queue, delivery) = (Queue::new(), delivery(size));
+        let (queue, delivery) = (Queue::new(1_000), delivery(size));
         let taken = (0..10_000).take_while(|_| queue.push(Change::Added, &delivery)).count();
         let read = std::iter::from_fn(|| queue.take_event()).count();
         let lagged = matches!(queue.poll_next(&mut Context::from_waker(Waker::noop())), Poll::Ready(Next::Lagged));
@@ -152,14 +157,14 @@ mod tests {
 
     #[test]
     fn a_queue_is_bounded_by_number_and_by_size() {
-        assert_eq!(fill(100), (LENGTH_MAX, true));
-        assert_eq!(fill(1 << 20), (63, true));
+        assert_eq!(fill(100), (1_000, true));
+        assert_eq!(fill(1 << 20), (127, true));
         assert_eq!(fill(16 << 20), (FEW, true));
     }
 
     #[test]
     fn what_was_read_makes_room() {
-        let (queue, delivery) = (Queue::new(), delivery(1 << 20));
+        let (queue, delivery) = (Queue::new(1_000), delivery(1 << 20));
         for _ in 0..200 {
             assert!(queue.push(Change::Added, &delivery));
             assert!(queue.take_event().is_some());

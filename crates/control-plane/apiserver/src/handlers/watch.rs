@@ -18,7 +18,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::read;
 use crate::Inner;
-use crate::cache::{Caches, Change, Delivery, Event, Next, Since, Subscription, TooOld, feed, frame};
+use crate::cache::{Caches, Change, Delivery, Event, Next, Since, Subscription, TooOld, feed, frame, metadata_frame};
 use crate::context::Context;
 use crate::metrics::Watched;
 use crate::negotiate::{Format, Media, View};
@@ -207,6 +207,9 @@ impl Encoder {
             _ if self.kind.converts() => self.event(change, &event.shown(change)),
             (Media::Json, View::Object) => delivery.json(change),
             (Media::Protobuf, View::Object) => delivery.protobuf(change, || self.event(change, &event.shown(change))),
+            (Media::Json, View::PartialMetadata("v1")) if !self.kind.is_custom() => {
+                delivery.metadata(change, || self.event(change, &event.shown(change)))
+            }
             _ => self.event(change, &event.shown(change)),
         }
     }
@@ -219,6 +222,12 @@ impl Encoder {
         let object = &*presented;
         if self.is_plain() {
             return frame(change, object);
+        }
+        if let (Media::Json, View::PartialMetadata(version)) = (self.format.media, self.format.view)
+            && !self.kind.converts()
+            && let Some(line) = metadata_frame(change, object, version)
+        {
+            return line;
         }
         if (self.format.media, self.format.view) == (Media::Protobuf, View::Object)
             && let Some(body) = crate::codec::object_body(&self.kind, object)
