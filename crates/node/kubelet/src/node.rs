@@ -266,11 +266,11 @@ impl Agent {
         let version = self.runtime.version().await.unwrap_or_default();
         let runtime = self.runtime.status(v1::StatusRequest::default()).await;
         let (mut capacity, mut allocatable) = resources(&self.config, machine);
-        // Extended resources that somebody else told of stay.
-        for (own, known) in [(&mut capacity, &former.capacity), (&mut allocatable, &former.allocatable)] {
-            for (name, amount) in known.iter().flatten().filter(|(name, _)| name.contains('/')) {
-                own.entry(name.clone()).or_insert_with(|| amount.clone());
-            }
+        // Extended resources that somebody else told of stay. Their capacity says how much there is, and all of it may be given away (as
+        // upstream's `MachineInfo` setter).
+        for (name, amount) in former.capacity.iter().flatten().filter(|(name, _)| name.contains('/')) {
+            capacity.entry(name.clone()).or_insert_with(|| amount.clone());
+            allocatable.entry(name.clone()).or_insert_with(|| amount.clone());
         }
         let ips = self.config.node_ips.iter().map(|ip| NodeAddress { type_: "InternalIP".into(), address: ip.to_string() });
         let hostname = NodeAddress { type_: "Hostname".into(), address: self.config.node_name.clone() };
@@ -392,10 +392,12 @@ impl Agent {
             }
             let pause = if told.is_empty() && tokio::time::Instant::now() < hasty { RANGE_INTERVAL } else { LOOK_INTERVAL };
             tokio::select! { () = tokio::time::sleep(pause) => {}, () = self.node_changed.notified() => {} }
-            if told.is_empty()
-                && let Ok(found) = self.client.get::<Node>(None, &self.config.node_name).await
-            {
-                self.tell_ranges(&found, &mut told).await;
+            // What others wrote meanwhile counts as well: a range, or extended resources.
+            if let Ok(mut found) = self.client.get::<Node>(None, &self.config.node_name).await {
+                if told.is_empty() {
+                    self.tell_ranges(&found, &mut told).await;
+                }
+                shown = found.status.take().unwrap_or(shown);
             }
         }
     }
