@@ -192,6 +192,10 @@ fn kubelet_settings(around: &Surroundings) -> anyhow::Result<KubeletSettings> {
     }
     settings.cluster_dns = vec![config.dns_service_ip()?];
     settings.cluster_domain = config.cluster_domain.clone();
+    // Pods of plugins that look where upstream's kubelet is are led here; for programs of the host there is a link.
+    settings.plugin_directory = places.kubelet.clone();
+    settings.share_mounts = true;
+    link_kubelet(config);
     settings.data_directory = places.kubelet;
     settings.image_directory = config.data_dir.clone();
     settings.runtime_directory = config.run_dir.join("kubelet");
@@ -209,6 +213,7 @@ fn kubelet_settings(around: &Surroundings) -> anyhow::Result<KubeletSettings> {
     let own = Some(config.container_runtime_endpoint.clone()).filter(|endpoint| !endpoint.is_empty());
     let endpoint = elsewhere.runtime_endpoint.or(own);
     // The built-in runtime makes the pods' control groups itself.
+    settings.cgroup_root = Some(config.cgroup_root.clone());
     settings.pod_cgroups = endpoint.is_some().then(|| config.cgroup_root.clone());
     Ok(KubeletSettings { kubelet: settings, endpoint })
 }
@@ -436,6 +441,25 @@ fn encryption(config: &Config) -> anyhow::Result<auth::encryption::Encryption> {
 fn service_ranges(config: &Config) -> anyhow::Result<apiserver::Ranges> {
     let network = |range: Cidr| apiserver::Network { first: range.address, prefix: range.prefix };
     Ok(apiserver::Ranges { networks: config.services()?.into_iter().map(network).collect(), ..apiserver::Ranges::default() })
+}
+
+/// Upstream's folder of a kubelet.
+const UPSTREAM_KUBELET: &str = "/var/lib/kubelet";
+
+/// A link there to the folder of this host's first node, unless something else is there already.
+fn link_kubelet(config: &Config) {
+    let ours = config.data_dir == Path::new("/var/lib/sternpost");
+    if ours && !Path::new(UPSTREAM_KUBELET).is_symlink() {
+        // What is there stays: another kubelet's folder is not ours to touch.
+        let _ = std::os::unix::fs::symlink(Places::of(config).kubelet, UPSTREAM_KUBELET);
+    }
+}
+
+/// Takes the link away, where it is ours.
+pub fn unlink_kubelet(config: &Config) {
+    if std::fs::read_link(UPSTREAM_KUBELET).is_ok_and(|target| target == Places::of(config).kubelet) {
+        let _ = std::fs::remove_file(UPSTREAM_KUBELET);
+    }
 }
 
 /// Where the built-in provisioner has its volumes.

@@ -92,6 +92,7 @@ impl Agent {
         let prepared = async {
             let runtime_handler = self.runtime_handler(scene).await?;
             self.check_users(scene, &runtime_handler).await?;
+            self.prepare_claims(scene).await?;
             let users = self.users_of(scene).map_err(cri::Error::internal)?;
             let config = crispec::sandbox(&scene.pod, &self.config, dns, attempt, users);
             self.make_group(scene, config.linux.as_ref().and_then(|linux| linux.resources.clone()))?;
@@ -129,6 +130,15 @@ impl Agent {
         };
         let made = cgroups::Root::detect(root).and_then(|root| root.create(&crispec::pod_cgroup(&scene.pod))?.set(&limits));
         made.map_err(|error| cri::Error::internal(error.to_string()))
+    }
+
+    async fn prepare_claims(&self, scene: &Scene) -> cri::Result<()> {
+        let prepared = self.claims.prepare(&self.client, &scene.pod).await;
+        prepared.map_err(|error| {
+            let message = format!("Failed to prepare dynamic resources: {error}");
+            self.event(&scene.reference(), EventKind::Warning, "FailedPrepareDynamicResources", message.clone());
+            cri::Error::internal(message)
+        })
     }
 
     /// The ids of a pod with a user namespace.
@@ -256,7 +266,9 @@ impl Agent {
             Some(Image::Ready(reference)) => reference.clone(),
             _ => container.image.clone().unwrap_or_default(),
         };
-        let config = crispec::container(&ContainerInput {
+        let devices = self.devices.prepare(&scene.record.uid, &container.name).await.map_err(config_error)?;
+        let named = self.claims.devices(&scene.record.uid, container).map_err(config_error)?;
+        let mut config = crispec::container(&ContainerInput {
             pod: &scene.pod,
             container,
             role,
@@ -274,6 +286,8 @@ impl Agent {
             users,
         })
         .map_err(|error| config_error(error.0))?;
+        crispec::add_devices(&mut config, devices, named);
+        self.pin(&scene.record.uid, &container.name, &mut config);
         let dns = crate::dns::of_pod(&scene.pod, &self.config, &self.host_dns);
         let sandbox_config = crispec::sandbox(&scene.pod, &self.config, dns, sandbox.attempt, users);
         let request =
@@ -468,8 +482,10 @@ impl Agent {
             self.runtime.remove_pod_sandbox(v1::RemovePodSandboxRequest { pod_sandbox_id: sandbox.id.clone() }).await?;
         }
         if let Some(root) = &self.config.pod_cgroups {
-            let group = format!("pods/pod{}", scene.record.uid);
-            let _ = cgroups::Root::detect(root).and_then(|root| root.open(&group)?.remove());
+            // What class an orphan was of, nobody knows any more.
+            for group in crispec::pod_cgroups(&scene.record.uid) {
+                let _ = cgroups::Root::detect(root).and_then(|root| root.open(&group)?.remove());
+            }
         }
         if self.storage.has_any(&scene.record.uid) {
             self.storage.tear_down(&scene.record.uid).await?;
@@ -483,6 +499,9 @@ impl Agent {
         };
         tokio::task::spawn_blocking(work).await??;
         self.users.release(&scene.record.uid);
+        self.devices.release(&scene.record.uid);
+        self.placement.release(&scene.record.uid);
+        self.claims.unprepare(&scene.record.uid).await?;
         // A pod of the same uid never comes back; a new wish for it would make a new record.
         if lock(&scene.record.wish).gone {
             self.forget(&scene.record.uid);

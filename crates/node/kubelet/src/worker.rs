@@ -70,6 +70,9 @@ pub struct Agent {
     /// Mirror pods of this node by namespace and name, and the uid of the Node that owns them.
     pub mirrors: Mutex<BTreeMap<(String, String), Arc<Pod>>>,
     pub node_uid: Mutex<Option<String>>,
+    pub devices: Arc<crate::devices::Devices>,
+    pub claims: Arc<crate::claims::Claims>,
+    pub placement: crate::placement::Placement,
     /// The host's ids of pods with a user namespace.
     pub users: crate::users::Ranges,
     /// The Node's labels as the API has them.
