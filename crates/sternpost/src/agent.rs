@@ -142,11 +142,11 @@ impl Certificates {
         }))
     }
 
-    /// Renews what ends soon until the daemon stops. After a first join the serving certificate is still our own work.
+    /// Renews what ends soon, or was issued by an authority of before, until the daemon stops. After a first join the serving certificate is still our own work.
     async fn keep(self: Arc<Self>, around: node::Surroundings, joined: bool) {
         let mut serving_is_due = joined;
         loop {
-            let mut patience = LOOK_EVERY;
+            let mut patience = LOOK_EVERY.min(lasts(&lock(&self.client)) / 12);
             if let Err(error) = self.renew(&around, serving_is_due).await {
                 tracing::warn!(error = format!("{error:#}"), "renew the node's certificates; will retry");
                 patience = RETRY;
@@ -162,13 +162,14 @@ impl Certificates {
     async fn renew(&self, around: &node::Surroundings, serving_is_due: bool) -> anyhow::Result<()> {
         self.follow_authorities(around).await?;
         let (client, shown) = (lock(&self.client).clone(), lock(&self.shown).clone());
-        if serving_is_due || ends_soon(&shown) {
+        let due = |pair: &Pair| ends_soon(pair) || !auth::csr::is_issued_by(&pair.certificate, &lock(&self.ca));
+        if serving_is_due || due(&shown) {
             let fresh = join::serving(&around.client, &around.config, around.address).await?;
             self.serving.rotate(&fresh)?;
             *lock(&self.shown) = fresh;
             self.write(around)?;
         }
-        if ends_soon(&client) {
+        if due(&client) {
             let fresh = join::own(&around.client, &around.config).await?;
             self.api.store(Arc::new(https(&self.server, &lock(&self.ca), &fresh)?));
             self.to_nodes.rotate(&fresh)?;
@@ -239,6 +240,12 @@ impl Transport for Impersonating {
         let api = self.node.api.load_full();
         Box::pin(async move { api.send(request).await })
     }
+}
+
+/// How long it is valid, all in all; an hour where it does not say.
+fn lasts(pair: &Pair) -> Duration {
+    let (begin, end) = auth::csr::validity(&pair.certificate).unwrap_or((0, 3_600));
+    Duration::from_secs(u64::try_from(end - begin).unwrap_or_default())
 }
 
 /// Less than a third of its time is left.

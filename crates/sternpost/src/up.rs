@@ -45,7 +45,7 @@ pub fn run(config: Config, args: &UpArgs) -> anyhow::Result<i32> {
     };
     start_logs(&config, args)?;
     memory::configure();
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(apiserver::threads()).enable_all().build()?;
     if let Err(error) = runtime.block_on(cluster(config, args, &mut progress)) {
         // Whoever waits for a detached start hears it even where the log cannot be written.
         progress.failed(&error);
