@@ -68,6 +68,8 @@ pub struct Agent {
     /// Wakes whoever writes the Node's status.
     pub node_changed: Notify,
     pub image_uses: Mutex<Uses>,
+    pub keyring: crate::credentials::Keyring,
+    pub pulled: crate::pulled::Records,
     /// Held while a pod is judged.
     pub admitting: Mutex<()>,
     /// Mirror pods of this node by namespace and name, and the uid of the Node that owns them.

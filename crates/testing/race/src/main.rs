@@ -18,6 +18,7 @@ mod codec;
 mod controllers;
 mod etcd;
 mod floor;
+mod images;
 mod machine;
 mod measure;
 mod network;
