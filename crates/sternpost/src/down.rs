@@ -42,6 +42,7 @@ pub fn run(config: &Config, purge: bool, dry_run: bool) -> anyhow::Result<i32> {
     // Only where we mount: a disk of the user's below the data folder stays.
     for dir in [&node::volumes_dir(config), &config.run_dir] {
         volumes::teardown::unmount_below(dir)?;
+        volumes::teardown::unmount(dir)?;
     }
     if purge {
         remove_everything(config)?;
@@ -100,6 +101,7 @@ fn remove_tree(dir: &Path) -> std::io::Result<()> {
 }
 
 fn remove_everything(config: &Config) -> anyhow::Result<()> {
+    node::unlink_kubelet(config);
     for dir in [&config.run_dir, &config.data_dir] {
         match fs::remove_dir_all(dir) {
             Ok(()) => println!("removed {}", dir.display()),

@@ -2,13 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Taint;
 
 use crate::evict::{Least, Threshold};
 use crate::garbage::ImageGc;
+
+/// Upstream's folder of a kubelet, which manifests of plugins have in their `hostPath`s: pods that ask for it get this kubelet's own.
+const KUBELET: &str = "/var/lib/kubelet";
 
 /// How one node runs.
 #[derive(Clone, Debug)]
@@ -55,6 +58,9 @@ pub struct Config {
     pub starts_max: usize,
     pub eviction: Eviction,
     pub image_gc: ImageGc,
+    /// The node's own credentials for registries, and whose credentials an image on the node asks for.
+    pub credentials: crate::credentials::Sources,
+    pub pulled_images: crate::pulled::Policy,
     /// A path on the file system of images and writable layers.
     pub image_directory: PathBuf,
     /// Files of pods that run here without the API asking for them.
@@ -68,6 +74,8 @@ pub struct Config {
     /// Whether pods may use swap (KEP-2400: `LimitedSwap`).
     pub limited_swap: bool,
     pub taints: Vec<Taint>,
+    /// Mounts below the data directory are handed on between us and the containers of drivers: it becomes a shared mount.
+    pub share_mounts: bool,
     /// Where plugins look for their kubelet: `device-plugins`, `plugins_registry` and `pod-resources` lie in it.
     pub plugin_directory: PathBuf,
     /// Who gets processors and memory for itself.
@@ -155,6 +163,11 @@ impl Config {
             starts_max: 0,
             eviction: Eviction::default(),
             image_gc: ImageGc::default(),
+            credentials: crate::credentials::Sources {
+                docker_files: vec!["/var/lib/kubelet/config.json".into()],
+                ..crate::credentials::Sources::default()
+            },
+            pulled_images: crate::pulled::Policy::default(),
             image_directory: "/var/lib/sternpost".into(),
             static_pods: None,
             unsafe_sysctls: Vec::new(),
@@ -162,6 +175,7 @@ impl Config {
             seccomp_directory: "/var/lib/kubelet/seccomp".into(),
             limited_swap: false,
             taints: Vec::new(),
+            share_mounts: false,
             plugin_directory: "/var/lib/kubelet".into(),
             placement: crate::placement::Policies::default(),
             cgroup_root: None,
@@ -172,6 +186,17 @@ impl Config {
             pod_cgroups: None,
             shown: serde_json::Value::Null,
         }
+    }
+
+    /// Where something is that plugins know below upstream's folder of a kubelet: below ours.
+    pub fn from_driver(&self, path: &Path) -> PathBuf {
+        path.strip_prefix(KUBELET).map_or_else(|_| path.to_owned(), |rest| self.data_directory.join(rest))
+    }
+
+    /// The same the other way round: drivers see our folder where upstream's is.
+    pub fn to_driver(&self, path: &Path) -> String {
+        let shown = path.strip_prefix(&self.data_directory).map_or_else(|_| path.to_owned(), |rest| Path::new(KUBELET).join(rest));
+        shown.display().to_string()
     }
 
     pub(crate) fn pod_directory(&self, uid: &str) -> PathBuf {

@@ -33,6 +33,7 @@ pub mod amounts;
 pub mod certificate;
 pub mod claims;
 pub mod config;
+pub mod credentials;
 pub mod crispec;
 pub mod devices;
 pub mod dns;
@@ -52,6 +53,7 @@ pub mod pressure;
 pub mod probe;
 pub mod projections;
 pub mod pull;
+pub mod pulled;
 pub mod qos;
 pub mod resize;
 pub mod server;
@@ -95,6 +97,11 @@ pub async fn run(
     for directory in [&config.data_directory, &config.runtime_directory, &config.log_directory] {
         std::fs::create_dir_all(directory).map_err(|source| Error::Directory { path: directory.display().to_string(), source })?;
     }
+    if config.share_mounts
+        && let Err(error) = volumes::mounting::share(&config.data_directory)
+    {
+        tracing::warn!(%error, "drivers' mounts will not be seen by this kubelet");
+    }
     let listening = match &config.tls {
         Some(tls) => Some((tls.clone(), listen(config.port).await?)),
         None => None,
@@ -131,12 +138,25 @@ fn serve_plugins(agent: &Arc<Agent>, drain: &Drain) {
     if let Err(error) = served {
         tracing::error!(%error, "serve device plugins");
     }
-    let takers = plugins::registry::Takers::from([(plugins::dra::KIND, agent.claims.clone() as Arc<dyn plugins::registry::Taker>)]);
+    let takers = plugins::registry::Takers::from([
+        (plugins::dra::KIND, agent.claims.clone() as Arc<dyn plugins::registry::Taker>),
+        (storage::csi::drivers::KIND, agent.storage.csi.clone()),
+    ]);
+    tokio::spawn(drain.clone().run_owned(keep_csi_node(agent.clone())));
     let registry = folder.join("plugins_registry");
     if let Err(error) = std::fs::create_dir_all(&registry) {
         tracing::error!(%error, folder = %registry.display(), "make the folder where plugins register");
     }
     tokio::spawn(plugins::registry::follow(registry, takers, drain.clone()));
+}
+
+/// The node's CSINode is there whether or not any driver comes: schedulers and other people's tools look for it.
+async fn keep_csi_node(agent: Arc<Agent>) {
+    let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(30));
+    while let Err(error) = agent.storage.csi.ensure_node().await {
+        tracing::debug!(error, "make the node's CSINode; will retry");
+        tokio::time::sleep(backoff.next_wait()).await;
+    }
 }
 
 async fn listen(port: u16) -> Result<TcpListener, Error> {
@@ -224,6 +244,9 @@ impl server::Pods for Agent {
     fn get(&self, namespace: &str, name: &str) -> Option<Arc<Pod>> {
         self.list().into_iter().find(|pod| podspec::namespace(pod) == namespace && podspec::name(pod) == name)
     }
+    fn volumes(&self) -> futures_util::future::BoxFuture<'_, Vec<storage::usage::Usage>> {
+        Box::pin(self.volume_usage())
+    }
     fn probe_counts(&self) -> Vec<(server::ProbeKey, (u64, u64))> {
         let Some(probes) = self.probes.get() else { return Vec::new() };
         let counts = probes.counts().into_iter().filter_map(|((uid, container, kind), counts)| {
@@ -253,6 +276,7 @@ fn start(
     machine: Machine,
     drain: &Drain,
 ) -> (Arc<Agent>, Cache<Pod>) {
+    let pulled = pulled::Records::open(&config.data_directory, config.pulled_images.clone());
     let queue: Queue<String> = Queue::new();
     let waker = queue.clone();
     let recorder = EventRecorder::start(&client, "kubelet", Some(&config.node_name), drain.clone());
@@ -278,6 +302,8 @@ fn start(
         pressures: Mutex::default(),
         node_changed: Notify::new(),
         image_uses: Mutex::default(),
+        keyring: credentials::Keyring::default(),
+        pulled,
         admitting: Mutex::default(),
         mirrors: Mutex::default(),
         node_uid: Mutex::default(),

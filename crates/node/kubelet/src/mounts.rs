@@ -23,7 +23,7 @@ const ENV_FILE_BYTES_MAX: u64 = 64 << 10;
 pub fn volume_path(config: &Config, pod: &Pod, volume: &Volume) -> PathBuf {
     let uid = podspec::uid(pod);
     if let Some(host) = &volume.host_path {
-        return host.path.clone().into();
+        return config.from_driver(Path::new(&host.path));
     }
     let (base, plugin) = match volume {
         Volume { secret: Some(_), .. } => (config.secret_directory(uid), "secret"),
@@ -57,8 +57,13 @@ pub async fn prepare(
     for volume in podspec::spec(pod).volumes.iter().flatten() {
         if storage::is_stored(volume) {
             let placed = match known.1.get(&volume.name) {
-                Some(placed) => placed.clone(),
-                None => storage.set_up(pod, volume).await?,
+                Some(placed) => {
+                    if placed.driver.is_some() {
+                        storage.follow(pod, volume, &look.objects.tokens).await?;
+                    }
+                    placed.clone()
+                }
+                None => storage.set_up(pod, volume, &look.objects.tokens).await?,
             };
             prepared.placed.insert(volume.name.clone(), placed);
             continue;
@@ -230,6 +235,9 @@ pub fn of_container(config: &Config, pod: &Pod, container: &Container, inside: &
             });
             continue;
         }
+        if mount.mount_propagation.as_deref() == Some("Bidirectional") {
+            check_shared(&host_path)?;
+        }
         if !sub.is_empty() {
             let resolved = volumes::subpath::resolve(&host_path, &sub);
             let found = resolved.map_err(|error| {
@@ -263,6 +271,16 @@ pub fn of_container(config: &Config, pod: &Pod, container: &Container, inside: &
     mounts.push(plain_mount(crispec::message_path(container), &message_file));
     let devices = devices(container, placed)?;
     Ok(ContainerMounts { mounts, devices, message_file, held })
+}
+
+/// What a container mounts there would be seen by nobody else otherwise.
+fn check_shared(path: &Path) -> Result<(), String> {
+    let table = std::fs::read_to_string("/proc/self/mountinfo").map_err(|error| error.to_string())?;
+    let resolved = std::fs::canonicalize(path).map_err(|error| format!("resolve {}: {error}", path.display()))?;
+    match volumes::mounting::is_shared(&table, &resolved) {
+        true => Ok(()),
+        false => Err(format!("path {:?} is mounted on a mount that is not a shared mount", path.display().to_string())),
+    }
 }
 
 /// Block volumes as devices of the container.

@@ -126,7 +126,7 @@ pub struct Tokens {
 #[derive(Clone, Debug)]
 pub struct Token {
     pub text: String,
-    expires: Timestamp,
+    pub expires: Timestamp,
     /// At 80 % of its life, or a day old (upstream: requiresRefresh).
     pub refresh_at: Timestamp,
 }

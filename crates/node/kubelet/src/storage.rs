@@ -10,6 +10,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use client::Client;
 use k8s_openapi::api::core::v1::{Pod, Volume};
@@ -17,12 +18,16 @@ use reconcile::{ObjectKey, Queue};
 use volumes::{local_path, loop_device, mounting, ownership, teardown};
 
 use crate::config::Config;
+use crate::objects::Tokens;
 use crate::podspec;
 
 pub mod claims;
+pub mod csi;
 pub mod local;
 pub mod source;
+pub mod usage;
 
+use csi::Csi;
 use source::{Source, Wanted};
 
 const LOCAL_PLUGIN: &str = "kubernetes.io~local-volume";
@@ -38,6 +43,8 @@ pub struct Placed {
     pub name: String,
     /// The claim, for metrics: `kubectl` and dashboards look for a volume by it.
     pub claim: Option<String>,
+    /// Driver and handle of a CSI volume.
+    pub driver: Option<(String, String)>,
 }
 
 /// Why a volume is not here.
@@ -65,25 +72,30 @@ impl From<String> for Trouble {
 
 /// Is this volume brought here by [`Storage`]?
 pub fn is_stored(volume: &Volume) -> bool {
-    volume.persistent_volume_claim.is_some() || volume.ephemeral.is_some() || Source::of_volume(volume).is_some()
+    volume.persistent_volume_claim.is_some() || volume.ephemeral.is_some() || Source::of_volume(volume, "").is_some()
 }
 
 /// The way to all volumes of one node.
 pub struct Storage {
     config: Config,
     client: Client,
+    pub csi: Arc<Csi>,
     /// Volumes of the built-in provisioner that are to be looked at.
     local: Queue<ObjectKey>,
 }
 
 impl Storage {
     pub fn new(config: Config, client: Client) -> Self {
-        Self { config, client, local: Queue::new() }
+        let csi = Arc::new(Csi::new(config.clone(), client.clone()));
+        Self { config, client, csi, local: Queue::new() }
     }
 
     /// Brings one volume of the pod here; done again it changes nothing.
-    pub async fn set_up(&self, pod: &Pod, volume: &Volume) -> Result<Placed, Trouble> {
+    pub async fn set_up(&self, pod: &Pod, volume: &Volume, tokens: &Tokens) -> Result<Placed, Trouble> {
         let wanted = claims::resolve(&self.client, pod, volume).await?;
+        if let Source::Csi(source) = &wanted.source {
+            return self.csi.set_up(pod, &wanted, source, tokens).await;
+        }
         let (config, uid) = (self.config.clone(), podspec::uid(pod).to_owned());
         let group = Group::of(pod);
         let failed = |wanted: &Wanted, message: String| match wanted.block {
@@ -101,8 +113,21 @@ impl Storage {
         Ok(placed)
     }
 
+    /// A volume that is here may have grown, or its driver wants to be told again.
+    pub async fn follow(&self, pod: &Pod, volume: &Volume, tokens: &Tokens) -> Result<(), Trouble> {
+        if !self.csi.is_due(podspec::uid(pod), &volume.name) {
+            return Ok(());
+        }
+        let wanted = claims::resolve(&self.client, pod, volume).await?;
+        match &wanted.source {
+            Source::Csi(source) => self.csi.follow(pod, &wanted, source, tokens).await,
+            _ => Ok(()),
+        }
+    }
+
     /// Takes away everything that the pod had; what others share with it stays.
     pub async fn tear_down(&self, uid: &str) -> Result<(), String> {
+        self.csi.tear_down(uid).await?;
         let (config, uid) = (self.config.clone(), uid.to_owned());
         let work = move || remove(&config, &uid);
         tokio::task::spawn_blocking(work).await.map_err(|error| error.to_string())?.map_err(|error| error.to_string())
@@ -164,6 +189,7 @@ fn place(config: &Config, uid: &str, wanted: &Wanted, group: Group) -> Result<Pl
         read_only: wanted.read_only,
         name: wanted.name.clone(),
         claim: wanted.claim.clone(),
+        driver: None,
     };
     let own = |plugin: &str| config.pod_directory(uid).join("volumes").join(plugin).join(&wanted.name);
     match &wanted.source {
@@ -213,6 +239,7 @@ fn place(config: &Config, uid: &str, wanted: &Wanted, group: Group) -> Result<Pl
             group.apply(&directory)?;
             Ok(placed(directory))
         }
+        Source::Csi(source) => Err(volumes::Error::Refused(format!("volume of the CSI driver {}", source.driver))),
         Source::Unsupported(what) => Err(volumes::Error::Refused(format!("volumes of type {what} are not supported by this node"))),
     }
 }

@@ -17,7 +17,7 @@ pub fn claim_of(pod: &Pod, volume: &Volume) -> Option<(String, bool)> {
 
 /// Asks the API, which is allowed one object at a time.
 pub async fn resolve(client: &Client, pod: &Pod, volume: &Volume) -> Result<Wanted, Trouble> {
-    let Some((name, read_only)) = claim_of(pod, volume) else { return inline(volume) };
+    let Some((name, read_only)) = claim_of(pod, volume) else { return inline(volume, podspec::namespace(pod)) };
     let namespace = podspec::namespace(pod);
     let failed = |why: String| {
         Trouble::from(format!(
@@ -43,9 +43,10 @@ pub async fn resolve(client: &Client, pod: &Pod, volume: &Volume) -> Result<Want
     wanted(pod, volume, &claim, &found, read_only).map_err(failed)
 }
 
-fn inline(volume: &Volume) -> Result<Wanted, Trouble> {
-    let source = Source::of_volume(volume).ok_or_else(|| Trouble::from(format!("volume {:?} has no source", volume.name)))?;
-    let read_only = volume.nfs.as_ref().and_then(|nfs| nfs.read_only).or_else(|| volume.iscsi.as_ref()?.read_only) == Some(true);
+fn inline(volume: &Volume, namespace: &str) -> Result<Wanted, Trouble> {
+    let source = Source::of_volume(volume, namespace).ok_or_else(|| Trouble::from(format!("volume {:?} has no source", volume.name)))?;
+    let read_only = volume.nfs.as_ref().and_then(|nfs| nfs.read_only).or_else(|| volume.iscsi.as_ref()?.read_only);
+    let read_only = read_only.or_else(|| volume.csi.as_ref()?.read_only) == Some(true);
     Ok(Wanted { name: volume.name.clone(), claim: None, source, block: false, read_only, options: Vec::new() })
 }
 
@@ -82,14 +83,14 @@ fn wanted(pod: &Pod, volume: &Volume, claim: &PersistentVolumeClaim, found: &Per
     }
     let block = spec.volume_mode.as_deref() == Some("Block");
     check_mode(pod, &volume.name, block)?;
-    Ok(Wanted {
-        source: Source::of_persistent(found, &spec),
-        claim: claim.metadata.name.clone(),
-        block,
-        read_only,
-        options: spec.mount_options.unwrap_or_default(),
-        name,
-    })
+    let mut source = Source::of_persistent(found, &spec);
+    if let Source::Csi(csi) = &mut source {
+        let told = claim.status.as_ref().and_then(|status| podspec::quantity(status.capacity.as_ref()?.get("storage")?));
+        csi.bytes.1 = told.map_or(0, |told| u64::try_from(told.value()).unwrap_or(0));
+        csi.claim = claim.metadata.namespace.clone().zip(claim.metadata.name.clone());
+    }
+    let read_only = read_only || spec.csi.as_ref().and_then(|csi| csi.read_only) == Some(true);
+    Ok(Wanted { source, claim: claim.metadata.name.clone(), block, read_only, options: spec.mount_options.unwrap_or_default(), name })
 }
 
 /// A volume is a file system or a device, and containers must take it as what it is.

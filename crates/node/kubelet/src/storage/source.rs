@@ -49,6 +49,7 @@ pub enum Source {
         kind: String,
     },
     Iscsi(Box<Iscsi>),
+    Csi(Box<super::csi::Source>),
     Unsupported(&'static str),
 }
 
@@ -80,7 +81,10 @@ impl Iscsi {
 
 impl Source {
     /// The source of a volume that its pod describes itself; `None` for kinds that are the pod's own. (`hostPath` of a pod is a plain path.)
-    pub fn of_volume(volume: &Volume) -> Option<Self> {
+    pub fn of_volume(volume: &Volume, namespace: &str) -> Option<Self> {
+        if let Some(csi) = &volume.csi {
+            return Some(Self::Csi(Box::new(super::csi::Source::of_pod(csi, namespace))));
+        }
         if let Some(nfs) = &volume.nfs {
             return Some(Self::Network { source: format!("{}:{}", nfs.server, nfs.path), kind: "nfs".into() });
         }
@@ -94,7 +98,6 @@ impl Source {
             (volume.azure_file.is_some(), "azureFile"),
             (volume.cephfs.is_some(), "cephfs"),
             (volume.cinder.is_some(), "cinder"),
-            (volume.csi.is_some(), "csi"),
             (volume.fc.is_some(), "fc"),
             (volume.flex_volume.is_some(), "flexVolume"),
             (volume.flocker.is_some(), "flocker"),
@@ -127,7 +130,10 @@ impl Source {
             let target = Iscsi::new(&iscsi.target_portal, &iscsi.iqn, iscsi.lun, iscsi.iscsi_interface.as_ref(), iscsi.fs_type.as_ref());
             return Self::Iscsi(Box::new(target));
         }
-        Self::Unsupported(if spec.csi.is_some() { "csi" } else { "of a former in-tree driver" })
+        match super::csi::Source::of_persistent(spec) {
+            Some(source) => Self::Csi(Box::new(source)),
+            None => Self::Unsupported("of a former in-tree driver"),
+        }
     }
 }
 
@@ -217,7 +223,7 @@ mod tests {
 
     #[test]
     fn a_volume_of_a_driver_that_is_gone_is_named() {
-        let source = |volume: serde_json::Value| Source::of_volume(&serde_json::from_value(volume).unwrap());
+        let source = |volume: serde_json::Value| Source::of_volume(&serde_json::from_value(volume).unwrap(), "default");
         assert_eq!(source(json!({"name": "v", "rbd": {"image": "i", "monitors": []}})), Some(Source::Unsupported("rbd")));
         assert_eq!(source(json!({"name": "v", "emptyDir": {}})), None);
         let nfs = source(json!({"name": "v", "nfs": {"server": "10.0.0.1", "path": "/x"}}));

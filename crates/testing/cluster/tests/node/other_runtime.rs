@@ -36,7 +36,7 @@ const PODS: &[(&str, &str, &str, &str)] = &[
     ),
     (
         "sidecar",
-        "restartPolicy: Never\n  shareProcessNamespace: true\n  initContainers: [{name: side, image: IMAGE, restartPolicy: Always, command: [sh, -c, 'sleep 100000']}]",
+        "restartPolicy: Never\n  shareProcessNamespace: true\n  initContainers: [{name: side, image: IMAGE, restartPolicy: Always, command: [sleep, '100000']}]",
         "command: [sh, -c, 'ps | grep -c \"sleep 10000[0]\"; hostname']",
         "Succeeded 0 Completed 0 | 1 sidecar",
     ),
