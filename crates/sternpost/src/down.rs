@@ -8,7 +8,7 @@ use anyhow::Context;
 
 use crate::config::Config;
 use crate::kubeconfig::{self, Invoker};
-use crate::{daemon, node, nodes};
+use crate::{daemon, keeper, node, nodes};
 
 /// How long the daemon may take to end by itself.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -24,6 +24,7 @@ pub fn run(config: &Config, purge: bool, dry_run: bool) -> anyhow::Result<i32> {
         }
         None => println!("the daemon was not running"),
     }
+    keeper::end(&config.run_dir).context("end the keeper of the DNS sockets")?;
     nodes::down(config, purge)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     match runtime.block_on(node::stop_all(config, purge)) {
@@ -41,6 +42,7 @@ pub fn run(config: &Config, purge: bool, dry_run: bool) -> anyhow::Result<i32> {
     // Only where we mount: a disk of the user's below the data folder stays.
     for dir in [&node::volumes_dir(config), &config.run_dir] {
         volumes::teardown::unmount_below(dir)?;
+        volumes::teardown::unmount(dir)?;
     }
     if purge {
         remove_everything(config)?;
@@ -99,6 +101,7 @@ fn remove_tree(dir: &Path) -> std::io::Result<()> {
 }
 
 fn remove_everything(config: &Config) -> anyhow::Result<()> {
+    node::unlink_kubelet(config);
     for dir in [&config.run_dir, &config.data_dir] {
         match fs::remove_dir_all(dir) {
             Ok(()) => println!("removed {}", dir.display()),

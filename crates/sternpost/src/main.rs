@@ -1,9 +1,10 @@
 //! Sternpost: all of Kubernetes in one binary.
 //!
-//! The binary is four programs, told apart before anything else happens: an applet of the built-in image ([`toolbox`]), the supervisor of
-//! one pod (`runtime`'s shim), the daemon that is the cluster ([`up`]), and the commands that talk to it ([`cli`]).
+//! The binary is five programs, told apart before anything else happens: an applet of the built-in image ([`toolbox`]), the supervisor of
+//! one pod (`runtime`'s shim), the [`keeper`] of the DNS sockets, the daemon that is the cluster ([`up`]), and the commands that talk to it ([`cli`]).
 
 mod agent;
+mod build;
 mod certificates;
 mod cli;
 mod config;
@@ -15,6 +16,7 @@ mod identity;
 mod image;
 mod install;
 mod join;
+mod keeper;
 mod kubeconfig;
 mod memory;
 mod names;
@@ -40,6 +42,9 @@ fn main() {
     }
     if runtime::is_shim_invocation() {
         runtime::run_shim();
+    }
+    if let Some(code) = keeper::dispatch() {
+        std::process::exit(code);
     }
     std::process::exit(cli::run());
 }

@@ -14,12 +14,13 @@ use tokio::task::JoinSet;
 
 use crate::certificates::{Certificates, client_authorities};
 use crate::config::{Cidr, Config, Network, outward_address, outward_address_v6};
-use crate::identity;
 use crate::names;
 use crate::toolbox;
 use crate::up::Parts;
+use crate::{identity, keeper};
 
 mod peers;
+mod registry;
 
 pub use peers::internal_address;
 
@@ -30,6 +31,8 @@ const FAST_LEASE: Duration = Duration::from_millis(200);
 pub const FAST_GRACE: Duration = Duration::from_secs(1);
 /// On which port a node's DNS listens; what has no such label has none.
 pub const DNS_PORT_LABEL: &str = "dns.sternpost.io/port";
+/// How long DNS questions wait for a daemon that starts to know the Services.
+const DNS_PATIENCE: Duration = Duration::from_secs(2);
 /// The built-in image.
 const TOOLBOX: &str = "sternpost.io/toolbox:latest";
 
@@ -37,11 +40,16 @@ const TOOLBOX: &str = "sternpost.io/toolbox:latest";
 #[derive(Clone)]
 pub struct NodeParts {
     images: Arc<images::Store>,
-    service: Arc<images::Service>,
+    /// For builds: where commands run, and what they need to know of the node.
+    pub runtime: Arc<dyn RuntimeService>,
+    pub containers: PathBuf,
+    pub builds: PathBuf,
+    /// The cluster's name server.
+    pub dns: String,
 }
 
 impl NodeParts {
-    pub fn images(&self) -> &images::Store {
+    pub fn images(&self) -> &Arc<images::Store> {
         &self.images
     }
 
@@ -52,18 +60,12 @@ impl NodeParts {
         let loaded = tokio::task::spawn_blocking(move || images.import(reader)).await??;
         Ok(loaded.into_iter().map(|image| image.name.unwrap_or(image.id)).collect())
     }
-
-    /// Fetches an image; returns its id.
-    pub async fn pull(&self, reference: &str) -> anyhow::Result<String> {
-        let image = v1::ImageSpec { image: reference.to_owned(), ..v1::ImageSpec::default() };
-        let request = v1::PullImageRequest { image: Some(image), ..v1::PullImageRequest::default() };
-        Ok(self.service.pull_image(request).await?.image_ref)
-    }
 }
 
 /// Everything below the data and run folders that belongs to the node.
 struct Places {
     images: PathBuf,
+    builds: PathBuf,
     runtime_data: PathBuf,
     runtime_run: PathBuf,
     network: PathBuf,
@@ -74,6 +76,7 @@ impl Places {
     fn of(config: &Config) -> Self {
         Self {
             images: config.data_dir.join("images"),
+            builds: config.data_dir.join("builds"),
             runtime_data: config.data_dir.join("containers"),
             runtime_run: config.run_dir.join("pods"),
             network: config.run_dir.join("network"),
@@ -94,14 +97,21 @@ pub struct Surroundings {
     /// All pods of the cluster; asked for where network policies want to know them.
     pub pods: Arc<dyn Fn() -> reconcile::Cache<Pod> + Send + Sync>,
     pub tls: Arc<rustls::ServerConfig>,
+    /// How it shows itself to other nodes.
+    pub to_nodes: Arc<rustls::ClientConfig>,
     pub drain: stdx::Drain,
 }
 
 /// Starts the node's components.
 pub async fn start(around: &Surroundings, tasks: &mut JoinSet<()>) -> anyhow::Result<NodeParts> {
-    let settings = kubelet_settings(around)?;
-    let (node, runtime) = open(&around.config).await?;
-    let images: Arc<dyn ImageService> = node.service.clone();
+    let mut settings = kubelet_settings(around)?;
+    let node = open(&around.config).await?;
+    let runtime = node.runtime.clone();
+    let registry = registry::start(around, &node.images, tasks).await;
+    if registry.to_peers {
+        settings.kubelet.labels.insert(registry::PORT_LABEL.into(), around.config.registry_peer_port.to_string());
+    }
+    let images: Arc<dyn ImageService> = Arc::new(images::Service(node.images.clone()));
     remote::Server::start(runtime.clone(), images.clone(), &around.config.cri_socket(), around.drain.clone()).await.context("serve CRI")?;
     let (runtime, images) = match &settings.endpoint {
         Some(endpoint) => {
@@ -120,15 +130,24 @@ pub async fn start(around: &Surroundings, tasks: &mut JoinSet<()>) -> anyhow::Re
     Ok(node)
 }
 
-async fn open(config: &Config) -> anyhow::Result<(NodeParts, Arc<dyn RuntimeService>)> {
+async fn open(config: &Config) -> anyhow::Result<NodeParts> {
     let places = Places::of(config);
     let images = images::Store::open(&places.images).context("open the image store")?;
     add_toolbox(&images).context("the built-in image")?;
     let network = pod_network(config, &places)?;
     let settings = runtime::Config::new(&places.runtime_data, &places.runtime_run, &config.cgroup_root);
     let runtime = runtime::Runtime::open(settings, images.clone(), Some(network)).await.context("open the runtime")?;
-    let service = Arc::new(images::Service(images.clone()));
-    Ok((NodeParts { images, service }, Arc::new(runtime)))
+    // What a build that was cut off left behind.
+    if places.builds.exists() {
+        std::fs::remove_dir_all(&places.builds).context("remove what a build left")?;
+    }
+    Ok(NodeParts {
+        images,
+        runtime: Arc::new(runtime),
+        containers: places.runtime_data.join("containers"),
+        builds: places.builds,
+        dns: config.dns_service_ip()?.to_string(),
+    })
 }
 
 fn pod_network(config: &Config, places: &Places) -> anyhow::Result<Arc<dyn cni::PodNetwork>> {
@@ -190,6 +209,10 @@ fn kubelet_settings(around: &Surroundings) -> anyhow::Result<KubeletSettings> {
     }
     settings.cluster_dns = vec![config.dns_service_ip()?];
     settings.cluster_domain = config.cluster_domain.clone();
+    // Pods of plugins that look where upstream's kubelet is are led here; for programs of the host there is a link.
+    settings.plugin_directory = places.kubelet.clone();
+    settings.share_mounts = true;
+    link_kubelet(config);
     settings.data_directory = places.kubelet;
     settings.image_directory = config.data_dir.clone();
     settings.runtime_directory = config.run_dir.join("kubelet");
@@ -197,6 +220,9 @@ fn kubelet_settings(around: &Surroundings) -> anyhow::Result<KubeletSettings> {
     settings.log_directory = config.data_dir.join("logs");
     settings.port = config.kubelet_port;
     settings.pods_max = config.max_pods;
+    settings.credentials.provider_config = config.image_credential_provider_config.clone();
+    settings.credentials.provider_directory = config.image_credential_provider_bin_dir.clone();
+    settings.credentials.docker_files.push(config.data_dir.join("kubelet").join("config.json"));
     settings.pod_pids_max = Some(config.pod_pids_limit);
     settings.static_pods = Some(config.static_pod_path.clone()).filter(|path| !path.as_os_str().is_empty());
     settings.tls = Some(around.tls.clone());
@@ -207,6 +233,7 @@ fn kubelet_settings(around: &Surroundings) -> anyhow::Result<KubeletSettings> {
     let own = Some(config.container_runtime_endpoint.clone()).filter(|endpoint| !endpoint.is_empty());
     let endpoint = elsewhere.runtime_endpoint.or(own);
     // The built-in runtime makes the pods' control groups itself.
+    settings.cgroup_root = Some(config.cgroup_root.clone());
     settings.pod_cgroups = endpoint.is_some().then(|| config.cgroup_root.clone());
     Ok(KubeletSettings { kubelet: settings, endpoint })
 }
@@ -282,11 +309,30 @@ fn start_dns(around: &Surroundings, tasks: &mut JoinSet<()>) -> anyhow::Result<(
     let mut settings = dns::Config::new(vec![listen], &config.cluster_domain);
     settings.own_addresses = vec![SocketAddr::new(service, 53)];
     settings.clients = dns_clients(around)?;
-    let server = Arc::new(dns::Server::bind(settings)?);
+    settings.patience = DNS_PATIENCE;
+    let (sockets, kept) = dns_sockets(config, &settings)?;
+    let server = Arc::new(dns::Server::on(sockets, settings)?);
     let caches = dns::Caches { services: around.caches.of(), slices: around.caches.of(), namespaces: around.caches.of() };
     follow_corefile(around, &server);
-    tasks.spawn(server.run(caches, around.drain.clone()));
+    let drain = around.drain.clone();
+    tasks.spawn(async move {
+        server.run(caches, drain).await;
+        drop(kept);
+    });
     Ok(())
+}
+
+/// Those that were kept for us, or new ones, which are kept from now on.
+fn dns_sockets(config: &Config, settings: &dns::Config) -> anyhow::Result<(dns::Sockets, Option<keeper::Kept>)> {
+    let description = format!("{:?} {}", settings.listen, settings.sockets);
+    if let Some((kept, sockets)) = keeper::take_over(&config.run_dir, &description).context("ask the keeper of the DNS sockets")? {
+        return Ok((dns::Sockets::take_over(sockets).context("take the DNS sockets over")?, Some(kept)));
+    }
+    let sockets = dns::Sockets::bind(settings)?;
+    let kept = sockets.share().and_then(|shared| keeper::start(&config.run_dir, &description, &shared));
+    // Without it DNS is as good, but for the moments of a restart.
+    let kept = kept.inspect_err(|error| tracing::warn!(%error, "start the keeper of the DNS sockets")).ok();
+    Ok((sockets, kept))
 }
 
 /// Pods, nodes and this host: the port is open on the node's address, and everybody else could only misuse it.
@@ -417,6 +463,30 @@ fn service_ranges(config: &Config) -> anyhow::Result<apiserver::Ranges> {
     Ok(apiserver::Ranges { networks: config.services()?.into_iter().map(network).collect(), ..apiserver::Ranges::default() })
 }
 
+/// Upstream's folder of a kubelet.
+const UPSTREAM_KUBELET: &str = "/var/lib/kubelet";
+
+/// A link there to the folder of this host's first node, unless something else is there already.
+fn link_kubelet(config: &Config) {
+    let ours = config.data_dir == Path::new("/var/lib/sternpost");
+    if ours && !Path::new(UPSTREAM_KUBELET).is_symlink() {
+        // What is there stays: another kubelet's folder is not ours to touch.
+        let _ = std::os::unix::fs::symlink(Places::of(config).kubelet, UPSTREAM_KUBELET);
+    }
+}
+
+/// Takes the link away, where it is ours.
+pub fn unlink_kubelet(config: &Config) {
+    if std::fs::read_link(UPSTREAM_KUBELET).is_ok_and(|target| target == Places::of(config).kubelet) {
+        let _ = std::fs::remove_file(UPSTREAM_KUBELET);
+    }
+}
+
+/// Where the built-in provisioner has its volumes.
+pub fn local_path_dir(config: &Config) -> PathBuf {
+    config.data_dir.join("local-path")
+}
+
 /// Where pods' volumes lie, and what is mounted for them.
 pub fn volumes_dir(config: &Config) -> PathBuf {
     Places::of(config).kubelet
@@ -428,7 +498,7 @@ pub async fn stop_all(config: &Config, remove: bool) -> anyhow::Result<usize> {
     if !config.data_dir.exists() && !config.run_dir.exists() {
         return Ok(0);
     }
-    let (_, runtime) = open(config).await?;
+    let runtime = open(config).await?.runtime;
     if !remove {
         end_containers(&runtime).await?;
     }

@@ -20,10 +20,10 @@ use k8s_openapi::api::core::v1::Node;
 use rustix::thread::LinkNameSpaceType;
 
 use crate::config::{Config, outward_address};
-use crate::daemon;
 use crate::preflight;
 use crate::progress::Progress;
 use crate::up::{Parts, wait_for_node};
+use crate::{daemon, keeper};
 
 mod drain;
 mod loss;
@@ -281,6 +281,7 @@ impl Local {
         if let Some(pid) = daemon::running(&self.config).and_then(rustix::process::Pid::from_raw) {
             rustix::process::kill_process(pid, rustix::process::Signal::KILL)?;
         }
+        keeper::end(&self.config.run_dir).context("end the keeper of the DNS sockets")?;
         cgroups::Root::detect(&self.config.cgroup_root)?.remove_all()?;
         // Mounts do not outlive a power cut either.
         namespaces::release(&self.mounts());
@@ -330,6 +331,9 @@ fn written(config: &Config) -> String {
         "serviceCidr": config.service_cidr, "clusterDomain": config.cluster_domain, "nodeName": config.node_name, "nodeIp": config.node_ip,
         "maxPods": config.max_pods, "podPidsLimit": config.pod_pids_limit, "log": config.log, "cgroupRoot": config.cgroup_root,
         "nftTable": config.nft_table, "linkPrefix": config.link_prefix, "context": config.context,
+        "registryPort": config.registry_port, "registryPeerPort": config.registry_peer_port, "registriesFile": config.registries_file,
+        "imageVerifierDir": config.image_verifier_dir, "imageCredentialProviderConfig": config.image_credential_provider_config,
+        "imageCredentialProviderBinDir": config.image_credential_provider_bin_dir,
         "kubeletConfig": config.kubelet_config, "staticPodPath": "",
     });
     // JSON is YAML.

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::config::{Config, outward_address};
+use crate::keeper;
 
 /// The oldest kernel with all that is used (clone3 with cgroups, the new mount API for overlays, atomic cgroup kill).
 const KERNEL_MIN: (u32, u32) = (5, 15);
@@ -162,11 +163,15 @@ fn space(config: &Config, faults: &mut Vec<String>) {
 
 fn ports(config: &Config, faults: &mut Vec<String>) {
     let any = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
-    for (port, what) in [(config.api_port, "API server"), (config.kubelet_port, "kubelet"), (config.dns_port, "cluster DNS")] {
-        faults.extend(free("TCP", port, what, || TcpListener::bind(SocketAddr::new(any, port)).map(drop)));
+    let tcp = |port, what| free("TCP", port, what, || TcpListener::bind(SocketAddr::new(any, port)).map(drop));
+    faults.extend(tcp(config.api_port, "API server"));
+    faults.extend(tcp(config.kubelet_port, "kubelet"));
+    // Ours already, where a daemon ran a moment ago.
+    if !keeper::is_there(&config.run_dir) {
+        let port = config.dns_port;
+        faults.extend(tcp(port, "cluster DNS"));
+        faults.extend(free("UDP", port, "cluster DNS", || UdpSocket::bind(SocketAddr::new(any, port)).map(drop)));
     }
-    let port = config.dns_port;
-    faults.extend(free("UDP", port, "cluster DNS", || UdpSocket::bind(SocketAddr::new(any, port)).map(drop)));
 }
 
 /// What keeps the port from us. A port that nobody holds although it is taken belongs to a process that is just ending, such as a killed daemon.

@@ -181,9 +181,21 @@ impl http_body::Body for ListBody {
     type Data = Bytes;
     type Error = io::Error;
 
-    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        if pause(context) {
+            return Poll::Pending;
+        }
         Poll::Ready(self.next_chunk().map(|chunk| Ok(Frame::data(chunk))))
     }
+}
+
+/// A long answer lets others have their turn between its pieces.
+fn pause(context: &Context<'_>) -> bool {
+    let spent = crate::serve::turns::is_spent();
+    if spent {
+        context.waker().wake_by_ref();
+    }
+    spent
 }
 
 struct GzipBody {
@@ -201,8 +213,11 @@ impl http_body::Body for GzipBody {
     type Data = Bytes;
     type Error = io::Error;
 
-    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
         use std::io::Write;
+        if pause(context) {
+            return Poll::Pending;
+        }
         let this = &mut *self;
         let Some(mut encoder) = this.encoder.take() else {
             return Poll::Ready(None);

@@ -333,6 +333,24 @@ pub fn make_stub() -> Result<(String, Vec<u8>), Error> {
     make_der(der::sequence(&[]), &[])
 }
 
+/// The same with a key of one of the kinds that a pod may ask for: `RSA3072`, `RSA4096`, `ECDSAP256`, `ECDSAP384`, `ECDSAP521`, `ED25519`.
+pub fn make_stub_of(kind: &str) -> Result<(String, Vec<u8>), Error> {
+    let rsa = |size| KeyPair::generate_rsa_for(&rcgen::PKCS_RSA_SHA256, size);
+    let key = match kind {
+        "RSA3072" => rsa(rcgen::RsaKeySize::_3072),
+        "RSA4096" => rsa(rcgen::RsaKeySize::_4096),
+        "ECDSAP384" => KeyPair::generate_for(&rcgen::PKCS_ECDSA_P384_SHA384),
+        "ECDSAP521" => KeyPair::generate_for(&rcgen::PKCS_ECDSA_P521_SHA512),
+        "ED25519" => KeyPair::generate_for(&rcgen::PKCS_ED25519),
+        _ => KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256),
+    };
+    let key = key.map_err(Error::Make)?;
+    let mut empty = rcgen::CertificateParams::default();
+    empty.distinguished_name = rcgen::DistinguishedName::new();
+    let request = empty.serialize_request(&key).map_err(Error::Make)?;
+    Ok((key.serialize_pem(), request.der().to_vec()))
+}
+
 fn make_der(subject: Vec<u8>, hosts: &[String]) -> Result<(String, Vec<u8>), Error> {
     let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).map_err(Error::Make)?;
     let mut names = Vec::new();
@@ -364,6 +382,17 @@ pub fn validity(certificate: &str) -> Option<(i64, i64)> {
     let (_, certificate) = X509Certificate::from_der(&der).ok()?;
     let validity = certificate.validity();
     Some((validity.not_before.timestamp(), validity.not_after.timestamp()))
+}
+
+/// Whether the first authority of a bundle signed a certificate (both PEM): the one that issues stands first.
+pub fn is_issued_by(certificate: &str, authorities: &str) -> bool {
+    let der = |pem: &str| CertificateDer::from_pem_slice(pem.as_bytes()).ok();
+    let (Some(certificate), Some(authority)) = (der(certificate), der(authorities)) else { return false };
+    let (Ok((_, certificate)), Ok((_, authority))) = (X509Certificate::from_der(&certificate), X509Certificate::from_der(&authority))
+    else {
+        return false;
+    };
+    certificate.verify_signature(Some(authority.public_key())).is_ok()
 }
 
 pub(crate) fn pem(label: &str, der: &[u8]) -> String {
@@ -462,6 +491,15 @@ mod tests {
     }
 
     #[test]
+    fn a_pod_may_have_a_key_of_every_kind_that_it_can_ask_for() {
+        for kind in ["RSA3072", "ECDSAP256", "ECDSAP384", "ED25519"] {
+            let (key, stub) = make_stub_of(kind).unwrap();
+            assert!(key.contains("PRIVATE KEY"), "{kind}");
+            Request::parse_der(&stub).unwrap_or_else(|error| panic!("{kind}: {error}"));
+        }
+    }
+
+    #[test]
     fn what_is_signed_is_who_asked_and_tls_believes_it() {
         let (_dir, pki) = pki();
         let signer = Signer::new(&pki.ca, &pki.ca_key).unwrap();
@@ -472,7 +510,7 @@ mod tests {
         let der = CertificateDer::from_pem_slice(certificate.as_bytes()).unwrap();
         let server = crate::tls::Server::with_front_proxy(&pki.api_server, &pki.ca, Some(&pki.front_proxy_ca)).unwrap();
         let jane = crate::UserInfo::authenticated("jane", &["ops", "devs"]);
-        assert_eq!(server.peer(std::slice::from_ref(&der)), Some(crate::tls::Peer::User(jane)));
+        assert_eq!(server.peer(std::slice::from_ref(&der)), Some(crate::tls::Peer::User(jane.into())));
         let (_, parsed) = X509Certificate::from_der(&der).unwrap();
         assert!(parsed.validity().not_after.timestamp() - jiff::Timestamp::now().as_second() <= 3600);
         assert!(!parsed.is_ca());

@@ -25,6 +25,8 @@ pub struct Config {
     pub node_eviction_pause: Duration,
     /// Above this many ended pods, the oldest are deleted; 0 keeps all.
     pub terminated_pods_max: usize,
+    /// The folder of every node in which the built-in provisioner has its volumes; absent, there is none.
+    pub local_path: Option<std::path::PathBuf>,
     /// Services of type LoadBalancer get the nodes' addresses where nobody else gives them any.
     pub node_load_balancer: bool,
     /// Signs certificates that were asked for and approved; absent, nobody does.
@@ -74,6 +76,7 @@ impl Default for Config {
             node_monitor_period: Duration::from_secs(5),
             node_eviction_pause: Duration::from_secs(10),
             terminated_pods_max: 12_500,
+            local_path: None,
             node_load_balancer: true,
         }
     }

@@ -41,6 +41,8 @@ mod ephemeral_volume;
 mod garbage_collector;
 mod horizontal_pod_autoscaler;
 mod job;
+mod legacy_token_cleaner;
+mod local_path;
 mod namespace;
 mod node_ipam;
 mod node_lifecycle;
@@ -120,7 +122,9 @@ fn all() -> Vec<Controller> {
         controller!(certificates::pods),
         controller!(certificates::pods_clean),
         controller!(service_account_token),
+        controller!(legacy_token_cleaner),
         controller!(volume_binder),
+        controller!(local_path),
         controller!(persistent_volume_protection),
         controller!(persistent_volume_claim_protection),
         controller!(ephemeral_volume),

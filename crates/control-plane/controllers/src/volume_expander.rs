@@ -9,6 +9,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use reconcile::{EventKind, ObjectKey, Outcome, Queue, key_of, reference_to};
 
 use crate::context::Context;
+use crate::volume_binder::PROVISIONED_BY;
 
 pub(crate) const NAME: &str = "persistentvolume-expander-controller";
 
@@ -58,7 +59,8 @@ fn plan(claim: &PersistentVolumeClaim, volume: Option<Arc<PersistentVolume>>) ->
         return None;
     }
     // Of any other driver nobody is known who could.
-    let kind = if spec.csi.is_some() { EventKind::Normal } else { EventKind::Warning };
+    let provisioned = volume.metadata.annotations.as_ref().is_some_and(|known| known.contains_key(PROVISIONED_BY));
+    let kind = if spec.csi.is_some() || provisioned { EventKind::Normal } else { EventKind::Warning };
     Some((kind, "waiting for an external controller to expand this PVC"))
 }
 

@@ -18,6 +18,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Namespace, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -33,11 +34,13 @@ mod forward;
 mod metrics;
 mod server;
 mod service;
+mod sockets;
 mod watch;
 pub mod zone;
 
 pub use server::Server;
 pub use service::{Endpoint, ensure_service};
+pub use sockets::Sockets;
 
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -53,6 +56,8 @@ pub struct Config {
     pub sockets: usize,
     /// Who is answered. Others get nothing: an answer to a forged source is an attack on its owner.
     pub clients: Clients,
+    /// How long questions wait at the start for the caches; after it, what is not known yet is SERVFAIL.
+    pub patience: Duration,
 }
 
 /// A question about an address.
@@ -81,6 +86,7 @@ impl Config {
             own_addresses: Vec::new(),
             sockets,
             clients: Clients::default(),
+            patience: Duration::ZERO,
         }
     }
 }
@@ -99,6 +105,8 @@ pub enum Error {
     Domain(String),
     #[error("listen for DNS on {address}")]
     Listen { address: SocketAddr, source: std::io::Error },
+    #[error("take the sockets for DNS")]
+    Sockets(#[source] std::io::Error),
 }
 
 /// Serves until `drain`.

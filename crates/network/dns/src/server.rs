@@ -21,6 +21,7 @@ use crate::datagrams::{Inbox, Outbox};
 use crate::fast::{Fast, Generation, ID_BYTES};
 use crate::forward::Forwarder;
 use crate::metrics::Tally;
+use crate::sockets::Sockets;
 use crate::zone::{Answer, Zone};
 use crate::{Caches, Clients, Config, Error, metrics, watch};
 
@@ -37,6 +38,7 @@ pub struct Server {
     zone: Arc<RwLock<Zone>>,
     /// Before the caches are complete, a missing name proves nothing.
     ready: AtomicBool,
+    patience: Duration,
     clients: Clients,
     forwarder: Forwarder,
     /// What the Corefile says, where there is one.
@@ -51,24 +53,25 @@ pub struct Server {
 }
 
 impl Server {
-    /// Binds every address, UDP and TCP alike; port 0 takes the same free one for both. Needs a tokio runtime.
+    /// Binds every configured address. Needs a tokio runtime.
     pub fn bind(config: Config) -> Result<Self, Error> {
+        let sockets = Sockets::bind(&config)?;
+        Self::on(sockets, config)
+    }
+
+    /// Serves on these sockets, whatever addresses are configured. Needs a tokio runtime.
+    pub fn on(sockets: Sockets, config: Config) -> Result<Self, Error> {
         let zone = Zone::new(&config.domain).ok_or_else(|| Error::Domain(config.domain.clone()))?;
-        let (mut udp, mut tcp) = (Vec::new(), Vec::new());
-        for address in &config.listen {
-            let listen = |source| Error::Listen { address: *address, source };
-            let listener = bind_tcp(*address).map_err(listen)?;
-            let bound = listener.local_addr().map_err(listen)?;
-            tcp.push(Arc::new(listener));
-            for _ in 0..config.sockets.max(1) {
-                udp.push(Arc::new(bind_udp(bound).map_err(listen)?));
-            }
-        }
+        let udp = sockets.udp.into_iter().map(|socket| UdpSocket::from_std(socket).map(Arc::new));
+        let udp = udp.collect::<Result<_, _>>().map_err(Error::Sockets)?;
+        let tcp = sockets.tcp.into_iter().map(|listener| TcpListener::from_std(listener).map(Arc::new));
+        let tcp: Vec<Arc<TcpListener>> = tcp.collect::<Result<_, _>>().map_err(Error::Sockets)?;
         let bound = tcp.iter().filter_map(|listener| listener.local_addr().ok());
         let own: Vec<SocketAddr> = config.own_addresses.iter().copied().chain(bound).collect();
         Ok(Self {
             zone: Arc::new(RwLock::new(zone)),
             ready: AtomicBool::new(false),
+            patience: config.patience,
             clients: config.clients,
             forwarder: Forwarder::new(config.resolv_conf, own),
             blocks: RwLock::default(),
@@ -105,6 +108,16 @@ impl Server {
 
     /// Serves until `drain`.
     pub async fn run(self: Arc<Self>, caches: Caches, drain: Drain) {
+        watch::follow(&self.zone, &self.generation, &caches);
+        let synced = async {
+            caches.namespaces.synced().await;
+            caches.services.synced().await;
+            caches.slices.synced().await;
+            self.ready.store(true, Ordering::Release);
+        };
+        let mut synced = std::pin::pin!(synced);
+        // Questions wait meanwhile: a stub resolver has more patience than it takes failures.
+        let Some(early) = drain.run(timeout(self.patience, &mut synced)).await else { return };
         let mut tasks = JoinSet::new();
         for socket in self.udp.clone() {
             let (server, drain) = (self.clone(), drain.clone());
@@ -114,14 +127,8 @@ impl Server {
             let (server, drain) = (self.clone(), drain.clone());
             tasks.spawn(async move { drain.run(server.serve_tcp(listener)).await });
         }
-        watch::follow(&self.zone, &self.generation, &caches);
-        let synced = async {
-            caches.namespaces.synced().await;
-            caches.services.synced().await;
-            caches.slices.synced().await;
-        };
-        if drain.run(synced).await.is_some() {
-            self.ready.store(true, Ordering::Release);
+        if early.is_err() {
+            drain.run(synced).await;
         }
         while tasks.join_next().await.is_some() {}
     }
@@ -345,21 +352,4 @@ async fn reply_udp(socket: &UdpSocket, client: SocketAddr, request: &Request, me
         tracing::debug!(%client, %error, "send a DNS answer");
     }
     metrics::count_response(message.metadata.response_code, started.elapsed());
-}
-
-fn bind_tcp(address: SocketAddr) -> io::Result<TcpListener> {
-    let listener = std::net::TcpListener::bind(address)?;
-    listener.set_nonblocking(true)?;
-    TcpListener::from_std(listener)
-}
-
-/// One of several sockets on the same address: the kernel spreads clients over them.
-fn bind_udp(address: SocketAddr) -> io::Result<UdpSocket> {
-    use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, ipproto, socket_with, sockopt};
-    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let socket = socket_with(family, SocketType::DGRAM, flags, Some(ipproto::UDP))?;
-    sockopt::set_socket_reuseport(&socket, true)?;
-    bind(&socket, &address)?;
-    UdpSocket::from_std(socket.into())
 }

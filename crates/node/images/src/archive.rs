@@ -2,23 +2,26 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
+use crate::compression::decompress;
 use crate::config::ConfigFile;
+use crate::entries::Entries;
+use crate::manifest::{self, DOCUMENT_BYTES_MAX, Descriptor, Document, architecture};
 use crate::reference::Reference;
 use crate::store::{Image, Store, hex};
-use crate::unpack::{Hashing, decompress, unpack};
+use crate::unpack::{Hashing, Limits, unpack};
 use crate::{Error, Result, io_error};
 
-/// Manifests, indexes and configurations are small; a larger one is an attack.
-const DOCUMENT_BYTES_MAX: u64 = 8 << 20;
 /// An index may point to an index; not for ever.
 const INDEX_DEPTH_MAX: usize = 4;
+/// Members of an archive; an image has three or four beside its layers.
+const MEMBERS_MAX: usize = 100_000;
 
 /// One image that an import has brought.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,56 +42,21 @@ struct DockerManifest {
     layers: Vec<String>,
 }
 
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Descriptor {
-    digest: String,
-    #[serde(default)]
-    annotations: HashMap<String, String>,
-    platform: Option<Platform>,
-}
-
-#[derive(Deserialize)]
-struct Platform {
-    #[serde(default)]
-    architecture: String,
-    #[serde(default)]
-    os: String,
-}
-
-/// An index or a manifest: whichever fields are there.
-#[derive(Deserialize)]
-struct Document {
-    #[serde(default)]
-    manifests: Vec<Descriptor>,
-    config: Option<Descriptor>,
-    #[serde(default)]
-    layers: Vec<Descriptor>,
-}
-
-/// This machine's architecture in Go's words, as images name it.
-pub(crate) fn architecture() -> &'static str {
-    match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        other => other,
-    }
-}
-
-impl Platform {
-    fn is_ours(&self) -> bool {
-        self.os == "linux" && self.architecture == architecture()
-    }
-}
-
 /// An archive's members on disk, by name.
 struct Members {
     directory: tempdir::Directory,
-    files: HashMap<String, PathBuf>,
+    files: HashMap<String, Member>,
     links: HashMap<String, String>,
 }
 
-mod tempdir {
+#[derive(Clone)]
+struct Member {
+    path: PathBuf,
+    digest: String,
+    size: u64,
+}
+
+pub(crate) mod tempdir {
     //! A directory that goes with its owner.
     pub struct Directory(pub std::path::PathBuf);
     impl Drop for Directory {
@@ -110,51 +78,81 @@ fn clean(name: &str) -> String {
     parts.join("/")
 }
 
+/// Writes and hashes.
+struct Sink {
+    file: File,
+    hash: Sha256,
+}
+
+impl Write for Sink {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let length = self.file.write(bytes)?;
+        self.hash.update(bytes.get(..length).unwrap_or_default());
+        Ok(length)
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
 impl Members {
     fn extract(reader: impl Read + Send, directory: PathBuf) -> Result<Self> {
         std::fs::create_dir_all(&directory).map_err(io_error("make the import directory"))?;
         let mut members = Self { directory: tempdir::Directory(directory), files: HashMap::new(), links: HashMap::new() };
-        let mut archive = tar::Archive::new(decompress(reader, "the archive")?);
-        for (number, entry) in archive.entries().map_err(io_error("read the archive"))?.enumerate() {
-            let mut entry = entry.map_err(io_error("read the archive"))?;
-            let name = clean(&String::from_utf8_lossy(&entry.path_bytes()));
-            let kind = entry.header().entry_type();
-            if kind.is_file() {
+        let mut entries = Entries::new(decompress(reader, "the archive")?);
+        let (mut count, mut bytes) = (0_usize, 0_u64);
+        while let Some(entry) = entries.next().map_err(io_error("read the archive"))? {
+            (count, bytes) = (count + 1, bytes.saturating_add(entry.size));
+            if count > MEMBERS_MAX || bytes > Limits::default().bytes {
+                return Err(Error::TooLarge(format!(
+                    "the archive has more than {MEMBERS_MAX} members or {} bytes",
+                    Limits::default().bytes
+                )));
+            }
+            let name = clean(&String::from_utf8_lossy(&entry.path));
+            if entry.kind.is_file() {
                 // Numbered, not named: a member's name never becomes a path.
-                let path = members.directory.0.join(number.to_string());
-                let mut file = File::create(&path).map_err(io_error("write the import directory"))?;
-                io::copy(&mut entry, &mut file).map_err(io_error(format!("extract {name}")))?;
-                members.files.insert(name, path);
-            } else if let (true, Some(target)) = (kind.is_symlink() || kind.is_hard_link(), entry.link_name_bytes()) {
-                let target = String::from_utf8_lossy(&target).into_owned();
-                let base = if kind.is_symlink() { name.rsplit_once('/').map_or("", |(d, _)| d).to_owned() } else { String::new() };
+                let path = members.directory.0.join(count.to_string());
+                let file = File::create(&path).map_err(io_error("write the import directory"))?;
+                let mut sink = Sink { file, hash: Sha256::new() };
+                io::copy(&mut entries.body(), &mut sink).map_err(io_error(format!("extract {name}")))?;
+                let digest = format!("sha256:{}", hex(&sink.hash.finalize()));
+                members.files.insert(name, Member { path, digest, size: entry.size });
+            } else if entry.kind.is_symlink() || entry.kind.is_hard_link() {
+                let target = String::from_utf8_lossy(&entry.link).into_owned();
+                let base = if entry.kind.is_symlink() { name.rsplit_once('/').map_or("", |(d, _)| d).to_owned() } else { String::new() };
                 members.links.insert(name, clean(&format!("{base}/{target}")));
             }
         }
         Ok(members)
     }
 
-    fn find(&self, name: &str) -> Result<&PathBuf> {
+    fn find(&self, name: &str) -> Result<&Member> {
         let name = clean(name);
         let name = self.links.get(&name).unwrap_or(&name);
         self.files.get(name).ok_or_else(|| Error::Archive(format!("{name} is missing")))
     }
 
     fn read(&self, name: &str) -> Result<Vec<u8>> {
-        let mut bytes = Vec::new();
-        let file = File::open(self.find(name)?).map_err(io_error(format!("read {name}")))?;
-        file.take(DOCUMENT_BYTES_MAX).read_to_end(&mut bytes).map_err(io_error(format!("read {name}")))?;
-        Ok(bytes)
+        let member = self.find(name)?;
+        if member.size > DOCUMENT_BYTES_MAX {
+            return Err(Error::Archive(format!("{name} has {} bytes", member.size)));
+        }
+        std::fs::read(&member.path).map_err(io_error(format!("read {name}")))
     }
 
-    /// A content-addressed document, checked.
-    fn blob(&self, digest: &str) -> Result<Vec<u8>> {
-        let bytes = self.read(&blob_path(digest)?)?;
-        let actual = format!("sha256:{}", hex(&Sha256::digest(&bytes)));
-        if actual != digest {
-            return Err(Error::Digest { what: "a document of the archive".into(), expected: digest.to_owned(), actual });
+    /// Content by its digest, which was taken when it was extracted.
+    fn addressed(&self, digest: &str) -> Result<&Member> {
+        let member = self.find(&blob_path(digest)?)?;
+        if member.digest == digest {
+            return Ok(member);
         }
-        Ok(bytes)
+        Err(Error::Digest { what: "content of the archive".into(), expected: digest.to_owned(), actual: member.digest.clone() })
+    }
+
+    fn document(&self, digest: &str) -> Result<Vec<u8>> {
+        self.addressed(digest)?;
+        self.read(&blob_path(digest)?)
     }
 }
 
@@ -173,7 +171,9 @@ impl Store {
     /// Imports every image of an OCI or Docker archive, compressed or not. Blocking.
     pub fn import(self: &Arc<Self>, reader: impl Read + Send) -> Result<Vec<ImageRef>> {
         let members = Members::extract(reader, self.temporary()?)?;
-        if members.find("manifest.json").is_ok() {
+        // An archive that is both says more in its index: the manifest's own digest.
+        let index = members.find("index.json").is_ok() && members.find("oci-layout").is_ok();
+        if members.find("manifest.json").is_ok() && !index {
             return self.import_docker(&members);
         }
         if members.find("index.json").is_ok() {
@@ -186,58 +186,70 @@ impl Store {
         let bytes = members.read("manifest.json")?;
         let manifests: Vec<DockerManifest> = parse("manifest.json", &bytes)?;
         let mut imported = Vec::new();
-        for manifest in manifests {
-            let config = members.read(&manifest.config)?;
-            let layers = manifest.layers.iter().map(|name| members.find(name).cloned()).collect::<Result<Vec<_>>>()?;
-            let tags = manifest.repo_tags.unwrap_or_default();
-            imported.extend(self.import_image(&config, &layers, &tags)?);
+        for described in manifests {
+            let config = members.find(&described.config)?;
+            let layers = described.layers.iter().map(|name| members.find(name).cloned()).collect::<Result<Vec<_>>>()?;
+            let document = manifest_of(config, &layers)?;
+            let bytes = serde_json::to_vec(&document).map_err(|e| Error::Archive(e.to_string()))?;
+            let whole = Whole { bytes, document, config: members.read(&described.config)?, members: layers, config_member: config.clone() };
+            imported.extend(self.import_image(whole, &described.repo_tags.unwrap_or_default())?);
         }
         Ok(imported)
     }
 
     fn import_oci(self: &Arc<Self>, members: &Members) -> Result<Vec<ImageRef>> {
-        let bytes = members.read("index.json")?;
-        let index: Document = parse("index.json", &bytes)?;
+        let index = Document::parse(&members.read("index.json")?)?;
         let mut imported = Vec::new();
         for descriptor in &index.manifests {
-            let manifest = choose(members, descriptor, 0)?;
-            let config = manifest.config.as_ref().ok_or_else(|| Error::Archive("a manifest without a configuration".into()))?;
-            let layers = manifest.layers.iter().map(|l| members.find(&blob_path(&l.digest)?).cloned()).collect::<Result<Vec<_>>>()?;
+            let (bytes, document) = choose(members, descriptor, 0)?;
+            let config = document.config.clone().ok_or_else(|| Error::Archive("a manifest without a configuration".into()))?;
+            let layers = document.layers.iter().map(|layer| members.addressed(&layer.digest).cloned()).collect::<Result<Vec<_>>>()?;
             let name =
                 ["io.containerd.image.name", "org.opencontainers.image.ref.name"].iter().find_map(|key| descriptor.annotations.get(*key));
-            imported.extend(self.import_image(&members.blob(&config.digest)?, &layers, name.cloned().as_slice())?);
+            let config_member = members.addressed(&config.digest)?.clone();
+            let whole = Whole { bytes, document, config: members.document(&config.digest)?, members: layers, config_member };
+            imported.extend(self.import_image(whole, name.cloned().as_slice())?);
         }
         Ok(imported)
     }
 
-    fn import_image(self: &Arc<Self>, config: &[u8], layers: &[PathBuf], names: &[String]) -> Result<Vec<ImageRef>> {
-        let file: ConfigFile = parse("the image's configuration", config)?;
+    fn import_image(self: &Arc<Self>, whole: Whole, names: &[String]) -> Result<Vec<ImageRef>> {
+        let file = ConfigFile::parse(&whole.config).map_err(|e| Error::Archive(format!("the image's configuration: {e}")))?;
         if !file.architecture.is_empty() && file.architecture != architecture() {
             return Err(Error::Archive(format!("the image is for {}/{}, not linux/{}", file.os, file.architecture, architecture())));
         }
-        if file.rootfs.diff_ids.len() != layers.len() {
-            return Err(Error::Archive(format!("{} layers, but {} diff ids", layers.len(), file.rootfs.diff_ids.len())));
+        file.matches(whole.members.len()).map_err(Error::Archive)?;
+        let references = names.iter().map(|name| Reference::parse(name)).collect::<Result<Vec<_>>>()?;
+        let all = || whole.members.iter().chain([&whole.config_member]);
+        let _hold = self.hold(all().map(|member| member.digest.clone()).chain(file.rootfs.diff_ids.iter().cloned()).collect());
+        for member in all() {
+            // Images of one archive share members: the first one has taken it.
+            if !self.has_blob(&member.digest) {
+                self.adopt_blob(&member.path, &member.digest)?;
+            }
         }
-        let tags = names.iter().map(|name| Ok(Reference::parse(name)?.to_string())).collect::<Result<BTreeSet<_>>>()?;
-        let mut size = config.len() as u64;
         let mut unpacked = Vec::new();
-        for (diff_id, path) in file.rootfs.diff_ids.iter().zip(layers) {
-            let layer = File::open(path).map_err(io_error("open a layer"))?;
-            size += layer.metadata().map_or(0, |m| m.len());
-            unpacked.push(self.add_layer(diff_id, layer)?);
+        for (diff_id, member) in file.rootfs.diff_ids.iter().zip(&whole.members) {
+            unpacked.push(self.add_layer(diff_id, self.blob(&member.digest)?)?);
         }
-        let id = format!("sha256:{}", hex(&Sha256::digest(config)));
-        let image = Image {
+        let manifest = self.add_document(&whole.bytes)?;
+        let tags: BTreeSet<String> = references.iter().map(Reference::to_string).collect();
+        let digests = references.iter().map(|reference| format!("{}@{manifest}", reference.name())).collect();
+        let id = whole.config_member.digest.clone();
+        let image = self.record(Image {
             id: id.clone(),
             config: file.config,
             layers: unpacked,
-            size,
+            size: all().map(|member| member.size).sum(),
             tags: tags.clone(),
-            digests: BTreeSet::new(),
-            pinned: false,
-            removed: false,
-        };
-        self.record(image)?;
+            digests,
+            blobs: whole.document.references().map(|referred| referred.digest.clone()).chain([manifest.clone()]).collect(),
+            manifest: Some(manifest),
+            ..Image::default()
+        })?;
+        for reference in &references {
+            self.publish_own(&image, reference)?;
+        }
         if tags.is_empty() {
             return Ok(vec![ImageRef { name: None, id }]);
         }
@@ -256,8 +268,10 @@ impl Store {
         }
         let temporary = tempdir::Directory(self.temporary()?);
         std::fs::create_dir_all(&temporary.0).map_err(io_error("make a layer directory"))?;
-        let mut stream = Hashing::new(decompress(io::BufReader::with_capacity(256 << 10, compressed), diff_id)?);
-        unpack(&mut stream, &temporary.0)?;
+        let limits = Limits::default();
+        // What follows the archive's end is hashed, too, and must not go on for ever.
+        let mut stream = Hashing::new(decompress(compressed, diff_id)?.take(limits.bytes.saturating_mul(2)));
+        unpack(&mut stream, &temporary.0, limits)?;
         let actual = stream.finish().map_err(io_error("read the layer"))?;
         if actual != diff_id {
             return Err(Error::Digest { what: "an unpacked layer".into(), expected: diff_id.to_owned(), actual });
@@ -279,23 +293,56 @@ impl Store {
     }
 }
 
+/// An image with all its parts at hand.
+struct Whole {
+    bytes: Vec<u8>,
+    document: Document,
+    config: Vec<u8>,
+    config_member: Member,
+    members: Vec<Member>,
+}
+
+/// A docker archive has no manifest that registries know.
+fn manifest_of(config: &Member, layers: &[Member]) -> Result<Document> {
+    let describe = |member: &Member, media_type: &str| Descriptor {
+        media_type: media_type.to_owned(),
+        digest: member.digest.clone(),
+        size: member.size,
+        ..Descriptor::default()
+    };
+    let layers = layers.iter().map(|member| {
+        let mut magic = [0_u8; 4];
+        let read = File::open(&member.path).and_then(|mut file| file.read(&mut magic));
+        read.map_err(io_error("read a layer"))?;
+        Ok(describe(member, crate::compression::media_type(magic)))
+    });
+    Ok(Document {
+        schema_version: 2,
+        media_type: manifest::OCI_MANIFEST.into(),
+        config: Some(describe(config, manifest::OCI_CONFIG)),
+        layers: layers.collect::<Result<_>>()?,
+        ..Document::default()
+    })
+}
+
 /// Follows indexes to the manifest for this machine.
-fn choose(members: &Members, descriptor: &Descriptor, depth: usize) -> Result<Document> {
-    let bytes = members.blob(&descriptor.digest)?;
-    let document: Document = parse("a manifest", &bytes)?;
-    if document.manifests.is_empty() {
-        return Ok(document);
+fn choose(members: &Members, descriptor: &Descriptor, depth: usize) -> Result<(Vec<u8>, Document)> {
+    let bytes = members.document(&descriptor.digest)?;
+    let document = Document::parse(&bytes)?;
+    if !document.is_index() {
+        return Ok((bytes, document));
     }
-    let ours = document.manifests.iter().find(|m| m.platform.as_ref().is_some_and(Platform::is_ours));
-    match ours.or(document.manifests.first().filter(|m| m.platform.is_none())) {
-        Some(next) if depth < INDEX_DEPTH_MAX => choose(members, next, depth + 1),
-        _ => Err(Error::Archive(format!("no image for linux/{} in it", architecture()))),
+    if depth >= INDEX_DEPTH_MAX {
+        return Err(Error::Archive("indexes that point to indexes".into()));
     }
+    let next = document.ours().map_err(|_| Error::Archive(format!("no image for linux/{} in it", architecture())))?;
+    choose(members, next, depth + 1)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::blobs::digest_of;
 
     fn tarball(files: &[(&str, &[u8])]) -> Vec<u8> {
         let mut builder = tar::Builder::new(Vec::new());
@@ -309,7 +356,7 @@ mod tests {
     }
 
     fn digest(bytes: &[u8]) -> String {
-        format!("sha256:{}", hex(&Sha256::digest(bytes)))
+        digest_of(bytes)
     }
 
     fn gzip(bytes: &[u8]) -> Vec<u8> {

@@ -1,275 +1,362 @@
-//! Pulling from registries over HTTP(S).
+//! Pulling: from the store's own registry, other nodes, mirrors, and the registry itself.
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
-use oci_client::client::{ClientConfig, ClientProtocol};
-use oci_client::errors::OciDistributionError;
-use oci_client::manifest::{ImageIndexEntry, OciDescriptor};
-use oci_client::secrets::RegistryAuth;
-use sha2::{Digest, Sha256};
 
-use crate::archive::architecture;
 use crate::config::ConfigFile;
+use crate::download::Download;
+use crate::manifest::{DOCUMENT_BYTES_MAX, Descriptor, Document};
 use crate::reference::Reference;
-use crate::store::{Image, Store, hex};
-use crate::{Error, Result, io_error};
+use crate::remote::{Failure, Fetched, Remote};
+use crate::store::{Image, Store};
+use crate::{Error, Result, io_error, verify};
 
 /// Layers downloaded and unpacked at the same time, as containerd.
-const LAYERS_MAX: usize = 3;
-/// Tries for one layer: registries behind CDNs drop connections.
-const ATTEMPTS: u32 = 3;
-/// Without a byte for so long a transfer has stalled.
-const STALL: Duration = Duration::from_secs(30);
-const CONNECT: Duration = Duration::from_secs(15);
-/// A configuration larger than this is refused.
-const CONFIG_BYTES_MAX: i64 = 8 << 20;
+const LAYERS_AT_ONCE: usize = 3;
+/// Nodes that are asked for one image.
+const PEERS_MAX: usize = 16;
+/// An index may point to an index; not for ever.
+const INDEX_DEPTH_MAX: usize = 4;
 
-struct Source<'a> {
-    client: oci_client::Client,
-    remote: oci_client::Reference,
-    auth: RegistryAuth,
-    name: &'a Reference,
+/// How an image is pulled.
+#[derive(Clone, Default)]
+pub struct Pull<'a> {
+    pub auth: Option<&'a cri::v1::AuthConfig>,
+    /// A tag may be believed as another node knows it; otherwise the registry is asked what it means now.
+    pub any_known: bool,
+    pub progress: Option<Reporter>,
+}
+
+/// Is told what happens.
+pub type Reporter = Arc<dyn Fn(Progress) + Send + Sync>;
+
+/// One step of a pull or push.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// The manifest is known, and has so many layers.
+    Resolved {
+        digest: String,
+        layers: usize,
+    },
+    /// So many bytes of a layer are here, or there.
+    Moved {
+        digest: String,
+        bytes: u64,
+        of: u64,
+    },
+    Unpacked {
+        digest: String,
+    },
+    /// It was there before.
+    Present {
+        digest: String,
+    },
+}
+
+/// What a reference means, and who may have its parts.
+struct Found {
+    /// The index or manifest that the reference leads to.
+    root: Fetched,
+    sources: Vec<Arc<Remote>>,
+    private: bool,
 }
 
 impl Store {
     /// Brings an image onto the node: manifest for this machine, configuration, the layers that are missing. Every digest is verified. Pulls of
     /// one reference wait for each other; a built-in image is never looked for elsewhere.
     pub async fn pull(self: Arc<Self>, name: &str, auth: Option<&cri::v1::AuthConfig>) -> Result<Image> {
+        self.pull_with(name, Pull { auth, ..Pull::default() }).await
+    }
+
+    pub async fn pull_with(self: Arc<Self>, name: &str, how: Pull<'_>) -> Result<Image> {
         let reference = Reference::parse(name)?;
         if let Some(image) = self.resolve(name).filter(|image| image.pinned) {
             return Ok(image);
         }
-        let key = reference.to_string();
-        let turn = self.inflight.lock().await.entry(key.clone()).or_default().clone();
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        self.in_turn(&reference.to_string(), async { Box::pin(self.pull_now(&reference, &how)).await }).await
+    }
+
+    /// One after the other for the same key.
+    async fn in_turn<T>(&self, key: &str, work: impl Future<Output = T>) -> T {
+        let turn = self.inflight.lock().await.entry(key.to_owned()).or_default().clone();
         let result = {
             let _turn = turn.lock().await;
-            self.pull_now(&Source::new(&reference, auth)?).await
+            work.await
         };
         let mut inflight = self.inflight.lock().await;
         if Arc::strong_count(&turn) == 2 {
-            inflight.remove(&key);
+            inflight.remove(key);
         }
         result
     }
 
-    async fn pull_now(self: &Arc<Self>, source: &Source<'_>) -> Result<Image> {
-        let (manifest, digest, list) = source
-            .client
-            .pull_image_manifest_and_list_digest(&source.remote, &source.auth)
-            .await
-            .map_err(|e| source.fail(&format!("failed to resolve reference {:?}", source.name.to_string()), &e))?;
-        let config = source.config(&manifest.config).await?;
-        let id = format!("sha256:{}", hex(&Sha256::digest(&config)));
-        let file: ConfigFile = serde_json::from_slice(&config).map_err(|e| source.refuse(format!("the image's configuration: {e}")))?;
-        if file.rootfs.diff_ids.len() != manifest.layers.len() {
-            return Err(source.refuse(format!("{} layers, but {} diff ids", manifest.layers.len(), file.rootfs.diff_ids.len())));
+    async fn pull_now(self: &Arc<Self>, name: &Reference, how: &Pull<'_>) -> Result<Image> {
+        let found = self.find(name, how).await?;
+        let refuse = |reason: String| Error::Pull { reference: name.to_string(), reason, not_found: false };
+        if let Some(folder) = &self.registries().verifiers {
+            verify::verify(folder, name, &found.root.digest, &found.root.bytes).await?;
         }
+        let root = found.root.digest.clone();
+        let mut hold = vec![self.hold(vec![root.clone()])];
+        let (documents, manifest) = self.manifest(name, &found).await?;
+        hold.push(self.hold(manifest.references().map(|referred| referred.digest.clone()).chain(documents.clone()).collect()));
+        let config = manifest.config.as_ref().ok_or_else(|| refuse("the manifest has no configuration: it is not an image".into()))?;
+        let bytes = self.small(name, &found, config).await?;
+        let file = ConfigFile::parse(&bytes).map_err(|e| refuse(format!("the image's configuration: {e}")))?;
+        file.matches(manifest.layers.len()).map_err(refuse)?;
+        if let Some(report) = &how.progress {
+            report(Progress::Resolved { digest: root.clone(), layers: manifest.layers.len() });
+        }
+        hold.push(self.hold(file.rootfs.diff_ids.clone()));
         let pairs = manifest.layers.iter().zip(&file.rootfs.diff_ids);
-        let work = pairs.map(|(layer, diff_id)| self.layer(source, layer, diff_id)).collect::<Vec<_>>();
-        let layers: Vec<PathBuf> = stream::iter(work).buffered(LAYERS_MAX).try_collect().await?;
-        let size = manifest.layers.iter().chain([&manifest.config]).map(|d| u64::try_from(d.size).unwrap_or(0)).sum();
-        let tags = source.name.tag.iter().filter(|_| source.name.digest.is_none());
-        let tags = tags.map(|tag| format!("{}:{tag}", source.name.name())).collect();
+        let work = pairs.map(|(layer, diff_id)| self.layer(name, &found, layer, diff_id, how)).collect::<Vec<_>>();
+        let layers: Vec<PathBuf> = stream::iter(work).buffered(LAYERS_AT_ONCE).try_collect().await?;
+        let tags = name.tag.iter().filter(|_| name.digest.is_none()).map(|tag| format!("{}:{tag}", name.name())).collect();
         // What the user named by digest is found again under that digest: the list's, if it was one.
-        let digests: BTreeSet<String> =
-            source.name.digest.iter().chain(&list).chain([&digest]).take(1).map(|d| format!("{}@{d}", source.name.name())).collect();
-        self.record(Image { id, config: file.config, layers, size, tags, digests, pinned: false, removed: false })
-    }
-
-    /// One layer: downloaded to a file, hashed on the way, unpacked on a blocking thread.
-    async fn layer(self: &Arc<Self>, source: &Source<'_>, descriptor: &OciDescriptor, diff_id: &str) -> Result<PathBuf> {
-        if let Some(present) = self.present(diff_id) {
-            return Ok(present);
-        }
-        if descriptor.media_type.contains("zstd") {
-            return Err(Error::Unsupported { layer: descriptor.digest.clone(), media_type: descriptor.media_type.clone() });
-        }
-        let path = self.temporary()?;
-        let outcome = self.download_and_unpack(source, descriptor, diff_id, &path).await;
-        let _ = tokio::fs::remove_file(&path).await;
-        outcome
-    }
-
-    async fn download_and_unpack(
-        self: &Arc<Self>,
-        source: &Source<'_>,
-        descriptor: &OciDescriptor,
-        diff_id: &str,
-        path: &Path,
-    ) -> Result<PathBuf> {
-        source.download(descriptor, path).await?;
-        let (store, diff_id, path) = (self.clone(), diff_id.to_owned(), path.to_owned());
-        let unpack = move || {
-            let file = std::fs::File::open(&path).map_err(io_error("open a downloaded layer"))?;
-            store.add_layer(&diff_id, file)
-        };
-        let unpacked = tokio::task::spawn_blocking(unpack).await.map_err(|e| io_error("unpack a layer")(std::io::Error::other(e)))?;
-        unpacked.map_err(|e| match e {
-            unsupported @ Error::Unsupported { .. } => unsupported,
-            other => source.refuse(format!("failed to extract layer {}: {other}", descriptor.digest)),
+        let digests = BTreeSet::from([format!("{}@{root}", name.name())]);
+        let references = manifest.references().map(|referred| referred.digest.clone());
+        self.record(Image {
+            id: config.digest.clone(),
+            size: manifest.references().map(|referred| referred.size).sum(),
+            config: file.config,
+            layers,
+            tags,
+            digests,
+            blobs: references.chain(documents.iter().cloned()).collect(),
+            manifest: documents.last().cloned(),
+            private: found.private,
+            ..Image::default()
         })
     }
 
-    fn present(&self, diff_id: &str) -> Option<PathBuf> {
+    /// Who has it, in this order: the store's own registry; other nodes, where what they know will do; mirrors and the registry; other nodes
+    /// again, where nothing outside could be reached.
+    async fn find(self: &Arc<Self>, name: &Reference, how: &Pull<'_>) -> Result<Found> {
+        let registries = self.registries();
+        let connect = |endpoint| Arc::new(Remote::new(endpoint, registries.resolver.clone(), false));
+        let mut peers: Vec<_> = (registries.peers)().into_iter().map(|peer| connect(peer.for_image(name))).collect();
+        spread(&mut peers);
+        let wanted = name.digest.as_ref().or(name.tag.as_ref()).cloned().unwrap_or_default();
+        if self.is_own(name) {
+            return self.find_own(name, &wanted, peers).await;
+        }
+        peers.truncate(PEERS_MAX);
+        let outside: Vec<_> = registries.outside(name, how.auth)?.into_iter().map(connect).collect();
+        let private = outside.iter().any(|remote| remote.endpoint.credentials.is_some());
+        let sources = || peers.iter().chain(&outside).cloned().collect::<Vec<_>>();
+        if !private
+            && (how.any_known || name.digest.is_some())
+            && let Some(root) = first(&peers, &wanted).await
+        {
+            return Ok(Found { root, sources: sources(), private });
+        }
+        let mut last = Failure::NotFound;
+        for remote in &outside {
+            match remote.manifest(&wanted).await {
+                Ok(root) => return Ok(Found { root, sources: sources(), private }),
+                Err(error) => {
+                    tracing::debug!(image = %name, endpoint = remote.endpoint.base, %error, "not from there");
+                    last = error;
+                }
+            }
+        }
+        if let (Failure::Unavailable(why), false) = (&last, private)
+            && let Some(root) = first(&peers, &wanted).await
+        {
+            tracing::info!(image = %name, why, "the registry cannot be reached: taken as another node knows it");
+            return Ok(Found { root, sources: sources(), private });
+        }
+        Err(fail(name, &format!("failed to resolve reference {:?}", name.to_string()), &last))
+    }
+
+    /// From the built-in registry, whose tags may have been pushed on any node: the newest push counts.
+    async fn find_own(&self, name: &Reference, wanted: &str, peers: Vec<Arc<Remote>>) -> Result<Found> {
+        let repository = self.repository(&name.repository).unwrap_or_default();
+        let mut best = None;
+        if let Some(digest) = repository.find(wanted) {
+            let pushed = repository.tags.get(wanted).map_or(u64::MAX, |tag| tag.pushed);
+            best = Some(Fetched { bytes: self.document(digest)?, digest: digest.to_owned(), pushed });
+        }
+        // A digest means the same everywhere.
+        if name.digest.is_none() || best.is_none() {
+            let asked = peers.iter().map(|peer| peer.manifest(wanted)).collect::<Vec<_>>();
+            let answers: Vec<_> = stream::iter(asked).buffer_unordered(PEERS_MAX).collect().await;
+            best = answers.into_iter().filter_map(std::result::Result::ok).chain(best).max_by_key(|answer| answer.pushed);
+        }
+        let step = format!("failed to resolve reference {:?}", name.to_string());
+        let root = best.ok_or_else(|| fail(name, &step, &Failure::NotFound))?;
+        Ok(Found { root, sources: peers, private: false })
+    }
+
+    /// For clients of the built-in registry on this node: a manifest that was pushed on another one.
+    pub(crate) async fn ask_peers(&self, repository: &str, wanted: &str) -> Option<(Vec<u8>, String)> {
+        let (name, peers) = self.own_peers(repository)?;
+        let found = self.find_own(&name.with(wanted), wanted, peers).await.ok()?;
+        Some((found.root.bytes, found.root.digest))
+    }
+
+    /// The same for a blob, which is here afterwards.
+    pub(crate) async fn blob_from_peers(self: &Arc<Self>, repository: &str, digest: &str) -> bool {
+        let Some((_, peers)) = self.own_peers(repository) else { return false };
+        for peer in peers {
+            let Ok(Some(size)) = peer.blob_size(digest).await else { continue };
+            let descriptor = Descriptor { digest: digest.to_owned(), size, ..Descriptor::default() };
+            let work = async {
+                let Ok(mut download) = Download::open(self, &descriptor, None) else { return false };
+                download.from(&peer).await.is_ok() && download.keep(self).await.is_ok()
+            };
+            if self.has_blob(digest) || self.in_turn(digest, work).await {
+                self.lock().uploaded.insert(digest.to_owned(), std::time::Instant::now());
+                return true;
+            }
+        }
+        false
+    }
+
+    fn own_peers(&self, repository: &str) -> Option<(Reference, Vec<Arc<Remote>>)> {
+        let registries = self.registries();
+        let name = Reference { registry: registries.own?, repository: repository.to_owned(), tag: None, digest: None };
+        let peers =
+            (registries.peers)().into_iter().map(|peer| Arc::new(Remote::new(peer.for_image(&name), registries.resolver.clone(), false)));
+        let peers: Vec<_> = peers.collect();
+        (!peers.is_empty()).then_some((name, peers))
+    }
+
+    /// Follows indexes to this machine's manifest; the digests on the way, the manifest's last.
+    async fn manifest(self: &Arc<Self>, name: &Reference, found: &Found) -> Result<(Vec<String>, Document)> {
+        let refuse = |error: Error| Error::Pull { reference: name.to_string(), reason: error.to_string(), not_found: false };
+        let (mut bytes, mut way) = (found.root.bytes.clone(), Vec::new());
+        for _ in 0..=INDEX_DEPTH_MAX {
+            let document = Document::parse(&bytes).map_err(refuse)?;
+            way.push(self.add_document(&bytes)?);
+            if !document.is_index() {
+                return Ok((way, document));
+            }
+            let next = document.ours().map_err(refuse)?.digest.clone();
+            if way.contains(&next) {
+                return Err(refuse(Error::Manifest("the index points to itself".into())));
+            }
+            bytes = match self.document(&next) {
+                Ok(bytes) => bytes,
+                Err(_) => self.document_from(name, found, &next).await?,
+            };
+        }
+        Err(refuse(Error::Manifest(format!("more than {INDEX_DEPTH_MAX} indexes, one behind the other"))))
+    }
+
+    async fn document_from(&self, name: &Reference, found: &Found, digest: &str) -> Result<Vec<u8>> {
+        let mut last = Failure::NotFound;
+        for remote in &found.sources {
+            match remote.manifest(digest).await {
+                Ok(fetched) => return Ok(fetched.bytes),
+                Err(error) => last = error,
+            }
+        }
+        Err(fail(name, &format!("failed to fetch manifest {digest}"), &last))
+    }
+
+    /// The configuration.
+    async fn small(self: &Arc<Self>, name: &Reference, found: &Found, descriptor: &Descriptor) -> Result<Vec<u8>> {
+        if descriptor.size > DOCUMENT_BYTES_MAX {
+            let reason = format!("the image's configuration has {} bytes", descriptor.size);
+            return Err(Error::Pull { reference: name.to_string(), reason, not_found: false });
+        }
+        self.fetch(name, found, descriptor, &Pull::default()).await?;
+        self.document(&descriptor.digest)
+    }
+
+    /// One layer: downloaded to a file, hashed on the way, unpacked on a blocking thread.
+    async fn layer(
+        self: &Arc<Self>,
+        name: &Reference,
+        found: &Found,
+        descriptor: &Descriptor,
+        diff_id: &str,
+        how: &Pull<'_>,
+    ) -> Result<PathBuf> {
+        let report = |progress| how.progress.as_ref().into_iter().for_each(|report: &Reporter| report(Progress::clone(&progress)));
+        self.fetch(name, found, descriptor, how).await?;
+        if let Some(present) = self.present(diff_id) {
+            report(Progress::Present { digest: descriptor.digest.clone() });
+            return Ok(present);
+        }
+        let (store, id, packed) = (self.clone(), diff_id.to_owned(), self.blob(&descriptor.digest)?);
+        let unpacked = tokio::task::spawn_blocking(move || store.add_layer(&id, packed)).await;
+        let unpacked = unpacked.map_err(|e| io_error("unpack a layer")(std::io::Error::other(e)))?;
+        let layer = unpacked.map_err(|e| Error::Pull {
+            reference: name.to_string(),
+            reason: format!("failed to extract layer {}: {e}", descriptor.digest),
+            not_found: false,
+        })?;
+        report(Progress::Unpacked { digest: descriptor.digest.clone() });
+        Ok(layer)
+    }
+
+    /// Makes sure that a blob is here.
+    async fn fetch(self: &Arc<Self>, name: &Reference, found: &Found, descriptor: &Descriptor, how: &Pull<'_>) -> Result<()> {
+        let digest = &descriptor.digest;
+        // Images share layers: two pulls must not write one file.
+        let work = async {
+            if self.has_blob(digest) {
+                return Ok(());
+            }
+            let mut download = Download::open(self, descriptor, how.progress.clone()).map_err(io_error("write a layer"))?;
+            let mut last = Failure::NotFound;
+            for remote in &found.sources {
+                match download.from(remote).await {
+                    Ok(()) => return download.keep(self).await,
+                    Err(error) => last = error,
+                }
+            }
+            Err(fail(name, &format!("failed to fetch layer {digest}"), &last))
+        };
+        self.in_turn(digest, work).await
+    }
+
+    pub(crate) fn present(&self, diff_id: &str) -> Option<PathBuf> {
         let layer = PathBuf::from(diff_id.strip_prefix("sha256:").filter(|_| crate::reference::is_digest(diff_id))?);
         self.layer_path(&layer).is_dir().then_some(layer)
     }
 }
 
-impl<'a> Source<'a> {
-    fn new(name: &'a Reference, auth: Option<&cri::v1::AuthConfig>) -> Result<Self> {
-        // Whoever came first has chosen the provider for the process; it is the same one.
-        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-        let protocol = if name.is_loopback() { ClientProtocol::Http } else { ClientProtocol::Https };
-        let config = ClientConfig {
-            protocol,
-            read_timeout: Some(STALL),
-            connect_timeout: Some(CONNECT),
-            platform_resolver: Some(Box::new(choose_platform)),
-            user_agent: concat!("sternpost/", env!("CARGO_PKG_VERSION")),
-            ..ClientConfig::default()
-        };
-        let client = oci_client::Client::try_from(config).map_err(|e| Error::Pull {
-            reference: name.to_string(),
-            reason: e.to_string(),
-            not_found: false,
-        })?;
-        let (registry, repository) = (name.registry.clone(), name.repository.clone());
-        let remote = match (&name.digest, &name.tag) {
-            (Some(digest), _) => oci_client::Reference::with_digest(registry, repository, digest.clone()),
-            (None, tag) => oci_client::Reference::with_tag(registry, repository, tag.clone().unwrap_or_else(|| "latest".into())),
-        };
-        Ok(Self { client, remote, auth: credentials(auth)?, name })
-    }
-
-    async fn config(&self, descriptor: &OciDescriptor) -> Result<Vec<u8>> {
-        if descriptor.size > CONFIG_BYTES_MAX {
-            return Err(self.refuse(format!("the image's configuration has {} bytes", descriptor.size)));
+async fn first(remotes: &[Arc<Remote>], wanted: &str) -> Option<Fetched> {
+    for remote in remotes {
+        if let Ok(found) = remote.manifest(wanted).await {
+            return Some(found);
         }
-        let mut bytes = Vec::new();
-        self.client
-            .pull_blob(&self.remote, descriptor, &mut bytes)
-            .await
-            .map_err(|e| self.fail("failed to fetch the configuration", &e))?;
-        Ok(bytes)
+    }
+    None
+}
+
+/// Not all nodes ask the same one first.
+fn spread<T>(all: &mut [T]) {
+    let mut bytes = [0_u8; 4];
+    if !all.is_empty() && getrandom::fill(&mut bytes).is_ok() {
+        all.rotate_left(u32::from_le_bytes(bytes) as usize % all.len());
+    }
+}
+
+/// Upstream's words for what people meet most: no such image, no access, no connection.
+pub(crate) fn fail(name: &Reference, step: &str, failure: &Failure) -> Error {
+    let not_found = matches!(failure, Failure::NotFound);
+    let reason = if not_found { format!("{step}: {name}: not found") } else { format!("{step}: {failure}") };
+    Error::Pull { reference: name.to_string(), reason, not_found }
+}
+
+impl ConfigFile {
+    pub(crate) fn parse(bytes: &[u8]) -> std::result::Result<Self, String> {
+        serde_json::from_slice(bytes).map_err(|error| error.to_string())
     }
 
-    async fn download(&self, descriptor: &OciDescriptor, path: &Path) -> Result<()> {
-        let mut backoff = Duration::from_millis(200);
-        for attempt in 1.. {
-            let file = tokio::fs::File::create(path).await.map_err(io_error("write a layer"))?;
-            let writer = tokio::io::BufWriter::with_capacity(256 << 10, file);
-            match self.client.pull_blob(&self.remote, descriptor, writer).await {
-                Ok(()) => return Ok(()),
-                Err(error) if attempt < ATTEMPTS && is_transient(&error) => {
-                    tracing::debug!(layer = descriptor.digest, %error, "the download broke off; trying again");
-                    tokio::time::sleep(backoff).await;
-                    backoff *= 4;
-                }
-                Err(error) => return Err(self.fail(&format!("failed to fetch layer {}", descriptor.digest), &error)),
-            }
+    /// Whether it is of an image of so many layers.
+    pub(crate) fn matches(&self, layers: usize) -> std::result::Result<(), String> {
+        if self.rootfs.diff_ids.len() == layers {
+            return Ok(());
         }
-        Ok(())
-    }
-
-    fn refuse(&self, reason: String) -> Error {
-        Error::Pull { reference: self.name.to_string(), reason, not_found: false }
-    }
-
-    /// Upstream's words for what people meet most: no such image, no access, no connection.
-    fn fail(&self, step: &str, error: &OciDistributionError) -> Error {
-        let name = self.name.to_string();
-        let not_found = is_not_found(error);
-        let reason = match error {
-            _ if not_found => format!("{name}: not found"),
-            OciDistributionError::UnauthorizedError { .. } | OciDistributionError::AuthenticationFailure(_) => {
-                "pull access denied, repository does not exist or may require authorization: authorization failed".to_owned()
-            }
-            other => chain(other),
-        };
-        Error::Pull { reference: name, reason: format!("{step}: {reason}"), not_found }
-    }
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        let next = error.to_string();
-        if !text.contains(&next) {
-            text = format!("{text}: {next}");
-        }
-        source = error.source();
-    }
-    text
-}
-
-fn is_not_found(error: &OciDistributionError) -> bool {
-    use oci_client::errors::OciErrorCode::{BlobUnknown, ManifestUnknown, NameUnknown, NotFound};
-    match error {
-        OciDistributionError::ImageManifestNotFoundError(_) => true,
-        OciDistributionError::ServerError { code, .. } => *code == 404,
-        OciDistributionError::RegistryError { envelope, .. } => {
-            envelope.errors.iter().any(|e| matches!(e.code, BlobUnknown | ManifestUnknown | NameUnknown | NotFound))
-        }
-        _ => false,
-    }
-}
-
-fn is_transient(error: &OciDistributionError) -> bool {
-    match error {
-        OciDistributionError::RequestError(_) | OciDistributionError::DigestError(_) => true,
-        OciDistributionError::ServerError { code, .. } => *code >= 500 || *code == 429,
-        _ => false,
-    }
-}
-
-fn choose_platform(entries: &[ImageIndexEntry]) -> Option<String> {
-    let ours = |e: &&ImageIndexEntry| {
-        e.platform.as_ref().is_some_and(|p| p.os.to_string() == "linux" && p.architecture.to_string() == architecture())
-    };
-    entries.iter().find(ours).map(|e| e.digest.clone())
-}
-
-/// CRI's credentials: user and password, or both in base64, or a token.
-fn credentials(auth: Option<&cri::v1::AuthConfig>) -> Result<RegistryAuth> {
-    let Some(auth) = auth else { return Ok(RegistryAuth::Anonymous) };
-    if !auth.registry_token.is_empty() {
-        return Ok(RegistryAuth::Bearer(auth.registry_token.clone()));
-    }
-    if !auth.username.is_empty() {
-        return Ok(RegistryAuth::Basic(auth.username.clone(), auth.password.clone()));
-    }
-    if auth.auth.is_empty() {
-        return Ok(RegistryAuth::Anonymous);
-    }
-    use base64::Engine;
-    let decoded = base64::engine::general_purpose::STANDARD.decode(auth.auth.trim()).ok().and_then(|bytes| String::from_utf8(bytes).ok());
-    let pair = decoded.as_deref().and_then(|text| text.split_once(':'));
-    let (user, password) = pair.ok_or_else(|| Error::Pull {
-        reference: auth.server_address.clone(),
-        reason: "invalid registry credentials: auth is not base64 of user:password".into(),
-        not_found: false,
-    })?;
-    Ok(RegistryAuth::Basic(user.to_owned(), password.trim_end_matches('\0').to_owned()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use cri::v1::AuthConfig;
-
-    #[test]
-    fn credentials_come_in_three_shapes() {
-        let user = AuthConfig { username: "u".into(), password: "p".into(), ..Default::default() };
-        let both = AuthConfig { auth: "dTpwOnE=".into(), ..Default::default() };
-        assert!(matches!(credentials(None), Ok(RegistryAuth::Anonymous)));
-        assert!(matches!(credentials(Some(&user)), Ok(RegistryAuth::Basic(u, p)) if u == "u" && p == "p"));
-        assert!(matches!(credentials(Some(&both)), Ok(RegistryAuth::Basic(u, p)) if u == "u" && p == "p:q"));
-        assert!(credentials(Some(&AuthConfig { auth: "?".into(), ..Default::default() })).is_err());
+        Err(format!("{layers} layers, but {} diff ids", self.rootfs.diff_ids.len()))
     }
 }

@@ -51,14 +51,24 @@ impl Reference {
         Ok(Self { registry: registry.to_owned(), repository, tag, digest })
     }
 
+    /// The same repository's content by another tag or digest.
+    pub(crate) fn with(&self, wanted: &str) -> Self {
+        let (tag, digest) = if is_digest(wanted) { (None, Some(wanted.to_owned())) } else { (Some(wanted.to_owned()), None) };
+        Self { registry: self.registry.clone(), repository: self.repository.clone(), tag, digest }
+    }
+
     /// `registry/repository`.
     pub fn name(&self) -> String {
         format!("{}/{}", self.registry, self.repository)
     }
 
-    /// The registry is on this machine, where plain HTTP is allowed.
-    pub(crate) fn is_loopback(&self) -> bool {
-        let host = self.registry.rsplit_once(':').map_or(self.registry.as_str(), |(host, _)| host);
+    /// The host is this machine, where plain HTTP is allowed.
+    pub(crate) fn is_loopback_host(registry: &str) -> bool {
+        let registry = registry.split('/').next().unwrap_or_default();
+        let host = match registry.rsplit_once(':') {
+            Some((host, port)) if port.bytes().all(|b| b.is_ascii_digit()) => host,
+            _ => registry,
+        };
         host == "localhost" || host.trim_matches(['[', ']']).parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
     }
 }
@@ -80,14 +90,14 @@ pub(crate) fn is_digest(text: &str) -> bool {
     text.strip_prefix("sha256:").is_some_and(|hex| hex.len() == 64 && hex.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b)))
 }
 
-fn is_tag(text: &str) -> bool {
+pub(crate) fn is_tag(text: &str) -> bool {
     !text.is_empty()
         && text.len() <= 128
         && !text.starts_with(['.', '-'])
         && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
 }
 
-fn is_path_part(text: &str) -> bool {
+pub(crate) fn is_path_part(text: &str) -> bool {
     let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
     !text.is_empty()
         && text.bytes().all(|b| inner(b) || b"._-".contains(&b))

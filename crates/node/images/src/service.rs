@@ -4,7 +4,10 @@ use std::sync::Arc;
 
 use cri::v1;
 
-use crate::{Error, Image, Store};
+use crate::{Error, Image, Pull, Store};
+
+/// The annotation of an image's spec by which the kubelet says that a tag may be believed as another node of the cluster knows it.
+pub const ANY_KNOWN: &str = "sternpost.io/any-known";
 
 /// As the traits of `cri` return it.
 type Call<'a, T> = std::pin::Pin<Box<dyn Future<Output = cri::Result<T>> + Send + 'a>>;
@@ -47,8 +50,10 @@ impl cri::ImageService for Service {
 
     fn pull_image(&self, request: v1::PullImageRequest) -> Call<'_, v1::PullImageResponse> {
         Box::pin(async move {
-            let name = request.image.map(|i| i.image).unwrap_or_default();
-            let image = self.0.clone().pull(&name, request.auth.as_ref()).await?;
+            let spec = request.image.unwrap_or_default();
+            let any_known = spec.annotations.get(ANY_KNOWN).is_some_and(|value| value == "true");
+            let how = Pull { auth: request.auth.as_ref(), any_known, progress: None };
+            let image = Box::pin(self.0.clone().pull_with(&spec.image, how)).await?;
             Ok(v1::PullImageResponse { image_ref: image.id })
         })
     }

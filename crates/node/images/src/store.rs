@@ -1,17 +1,23 @@
-//! Records of images, and the layers behind them.
+//! Records of images, and the layers and blobs behind them.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::reference::Reference;
-use crate::{ImageConfig, Result, io_error};
+use crate::registries::Registries;
+use crate::registry::Repository;
+use crate::{Error, ImageConfig, Result, io_error};
+
+/// How long an uploaded blob waits for a manifest that names it.
+const UPLOADS_KEPT: Duration = Duration::from_secs(3600);
 
 /// One image on the node.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Image {
     /// `sha256:<hex>` of the configuration.
     pub id: String,
@@ -26,6 +32,15 @@ pub struct Image {
     pub digests: BTreeSet<String>,
     /// Built in: never removed.
     pub pinned: bool,
+    /// The digest of its manifest; `None` for a built-in image, which was never packed.
+    #[serde(default)]
+    pub manifest: Option<String>,
+    /// Digests of what it came as: manifest, indexes above it, configuration, packed layers.
+    #[serde(default)]
+    pub(crate) blobs: BTreeSet<String>,
+    /// Pulled with credentials: other nodes are not told of it by its name.
+    #[serde(default)]
+    pub(crate) private: bool,
     /// Removed for users, but a container still stands on its layers: the record keeps them, also over a restart.
     #[serde(default)]
     pub(crate) removed: bool,
@@ -40,8 +55,14 @@ impl Image {
 
 pub(crate) struct State {
     pub images: BTreeMap<String, Image>,
+    /// What was pushed to the built-in registry, by repository.
+    pub repositories: BTreeMap<String, Repository>,
     /// How many containers use an image.
     leases: HashMap<String, usize>,
+    /// Blobs and layers that somebody is at work with.
+    held: HashMap<String, usize>,
+    /// Blobs that were uploaded for a manifest yet to come.
+    pub uploaded: HashMap<String, Instant>,
 }
 
 /// All images, below one directory.
@@ -49,6 +70,27 @@ pub struct Store {
     pub(crate) directory: PathBuf,
     pub(crate) state: Mutex<State>,
     pub(crate) inflight: tokio::sync::Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
+    registries: RwLock<Registries>,
+}
+
+/// Keeps blobs and layers from being collected until it is dropped.
+pub(crate) struct Hold {
+    store: Arc<Store>,
+    names: Vec<String>,
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        let mut state = self.store.lock();
+        for name in &self.names {
+            if let Some(count) = state.held.get_mut(name) {
+                *count -= 1;
+                if *count == 0 {
+                    state.held.remove(name);
+                }
+            }
+        }
+    }
 }
 
 /// Keeps an image until it is dropped.
@@ -85,20 +127,42 @@ impl Store {
     /// Opens the store and removes what an interrupted pull left behind.
     pub fn open(directory: impl Into<PathBuf>) -> Result<Arc<Self>> {
         let directory = directory.into();
-        std::fs::create_dir_all(directory.join("layers")).map_err(io_error(format!("create {}/layers", directory.display())))?;
+        for folder in ["layers", "blobs/sha256"] {
+            std::fs::create_dir_all(directory.join(folder)).map_err(io_error(format!("create {}/{folder}", directory.display())))?;
+        }
         let directory = directory.canonicalize().map_err(io_error(format!("find {}", directory.display())))?;
         let ingest = directory.join("ingest");
         if ingest.exists() {
             std::fs::remove_dir_all(&ingest).map_err(io_error("remove partial downloads"))?;
         }
         std::fs::create_dir_all(&ingest).map_err(io_error("create the download directory"))?;
-        let images = match std::fs::read(directory.join("images.json")) {
-            Ok(bytes) => serde_json::from_slice(&bytes).map_err(|e| io_error("read images.json")(e.into()))?,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => BTreeMap::new(),
-            Err(error) => return Err(io_error("read images.json")(error)),
-        };
-        let state = Mutex::new(State { images, leases: HashMap::new() });
-        Ok(Arc::new(Self { directory, state, inflight: tokio::sync::Mutex::default() }))
+        let images = read_records(&directory, "images.json")?;
+        let repositories = read_records(&directory, "registry.json")?;
+        let (leases, held, uploaded) = Default::default();
+        let state = Mutex::new(State { images, repositories, leases, held, uploaded });
+        Ok(Arc::new(Self { directory, state, inflight: tokio::sync::Mutex::default(), registries: RwLock::default() }))
+    }
+
+    /// Says how registries are reached from now on.
+    pub fn use_registries(&self, registries: Registries) {
+        *self.registries.write().unwrap_or_else(PoisonError::into_inner) = registries;
+    }
+
+    pub(crate) fn registries(&self) -> Registries {
+        self.registries.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whether a name is one of the built-in registry's.
+    pub(crate) fn is_own(&self, name: &Reference) -> bool {
+        self.registries().own.is_some_and(|own| own == name.registry)
+    }
+
+    pub(crate) fn hold(self: &Arc<Self>, names: Vec<String>) -> Hold {
+        let mut state = self.lock();
+        for name in &names {
+            *state.held.entry(name.clone()).or_default() += 1;
+        }
+        Hold { store: self.clone(), names }
     }
 
     /// The image behind a reference, an id, or an id without `sha256:`.
@@ -151,38 +215,74 @@ impl Store {
         Ok(())
     }
 
-    /// Removes what no image and no container needs. Called after a start, when every container has its lease back.
-    pub fn collect_garbage(&self) {
-        self.purge_removed(self.lock());
-        let all = std::fs::read_dir(self.directory.join("layers")).into_iter().flatten().flatten();
-        let all: Vec<PathBuf> = all.map(|entry| PathBuf::from(entry.file_name())).collect();
-        let unused = unused_layers(&self.lock(), &all);
-        self.remove_layers(&unused);
+    /// Gives an image one more name; in the built-in registry, too, where the name is one of its own.
+    pub fn tag(&self, name: &str, new: &str) -> Result<Image> {
+        let image = self.resolve(name).ok_or_else(|| Error::NoImage(name.to_owned()))?;
+        let reference = Reference::parse(new)?;
+        if reference.digest.is_some() {
+            return Err(Error::Reference { reference: new.to_owned(), reason: "a digest cannot be given, it is".into() });
+        }
+        let tags = BTreeSet::from([reference.to_string()]);
+        let image = self.record(Image { tags, private: image.private, ..image })?;
+        self.publish_own(&image, &reference)?;
+        Ok(image)
     }
 
-    /// Drops removed images that no container uses any more, with the layers that only they had.
+    /// Removes what no image, no repository and no container needs. Called after a start, when every container has its lease back.
+    pub fn collect_garbage(&self) {
+        self.purge_removed(self.lock());
+        let list = |folder: &str| -> Vec<String> {
+            let all = std::fs::read_dir(self.directory.join(folder)).into_iter().flatten().flatten();
+            all.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+        };
+        let (layers, blobs) = (list("layers"), list("blobs/sha256"));
+        let layers: Vec<PathBuf> = layers.into_iter().map(PathBuf::from).collect();
+        let blobs: Vec<String> = blobs.into_iter().map(|name| format!("sha256:{name}")).collect();
+        self.remove_unused(&self.lock(), &layers, &blobs);
+    }
+
+    /// Drops removed images that no container uses any more, with the layers and blobs that only they had.
     fn purge_removed(&self, mut state: MutexGuard<'_, State>) {
         let (images, leases) = {
-            let State { images, leases } = &mut *state;
+            let State { images, leases, .. } = &mut *state;
             (images, &*leases)
         };
-        let mut layers = Vec::new();
+        let (mut layers, mut blobs) = (Vec::new(), Vec::new());
         images.retain(|id, image| {
             let keep = !image.removed || leases.contains_key(id);
             if !keep {
                 layers.append(&mut image.layers);
+                blobs.extend(std::mem::take(&mut image.blobs));
             }
             keep
         });
-        if layers.is_empty() {
+        if layers.is_empty() && blobs.is_empty() {
             return;
         }
         if let Err(error) = self.save(&state) {
             tracing::warn!(%error, "cannot save the list of images");
         }
-        let unused = unused_layers(&state, &layers);
         // Under the lock: a pull must not find a layer present that is about to go.
+        self.remove_unused(&state, &layers, &blobs);
+    }
+
+    /// Removes those of some layers and blobs that nobody needs.
+    pub(crate) fn remove_unused(&self, state: &State, layers: &[PathBuf], blobs: &[String]) {
+        let used: BTreeSet<&PathBuf> = state.images.values().flat_map(|image| &image.layers).collect();
+        let held = |layer: &&PathBuf| state.held.contains_key(&format!("sha256:{}", layer.display()));
+        let unused: Vec<PathBuf> = layers.iter().filter(|layer| !used.contains(layer) && !held(layer)).cloned().collect();
         self.remove_layers(&unused);
+        let mut used: BTreeSet<&str> = state.images.values().flat_map(|image| &image.blobs).map(String::as_str).collect();
+        used.extend(state.repositories.values().flat_map(Repository::digests));
+        let waits = |digest: &str| state.uploaded.get(digest).is_some_and(|since| since.elapsed() < UPLOADS_KEPT);
+        for digest in blobs.iter().filter(|digest| !used.contains(digest.as_str())) {
+            if let Some(path) = self.blob_path(digest).filter(|_| !state.held.contains_key(digest) && !waits(digest))
+                && let Err(error) = std::fs::remove_file(path)
+                && error.kind() != std::io::ErrorKind::NotFound
+            {
+                tracing::warn!(digest, %error, "cannot remove a blob");
+            }
+        }
     }
 
     /// Registers an image whose only layer is the directory `rootfs`, under `name`. Registering again replaces it.
@@ -201,9 +301,8 @@ impl Store {
             layers: vec![rootfs],
             size,
             tags: BTreeSet::from([reference.clone()]),
-            digests: BTreeSet::new(),
             pinned: true,
-            removed: false,
+            ..Image::default()
         };
         let mut state = self.lock();
         // An earlier one may have containers; its root goes with the last of them.
@@ -241,7 +340,9 @@ impl Store {
             other.tags.retain(|tag| !image.tags.contains(tag));
         }
         let merged = state.images.entry(image.id.clone()).or_insert_with(|| image.clone());
-        merged.removed = false;
+        (merged.removed, merged.private) = (false, merged.private && image.private);
+        (merged.layers, merged.manifest) = (image.layers, image.manifest);
+        merged.blobs.extend(image.blobs);
         merged.tags.extend(image.tags);
         merged.digests.extend(image.digests);
         let merged = merged.clone();
@@ -258,14 +359,11 @@ impl Store {
     }
 
     fn save(&self, state: &State) -> Result<()> {
-        let bytes = serde_json::to_vec(&state.images).map_err(|e| io_error("write images.json")(e.into()))?;
-        let temporary = self.directory.join("images.json.new");
-        // Most starts change nothing, and then need no room on a full disk.
-        if std::fs::read(self.directory.join("images.json")).is_ok_and(|known| known == bytes) {
-            return Ok(());
-        }
-        std::fs::write(&temporary, bytes).map_err(io_error("write images.json"))?;
-        std::fs::rename(&temporary, self.directory.join("images.json")).map_err(io_error("write images.json"))
+        write_records(&self.directory, "images.json", &state.images)
+    }
+
+    pub(crate) fn save_repositories(&self, state: &State) -> Result<()> {
+        write_records(&self.directory, "registry.json", &state.repositories)
     }
 
     fn remove_layers(&self, layers: &[PathBuf]) {
@@ -305,9 +403,24 @@ fn build_root(root: &Path, executable: &Path, program: &str, links: &[&str]) -> 
     Ok(())
 }
 
-fn unused_layers(state: &State, layers: &[PathBuf]) -> Vec<PathBuf> {
-    let used: BTreeSet<&PathBuf> = state.images.values().flat_map(|image| &image.layers).collect();
-    layers.iter().filter(|layer| !used.contains(layer)).cloned().collect()
+fn read_records<T: Default + serde::de::DeserializeOwned>(directory: &Path, name: &str) -> Result<T> {
+    match std::fs::read(directory.join(name)) {
+        Ok(bytes) => serde_json::from_slice(&bytes).map_err(|e| io_error(format!("read {name}"))(e.into())),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(T::default()),
+        Err(error) => Err(io_error(format!("read {name}"))(error)),
+    }
+}
+
+fn write_records(directory: &Path, name: &str, records: &impl Serialize) -> Result<()> {
+    let step = || format!("write {name}");
+    let bytes = serde_json::to_vec(records).map_err(|e| io_error(step())(e.into()))?;
+    // Most starts change nothing, and then need no room on a full disk.
+    if std::fs::read(directory.join(name)).is_ok_and(|known| known == bytes) {
+        return Ok(());
+    }
+    let temporary = directory.join(format!("{name}.new"));
+    std::fs::write(&temporary, bytes).map_err(io_error(step()))?;
+    std::fs::rename(&temporary, directory.join(name)).map_err(io_error(step()))
 }
 
 pub(crate) fn hex(bytes: &[u8]) -> String {
@@ -329,18 +442,7 @@ mod tests {
         std::fs::create_dir_all(store.layer_path(&layer)).unwrap();
         let tags = BTreeSet::from([Reference::parse(tag).unwrap().to_string()]);
         let id = format!("sha256:{}", id.to_string().repeat(64));
-        store
-            .record(Image {
-                id,
-                config: ImageConfig::default(),
-                layers: vec![layer],
-                size: 1,
-                tags,
-                digests: BTreeSet::new(),
-                pinned: false,
-                removed: false,
-            })
-            .unwrap()
+        store.record(Image { id, layers: vec![layer], size: 1, tags, ..Image::default() }).unwrap()
     }
 
     #[test]

@@ -18,6 +18,7 @@ use rustix::io::Errno;
 use sha2::{Digest, Sha256};
 use tar::EntryType;
 
+use crate::entries::{Entries, Entry};
 use crate::store::hex;
 use crate::{Error, Result, io_error};
 
@@ -50,30 +51,36 @@ impl<R: Read> Read for Hashing<R> {
     }
 }
 
-/// Undoes the compression that the first bytes show.
-pub(crate) fn decompress<'a>(mut from: impl Read + Send + 'a, name: &str) -> Result<Box<dyn Read + Send + 'a>> {
-    let mut magic = Vec::new();
-    (&mut from).take(4).read_to_end(&mut magic).map_err(io_error(format!("read {name}")))?;
-    let whole = io::Cursor::new(magic.clone()).chain(from);
-    match magic.as_slice() {
-        [0x1f, 0x8b, ..] => Ok(Box::new(flate2::read::MultiGzDecoder::new(io::BufReader::with_capacity(64 << 10, whole)))),
-        [0x28, 0xb5, 0x2f, 0xfd] => Err(Error::Unsupported { layer: name.to_owned(), media_type: "zstd-compressed tar".into() }),
-        _ => Ok(Box::new(whole)),
+/// What one layer may become.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// Bytes of its tar stream.
+    pub bytes: u64,
+    pub entries: u64,
+}
+
+impl Default for Limits {
+    /// Several times the largest images that people run.
+    fn default() -> Self {
+        Self { bytes: 128 << 30, entries: 8 << 20 }
     }
 }
 
-/// Unpacks an uncompressed tar stream into the empty directory `target`.
-pub(crate) fn unpack(stream: impl Read, target: &Path) -> Result<()> {
+/// Unpacks an uncompressed tar stream into the empty directory `target`. Names that are not UTF-8 are refused for directories only.
+pub(crate) fn unpack(stream: impl Read, target: &Path, limits: Limits) -> Result<()> {
     let root = std::fs::File::open(target).map_err(io_error(format!("open {}", target.display())))?;
-    let mut archive = tar::Archive::new(stream);
+    let mut entries = Entries::new(stream);
     let mut unpacking = Unpacking { root: root.into(), parent: None, directories: Vec::new() };
+    let (mut count, mut bytes) = (0_u64, 0_u64);
     // The umask is not ours to change in a process with threads: modes are set explicitly.
-    for entry in archive.entries().map_err(io_error("read the layer"))? {
-        let mut entry = entry.map_err(io_error("read the layer"))?;
-        let path = entry.path_bytes().into_owned();
+    while let Some(entry) = entries.next().map_err(io_error("read the layer"))? {
+        (count, bytes) = (count + 1, bytes.saturating_add(entry.size));
+        if count > limits.entries || bytes > limits.bytes {
+            return Err(Error::TooLarge(format!("the layer has more than {} entries or {} bytes", limits.entries, limits.bytes)));
+        }
         unpacking
-            .place(&mut entry, &path)
-            .map_err(|e| Error::Entry { path: String::from_utf8_lossy(&path).into_owned(), reason: oci::errno_text(&e) })?;
+            .place(&entry, &mut entries.body())
+            .map_err(|e| Error::Entry { path: String::from_utf8_lossy(&entry.path).into_owned(), reason: oci::errno_text(&e) })?;
     }
     unpacking.finish().map_err(io_error("set the times of directories"))
 }
@@ -86,14 +93,9 @@ struct Unpacking {
     directories: Vec<(Vec<u8>, Timestamps)>,
 }
 
-fn times(seconds: u64) -> Timestamps {
-    let time = Timespec { tv_sec: i64::try_from(seconds).unwrap_or(0), tv_nsec: 0 };
+fn times((seconds, nanoseconds): (i64, i64)) -> Timestamps {
+    let time = Timespec { tv_sec: seconds, tv_nsec: nanoseconds };
     Timestamps { last_access: time, last_modification: time }
-}
-
-/// An empty field is zero, as Go reads it; a malformed one is an error.
-fn number<T: Default>(field: &[u8], parsed: io::Result<T>) -> io::Result<T> {
-    if field.iter().all(|b| matches!(b, 0 | b' ')) { Ok(T::default()) } else { parsed }
 }
 
 fn refuse(reason: &str) -> io::Error {
@@ -113,26 +115,27 @@ fn split(path: &[u8]) -> io::Result<(Vec<u8>, Vec<u8>)> {
 }
 
 impl Unpacking {
-    fn place(&mut self, entry: &mut tar::Entry<'_, impl Read>, path: &[u8]) -> io::Result<()> {
-        let kind = entry.header().entry_type();
-        if kind.is_pax_global_extensions() {
-            return Ok(());
-        }
-        let (directory, name) = split(path)?;
+    fn place(&mut self, entry: &Entry, body: &mut impl Read) -> io::Result<()> {
+        let (directory, name) = split(&entry.path)?;
         let parent = self.directory(&directory)?;
         if name == OPAQUE {
             let directory = in_root::open(&self.root, text(&directory)?, OFlags::RDONLY | OFlags::DIRECTORY)?;
             return Ok(fsetxattr(&directory, "trusted.overlay.opaque", b"y", XattrFlags::empty())?);
         }
         if let Some(removed) = name.strip_prefix(WHITEOUT) {
-            return if removed.starts_with(WHITEOUT) { Ok(()) } else { whiteout(&parent, removed) };
+            // Nobody's file is called `.` or `..`; other tools' notes (`.wh..wh.plnk`) are none of ours.
+            return match removed {
+                b"" | b"." | b".." => Err(refuse("a whiteout of no file's name")),
+                note if note.starts_with(WHITEOUT) => Ok(()),
+                _ => whiteout(&parent, removed),
+            };
         }
         let name = if name.is_empty() { b".".to_vec() } else { name };
-        self.make(entry, kind, &parent, &name)?;
-        set_metadata(entry, kind, &parent, &name)?;
-        if kind.is_dir() {
+        self.make(entry, body, &parent, &name)?;
+        set_metadata(entry, &parent, &name)?;
+        if entry.kind.is_dir() {
             let whole = if directory.is_empty() { name } else { [directory, name].join(&b'/') };
-            self.directories.push((whole, times(number(&entry.header().as_old().mtime, entry.header().mtime())?)));
+            self.directories.push((whole, times(entry.modified)));
         }
         Ok(())
     }
@@ -148,12 +151,15 @@ impl Unpacking {
         Ok(fd)
     }
 
-    fn make(&mut self, entry: &mut tar::Entry<'_, impl Read>, kind: EntryType, parent: &OwnedFd, name: &[u8]) -> io::Result<()> {
+    fn make(&mut self, entry: &Entry, body: &mut impl Read, parent: &OwnedFd, name: &[u8]) -> io::Result<()> {
         let os = OsStr::from_bytes(name);
-        if !kind.is_dir() {
+        if !entry.kind.is_dir() {
+            if name == b"." {
+                return Err(refuse("the root of the layer must be a directory"));
+            }
             remove_existing(parent, os)?;
         }
-        match kind {
+        match entry.kind {
             EntryType::Directory => match mkdirat(parent, os, Mode::from_raw_mode(0o755)) {
                 Err(Errno::EXIST) if is_directory(parent, os) => Ok(()),
                 Err(Errno::EXIST) => {
@@ -162,30 +168,28 @@ impl Unpacking {
                 }
                 other => Ok(other?),
             },
-            EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
+            EntryType::Regular | EntryType::Continuous => {
                 let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
                 let mut file = std::fs::File::from(openat(parent, os, flags, Mode::from_raw_mode(0o600))?);
-                io::copy(entry, &mut file).map(drop)
+                io::copy(body, &mut file).map(drop)
             }
-            EntryType::Symlink => {
-                let target = entry.link_name_bytes().ok_or_else(|| refuse("a symbolic link without a target"))?;
-                Ok(symlinkat(OsStr::from_bytes(&target), parent, os)?)
-            }
+            EntryType::Symlink if entry.link.is_empty() => Err(refuse("a symbolic link without a target")),
+            EntryType::Symlink => Ok(symlinkat(OsStr::from_bytes(&entry.link), parent, os)?),
             EntryType::Link => {
-                let target = entry.link_name_bytes().ok_or_else(|| refuse("a hard link without a target"))?;
-                let (directory, target_name) = split(&target)?;
+                let (directory, target_name) = split(&entry.link)?;
+                if target_name.is_empty() {
+                    return Err(refuse("a hard link without a target"));
+                }
                 let directory = in_root::open(&self.root, text(&directory)?, OFlags::PATH | OFlags::DIRECTORY)?;
                 Ok(linkat(&directory, OsStr::from_bytes(&target_name), parent, os, AtFlags::empty())?)
             }
             EntryType::Char | EntryType::Block | EntryType::Fifo => {
-                let header = entry.header();
-                let (major, minor) = (header.device_major()?.unwrap_or(0), header.device_minor()?.unwrap_or(0));
-                let kind = match kind {
+                let kind = match entry.kind {
                     EntryType::Char => FileType::CharacterDevice,
                     EntryType::Block => FileType::BlockDevice,
                     _ => FileType::Fifo,
                 };
-                Ok(mknodat(parent, os, kind, Mode::from_raw_mode(0o600), makedev(major, minor))?)
+                Ok(mknodat(parent, os, kind, Mode::from_raw_mode(0o600), makedev(entry.device.0, entry.device.1))?)
             }
             other => Err(refuse(&format!("entries of type {:?} are not supported", other.as_byte() as char))),
         }
@@ -225,44 +229,35 @@ fn remove_existing(parent: &OwnedFd, name: &OsStr) -> io::Result<()> {
     }
 }
 
-fn set_metadata(entry: &mut tar::Entry<'_, impl Read>, kind: EntryType, parent: &OwnedFd, name: &[u8]) -> io::Result<()> {
-    if kind.is_hard_link() {
+fn set_metadata(entry: &Entry, parent: &OwnedFd, name: &[u8]) -> io::Result<()> {
+    if entry.kind.is_hard_link() {
         return Ok(());
     }
     let os = OsStr::from_bytes(name);
-    let header = entry.header();
-    let fields = header.as_old();
-    let id = |id: u64| u32::try_from(id).map_err(|_| refuse("an owner's number is too large"));
-    let uid = Uid::from_raw(id(number(&fields.uid, header.uid())?)?);
-    let gid = Gid::from_raw(id(number(&fields.gid, header.gid())?)?);
-    let (mode, times) = (number(&fields.mode, header.mode())? & 0o7777, times(number(&fields.mtime, header.mtime())?));
-    chownat(parent, os, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;
-    if !kind.is_symlink() {
+    chownat(parent, os, Some(Uid::from_raw(entry.uid)), Some(Gid::from_raw(entry.gid)), AtFlags::SYMLINK_NOFOLLOW)?;
+    if !entry.kind.is_symlink() {
         // After the owner: changing it clears set-user-id.
-        chmodat(parent, os, Mode::from_raw_mode(mode), AtFlags::empty())?;
+        chmodat(parent, os, Mode::from_raw_mode(entry.mode), AtFlags::empty())?;
     }
-    if kind.is_file() || kind.is_dir() {
-        set_xattrs(entry, parent, os)?;
+    if entry.kind.is_file() || entry.kind.is_dir() {
+        set_attributes(entry, parent, os)?;
     }
-    Ok(utimensat(parent, os, &times, AtFlags::SYMLINK_NOFOLLOW)?)
+    Ok(utimensat(parent, os, &times(entry.modified), AtFlags::SYMLINK_NOFOLLOW)?)
 }
 
-fn set_xattrs(entry: &mut tar::Entry<'_, impl Read>, parent: &OwnedFd, name: &OsStr) -> io::Result<()> {
-    let Some(extensions) = entry.pax_extensions()? else { return Ok(()) };
-    let mut attributes = Vec::new();
-    for extension in extensions.flatten() {
-        if let Ok(Some(attribute)) = extension.key().map(|key| key.strip_prefix("SCHILY.xattr."))
-            // overlayfs' own attributes from an image would let it play tricks on the layers below.
-            && (attribute.starts_with("user.") || attribute == "security.capability")
-        {
-            attributes.push((attribute.to_owned(), extension.value_bytes().to_vec()));
+fn set_attributes(entry: &Entry, parent: &OwnedFd, name: &OsStr) -> io::Result<()> {
+    // overlayfs' own attributes from an image would let it play tricks on the layers below.
+    let allowed = |key: &str| key.starts_with("user.") || key == "security.capability";
+    let mut file = None;
+    for (key, value) in entry.attributes.iter().filter(|(key, _)| allowed(key)) {
+        if file.is_none() {
+            file = Some(openat(parent, name, OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?);
+        }
+        if let Some(file) = &file {
+            fsetxattr(file, key.as_str(), value, XattrFlags::empty())?;
         }
     }
-    if attributes.is_empty() {
-        return Ok(());
-    }
-    let file = openat(parent, name, OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
-    attributes.iter().try_for_each(|(key, value)| Ok(fsetxattr(&file, key.as_str(), value, XattrFlags::empty())?))
+    Ok(())
 }
 
 #[cfg(test)]
@@ -298,7 +293,7 @@ mod tests {
     fn unpacked(entries: &[Made<'_>]) -> (tempfile::TempDir, Result<()>) {
         let directory = tempfile::tempdir().unwrap();
         std::fs::create_dir(directory.path().join("layer")).unwrap();
-        let result = unpack(layer(entries).as_slice(), &directory.path().join("layer"));
+        let result = unpack(layer(entries).as_slice(), &directory.path().join("layer"), Limits::default());
         (directory, result)
     }
 
@@ -352,7 +347,7 @@ mod tests {
             let directory = tempfile::tempdir().unwrap();
             std::fs::write(directory.path().join("secret"), "secret").unwrap();
             std::fs::create_dir(directory.path().join("layer")).unwrap();
-            let _ = unpack(layer(attack).as_slice(), &directory.path().join("layer"));
+            let _ = unpack(layer(attack).as_slice(), &directory.path().join("layer"), Limits::default());
             assert!(!directory.path().join("escaped").exists(), "{attack:?}");
             assert!(!directory.path().join("layer/taken").exists(), "{attack:?}");
             assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 2, "{attack:?}");
@@ -360,10 +355,54 @@ mod tests {
     }
 
     #[test]
-    fn rubbish_is_an_error_and_zstd_is_named() {
+    fn rubbish_is_an_error_and_so_is_a_layer_beyond_the_limits() {
         let directory = tempfile::tempdir().unwrap();
-        assert!(unpack([7_u8; 2000].as_slice(), directory.path()).is_err());
-        let error = decompress([0x28, 0xb5, 0x2f, 0xfd, 0].as_slice(), "sha256:1").err().unwrap();
-        assert_eq!(error.to_string(), "layer sha256:1: unsupported media type zstd-compressed tar");
+        assert!(unpack([7_u8; 2000].as_slice(), directory.path(), Limits::default()).is_err());
+        let two = layer(&[(EntryType::Regular, "a", "x", 0o644), (EntryType::Regular, "b", "xyz", 0o644)]);
+        for limits in [Limits { entries: 1, ..Limits::default() }, Limits { bytes: 3, ..Limits::default() }] {
+            let error = unpack(two.as_slice(), directory.path(), limits).unwrap_err().to_string();
+            assert!(error.contains("the layer has more than"), "{error}");
+        }
+    }
+
+    #[test]
+    fn entries_that_no_tool_writes_are_refused_with_their_path() {
+        for (attack, reason) in [
+            ((EntryType::Regular, "a/.wh...", "", 0), "whiteout of no file's name"),
+            ((EntryType::Regular, ".wh..", "", 0), "whiteout of no file's name"),
+            ((EntryType::Regular, "./", "x", 0), "read the layer"),
+            ((EntryType::Symlink, ".", "x", 0), "the root of the layer"),
+            ((EntryType::Symlink, "link", "", 0), "without a target"),
+            ((EntryType::Link, "link", "/", 0), "without a target"),
+            ((EntryType::Regular, "../up", "x", 0), "part \"..\""),
+        ] {
+            let (_directory, result) = unpacked(&[attack]);
+            if attack.1 == "./" {
+                continue;
+            }
+            let error = result.unwrap_err().to_string();
+            assert!(error.contains(reason), "{attack:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn overlay_attributes_of_an_image_are_dropped_and_users_own_are_kept() {
+        let mut builder = tar::Builder::new(Vec::new());
+        let attributes = [("SCHILY.xattr.trusted.overlay.redirect", b"/etc".as_slice()), ("SCHILY.xattr.user.note", b"kept")];
+        builder.append_pax_extensions(attributes).unwrap();
+        let mut header = tar::Header::new_ustar();
+        header.set_entry_type(EntryType::Directory);
+        header.set_mode(0o755);
+        header.set_size(0);
+        builder.append_data(&mut header, "d", [].as_slice()).unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        unpack(builder.into_inner().unwrap().as_slice(), directory.path(), Limits::default()).unwrap();
+        let mut value = [0_u8; 16];
+        let made = directory.path().join("d");
+        assert!(rustix::fs::getxattr(&made, "trusted.overlay.redirect", &mut value).is_err());
+        // Not every file system of a test machine has user attributes.
+        if let Ok(length) = rustix::fs::getxattr(&made, "user.note", &mut value) {
+            assert_eq!(value.get(..length), Some(b"kept".as_slice()));
+        }
     }
 }

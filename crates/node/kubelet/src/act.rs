@@ -16,6 +16,7 @@ use crate::plan::{Action, KillReason, Plan, next_backoff, next_failure};
 use crate::podspec;
 use crate::probe::check;
 use crate::resize::Given;
+use crate::storage::Trouble;
 use crate::users::IdRange;
 use crate::worker::{Agent, Record, Scene, lock};
 use crate::world::{Image, PostStart};
@@ -24,6 +25,8 @@ type Error = Box<dyn std::error::Error + Send + Sync>;
 
 /// Waits after a failed step: volumes from half a second, sandboxes and containers from one, doubling.
 const VOLUMES_FIRST: Duration = Duration::from_millis(500);
+/// How soon a volume is looked for again that somebody else has to make or attach.
+const VOLUMES_WAIT: Duration = Duration::from_millis(200);
 const START_FIRST: Duration = Duration::from_secs(1);
 const RESIZE_FIRST: Duration = Duration::from_secs(2);
 /// A hook's time counts against the grace period, but a container always gets this much after it.
@@ -67,11 +70,15 @@ impl Agent {
                 memory.volumes_ready = true;
                 memory.volumes_failed = None;
             }
-            Err(message) => {
+            Err(Trouble::Failed(reason, message)) => {
                 let former = memory.volumes_failed.take().map(|failure| failure.wait);
-                memory.volumes_failed = Some(next_failure(former, VOLUMES_FIRST, "FailedMount", message.clone(), Timestamp::now()));
+                memory.volumes_failed = Some(next_failure(former, VOLUMES_FIRST, reason, message.clone(), Timestamp::now()));
                 drop(memory);
-                self.event(&scene.reference(), EventKind::Warning, "FailedMount", message);
+                self.event(&scene.reference(), EventKind::Warning, reason, message);
+            }
+            Err(Trouble::Waiting(message)) => {
+                tracing::debug!(pod = podspec::name(&scene.pod), message, "a volume is waited for");
+                memory.volumes_failed = Some(next_failure(None, VOLUMES_WAIT, "FailedMount", message, Timestamp::now()));
             }
         }
     }
@@ -85,6 +92,7 @@ impl Agent {
         let prepared = async {
             let runtime_handler = self.runtime_handler(scene).await?;
             self.check_users(scene, &runtime_handler).await?;
+            self.prepare_claims(scene).await?;
             let users = self.users_of(scene).map_err(cri::Error::internal)?;
             let config = crispec::sandbox(&scene.pod, &self.config, dns, attempt, users);
             self.make_group(scene, config.linux.as_ref().and_then(|linux| linux.resources.clone()))?;
@@ -122,6 +130,15 @@ impl Agent {
         };
         let made = cgroups::Root::detect(root).and_then(|root| root.create(&crispec::pod_cgroup(&scene.pod))?.set(&limits));
         made.map_err(|error| cri::Error::internal(error.to_string()))
+    }
+
+    async fn prepare_claims(&self, scene: &Scene) -> cri::Result<()> {
+        let prepared = self.claims.prepare(&self.client, &scene.pod).await;
+        prepared.map_err(|error| {
+            let message = format!("Failed to prepare dynamic resources: {error}");
+            self.event(&scene.reference(), EventKind::Warning, "FailedPrepareDynamicResources", message.clone());
+            cri::Error::internal(message)
+        })
     }
 
     /// The ids of a pod with a user namespace.
@@ -240,20 +257,25 @@ impl Agent {
         let facts = self.container_facts(scene, container).await.map_err(config_error)?;
         let envs = env::of_container(&scene.pod, container, &facts).map_err(|error| config_error(error.0))?;
         let images = scene.record.memory().volume_images();
-        let files = mounts::of_container(&self.config, &scene.pod, container, attempt, &envs, &facts.pod_ips, &images);
+        let placed = lock(&scene.record.placed).clone();
+        let inside = mounts::Inside { attempt, env: &envs, ips: &facts.pod_ips, images: &images, placed: &placed };
+        let files = mounts::of_container(&self.config, &scene.pod, container, &inside);
         let files = files.map_err(|message| Refused { reason: "CreateContainerConfigError", message })?;
         let users = self.users_of(scene).map_err(config_error)?;
         let image_ref = match scene.record.memory().images.get(&(container.name.clone(), attempt)) {
             Some(Image::Ready(reference)) => reference.clone(),
             _ => container.image.clone().unwrap_or_default(),
         };
-        let config = crispec::container(&ContainerInput {
+        let devices = self.devices.prepare(&scene.record.uid, &container.name).await.map_err(config_error)?;
+        let named = self.claims.devices(&scene.record.uid, container).map_err(config_error)?;
+        let mut config = crispec::container(&ContainerInput {
             pod: &scene.pod,
             container,
             role,
             attempt,
             facts: &facts,
             mounts: files.mounts,
+            devices: files.devices,
             message_file: &files.message_file,
             image_user: self.image_user(scene, container, &image_ref).await,
             image_ref: &image_ref,
@@ -264,6 +286,8 @@ impl Agent {
             users,
         })
         .map_err(|error| config_error(error.0))?;
+        crispec::add_devices(&mut config, devices, named);
+        self.pin(&scene.record.uid, &container.name, &mut config);
         let dns = crate::dns::of_pod(&scene.pod, &self.config, &self.host_dns);
         let sandbox_config = crispec::sandbox(&scene.pod, &self.config, dns, sandbox.attempt, users);
         let request =
@@ -458,9 +482,15 @@ impl Agent {
             self.runtime.remove_pod_sandbox(v1::RemovePodSandboxRequest { pod_sandbox_id: sandbox.id.clone() }).await?;
         }
         if let Some(root) = &self.config.pod_cgroups {
-            let group = format!("pods/pod{}", scene.record.uid);
-            let _ = cgroups::Root::detect(root).and_then(|root| root.open(&group)?.remove());
+            // What class an orphan was of, nobody knows any more.
+            for group in crispec::pod_cgroups(&scene.record.uid) {
+                let _ = cgroups::Root::detect(root).and_then(|root| root.open(&group)?.remove());
+            }
         }
+        if self.storage.has_any(&scene.record.uid) {
+            self.storage.tear_down(&scene.record.uid).await?;
+        }
+        lock(&scene.record.placed).clear();
         let (config, uid) = (self.config.clone(), scene.record.uid.clone());
         let logs = crispec::log_directory(&scene.pod, &self.config);
         let work = move || {
@@ -469,6 +499,9 @@ impl Agent {
         };
         tokio::task::spawn_blocking(work).await??;
         self.users.release(&scene.record.uid);
+        self.devices.release(&scene.record.uid);
+        self.placement.release(&scene.record.uid);
+        self.claims.unprepare(&scene.record.uid).await?;
         // A pod of the same uid never comes back; a new wish for it would make a new record.
         if lock(&scene.record.wish).gone {
             self.forget(&scene.record.uid);

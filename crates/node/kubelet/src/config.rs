@@ -2,13 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Taint;
 
 use crate::evict::{Least, Threshold};
 use crate::garbage::ImageGc;
+
+/// Upstream's folder of a kubelet, which manifests of plugins have in their `hostPath`s: pods that ask for it get this kubelet's own.
+const KUBELET: &str = "/var/lib/kubelet";
 
 /// How one node runs.
 #[derive(Clone, Debug)]
@@ -55,6 +58,9 @@ pub struct Config {
     pub starts_max: usize,
     pub eviction: Eviction,
     pub image_gc: ImageGc,
+    /// The node's own credentials for registries, and whose credentials an image on the node asks for.
+    pub credentials: crate::credentials::Sources,
+    pub pulled_images: crate::pulled::Policy,
     /// A path on the file system of images and writable layers.
     pub image_directory: PathBuf,
     /// Files of pods that run here without the API asking for them.
@@ -68,12 +74,31 @@ pub struct Config {
     /// Whether pods may use swap (KEP-2400: `LimitedSwap`).
     pub limited_swap: bool,
     pub taints: Vec<Taint>,
+    /// Mounts below the data directory are handed on between us and the containers of drivers: it becomes a shared mount.
+    pub share_mounts: bool,
+    /// Where plugins look for their kubelet: `device-plugins`, `plugins_registry` and `pod-resources` lie in it.
+    pub plugin_directory: PathBuf,
+    /// Who gets processors and memory for itself.
+    pub placement: crate::placement::Policies,
+    /// The control group root of all pods, for what they may use together; absent, nobody limits it.
+    pub cgroup_root: Option<String>,
+    /// What is held to the node's allocatable resources, of `pods`, `system-reserved` and `kube-reserved`; and the groups of the latter two.
+    pub enforced: Vec<String>,
+    pub system_reserved: Reserved,
+    pub kube_reserved: Reserved,
     /// How many of the host's ids a pod with `hostUsers: false` gets (KEP-127).
     pub user_ids_per_pod: u32,
     /// The control group root below which the kubelet itself makes the pods' groups; absent, the runtime does.
     pub pod_cgroups: Option<String>,
     /// What `/configz` shows: the KubeletConfiguration in use.
     pub shown: serde_json::Value,
+}
+
+/// What is kept from pods, and for whose control group.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Reserved {
+    pub group: Option<String>,
+    pub amounts: BTreeMap<String, String>,
 }
 
 /// When pods go for the node's sake.
@@ -138,6 +163,11 @@ impl Config {
             starts_max: 0,
             eviction: Eviction::default(),
             image_gc: ImageGc::default(),
+            credentials: crate::credentials::Sources {
+                docker_files: vec!["/var/lib/kubelet/config.json".into()],
+                ..crate::credentials::Sources::default()
+            },
+            pulled_images: crate::pulled::Policy::default(),
             image_directory: "/var/lib/sternpost".into(),
             static_pods: None,
             unsafe_sysctls: Vec::new(),
@@ -145,10 +175,28 @@ impl Config {
             seccomp_directory: "/var/lib/kubelet/seccomp".into(),
             limited_swap: false,
             taints: Vec::new(),
+            share_mounts: false,
+            plugin_directory: "/var/lib/kubelet".into(),
+            placement: crate::placement::Policies::default(),
+            cgroup_root: None,
+            enforced: vec!["pods".into()],
+            system_reserved: Reserved::default(),
+            kube_reserved: Reserved::default(),
             user_ids_per_pod: 65_536,
             pod_cgroups: None,
             shown: serde_json::Value::Null,
         }
+    }
+
+    /// Where something is that plugins know below upstream's folder of a kubelet: below ours.
+    pub fn from_driver(&self, path: &Path) -> PathBuf {
+        path.strip_prefix(KUBELET).map_or_else(|_| path.to_owned(), |rest| self.data_directory.join(rest))
+    }
+
+    /// The same the other way round: drivers see our folder where upstream's is.
+    pub fn to_driver(&self, path: &Path) -> String {
+        let shown = path.strip_prefix(&self.data_directory).map_or_else(|_| path.to_owned(), |rest| Path::new(KUBELET).join(rest));
+        shown.display().to_string()
     }
 
     pub(crate) fn pod_directory(&self, uid: &str) -> PathBuf {

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use cri::v1;
 use k8s_openapi::api::core::v1::{Container, Pod, SeccompProfile};
+use plugins::device::Allocated;
 
 use crate::amounts;
 use crate::config::Config;
@@ -50,7 +51,17 @@ pub fn fully_qualified(pod: &Pod, config: &Config) -> Option<String> {
 
 /// The pod's control group below the root, where the kubelet makes it.
 pub fn pod_cgroup(pod: &Pod) -> String {
-    format!("pods/pod{}", podspec::uid(pod))
+    let [guaranteed, burstable, best_effort] = pod_cgroups(podspec::uid(pod));
+    match podspec::qos(pod) {
+        podspec::Qos::Guaranteed => guaranteed,
+        podspec::Qos::Burstable => burstable,
+        podspec::Qos::BestEffort => best_effort,
+    }
+}
+
+/// Where it may be: the classes but for the best have a group of their own (upstream: cgroups-per-qos).
+pub fn pod_cgroups(uid: &str) -> [String; 3] {
+    ["pods", "pods/burstable", "pods/besteffort"].map(|class| format!("{class}/pod{uid}"))
 }
 
 /// `users`: the ids of a pod with a user namespace.
@@ -224,6 +235,7 @@ pub struct ContainerInput<'a> {
     pub facts: &'a Facts,
     /// Volumes, `/etc/hosts`, the termination log: made by `mounts`.
     pub mounts: Vec<v1::Mount>,
+    pub devices: Vec<v1::Device>,
     pub message_file: &'a Path,
     /// The runtime's reference of the image that is on the node.
     pub image_ref: &'a str,
@@ -264,6 +276,7 @@ pub fn container(input: &ContainerInput<'_>) -> Result<v1::ContainerConfig, Erro
         working_dir: container.working_dir.clone().unwrap_or_default(),
         envs: envs.iter().map(|(key, value)| v1::KeyValue { key: key.clone(), value: value.clone().into() }).collect(),
         mounts: mounts(input),
+        devices: input.devices.clone(),
         labels,
         annotations: annotations(input),
         log_path: format!("{}/{attempt}.log", container.name),
@@ -277,6 +290,25 @@ pub fn container(input: &ContainerInput<'_>) -> Result<v1::ContainerConfig, Erro
         }),
         ..Default::default()
     })
+}
+
+/// What device plugins and the drivers of claims gave a container.
+pub fn add_devices(config: &mut v1::ContainerConfig, given: Allocated, named: Vec<String>) {
+    config.envs.extend(given.envs.into_iter().map(|(key, value)| v1::KeyValue { key, value: value.into() }));
+    config.annotations.extend(given.annotations);
+    config.mounts.extend(given.mounts.into_iter().map(|mount| v1::Mount {
+        container_path: mount.container_path,
+        host_path: mount.host_path,
+        readonly: mount.read_only,
+        ..Default::default()
+    }));
+    config.devices.extend(given.devices.into_iter().map(|device| v1::Device {
+        container_path: device.container_path,
+        host_path: device.host_path,
+        permissions: device.permissions,
+    }));
+    let names = given.cdi_devices.into_iter().map(|device| device.name).chain(named);
+    config.cdi_devices.extend(names.map(|name| v1::CdiDevice { name }));
 }
 
 /// In a user namespace volumes show the owners that they have on the disk.
@@ -437,6 +469,7 @@ mod tests {
             attempt: 2,
             facts: &Facts::default(),
             mounts: Vec::new(),
+            devices: Vec::new(),
             message_file: Path::new("/m"),
             image_ref: "sha256:1",
             image_user: user,

@@ -10,7 +10,7 @@ use crate::observe::Observed;
 use crate::podspec::{self, Qos};
 use crate::resize::{self, Given, Grant, Room};
 use crate::worker::{Agent, Record, Wish, lock};
-use crate::world::Waiting;
+use crate::world::{Verdict, Waiting};
 use crate::{admit, amounts};
 
 /// What a pod can hold of a node.
@@ -40,18 +40,42 @@ impl Agent {
         if !taken {
             self.refresh_labels(pod).await;
         }
-        // One at a time: what one takes, the next one does not have.
-        let _one = lock(&self.admitting);
-        if !taken
-            && observed.sandboxes.is_empty()
-            && observed.containers.is_empty()
-            && let Some(verdict) = admit::judge(pod, &self.admission(&record.uid))
+        let new = !taken && observed.sandboxes.is_empty() && observed.containers.is_empty();
         {
-            let said = verdict.message.strip_prefix("Pod was rejected: ").unwrap_or(&verdict.message).to_owned();
-            self.event(&reconcile::reference_to(pod), EventKind::Warning, &verdict.reason, said);
-            record.memory().verdict = Some(verdict);
+            // One at a time: what one takes, the next one does not have.
+            let _one = lock(&self.admitting);
+            if new && let Some(verdict) = admit::judge(pod, &self.admission(&record.uid)) {
+                self.refuse(record, pod, verdict);
+            }
+            record.memory().admitted = true;
         }
-        record.memory().admitted = true;
+        if new && record.memory().verdict.is_none() {
+            self.give_own(record, pod).await;
+        }
+    }
+
+    fn refuse(&self, record: &Record, pod: &Pod, verdict: Verdict) {
+        let said = verdict.message.strip_prefix("Pod was rejected: ").unwrap_or(&verdict.message).to_owned();
+        self.event(&reconcile::reference_to(pod), EventKind::Warning, &verdict.reason, said);
+        record.memory().verdict = Some(verdict);
+    }
+
+    /// Processors and memory of its own, and devices.
+    async fn give_own(&self, record: &Record, pod: &Pod) {
+        let living = |record: &&Arc<Record>| {
+            let (pod, gone) = record.view();
+            !gone && !record.memory().finished && !podspec::is_terminal(&pod)
+        };
+        let active = lock(&self.records).values().filter(living).map(|record| record.uid.clone()).collect();
+        let free = |name: &str| self.devices.free_on(name);
+        if let Err((reason, why)) = self.placement.place(pod, &active, &free) {
+            let message = format!("Pod was rejected: {why}");
+            return self.refuse(record, pod, Verdict { reason: reason.into(), message, disrupts: false, grace_seconds: None });
+        }
+        if let Err(why) = self.devices.give(pod, &active).await {
+            let message = format!("Pod was rejected: Allocate failed due to {why}, which is unexpected");
+            self.refuse(record, pod, Verdict { reason: "UnexpectedAdmissionError".into(), message, disrupts: false, grace_seconds: None });
+        }
     }
 
     /// The Node may have been labelled a moment before the pod was bound to it: labels that do not fit are looked up again.

@@ -6,8 +6,8 @@
 //! or Secret, the end of a pull, stop or hook, or the time that the plan named.
 //!
 //! Read in this order: [`config`], [`podspec`], [`amounts`], [`world`], [`admit`], [`plan`], [`resize`], [`grants`], [`status`], [`worker`], [`act`], [`pull`],
-//! [`mounts`], [`objects`], [`crispec`], [`env`], [`dns`], [`probe`], [`node`], [`evict`], [`pressure`], [`garbage`], [`static_pods`], [`server`],
-//! [`logs`].
+//! [`mounts`], [`projections`], [`storage`], [`objects`], [`crispec`], [`env`], [`dns`], [`probe`], [`node`], [`evict`], [`pressure`], [`garbage`], [`static_pods`], [`server`],
+//! [`logs`]. What pods get of the node beyond that: [`users`], [`devices`], [`claims`], [`placement`], [`qos`].
 //!
 //! Tasks: one per reconcile (bounded), one timer for all probes, one each for the runtime's events, the Node's status and Lease, the
 //! rotation of logs, what the node is short of, unused images, static pods, the server, and one per pull, stop and hook under way. Restart: what runs is found again through the labels of its sandbox and goes on;
@@ -31,8 +31,11 @@ pub mod act;
 pub mod admit;
 pub mod amounts;
 pub mod certificate;
+pub mod claims;
 pub mod config;
+pub mod credentials;
 pub mod crispec;
+pub mod devices;
 pub mod dns;
 pub mod env;
 pub mod evict;
@@ -43,16 +46,21 @@ pub mod mounts;
 pub mod node;
 pub mod objects;
 pub mod observe;
+pub mod placement;
 pub mod plan;
 pub mod podspec;
 pub mod pressure;
 pub mod probe;
+pub mod projections;
 pub mod pull;
+pub mod pulled;
+pub mod qos;
 pub mod resize;
 pub mod server;
 pub mod settings;
 pub mod static_pods;
 pub mod status;
+pub mod storage;
 pub mod users;
 pub mod worker;
 pub mod world;
@@ -72,6 +80,8 @@ const WORKERS: usize = 512;
 pub enum Error {
     #[error("make {path}: {source}")]
     Directory { path: String, source: std::io::Error },
+    #[error("{0}")]
+    Reserved(String),
     #[error("serve on port {port}: {source}")]
     Listen { port: u16, source: std::io::Error },
 }
@@ -87,6 +97,11 @@ pub async fn run(
     for directory in [&config.data_directory, &config.runtime_directory, &config.log_directory] {
         std::fs::create_dir_all(directory).map_err(|source| Error::Directory { path: directory.display().to_string(), source })?;
     }
+    if config.share_mounts
+        && let Err(error) = volumes::mounting::share(&config.data_directory)
+    {
+        tracing::warn!(%error, "drivers' mounts will not be seen by this kubelet");
+    }
     let listening = match &config.tls {
         Some(tls) => Some((tls.clone(), listen(config.port).await?)),
         None => None,
@@ -96,18 +111,52 @@ pub async fn run(
     let (agent, pods) = start(config, client, runtime, images, machine, &drain);
     let port = listening.as_ref().and_then(|(_, listener)| listener.local_addr().ok()).map_or(agent.config.port, |address| address.port());
     let server = tokio::spawn(serve(agent.clone(), listening, drain.clone()));
+    agent.limit_reserved().map_err(Error::Reserved)?;
+    serve_plugins(&agent, &drain);
+    tokio::spawn(drain.clone().run_owned(agent.clone().keep_shared_processors()));
+    tokio::spawn(drain.clone().run_owned(agent.clone().keep_groups(machine)));
     let events = tokio::spawn(drain.clone().run_owned(follow_runtime(agent.clone())));
     let logs = tokio::spawn(drain.clone().run_owned(agent.clone().rotate_logs()));
     let pressure = tokio::spawn(drain.clone().run_owned(agent.clone().watch_pressure()));
     let images = tokio::spawn(drain.clone().run_owned(agent.clone().keep_images()));
     let files = tokio::spawn(drain.clone().run_owned(agent.clone().watch_static_pods()));
     let node = tokio::spawn(agent.clone().keep_node(machine, port, drain.clone()));
+    let local = tokio::spawn(storage::local::keep(agent.clone(), drain.clone()));
     let orphans = tokio::spawn(drain.clone().run_owned(adopt_orphans(agent.clone(), pods)));
     let reconciler = agent.clone();
     reconcile::run("kubelet", agent.queue.clone(), WORKERS, drain.clone(), move |uid| reconciler.clone().reconcile(uid)).await;
     let _ = futures_util::future::join5(events, node, orphans, server, logs).await;
-    let _ = futures_util::future::join3(pressure, images, files).await;
+    let _ = futures_util::future::join4(pressure, images, files, local).await;
     Ok(())
+}
+
+/// Plugins find their kubelet by its sockets; without them pods that need none run all the same.
+fn serve_plugins(agent: &Arc<Agent>, drain: &Drain) {
+    let folder = &agent.config.plugin_directory;
+    let served = agent.devices.serve(drain.clone());
+    let served = served.and_then(|()| plugins::resources::serve(&folder.join("pod-resources/kubelet.sock"), agent.clone(), drain.clone()));
+    if let Err(error) = served {
+        tracing::error!(%error, "serve device plugins");
+    }
+    let takers = plugins::registry::Takers::from([
+        (plugins::dra::KIND, agent.claims.clone() as Arc<dyn plugins::registry::Taker>),
+        (storage::csi::drivers::KIND, agent.storage.csi.clone()),
+    ]);
+    tokio::spawn(drain.clone().run_owned(keep_csi_node(agent.clone())));
+    let registry = folder.join("plugins_registry");
+    if let Err(error) = std::fs::create_dir_all(&registry) {
+        tracing::error!(%error, folder = %registry.display(), "make the folder where plugins register");
+    }
+    tokio::spawn(plugins::registry::follow(registry, takers, drain.clone()));
+}
+
+/// The node's CSINode is there whether or not any driver comes: schedulers and other people's tools look for it.
+async fn keep_csi_node(agent: Arc<Agent>) {
+    let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(30));
+    while let Err(error) = agent.storage.csi.ensure_node().await {
+        tracing::debug!(error, "make the node's CSINode; will retry");
+        tokio::time::sleep(backoff.next_wait()).await;
+    }
 }
 
 async fn listen(port: u16) -> Result<TcpListener, Error> {
@@ -154,6 +203,39 @@ async fn serve(agent: Arc<Agent>, listening: Option<(Arc<rustls::ServerConfig>, 
     Arc::new(server).serve(listener, tls, drain).await;
 }
 
+impl plugins::resources::Source for Agent {
+    fn pods(&self) -> Vec<plugins::resources::PodResources> {
+        let active = server::Pods::list(self).into_iter().filter(|pod| !podspec::is_terminal(pod));
+        let place = |pod: &Pod, container: &k8s_openapi::api::core::v1::Container| {
+            self.placement.of(podspec::uid(pod), &container.name).unwrap_or_default()
+        };
+        let on_node = |(node, size): (u32, u64)| plugins::resources::ContainerMemory {
+            memory_type: "memory".into(),
+            size,
+            topology: Some(plugins::device::TopologyInfo { nodes: vec![plugins::device::NumaNode { id: node.into() }] }),
+        };
+        let container = |pod: &Pod, container: &k8s_openapi::api::core::v1::Container| plugins::resources::ContainerResources {
+            name: container.name.clone(),
+            devices: self.devices.of(podspec::uid(pod), &container.name),
+            cpu_ids: place(pod, container).cpus.into_iter().map(i64::from).collect(),
+            memory: place(pod, container).memory.into_iter().map(on_node).collect(),
+            dynamic_resources: self.claims.of(podspec::uid(pod), container),
+            ..Default::default()
+        };
+        let of = |pod: Arc<Pod>| plugins::resources::PodResources {
+            name: podspec::name(&pod).into(),
+            namespace: podspec::namespace(&pod).into(),
+            containers: podspec::spec(&pod).containers.iter().map(|one| container(&pod, one)).collect(),
+        };
+        active.map(of).collect()
+    }
+
+    fn allocatable(&self) -> plugins::resources::Allocatable {
+        let cpu_ids = self.placement.allocatable_cpus().into_iter().map(i64::from).collect();
+        plugins::resources::Allocatable { devices: self.devices.all(), cpu_ids, ..Default::default() }
+    }
+}
+
 impl server::Pods for Agent {
     fn list(&self) -> Vec<Arc<Pod>> {
         let records: Vec<Arc<Record>> = lock(&self.records).values().cloned().collect();
@@ -161,6 +243,9 @@ impl server::Pods for Agent {
     }
     fn get(&self, namespace: &str, name: &str) -> Option<Arc<Pod>> {
         self.list().into_iter().find(|pod| podspec::namespace(pod) == namespace && podspec::name(pod) == name)
+    }
+    fn volumes(&self) -> futures_util::future::BoxFuture<'_, Vec<storage::usage::Usage>> {
+        Box::pin(self.volume_usage())
     }
     fn probe_counts(&self) -> Vec<(server::ProbeKey, (u64, u64))> {
         let Some(probes) = self.probes.get() else { return Vec::new() };
@@ -191,6 +276,7 @@ fn start(
     machine: Machine,
     drain: &Drain,
 ) -> (Arc<Agent>, Cache<Pod>) {
+    let pulled = pulled::Records::open(&config.data_directory, config.pulled_images.clone());
     let queue: Queue<String> = Queue::new();
     let waker = queue.clone();
     let recorder = EventRecorder::start(&client, "kubelet", Some(&config.node_name), drain.clone());
@@ -200,7 +286,8 @@ fn start(
     let scope = Scope::fields(format!("spec.nodeName={}", config.node_name));
     let agent = Arc::new(Agent {
         recorder,
-        objects: objects::Objects::new(&client, Arc::new(move |uid| waker.add(uid.to_owned())), drain),
+        objects: objects::Objects::new(&client, &config.node_name, Arc::new(move |uid| waker.add(uid.to_owned())), drain),
+        storage: storage::Storage::new(config.clone(), client.clone()),
         records: Mutex::new(HashMap::new()),
         starts: Semaphore::new(starts),
         probes: OnceLock::new(),
@@ -215,10 +302,15 @@ fn start(
         pressures: Mutex::default(),
         node_changed: Notify::new(),
         image_uses: Mutex::default(),
+        keyring: credentials::Keyring::default(),
+        pulled,
         admitting: Mutex::default(),
         mirrors: Mutex::default(),
         node_uid: Mutex::default(),
         users: users::Ranges::default(),
+        devices: Arc::new(devices::Devices::open(&config.plugin_directory, &config.data_directory)),
+        claims: Arc::new(claims::Claims::open(&config.data_directory)),
+        placement: placement::open(&config, machine),
         node_labels: Mutex::default(),
         started_at: Timestamp::now(),
         config,

@@ -7,17 +7,15 @@ use std::path::{Path, PathBuf};
 
 use cri::v1;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Container, DownwardAPIVolumeFile, KeyToPath, Pod, Volume, VolumeProjection};
-use volumes::payload::{self, Item, Source};
-use volumes::{File, Payload};
+use k8s_openapi::api::core::v1::{Container, Pod, Volume};
+use volumes::Payload;
 
 use crate::config::Config;
-use crate::env::{self, Facts};
-use crate::objects::Objects;
-use crate::{crispec, podspec};
+use crate::env;
+use crate::projections::Look;
+use crate::storage::{self, Placed, Storage, Trouble};
+use crate::{amounts, crispec, podspec};
 
-const MODE_DEFAULT: u32 = 0o644;
-const TOKEN_SECONDS_DEFAULT: i64 = 3600;
 /// Upstream's limit.
 const ENV_FILE_BYTES_MAX: u64 = 64 << 10;
 
@@ -25,7 +23,7 @@ const ENV_FILE_BYTES_MAX: u64 = 64 << 10;
 pub fn volume_path(config: &Config, pod: &Pod, volume: &Volume) -> PathBuf {
     let uid = podspec::uid(pod);
     if let Some(host) = &volume.host_path {
-        return host.path.clone().into();
+        return config.from_driver(Path::new(&host.path));
     }
     let (base, plugin) = match volume {
         Volume { secret: Some(_), .. } => (config.secret_directory(uid), "secret"),
@@ -37,38 +35,51 @@ pub fn volume_path(config: &Config, pod: &Pod, volume: &Volume) -> PathBuf {
     base.join("volumes").join(format!("kubernetes.io~{plugin}")).join(&volume.name)
 }
 
-/// What one look at a pod's volumes left: hashes of the payloads that are on the disk, and when a token is due.
+/// What one look at a pod's volumes left: hashes of the payloads that are on the disk, where claims and their like are, and when a token
+/// or certificate is due.
 #[derive(Debug, Default)]
 pub struct Prepared {
     pub payloads: BTreeMap<String, u64>,
+    pub placed: BTreeMap<String, Placed>,
     pub refresh_at: Option<Timestamp>,
 }
 
-/// Makes or refreshes every volume of `pod`; `known` are the payloads that are already on the disk. An error is the message of a
-/// `FailedMount` event.
+/// Makes or refreshes every volume of `pod`; `known` is what an earlier look left.
 pub async fn prepare(
     config: &Config,
-    objects: &Objects,
-    pod: &Pod,
-    facts: &Facts,
-    known: &BTreeMap<String, u64>,
-    now: Timestamp,
-) -> Result<Prepared, String> {
+    storage: &Storage,
+    look: &mut Look<'_>,
+    known: (&BTreeMap<String, u64>, &BTreeMap<String, Placed>),
+) -> Result<Prepared, Trouble> {
+    let pod = look.pod;
     let mut prepared = Prepared::default();
     let mut steps = Vec::new();
     for volume in podspec::spec(pod).volumes.iter().flatten() {
-        let failed = |error: String| format!("MountVolume.SetUp failed for volume {:?} : {error}", volume.name);
+        if storage::is_stored(volume) {
+            let placed = match known.1.get(&volume.name) {
+                Some(placed) => {
+                    if placed.driver.is_some() {
+                        storage.follow(pod, volume, &look.objects.tokens).await?;
+                    }
+                    placed.clone()
+                }
+                None => storage.set_up(pod, volume, &look.objects.tokens).await?,
+            };
+            prepared.placed.insert(volume.name.clone(), placed);
+            continue;
+        }
+        let failed = |error: String| Trouble::from(format!("MountVolume.SetUp failed for volume {:?} : {error}", volume.name));
         let path = volume_path(config, pod, volume);
-        match payload_of(objects, pod, volume, facts, now, &mut prepared.refresh_at).await.map_err(failed)? {
+        match look.files(volume).await.map_err(failed)? {
             Some(payload) => {
                 let hash = hash_of(&payload);
-                if known.get(&volume.name) != Some(&hash) {
+                if known.0.get(&volume.name) != Some(&hash) {
                     steps.push((volume.clone(), path, Some(payload)));
                 }
                 prepared.payloads.insert(volume.name.clone(), hash);
             }
             // A plain directory is made once and then left to its containers.
-            None if known.contains_key(&volume.name) => {
+            None if known.0.contains_key(&volume.name) => {
                 prepared.payloads.insert(volume.name.clone(), 0);
             }
             None => {
@@ -77,15 +88,14 @@ pub async fn prepare(
             }
         }
     }
+    prepared.refresh_at = look.refresh;
     if steps.is_empty() {
         return Ok(prepared);
     }
-    let security = podspec::spec(pod).security_context.clone().unwrap_or_default();
-    let gid = security.fs_group.and_then(|gid| u32::try_from(gid).ok());
-    let lazy = security.fs_group_change_policy.as_deref() == Some("OnRootMismatch");
+    let owned = Ownership::of(pod, look.facts.allocatable_memory_bytes);
     let work = move || {
         for (volume, path, payload) in &steps {
-            make(volume, path, payload.as_ref(), gid, lazy)
+            make(volume, path, payload.as_ref(), &owned)
                 .map_err(|error| format!("MountVolume.SetUp failed for volume {:?} : {error}", volume.name))?;
         }
         Ok::<(), String>(())
@@ -94,7 +104,41 @@ pub async fn prepare(
     Ok(prepared)
 }
 
-fn make(volume: &Volume, path: &Path, payload: Option<&Payload>, gid: Option<u32>, lazy: bool) -> Result<(), volumes::Error> {
+/// What of a pod its plain directories depend on.
+#[derive(Default)]
+struct Ownership {
+    gid: Option<u32>,
+    on_root_mismatch: bool,
+    /// A tmpfs is no larger than what its pod may use of memory (KEP-1967).
+    memory_bytes_max: Option<u64>,
+    /// The one size of huge pages that the pod asks for.
+    page_size: Option<String>,
+}
+
+impl Ownership {
+    fn of(pod: &Pod, allocatable: i64) -> Self {
+        let security = podspec::spec(pod).security_context.clone().unwrap_or_default();
+        let memory = [amounts::pod_limit(pod, "memory").unwrap_or(0), allocatable];
+        let asked = amounts::names(pod);
+        let mut sizes = asked.iter().filter_map(|name| name.strip_prefix("hugepages-"));
+        Self {
+            gid: security.fs_group.and_then(|gid| u32::try_from(gid).ok()),
+            on_root_mismatch: security.fs_group_change_policy.as_deref() == Some("OnRootMismatch"),
+            memory_bytes_max: memory.into_iter().filter(|bytes| *bytes > 0).min().and_then(|bytes| u64::try_from(bytes).ok()),
+            page_size: sizes.next().map(str::to_owned).filter(|_| sizes.next().is_none()),
+        }
+    }
+}
+
+fn hash_of(payload: &Payload) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    for (path, file) in payload {
+        (path, &file.bytes, file.mode, file.uid).hash(&mut hasher);
+    }
+    hasher.finish().max(1)
+}
+
+fn make(volume: &Volume, path: &Path, payload: Option<&Payload>, owned: &Ownership) -> Result<(), volumes::Error> {
     if volume.image.is_some() {
         // The runtime makes it of the image's layers.
         return Ok(());
@@ -107,158 +151,29 @@ fn make(volume: &Volume, path: &Path, payload: Option<&Payload>, gid: Option<u32
         made.map_err(|source| volumes::Error::Io { step: "create directory", path: parent.into(), source })?;
     }
     if let Some(payload) = payload {
-        return volumes::atomic::write(path, payload, gid).map(drop);
+        return volumes::atomic::write(path, payload, owned.gid).map(drop);
     }
     let empty = volume.empty_dir.clone().unwrap_or_default();
-    if empty.medium.as_deref() == Some("Memory") {
-        let limit = empty.size_limit.as_ref().and_then(podspec::quantity).and_then(|limit| u64::try_from(limit.value()).ok());
-        volumes::empty_dir::in_memory(path, limit.filter(|limit| *limit > 0))?;
-    } else {
-        volumes::empty_dir::on_disk(path)?;
-    }
-    gid.map_or(Ok(()), |gid| volumes::ownership::set_group(path, gid, lazy))
-}
-
-fn hash_of(payload: &Payload) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    for (path, file) in payload {
-        (path, &file.bytes, file.mode, file.uid).hash(&mut hasher);
-    }
-    hasher.finish().max(1)
-}
-
-/// The files of a volume that has any of its own; `None` for directories.
-async fn payload_of(
-    objects: &Objects,
-    pod: &Pod,
-    volume: &Volume,
-    facts: &Facts,
-    now: Timestamp,
-    refresh: &mut Option<Timestamp>,
-) -> Result<Option<Payload>, String> {
-    if let Some(source) = &volume.config_map {
-        let projection = projection_of_config_map(source.name.clone(), source.items.clone(), source.optional);
-        return projected(objects, pod, &[projection], mode(source.default_mode), facts, now, refresh).await.map(Some);
-    }
-    if let Some(source) = &volume.secret {
-        let mut projection = VolumeProjection::default();
-        projection.secret = Some(k8s_openapi::api::core::v1::SecretProjection {
-            name: source.secret_name.clone().unwrap_or_default(),
-            items: source.items.clone(),
-            optional: source.optional,
-        });
-        return projected(objects, pod, &[projection], mode(source.default_mode), facts, now, refresh).await.map(Some);
-    }
-    if let Some(source) = &volume.downward_api {
-        return downward(pod, source.items.as_deref().unwrap_or_default(), mode(source.default_mode), facts).map(Some);
-    }
-    if let Some(source) = &volume.projected {
-        let sources = source.sources.as_deref().unwrap_or_default();
-        return projected(objects, pod, sources, mode(source.default_mode), facts, now, refresh).await.map(Some);
-    }
-    if volume.empty_dir.is_some() || volume.host_path.is_some() || volume.image.is_some() {
-        return Ok(None);
-    }
-    Err("this type of volume is not supported on this node".into())
-}
-
-fn mode(mode: Option<i32>) -> u32 {
-    mode.and_then(|mode| u32::try_from(mode).ok()).unwrap_or(MODE_DEFAULT)
-}
-
-fn projection_of_config_map(name: String, items: Option<Vec<KeyToPath>>, optional: Option<bool>) -> VolumeProjection {
-    let config_map = k8s_openapi::api::core::v1::ConfigMapProjection { name, items, optional };
-    VolumeProjection { config_map: Some(config_map), ..Default::default() }
-}
-
-fn items(list: Option<&Vec<KeyToPath>>) -> Vec<Item> {
-    let item = |item: &KeyToPath| Item { key: item.key.clone(), path: item.path.clone(), mode: item.mode.map(|bits| mode(Some(bits))) };
-    list.into_iter().flatten().map(item).collect()
-}
-
-async fn projected(
-    objects: &Objects,
-    pod: &Pod,
-    sources: &[VolumeProjection],
-    mode: u32,
-    facts: &Facts,
-    now: Timestamp,
-    refresh: &mut Option<Timestamp>,
-) -> Result<Payload, String> {
-    let (uid, namespace) = (podspec::uid(pod), podspec::namespace(pod));
-    let mut payload = Payload::new();
-    for source in sources {
-        if let Some(source) = &source.config_map {
-            let optional = source.optional == Some(true);
-            let object = objects.config_maps.get(uid, namespace, &source.name).await?;
-            let data = match object {
-                Some(object) => env::config_map_data(&object),
-                None if optional => BTreeMap::new(),
-                None => return Err(format!("configmap {:?} not found", source.name)),
-            };
-            let files = payload::of_keys(Source::ConfigMap, &data, &items(source.items.as_ref()), mode, optional);
-            payload.extend(files.map_err(|error| error.to_string())?);
-        } else if let Some(source) = &source.secret {
-            let optional = source.optional == Some(true);
-            let object = objects.secrets.get(uid, namespace, &source.name).await?;
-            let data = match object {
-                Some(object) => env::secret_data(&object),
-                None if optional => BTreeMap::new(),
-                None => return Err(format!("secret {:?} not found", source.name)),
-            };
-            let files = payload::of_keys(Source::Secret, &data, &items(source.items.as_ref()), mode, optional);
-            payload.extend(files.map_err(|error| error.to_string())?);
-        } else if let Some(source) = &source.downward_api {
-            payload.extend(downward(pod, source.items.as_deref().unwrap_or_default(), mode, facts)?);
-        } else if let Some(source) = &source.service_account_token {
-            let seconds = source.expiration_seconds.unwrap_or(TOKEN_SECONDS_DEFAULT);
-            let token = objects.tokens.get(pod, source.audience.as_deref().unwrap_or_default(), seconds, now).await?;
-            *refresh = Some(refresh.map_or(token.refresh_at, |at| at.min(token.refresh_at)));
-            payload.insert(source.path.clone(), token_file(pod, token.text, mode));
-        } else if source.cluster_trust_bundle.is_some() {
-            return Err("ClusterTrustBundle projection is not supported in this version".into());
-        } else {
-            return Err("this source of a projected volume is not supported".into());
+    match empty.medium.as_deref().unwrap_or_default() {
+        "" => volumes::empty_dir::on_disk(path)?,
+        "Memory" => {
+            let limit = empty.size_limit.as_ref().and_then(podspec::quantity).and_then(|limit| u64::try_from(limit.value()).ok());
+            volumes::empty_dir::in_memory(path, limit.into_iter().filter(|limit| *limit > 0).chain(owned.memory_bytes_max).min())?;
+        }
+        medium => {
+            let size = medium.strip_prefix("HugePages-").map(str::to_owned).or_else(|| owned.page_size.clone());
+            let none = "the pod asks for no huge pages, or for several sizes: the volume's medium must name one";
+            volumes::empty_dir::in_huge_pages(path, &size.ok_or_else(|| volumes::Error::Refused(none.into()))?)?;
         }
     }
-    Ok(payload)
-}
-
-/// A token is for the pod's user alone where there is one user or a group; without either the mode of the volume stands.
-/// Source: `pkg/volume/projected`, `pkg/volume/util.FsUserFrom`. (A group may read besides: the volume's own doing.)
-fn token_file(pod: &Pod, text: String, mode: u32) -> File {
-    let uid = one_user(pod);
-    let grouped = podspec::spec(pod).security_context.as_ref().is_some_and(|security| security.fs_group.is_some());
-    File { bytes: text.into_bytes(), mode: if uid.is_some() || grouped { 0o600 } else { mode }, uid }
-}
-
-/// The user that all containers run as, if they say so and agree.
-fn one_user(pod: &Pod) -> Option<u32> {
-    let spec = podspec::spec(pod);
-    let general = spec.security_context.as_ref().and_then(|security| security.run_as_user);
-    let containers = spec.init_containers.iter().flatten().chain(&spec.containers);
-    let mut users = containers.map(|container| container.security_context.as_ref().and_then(|own| own.run_as_user).or(general));
-    let first = users.next()??;
-    users.all(|user| user == Some(first)).then(|| u32::try_from(first).ok()).flatten()
-}
-
-fn downward(pod: &Pod, files: &[DownwardAPIVolumeFile], default_mode: u32, facts: &Facts) -> Result<Payload, String> {
-    let mut payload = Payload::new();
-    for file in files {
-        let text = match (&file.field_ref, &file.resource_field_ref) {
-            (Some(field), _) => env::pod_field(pod, &field.field_path, facts),
-            (_, Some(field)) => env::resource_field(pod, None, field, facts),
-            _ => return Err(format!("{} names no field", file.path)),
-        };
-        let bytes = text.map_err(|error| error.0)?.into_bytes();
-        payload.insert(file.path.clone(), File { bytes, mode: file.mode.map_or(default_mode, |bits| mode(Some(bits))), uid: None });
-    }
-    Ok(payload)
+    owned.gid.map_or(Ok(()), |gid| volumes::ownership::set_group(path, gid, owned.on_root_mismatch))
 }
 
 /// The files that the kubelet itself gives a container, and its mounts.
 pub struct ContainerMounts {
     pub mounts: Vec<v1::Mount>,
+    /// Block volumes.
+    pub devices: Vec<v1::Device>,
     pub message_file: PathBuf,
     /// What `subPath`s lead to, held until the container runs: the mounts name these descriptors, so that whoever swaps a directory for
     /// a link in the meantime is too late.
@@ -277,23 +192,31 @@ pub fn env_file(config: &Config, pod: &Pod, volume: &str, path: &str) -> Result<
     env::parse_file(&std::fs::read_to_string(&shown).map_err(|error| error.to_string())?)
 }
 
-/// Maps `container`'s volume mounts (`images`: the runtime's references of image volumes by volume), `/etc/hosts` and the termination log. Touches the disk.
-pub fn of_container(
-    config: &Config,
-    pod: &Pod,
-    container: &Container,
-    attempt: u32,
-    env: &[(String, Vec<u8>)],
-    ips: &[String],
-    images: &BTreeMap<String, String>,
-) -> Result<ContainerMounts, String> {
+/// What a container's mounts depend on beside its pod.
+pub struct Inside<'a> {
+    pub attempt: u32,
+    pub env: &'a [(String, Vec<u8>)],
+    pub ips: &'a [String],
+    /// The runtime's references of image volumes by volume.
+    pub images: &'a BTreeMap<String, String>,
+    /// Claims and their like by volume.
+    pub placed: &'a BTreeMap<String, Placed>,
+}
+
+/// Maps `container`'s volumes, `/etc/hosts` and the termination log. Touches the disk.
+pub fn of_container(config: &Config, pod: &Pod, container: &Container, inside: &Inside<'_>) -> Result<ContainerMounts, String> {
     let directory = config.pod_directory(podspec::uid(pod));
+    let Inside { attempt, env, ips, images, placed } = *inside;
     let (mut mounts, mut held) = (Vec::new(), Vec::new());
     for mount in container.volume_mounts.iter().flatten() {
         let volumes = podspec::spec(pod).volumes.iter().flatten();
         let volume =
             volumes.clone().find(|volume| volume.name == mount.name).ok_or_else(|| format!("volume {:?} not found", mount.name))?;
-        let mut host_path = volume_path(config, pod, volume);
+        let stored = placed.get(&volume.name);
+        if stored.is_none() && storage::is_stored(volume) {
+            return Err(format!("volume {:?} is not mounted", volume.name));
+        }
+        let mut host_path = stored.map_or_else(|| volume_path(config, pod, volume), |stored| stored.path.clone());
         let lookup = |name: &str| env.iter().find(|(key, _)| key == name).map(|(_, value)| String::from_utf8_lossy(value).into_owned());
         let sub = match (mount.sub_path.as_deref(), mount.sub_path_expr.as_deref()) {
             (_, Some(expression)) if !expression.is_empty() => env::expand(expression, lookup),
@@ -312,6 +235,9 @@ pub fn of_container(
             });
             continue;
         }
+        if mount.mount_propagation.as_deref() == Some("Bidirectional") {
+            check_shared(&host_path)?;
+        }
         if !sub.is_empty() {
             let resolved = volumes::subpath::resolve(&host_path, &sub);
             let found = resolved.map_err(|error| {
@@ -324,7 +250,7 @@ pub fn of_container(
         mounts.push(v1::Mount {
             container_path: format!("{slash}{}", mount.mount_path),
             host_path: host_path.display().to_string(),
-            readonly: payload || mount.read_only == Some(true),
+            readonly: payload || mount.read_only == Some(true) || stored.is_some_and(|stored| stored.read_only),
             propagation: match mount.mount_propagation.as_deref() {
                 Some("HostToContainer") => v1::MountPropagation::PropagationHostToContainer,
                 Some("Bidirectional") => v1::MountPropagation::PropagationBidirectional,
@@ -343,7 +269,31 @@ pub fn of_container(
     let message_file = directory.join("containers").join(&container.name).join(attempt.to_string());
     write(&message_file, b"", 0o666)?;
     mounts.push(plain_mount(crispec::message_path(container), &message_file));
-    Ok(ContainerMounts { mounts, message_file, held })
+    let devices = devices(container, placed)?;
+    Ok(ContainerMounts { mounts, devices, message_file, held })
+}
+
+/// What a container mounts there would be seen by nobody else otherwise.
+fn check_shared(path: &Path) -> Result<(), String> {
+    let table = std::fs::read_to_string("/proc/self/mountinfo").map_err(|error| error.to_string())?;
+    let resolved = std::fs::canonicalize(path).map_err(|error| format!("resolve {}: {error}", path.display()))?;
+    match volumes::mounting::is_shared(&table, &resolved) {
+        true => Ok(()),
+        false => Err(format!("path {:?} is mounted on a mount that is not a shared mount", path.display().to_string())),
+    }
+}
+
+/// Block volumes as devices of the container.
+fn devices(container: &Container, placed: &BTreeMap<String, Placed>) -> Result<Vec<v1::Device>, String> {
+    let device = |device: &k8s_openapi::api::core::v1::VolumeDevice| match placed.get(&device.name).filter(|stored| stored.block) {
+        Some(stored) => Ok(v1::Device {
+            container_path: device.device_path.clone(),
+            host_path: stored.path.display().to_string(),
+            permissions: if stored.read_only { "r" } else { "mrw" }.into(),
+        }),
+        None => Err(format!("volume {:?} is not mapped", device.name)),
+    };
+    container.volume_devices.iter().flatten().map(device).collect()
 }
 
 fn plain_mount(container_path: &str, host_path: &Path) -> v1::Mount {
@@ -392,6 +342,8 @@ pub fn remove_pod(config: &Config, uid: &str) -> Result<(), volumes::Error> {
     for directory in [config.secret_directory(uid), config.pod_directory(uid)] {
         if let Ok(entries) = std::fs::read_dir(directory.join("volumes/kubernetes.io~empty-dir")) {
             for entry in entries.flatten() {
+                // A container with Bidirectional propagation may have mounted something inside.
+                volumes::teardown::unmount_below(&entry.path())?;
                 volumes::teardown::unmount(&entry.path())?;
             }
         }
@@ -406,26 +358,6 @@ mod tests {
 
     use super::*;
     use crate::podspec::tests::pod;
-
-    #[test]
-    fn a_token_is_for_the_one_user_of_the_pod_or_for_all() {
-        let file = |spec: serde_json::Value| {
-            let file = token_file(&pod(spec), "t".into(), 0o644);
-            (file.mode, file.uid)
-        };
-        let container = |user: serde_json::Value| json!({"name": "c", "securityContext": {"runAsUser": user}});
-        let cases = [
-            (json!({"containers": [container(json!(null))]}), (0o644, None)),
-            (json!({"containers": [container(json!(7))]}), (0o600, Some(7))),
-            (json!({"containers": [container(json!(7)), container(json!(8))]}), (0o644, None)),
-            (json!({"containers": [container(json!(null))], "securityContext": {"runAsUser": 7}}), (0o600, Some(7))),
-            (json!({"containers": [container(json!(8))], "securityContext": {"runAsUser": 7}}), (0o600, Some(8))),
-            (json!({"containers": [container(json!(null))], "securityContext": {"fsGroup": 7}}), (0o600, None)),
-        ];
-        for (spec, expected) in cases {
-            assert_eq!(file(spec.clone()), expected, "{spec}");
-        }
-    }
 
     #[test]
     fn hosts_file_names_the_pod_and_its_aliases() {
@@ -451,9 +383,11 @@ mod tests {
             {"name": "v", "mountPath": "/data", "subPathExpr": "$(DIR)/x"}, {"name": "s", "mountPath": "/secret"}]}]}),
         );
         let volume = &podspec::spec(&pod).volumes.as_ref().unwrap()[0];
-        make(volume, &volume_path(&config, &pod, volume), None, None, false).unwrap();
+        make(volume, &volume_path(&config, &pod, volume), None, &Ownership::default()).unwrap();
         let env = [("DIR".to_owned(), b"sub".to_vec())];
-        let made = of_container(&config, &pod, &podspec::spec(&pod).containers[0], 0, &env, &[], &BTreeMap::new()).unwrap();
+        let none = BTreeMap::new();
+        let inside = Inside { attempt: 0, env: &env, ips: &[], images: &none, placed: &BTreeMap::new() };
+        let made = of_container(&config, &pod, &podspec::spec(&pod).containers[0], &inside).unwrap();
         let at = |path: &str| made.mounts.iter().find(|mount| mount.container_path == path).unwrap();
         let leads_to = std::fs::read_link(&at("/data").host_path).unwrap();
         assert_eq!(leads_to, root_path.join("data/pods/u1/volumes/kubernetes.io~empty-dir/v/sub/x"));

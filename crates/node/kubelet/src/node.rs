@@ -267,10 +267,16 @@ impl Agent {
         let runtime = self.runtime.status(v1::StatusRequest::default()).await;
         let (mut capacity, mut allocatable) = resources(&self.config, machine);
         // Extended resources that somebody else told of stay.
-        for (own, known) in [(&mut capacity, &former.capacity), (&mut allocatable, &former.allocatable)] {
-            for (name, amount) in known.iter().flatten().filter(|(name, _)| name.contains('/')) {
-                own.entry(name.clone()).or_insert_with(|| amount.clone());
-            }
+        for (name, amount) in former.capacity.iter().flatten().filter(|(name, _)| name.contains('/')) {
+            capacity.entry(name.clone()).or_insert_with(|| amount.clone());
+        }
+        // What a client tells of in the capacity is there to be allocated.
+        for (name, amount) in capacity.iter().filter(|(name, _)| name.contains('/')) {
+            allocatable.insert(name.clone(), amount.clone());
+        }
+        for (name, (all, healthy)) in self.devices.amounts() {
+            capacity.insert(name.clone(), Quantity(all.to_string()));
+            allocatable.insert(name, Quantity(healthy.to_string()));
         }
         let ips = self.config.node_ips.iter().map(|ip| NodeAddress { type_: "InternalIP".into(), address: ip.to_string() });
         let hostname = NodeAddress { type_: "Hostname".into(), address: self.config.node_name.clone() };
@@ -391,11 +397,13 @@ impl Agent {
                 continue;
             }
             let pause = if told.is_empty() && tokio::time::Instant::now() < hasty { RANGE_INTERVAL } else { LOOK_INTERVAL };
-            tokio::select! { () = tokio::time::sleep(pause) => {}, () = self.node_changed.notified() => {} }
-            if told.is_empty()
-                && let Ok(found) = self.client.get::<Node>(None, &self.config.node_name).await
-            {
-                self.tell_ranges(&found, &mut told).await;
+            tokio::select! { () = tokio::time::sleep(pause) => {}, () = self.node_changed.notified() => {}, () = self.devices.changed.notified() => {} }
+            // What others wrote meanwhile counts as well: a range, or extended resources.
+            if let Ok(mut found) = self.client.get::<Node>(None, &self.config.node_name).await {
+                if told.is_empty() {
+                    self.tell_ranges(&found, &mut told).await;
+                }
+                shown = found.status.take().unwrap_or(shown);
             }
         }
     }

@@ -1,4 +1,4 @@
-//! ConfigMaps and Secrets that this node's pods refer to, and their service account tokens.
+//! ConfigMaps, Secrets and trust bundles that this node's pods refer to, their service account tokens and certificates.
 //!
 //! Each referenced object has one watch of its own, shared by all pods that use it and ended with the last of them, so the node sees no
 //! other objects. A change wakes the pods that use the object.
@@ -15,6 +15,12 @@ use reconcile::{Cache, Scope};
 use stdx::Drain;
 
 use crate::podspec;
+
+mod certificates;
+mod trust;
+
+pub use certificates::Certificates;
+pub use trust::Trust;
 
 /// How long a first look at an object may take; then the step is tried again later.
 const SYNC_TIMEOUT: Duration = Duration::from_secs(10);
@@ -88,19 +94,25 @@ pub struct Objects {
     pub config_maps: Watched<ConfigMap>,
     pub secrets: Watched<Secret>,
     pub tokens: Tokens,
+    pub trust: Trust,
+    pub certificates: Certificates,
 }
 
 impl Objects {
-    pub fn new(client: &Client, wake: Wake, drain: &Drain) -> Self {
+    pub fn new(client: &Client, node_name: &str, wake: Wake, drain: &Drain) -> Self {
         Self {
             config_maps: Watched::new(client, wake.clone(), drain),
-            secrets: Watched::new(client, wake, drain),
+            secrets: Watched::new(client, wake.clone(), drain),
+            trust: Trust::new(client, wake, drain),
+            certificates: Certificates::new(client, node_name),
             tokens: Tokens { client: client.clone(), issued: Mutex::default() },
         }
     }
     pub fn release(&self, uid: &str) {
         self.config_maps.release(uid);
         self.secrets.release(uid);
+        self.trust.release(uid);
+        self.certificates.release(uid);
         lock(&self.tokens.issued).retain(|key, _| key.0 != uid);
     }
 }
@@ -114,7 +126,7 @@ pub struct Tokens {
 #[derive(Clone, Debug)]
 pub struct Token {
     pub text: String,
-    expires: Timestamp,
+    pub expires: Timestamp,
     /// At 80 % of its life, or a day old (upstream: requiresRefresh).
     pub refresh_at: Timestamp,
 }

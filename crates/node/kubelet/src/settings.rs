@@ -14,6 +14,7 @@ use serde_json::Value;
 
 use crate::config::Config;
 use crate::evict::Threshold;
+use crate::placement::Alignment;
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -50,6 +51,10 @@ struct Fields {
     eviction_pressure_transition_period: Option<String>,
     #[serde(rename = "imageMinimumGCAge")]
     image_minimum_gc_age_upstream: Option<String>,
+    #[serde(rename = "imageMaximumGCAge")]
+    image_maximum_gc_age: Option<String>,
+    image_pull_credentials_verification_policy: Option<String>,
+    preloaded_images_verification_allowlist: Option<Vec<String>>,
     #[serde(rename = "imageGCHighThresholdPercent")]
     image_gc_high_threshold_percent: Option<u8>,
     #[serde(rename = "imageGCLowThresholdPercent")]
@@ -59,8 +64,16 @@ struct Fields {
     user_namespaces: Option<UserNamespaces>,
     container_runtime_endpoint: Option<String>,
     cpu_manager_policy: Option<String>,
+    cpu_manager_policy_options: Option<BTreeMap<String, String>>,
+    #[serde(rename = "reservedSystemCPUs")]
+    reserved_system_cpus: Option<String>,
     memory_manager_policy: Option<String>,
+    reserved_memory: Option<Vec<ReservedMemory>>,
     topology_manager_policy: Option<String>,
+    topology_manager_scope: Option<String>,
+    enforce_node_allocatable: Option<Vec<String>>,
+    system_reserved_cgroup: Option<String>,
+    kube_reserved_cgroup: Option<String>,
     shutdown_grace_period: Option<String>,
 }
 
@@ -68,6 +81,13 @@ struct Fields {
 #[serde(default, rename_all = "camelCase")]
 struct MemorySwap {
     swap_behavior: String,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct ReservedMemory {
+    numa_node: u32,
+    limits: BTreeMap<String, String>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -101,8 +121,6 @@ const KNOWN: &[&str] = &[
     "authorization",
     "registryPullQPS",
     "registryBurst",
-    "imagePullCredentialsVerificationPolicy",
-    "preloadedImagesVerificationAllowlist",
     "eventRecordQPS",
     "eventBurst",
     "enableDebuggingHandlers",
@@ -112,16 +130,13 @@ const KNOWN: &[&str] = &[
     "oomScoreAdj",
     "streamingConnectionIdleTimeout",
     "nodeStatusUpdateFrequency",
-    "imageMaximumGCAge",
     "volumeStatsAggPeriod",
     "kubeletCgroups",
     "systemCgroups",
     "cgroupRoot",
     "cgroupsPerQOS",
     "cgroupDriver",
-    "cpuManagerPolicyOptions",
     "cpuManagerReconcilePeriod",
-    "topologyManagerScope",
     "topologyManagerPolicyOptions",
     "qosReserved",
     "runtimeRequestTimeout",
@@ -149,9 +164,6 @@ const KNOWN: &[&str] = &[
     "failSwapOn",
     "containerLogMaxWorkers",
     "configMapAndSecretChangeDetectionStrategy",
-    "systemReservedCgroup",
-    "kubeReservedCgroup",
-    "enforceNodeAllocatable",
     "volumePluginDir",
     "providerID",
     "kernelMemcgNotification",
@@ -161,7 +173,6 @@ const KNOWN: &[&str] = &[
     "shutdownGracePeriodCriticalPods",
     "shutdownGracePeriodByPodPriority",
     "crashLoopBackOff",
-    "reservedMemory",
     "enableProfilingHandler",
     "enableDebugFlagsHandler",
     "memoryThrottlingFactor",
@@ -169,7 +180,6 @@ const KNOWN: &[&str] = &[
     "tracing",
     "localStorageCapacityIsolation",
     "imageServiceEndpoint",
-    "reservedSystemCPUs",
     "showHiddenMetricsForVersion",
     "singleProcessOOMKill",
     "memoryReservationPolicy",
@@ -202,17 +212,14 @@ pub fn apply(text: &str, config: &mut Config) -> Result<Elsewhere, String> {
     {
         return Err(format!("unknown field {unknown:?}"));
     }
-    for (name, value, fine) in [
-        ("cpuManagerPolicy", &fields.cpu_manager_policy, "none"),
-        ("memoryManagerPolicy", &fields.memory_manager_policy, "None"),
-        ("topologyManagerPolicy", &fields.topology_manager_policy, "none"),
-        ("shutdownGracePeriod", &fields.shutdown_grace_period, "0s"),
-    ] {
+    for (name, value, fine) in [("shutdownGracePeriod", &fields.shutdown_grace_period, "0s")] {
         if let Some(other) = value.as_deref().filter(|value| !value.is_empty() && !value.eq_ignore_ascii_case(fine)) {
             return Err(format!("{name}: {other:?} is not supported by this kubelet"));
         }
     }
     plain(&fields, config)?;
+    reserved(&fields, config)?;
+    placement(&fields, config)?;
     eviction(&fields, config)?;
     config.shown = value;
     Ok(Elsewhere { runtime_endpoint: fields.container_runtime_endpoint.filter(|endpoint| !endpoint.is_empty()) })
@@ -241,6 +248,9 @@ fn own_names() -> &'static [&'static str] {
         "evictionMaxPodGracePeriod",
         "evictionPressureTransitionPeriod",
         "imageMinimumGCAge",
+        "imageMaximumGCAge",
+        "imagePullCredentialsVerificationPolicy",
+        "preloadedImagesVerificationAllowlist",
         "imageGCHighThresholdPercent",
         "imageGCLowThresholdPercent",
         "registerWithTaints",
@@ -248,8 +258,15 @@ fn own_names() -> &'static [&'static str] {
         "userNamespaces",
         "containerRuntimeEndpoint",
         "cpuManagerPolicy",
+        "cpuManagerPolicyOptions",
+        "reservedSystemCPUs",
         "memoryManagerPolicy",
+        "reservedMemory",
         "topologyManagerPolicy",
+        "topologyManagerScope",
+        "enforceNodeAllocatable",
+        "systemReservedCgroup",
+        "kubeReservedCgroup",
         "shutdownGracePeriod",
     ]
 }
@@ -270,6 +287,15 @@ fn plain(fields: &Fields, config: &mut Config) -> Result<(), String> {
     set(&mut config.taints, &fields.register_with_taints);
     set(&mut config.image_gc.high_percent, &fields.image_gc_high_threshold_percent);
     set(&mut config.image_gc.low_percent, &fields.image_gc_low_threshold_percent);
+    if let Some(text) = &fields.image_maximum_gc_age {
+        let age = duration(text).ok_or_else(|| format!("imageMaximumGCAge: {text:?} is not a duration"))?;
+        config.image_gc.age_max = Some(age).filter(|age| !age.is_zero());
+    }
+    if let Some(policy) = &fields.image_pull_credentials_verification_policy {
+        let allowlist = fields.preloaded_images_verification_allowlist.clone().unwrap_or_default();
+        let parsed = crate::pulled::Policy::parse(policy, allowlist);
+        config.pulled_images = parsed.ok_or_else(|| format!("imagePullCredentialsVerificationPolicy: {policy:?} is not a policy"))?;
+    }
     if config.image_gc.low_percent > config.image_gc.high_percent {
         return Err("imageGCLowThresholdPercent must not be above imageGCHighThresholdPercent".into());
     }
@@ -297,11 +323,6 @@ fn plain(fields: &Fields, config: &mut Config) -> Result<(), String> {
             *to = duration(text).ok_or_else(|| format!("{name}: {text:?} is not a duration"))?;
         }
     }
-    for (name, amount) in [&fields.system_reserved, &fields.kube_reserved].into_iter().flatten().flatten() {
-        let more = Quantity::parse(amount).map_err(|_| format!("{name}: {amount:?} is not a quantity"))?;
-        let before = config.reserved.get(name).and_then(|before| Quantity::parse(before).ok());
-        config.reserved.insert(name.clone(), before.map_or(more, |before| before + more).to_string());
-    }
     if let Some(ids) = fields.user_namespaces.as_ref().and_then(|users| users.ids_per_pod) {
         let valid = u32::try_from(ids).ok().filter(|ids| *ids > 0 && ids % 65_536 == 0 && *ids <= u32::MAX / 2);
         config.user_ids_per_pod = valid.ok_or_else(|| format!("userNamespaces.idsPerPod: {ids} is not a multiple of 65536"))?;
@@ -311,6 +332,99 @@ fn plain(fields: &Fields, config: &mut Config) -> Result<(), String> {
         Some("LimitedSwap") => config.limited_swap = true,
         Some(other) => return Err(format!("memorySwap.swapBehavior: {other:?} is neither NoSwap nor LimitedSwap")),
     }
+    Ok(())
+}
+
+fn reserved(fields: &Fields, config: &mut Config) -> Result<(), String> {
+    for (name, amount) in [&fields.system_reserved, &fields.kube_reserved].into_iter().flatten().flatten() {
+        let more = Quantity::parse(amount).map_err(|_| format!("{name}: {amount:?} is not a quantity"))?;
+        let before = config.reserved.get(name).and_then(|before| Quantity::parse(before).ok());
+        config.reserved.insert(name.clone(), before.map_or(more, |before| before + more).to_string());
+    }
+    let group = |name: &Option<String>| name.clone().filter(|name| !name.is_empty());
+    config.system_reserved.group = group(&fields.system_reserved_cgroup);
+    config.system_reserved.amounts = fields.system_reserved.clone().unwrap_or_default();
+    config.kube_reserved.group = group(&fields.kube_reserved_cgroup);
+    config.kube_reserved.amounts = fields.kube_reserved.clone().unwrap_or_default();
+    if let Some(enforced) = &fields.enforce_node_allocatable {
+        let none = enforced.iter().any(|name| name == "none");
+        config.enforced = enforced.iter().filter(|name| !none && !name.is_empty()).cloned().collect();
+    }
+    for name in &config.enforced {
+        let group = match name.as_str() {
+            "pods" => continue,
+            "system-reserved" => (&config.system_reserved.group, "systemReservedCgroup"),
+            "kube-reserved" => (&config.kube_reserved.group, "kubeReservedCgroup"),
+            "system-reserved-compressible" | "kube-reserved-compressible" => {
+                return Err(format!("enforceNodeAllocatable: {name:?} is not supported by this kubelet"));
+            }
+            _ => {
+                return Err(format!(
+                    "enforceNodeAllocatable: {name:?} is none of \"none\", \"pods\", \"system-reserved\", \"kube-reserved\""
+                ));
+            }
+        };
+        if group.0.is_none() {
+            return Err(format!("enforceNodeAllocatable: {name:?} needs {} ", group.1).trim_end().to_owned());
+        }
+    }
+    Ok(())
+}
+
+fn placement(fields: &Fields, config: &mut Config) -> Result<(), String> {
+    let to = &mut config.placement;
+    let unknown = |name: &str, value: &str| format!("{name}: {value:?} is not supported by this kubelet");
+    to.pins_cpus = match fields.cpu_manager_policy.as_deref() {
+        None | Some("" | "none") => false,
+        Some("static") => true,
+        Some(other) => return Err(unknown("cpuManagerPolicy", other)),
+    };
+    for (option, value) in fields.cpu_manager_policy_options.iter().flatten() {
+        match (option.as_str(), value.as_str()) {
+            ("full-pcpus-only", value) => to.whole_cores = value == "true",
+            (_, "false") => {}
+            _ => return Err(unknown("cpuManagerPolicyOptions", option)),
+        }
+    }
+    if let Some(list) = &fields.reserved_system_cpus {
+        to.reserved_cpus =
+            crate::placement::topology::parse(list).ok_or_else(|| format!("reservedSystemCPUs: {list:?} is no list of processors"))?;
+        if !to.reserved_cpus.is_empty() {
+            config.reserved.insert("cpu".into(), to.reserved_cpus.len().to_string());
+        }
+    }
+    if to.pins_cpus && to.reserved_cpus.is_empty() && !config.reserved.contains_key("cpu") {
+        return Err("cpuManagerPolicy: the static policy requires systemReserved.cpu + kubeReserved.cpu or reservedSystemCPUs to be greater than zero".into());
+    }
+    to.pins_memory = match fields.memory_manager_policy.as_deref() {
+        None | Some("" | "None") => false,
+        Some("Static") => true,
+        Some(other) => return Err(unknown("memoryManagerPolicy", other)),
+    };
+    for reserved in fields.reserved_memory.iter().flatten() {
+        for (name, amount) in &reserved.limits {
+            let bytes = Quantity::parse(amount).ok().and_then(|amount| u64::try_from(amount.value()).ok());
+            let bytes = bytes.ok_or_else(|| format!("reservedMemory: {amount:?} is not an amount of {name}"))?;
+            if name == "memory" {
+                *to.reserved_memory.entry(reserved.numa_node).or_default() += bytes;
+            }
+        }
+    }
+    if to.pins_memory && to.reserved_memory.is_empty() {
+        return Err("memoryManagerPolicy: the Static policy requires reservedMemory".into());
+    }
+    to.alignment = match fields.topology_manager_policy.as_deref() {
+        None | Some("" | "none") => Alignment::None,
+        Some("best-effort") => Alignment::BestEffort,
+        Some("restricted") => Alignment::Restricted,
+        Some("single-numa-node") => Alignment::SingleNode,
+        Some(other) => return Err(unknown("topologyManagerPolicy", other)),
+    };
+    to.pod_scope = match fields.topology_manager_scope.as_deref() {
+        None | Some("" | "container") => false,
+        Some("pod") => true,
+        Some(other) => return Err(unknown("topologyManagerScope", other)),
+    };
     Ok(())
 }
 
@@ -341,7 +455,7 @@ fn eviction(fields: &Fields, config: &mut Config) -> Result<(), String> {
 }
 
 /// Go's form: `1h30m`, `10s`, `500ms`, `0`.
-fn duration(text: &str) -> Option<Duration> {
+pub(crate) fn duration(text: &str) -> Option<Duration> {
     if text == "0" {
         return Some(Duration::ZERO);
     }

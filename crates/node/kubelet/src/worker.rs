@@ -22,8 +22,10 @@ use crate::observe::{Observed, observe};
 use crate::plan::{Plan, plan};
 use crate::podspec::{self, Role};
 use crate::probe::{Kind, Probes, Target};
+use crate::projections::Look;
 use crate::resize::Grant;
 use crate::status::status;
+use crate::storage::{Placed, Storage, Trouble};
 use crate::world::{Memory, State, World};
 
 /// Rounds of one reconcile; a plan that still has actions then runs again a little later.
@@ -32,6 +34,9 @@ const ROUNDS_MAX: usize = 16;
 const SAFETY_LOOK: SignedDuration = SignedDuration::from_secs(60);
 /// How often a resize that waits for room looks whether there is some.
 const RESIZE_LOOK: SignedDuration = SignedDuration::from_secs(5);
+
+/// How often volumes of drivers are looked at: they may have grown.
+const VOLUMES_LOOK: SignedDuration = SignedDuration::from_secs(15);
 
 /// All that the workers share.
 pub struct Agent {
@@ -44,6 +49,7 @@ pub struct Agent {
     pub records: Mutex<HashMap<String, Arc<Record>>>,
     pub starts: Semaphore,
     pub objects: Objects,
+    pub storage: Storage,
     pub probes: OnceLock<Probes>,
     pub services: Cache<Service>,
     /// One pull per image at a time.
@@ -62,11 +68,16 @@ pub struct Agent {
     /// Wakes whoever writes the Node's status.
     pub node_changed: Notify,
     pub image_uses: Mutex<Uses>,
+    pub keyring: crate::credentials::Keyring,
+    pub pulled: crate::pulled::Records,
     /// Held while a pod is judged.
     pub admitting: Mutex<()>,
     /// Mirror pods of this node by namespace and name, and the uid of the Node that owns them.
     pub mirrors: Mutex<BTreeMap<(String, String), Arc<Pod>>>,
     pub node_uid: Mutex<Option<String>>,
+    pub devices: Arc<crate::devices::Devices>,
+    pub claims: Arc<crate::claims::Claims>,
+    pub placement: crate::placement::Placement,
     /// The host's ids of pods with a user namespace.
     pub users: crate::users::Ranges,
     /// The Node's labels as the API has them.
@@ -79,6 +90,8 @@ pub struct Record {
     pub wish: Mutex<Wish>,
     pub memory: Mutex<Memory>,
     payloads: Mutex<BTreeMap<String, u64>>,
+    /// Claims and their like that are here, by volume.
+    pub placed: Mutex<BTreeMap<String, Placed>>,
     /// The addresses that the sandbox had when it was last seen with any.
     addresses: Mutex<Vec<String>>,
     /// The status that we said last, and the revision that it made.
@@ -114,6 +127,7 @@ impl Record {
             wish: Mutex::new(Wish { pod, gone }),
             memory,
             payloads: Mutex::default(),
+            placed: Mutex::default(),
             addresses: Mutex::default(),
             shown: Mutex::default(),
             mirror: Mutex::default(),
@@ -268,8 +282,12 @@ impl Agent {
             match self.mount(scene).await {
                 Ok(refresh_at) => wake_at = wake_at.into_iter().chain(refresh_at).min(),
                 // The files of before stay; the next look tries again.
-                Err(message) => self.event(&scene.reference(), EventKind::Warning, "FailedMount", message),
+                Err(Trouble::Failed(reason, message)) => self.event(&scene.reference(), EventKind::Warning, reason, message),
+                Err(Trouble::Waiting(_)) => {}
             }
+        }
+        if plan.ending && scene.observed.containers.iter().all(|seen| seen.state == State::Exited) {
+            self.give_back(scene).await;
         }
         self.sync_probes(scene, gone, plan);
         self.tell_waiting(scene, plan);
@@ -279,16 +297,33 @@ impl Agent {
         if scene.record.memory().resize_waiting.as_ref().is_some_and(|waiting| waiting.reason == "Deferred") {
             wake_at = wake_at.into_iter().chain([Timestamp::now() + RESIZE_LOOK]).min();
         }
+        if !plan.ending && lock(&scene.record.placed).values().any(|placed| placed.driver.is_some()) {
+            wake_at = wake_at.into_iter().chain([Timestamp::now() + VOLUMES_LOOK]).min();
+        }
         let wait = wake_at.map_or(SAFETY_LOOK, |at| at.duration_since(Timestamp::now()).min(SAFETY_LOOK));
         Ok(Outcome::RequeueAfter(Duration::try_from(wait).unwrap_or(Duration::from_millis(10)).max(Duration::from_millis(10))))
     }
 
-    pub async fn mount(&self, scene: &Scene) -> Result<Option<Timestamp>, String> {
-        let known = lock(&scene.record.payloads).clone();
+    pub async fn mount(&self, scene: &Scene) -> Result<Option<Timestamp>, Trouble> {
+        let (payloads, placed) = (lock(&scene.record.payloads).clone(), lock(&scene.record.placed).clone());
         let facts = self.pod_facts(scene);
-        let prepared = crate::mounts::prepare(&self.config, &self.objects, &scene.pod, &facts, &known, Timestamp::now()).await?;
+        let mut look = Look { objects: &self.objects, pod: &scene.pod, facts: &facts, now: Timestamp::now(), refresh: None };
+        let prepared = crate::mounts::prepare(&self.config, &self.storage, &mut look, (&payloads, &placed)).await?;
         *lock(&scene.record.payloads) = prepared.payloads;
+        *lock(&scene.record.placed) = prepared.placed;
         Ok(prepared.refresh_at)
+    }
+
+    /// A pod that is done holds no claims any more, though its object stays.
+    async fn give_back(&self, scene: &Scene) {
+        if !self.storage.has_any(&scene.record.uid) {
+            return;
+        }
+        lock(&scene.record.placed).clear();
+        scene.record.memory().volumes_ready = false;
+        if let Err(error) = self.storage.tear_down(&scene.record.uid).await {
+            tracing::warn!(pod = podspec::name(&scene.pod), error, "take a pod's volumes away; will retry");
+        }
     }
 
     /// What is known without asking anybody.

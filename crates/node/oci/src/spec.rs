@@ -119,7 +119,7 @@ pub enum Propagation {
     Shared,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Device {
     /// Absolute in the container, below `/dev`.
     pub path: String,
@@ -130,4 +130,7 @@ pub struct Device {
     pub mode: u32,
     pub uid: u32,
     pub gid: u32,
+    /// What the control group lets the container do with it, of `rwm`; empty is all.
+    #[serde(default)]
+    pub access: String,
 }

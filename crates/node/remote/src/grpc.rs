@@ -197,7 +197,7 @@ async fn next(body: &mut Incoming, buffer: &mut BytesMut) -> Result<Option<Bytes
 }
 
 /// The single message of a request's body.
-pub(crate) async fn question<Q: Message + Default>(body: Incoming) -> Result<Q> {
+pub async fn question<Q: Message + Default>(body: Incoming) -> Result<Q> {
     let body = Limited::new(body, MESSAGE_BYTES_MAX + PREFIX_BYTES).collect().await;
     let bytes = body.map_err(|error| Error::new(Code::ResourceExhausted, error.to_string()))?.to_bytes();
     let message = take(&mut BytesMut::from(bytes))?.ok_or_else(|| Error::invalid("the request has no message"))?;

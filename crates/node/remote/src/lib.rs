@@ -1,7 +1,8 @@
 //! CRI over a socket, both ways: [`Remote`] drives another runtime (containerd, CRI-O) as the kubelet's own, and [`Server`] lets other
 //! clients (`crictl`) use the runtime of this process.
 //!
-//! [`grpc`] is as much of gRPC as CRI needs, over `hyper`'s HTTP/2: unary calls and streams of answers. What CRI leaves to a streaming
+//! [`grpc`] is as much of gRPC as CRI needs, over `hyper`'s HTTP/2: unary calls and streams of answers; [`serve`] is the
+//! other side, for services of our own (device plugins register with one). What CRI leaves to a streaming
 //! URL (exec, attach, port-forward) is [`dial`] on the client's side, which speaks SPDY, and [`streams`] on the server's.
 //!
 //! Tasks: one per connection, each way; one per stream under way. Channels: a bounded one per server stream of events. The crate knows no
@@ -10,6 +11,7 @@
 mod client;
 mod dial;
 pub mod grpc;
+pub mod serve;
 mod server;
 mod streams;
 

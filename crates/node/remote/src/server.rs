@@ -1,27 +1,16 @@
 //! The runtime and images of this process as CRI v1 on a Unix socket.
 
-use std::convert::Infallible;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use cri::{Code, Error, ImageService, RuntimeService, v1};
-use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
-use futures_util::stream::BoxStream;
-use http::{HeaderValue, Request, Response, header};
-use http_body_util::StreamBody;
-use hyper::body::{Frame, Incoming};
-use hyper_util::rt::{TokioExecutor, TokioIo};
-use prost::Message;
+use hyper::body::Incoming;
 use stdx::Drain;
-use tokio::net::UnixListener;
 
 use crate::grpc;
+use crate::serve::{self, Frames, Services, ended, many, one};
 use crate::streams::{Desk, Ticket};
-
-type Frames = BoxStream<'static, Result<Frame<Bytes>, Infallible>>;
 
 /// What the socket leads to.
 pub struct Server {
@@ -50,54 +39,10 @@ impl Server {
         socket: &Path,
         drain: Drain,
     ) -> Result<(), crate::Error> {
-        let failed = |source| crate::Error::Listen { path: socket.display().to_string(), source };
-        if let Some(parent) = socket.parent() {
-            std::fs::create_dir_all(parent).map_err(failed)?;
-        }
-        match std::fs::remove_file(socket) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed(error)),
-            _ => {}
-        }
-        let listener = UnixListener::bind(socket).map_err(failed)?;
-        std::fs::set_permissions(socket, std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
+        let listener = serve::listen(socket)?;
         let desk = Desk::open(runtime.clone(), drain.clone()).await.map_err(crate::Error::Streams)?;
-        tokio::spawn(Arc::new(Self { runtime, images, desk }).serve(listener, drain));
+        tokio::spawn(serve::serve(Arc::new(Self { runtime, images, desk }), listener, drain));
         Ok(())
-    }
-
-    async fn serve(self: Arc<Self>, listener: UnixListener, drain: Drain) {
-        while let Some(accepted) = drain.run(listener.accept()).await {
-            let Ok((stream, _)) = accepted else { continue };
-            let server = self.clone();
-            tokio::spawn(async move {
-                let service = hyper::service::service_fn(move |request| {
-                    let answer = server.clone().answer(request);
-                    async move { Ok::<_, Infallible>(answer.await) }
-                });
-                let connection =
-                    hyper::server::conn::http2::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service);
-                if let Err(error) = connection.await {
-                    tracing::debug!(%error, "CRI connection");
-                }
-            });
-        }
-    }
-
-    fn answer(self: Arc<Self>, request: Request<Incoming>) -> BoxFuture<'static, Response<StreamBody<Frames>>> {
-        Box::pin(async move { self.call(request).await })
-    }
-
-    async fn call(&self, request: Request<Incoming>) -> Response<StreamBody<Frames>> {
-        let path = request.uri().path().to_owned();
-        let frames = match path.trim_start_matches('/').split_once('/') {
-            Some(("runtime.v1.RuntimeService", method)) => self.runtime_call(method, request.into_body()).await,
-            Some(("runtime.v1.ImageService", method)) => self.image_call(method, request.into_body()).await,
-            Some((service, _)) => ended(Err(Error::new(Code::Unimplemented, format!("unknown service {service}")))),
-            None => ended(Err(Error::new(Code::Unimplemented, format!("malformed method name: {path:?}")))),
-        };
-        let mut response = Response::new(StreamBody::new(frames));
-        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-        response
     }
 
     fn runtime_call<'a>(&'a self, method: &'a str, body: Incoming) -> BoxFuture<'a, Frames> {
@@ -137,7 +82,7 @@ impl Server {
                 Ok(events) => many(events),
                 Err(error) => ended(Err(error)),
             },
-            _ => unknown("RuntimeService", method),
+            _ => serve::unknown("runtime.v1.RuntimeService", method),
         }
     }
 
@@ -149,7 +94,7 @@ impl Server {
             "PullImage" => unary!(images, pull_image, body),
             "RemoveImage" => unary!(images, remove_image, body),
             "ImageFsInfo" => one(images.image_fs_info().await),
-            _ => unknown("ImageService", method),
+            _ => serve::unknown("runtime.v1.ImageService", method),
         }
     }
 
@@ -181,32 +126,12 @@ impl Server {
     }
 }
 
-fn unknown(service: &str, method: &str) -> Frames {
-    ended(Err(Error::new(Code::Unimplemented, format!("unknown method {method} for service runtime.v1.{service}"))))
-}
-
-fn ended(outcome: cri::Result<()>) -> Frames {
-    Box::pin(futures_util::stream::iter([Ok(Frame::trailers(grpc::trailers(&outcome)))]))
-}
-
-fn one<A: Message>(answer: cri::Result<A>) -> Frames {
-    match answer {
-        Ok(answer) => {
-            let frames = [Ok(Frame::data(grpc::frame(&answer))), Ok(Frame::trailers(grpc::trailers(&Ok(()))))];
-            Box::pin(futures_util::stream::iter(frames))
+impl Services for Server {
+    fn call<'a>(&'a self, service: &'a str, method: &'a str, body: Incoming) -> BoxFuture<'a, Frames> {
+        match service {
+            "runtime.v1.RuntimeService" => self.runtime_call(method, body),
+            "runtime.v1.ImageService" => Box::pin(self.image_call(method, body)),
+            _ => Box::pin(async move { ended(Err(Error::new(Code::Unimplemented, format!("unknown service {service}")))) }),
         }
-        Err(error) => ended(Err(error)),
     }
-}
-
-fn many<A: Message + 'static>(answers: BoxStream<'static, cri::Result<A>>) -> Frames {
-    let frames = answers.map(|answer| {
-        Ok(match answer {
-            Ok(answer) => Frame::data(grpc::frame(&answer)),
-            Err(error) => Frame::trailers(grpc::trailers(&Err(error))),
-        })
-    });
-    // A stream of events ends when its reader was too slow: then it starts anew.
-    let end = Frame::trailers(grpc::trailers(&Err(Error::new(Code::Unavailable, "the stream ended"))));
-    Box::pin(frames.chain(futures_util::stream::iter([Ok(end)])))
 }

@@ -13,6 +13,7 @@ use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen, open_tree,
 };
 
+use crate::cdi;
 use crate::plan::{self, Surroundings, Volume};
 use crate::protocol::{Exit, Reply, Request, Start};
 use crate::record::{self, ContainerRecord};
@@ -53,6 +54,7 @@ impl Inner {
         {
             return Err(Error::Invalid(format!("failed to reserve container name {:?}: it is reserved for {:?}", metadata.name, other.id)));
         }
+        self.device_edits(&config)?;
         let security = config.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
         security.map_or(Ok(()), plan::check_security).map_err(Error::Invalid)?;
         let id = new_id()?;
@@ -148,22 +150,31 @@ impl Inner {
         }
     }
 
+    fn device_edits(&self, config: &v1::ContainerConfig) -> Result<cdi::Edits> {
+        let names: Vec<String> = config.cdi_devices.iter().map(|device| device.name.clone()).collect();
+        cdi::resolve(&self.config.cdi_dirs, &names).map_err(Error::Invalid)
+    }
+
     /// Control group, root, volumes, log, and the spec that refers to them.
     fn prepare(&self, container: &Container) -> Result<Prepared> {
         let record = lock(&container.record).clone();
-        let config = record.config.clone().unwrap_or_default();
+        let mut config = record.config.clone().unwrap_or_default();
+        let edits = self.device_edits(&config)?;
+        config.mounts.extend(edits.mounts.iter().map(edit_mount));
         let linux = config.linux.clone().unwrap_or_default();
         let security = linux.security_context.clone().unwrap_or_default();
         let gone = || Error::NotFound(format!("image {} is gone", record.image_id));
         let (image, layers) = lock(&container.lease).as_ref().map(|lease| (lease.config().clone(), lease.layers())).ok_or_else(gone)?;
-        let devices = devices(&config, security.privileged)?;
+        let mut devices = devices(&config, security.privileged)?;
+        devices.extend(edits.device_nodes.iter().map(edit_device).collect::<Result<Vec<_>>>()?);
         let group = self.prepare_cgroup(&record.cgroup, linux.resources.as_ref(), plan::device_rules(security.privileged, &devices))?;
         let users = container.sandbox.users()?;
         let rootfs = self.mount_root(&container.id, &layers, users.as_ref())?;
-        let identity = identity(&rootfs, &security, &image)?;
+        let mut identity = identity(&rootfs, &security, &image)?;
+        identity.user.groups.extend(&edits.additional_gids);
         let sandbox_config = container.sandbox.config();
         let (bounding, ambient) = plan::capability_masks(&security).map_err(Error::Invalid)?;
-        let process = oci::Process {
+        let mut process = oci::Process {
             args: plan::args(&config, &image),
             env: plan::env(&config, &image, &sandbox_config.hostname, &identity.home),
             cwd: [&config.working_dir, &image.working_dir].into_iter().find(|d| !d.is_empty()).cloned().unwrap_or_else(|| "/".into()),
@@ -178,11 +189,13 @@ impl Inner {
             oom_score_adj: Some(linux.resources.as_ref().map_or(0, |r| r.oom_score_adj as i32)),
             umask: None,
         };
+        process.env.extend(edits.env);
         self.remember_process(container, &process)?;
         let mounts = with_pod_files(&config.mounts, &container.sandbox, &rootfs, security.readonly_rootfs);
         let namespaces = security.namespace_options.clone().unwrap_or_default();
         let (volumes, mut trees) = self.open_volumes(container, &mounts, users.as_ref())?;
-        let device_mounts = users.as_ref().map(|_| open_devices(&config, security.privileged, &mut trees)).transpose()?;
+        let device_mounts =
+            users.as_ref().map(|_| open_devices(&config, security.privileged, &edits.device_nodes, &mut trees)).transpose()?;
         let (pid, pid_target) = pid_namespace(&namespaces);
         let v1_controllers = if self.cgroups.is_unified() { Vec::new() } else { self.cgroups.v1_controllers() };
         let host_ipc = namespaces.ipc == v1::NamespaceMode::Node as i32;
@@ -541,7 +554,12 @@ impl Sandbox {
 }
 
 /// Mounts of the host's device nodes, where none can be made: the standard ones and those asked for. Their descriptors join `trees`.
-fn open_devices(config: &v1::ContainerConfig, privileged: bool, trees: &mut Vec<OwnedFd>) -> Result<Vec<(String, usize)>> {
+fn open_devices(
+    config: &v1::ContainerConfig,
+    privileged: bool,
+    named: &[cdi::Node],
+    trees: &mut Vec<OwnedFd>,
+) -> Result<Vec<(String, usize)>> {
     let standard = ["null", "zero", "full", "random", "urandom", "tty"].map(|name| format!("/dev/{name}"));
     let mut paths: Vec<(PathBuf, String)> = standard.into_iter().map(|path| (path.clone().into(), path)).collect();
     if privileged {
@@ -552,6 +570,7 @@ fn open_devices(config: &v1::ContainerConfig, privileged: bool, trees: &mut Vec<
     let target =
         |device: &v1::Device| if device.container_path.is_empty() { device.host_path.clone() } else { device.container_path.clone() };
     paths.extend(config.devices.iter().map(|device| (device.host_path.clone().into(), target(device))));
+    paths.extend(named.iter().map(|node| (host_path(node).into(), node.path.clone())));
     let mut seen = std::collections::BTreeSet::new();
     paths.retain(|(_, path)| seen.insert(path.clone()));
     let mut mounts = Vec::with_capacity(paths.len());
@@ -640,9 +659,47 @@ fn devices(config: &v1::ContainerConfig, privileged: bool) -> Result<Vec<oci::De
         let path = if device.container_path.is_empty() { &device.host_path } else { &device.container_path };
         let found =
             describe_device(Path::new(&device.host_path), path.clone()).map_err(io_error(format!("device {}", device.host_path)))?;
-        devices.push(found.ok_or_else(|| Error::Invalid(format!("{} is not a device", device.host_path)))?);
+        let found = found.ok_or_else(|| Error::Invalid(format!("{} is not a device", device.host_path)))?;
+        devices.push(oci::Device { access: device.permissions.clone(), ..found });
     }
     Ok(devices)
+}
+
+fn host_path(node: &cdi::Node) -> &str {
+    if node.host_path.is_empty() { &node.path } else { &node.host_path }
+}
+
+/// A device node of a CDI file: what the file does not say, the host's own node does.
+fn edit_device(node: &cdi::Node) -> Result<oci::Device> {
+    let host = host_path(node);
+    let known = match (node.r#type.as_str(), node.major, node.minor) {
+        ("b" | "c" | "u", Some(major), Some(minor)) => {
+            let kind = if node.r#type == "b" { 'b' } else { 'c' };
+            oci::Device { kind, major, minor, mode: 0o666, ..Default::default() }
+        }
+        _ => {
+            let found = describe_device(Path::new(host), node.path.clone()).map_err(io_error(format!("device {host}")))?;
+            found.ok_or_else(|| Error::Invalid(format!("{host} is not a device")))?
+        }
+    };
+    Ok(oci::Device {
+        path: node.path.clone(),
+        mode: node.file_mode.map_or(known.mode, |mode| mode & 0o7777),
+        uid: node.uid.unwrap_or(known.uid),
+        gid: node.gid.unwrap_or(known.gid),
+        access: node.permissions.clone(),
+        ..known
+    })
+}
+
+fn edit_mount(mount: &cdi::Mount) -> v1::Mount {
+    v1::Mount {
+        container_path: mount.container_path.clone(),
+        host_path: mount.host_path.clone(),
+        readonly: mount.options.iter().any(|option| option == "ro"),
+        mount_options: mount.options.clone(),
+        ..Default::default()
+    }
 }
 
 fn describe_device(host: &Path, path: String) -> std::io::Result<Option<oci::Device>> {
@@ -654,7 +711,16 @@ fn describe_device(host: &Path, path: String) -> std::io::Result<Option<oci::Dev
         _ => return Ok(None),
     };
     let (major, minor) = (rustix::fs::major(metadata.rdev()), rustix::fs::minor(metadata.rdev()));
-    Ok(Some(oci::Device { path, kind, major, minor, mode: metadata.mode() & 0o7777, uid: metadata.uid(), gid: metadata.gid() }))
+    Ok(Some(oci::Device {
+        path,
+        kind,
+        major,
+        minor,
+        mode: metadata.mode() & 0o7777,
+        uid: metadata.uid(),
+        gid: metadata.gid(),
+        access: String::new(),
+    }))
 }
 
 /// Device nodes below a directory, without what every container has of its own.

@@ -6,11 +6,12 @@
 //! files; it passes them on as descriptors.
 //!
 //! Reading order: [`protocol`] (what daemon and shim say), [`shim`], `nursery` and `connection` (the daemon's ends), `record` (what is on disk), `plan`
-//! (CRI's words to a `Spec`, pure), `sandbox`, `container`, `exec`, `stats`, `recover`, `service` (the trait).
+//! (CRI's words to a `Spec`, pure), `cdi` (devices by name), `sandbox`, `container`, `exec`, `stats`, `recover`, `service` (the trait).
 //!
 //! Tasks: one per pod, reading its shim's socket. Channels: a broadcast of container events (bounded; a reader that lags is
 //! cut off and relists), a one-shot per call to a shim.
 
+mod cdi;
 mod connection;
 mod container;
 mod exec;
@@ -42,6 +43,8 @@ pub struct Config {
     pub run_dir: PathBuf,
     /// The control group root, such as `sternpost`.
     pub cgroup_root: String,
+    /// Files of the Container Device Interface; later folders count before earlier ones.
+    pub cdi_dirs: Vec<PathBuf>,
     /// The binary that serves as shim, see [`is_shim_invocation`].
     pub exe: PathBuf,
 }
@@ -49,7 +52,13 @@ pub struct Config {
 impl Config {
     /// Everything below two directories, with the running binary as shim.
     pub fn new(data_dir: impl Into<PathBuf>, run_dir: impl Into<PathBuf>, cgroup_root: impl Into<String>) -> Self {
-        Self { data_dir: data_dir.into(), run_dir: run_dir.into(), cgroup_root: cgroup_root.into(), exe: "/proc/self/exe".into() }
+        Self {
+            data_dir: data_dir.into(),
+            run_dir: run_dir.into(),
+            cgroup_root: cgroup_root.into(),
+            cdi_dirs: vec!["/etc/cdi".into(), "/var/run/cdi".into()],
+            exe: "/proc/self/exe".into(),
+        }
     }
 }
 

@@ -196,17 +196,17 @@ pub fn limits(resources: &v1::LinuxContainerResources) -> cgroups::Limits {
 
 /// Which character devices a container may use: the harmless ones, terminals, and making nodes of any.
 pub fn device_rules(privileged: bool, extra: &[oci::Device]) -> Vec<cgroups::DeviceRule> {
-    let rule =
-        |kind, major: Option<u32>, minor: Option<u32>, access: &str| cgroups::DeviceRule { kind, major, minor, access: access.into() };
+    let access = |device: &oci::Device| if device.access.is_empty() { "rwm".to_owned() } else { device.access.clone() };
+    let rule = |kind, major: Option<u32>, minor: Option<u32>, access: String| cgroups::DeviceRule { kind, major, minor, access };
     if privileged {
-        return vec![rule('a', None, None, "rwm")];
+        return vec![rule('a', None, None, "rwm".into())];
     }
-    let mut rules = vec![rule('c', None, None, "m"), rule('b', None, None, "m")];
+    let mut rules = vec![rule('c', None, None, "m".into()), rule('b', None, None, "m".into())];
     for (major, minor) in [(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 1), (5, 2)] {
-        rules.push(rule('c', Some(major), Some(minor), "rwm"));
+        rules.push(rule('c', Some(major), Some(minor), "rwm".into()));
     }
-    rules.push(rule('c', Some(136), None, "rwm"));
-    rules.extend(extra.iter().filter(|d| d.kind != 'p').map(|d| rule(d.kind, Some(d.major), Some(d.minor), "rwm")));
+    rules.push(rule('c', Some(136), None, "rwm".into()));
+    rules.extend(extra.iter().filter(|d| d.kind != 'p').map(|d| rule(d.kind, Some(d.major), Some(d.minor), access(d))));
     rules
 }
 
@@ -443,6 +443,7 @@ mod tests {
             volumes,
             devices: Vec::new(),
             v1_controllers: Vec::new(),
+            device_mounts: None,
         };
         let spec = spec(&v1::ContainerConfig::default(), surroundings);
         let targets: Vec<&str> = spec.mounts.iter().map(|m| m.target.as_str()).collect();

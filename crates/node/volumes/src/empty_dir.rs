@@ -30,6 +30,20 @@ pub fn in_memory(path: &Path, size_bytes_max: Option<u64>) -> Result<(), Error> 
     mount("tmpfs", path, "tmpfs", flags, Some(options.as_c_str())).map_err(Error::errno("mount tmpfs on", path))
 }
 
+/// The same with huge pages of `size` (`2Mi`, `1Gi`) mounted on it. Needs root.
+pub fn in_huge_pages(path: &Path, size: &str) -> Result<(), Error> {
+    use rustix::mount::{MountFlags, mount};
+    on_disk(path)?;
+    if is_mount_point(path)? {
+        return Ok(());
+    }
+    let pages = size.trim_end_matches('i');
+    let options =
+        std::ffi::CString::new(format!("mode=0777,pagesize={pages}")).map_err(|_| Error::Refused("page size holds NUL".into()))?;
+    let flags = MountFlags::NOSUID | MountFlags::NODEV;
+    mount("hugetlbfs", path, "hugetlbfs", flags, Some(options.as_c_str())).map_err(Error::errno("mount hugetlbfs on", path))
+}
+
 /// Makes a directory for what must never reach a disk (Secrets, tokens): on a tmpfs, its own where it would not be on one already.
 /// Closed to all but root. Doing it again changes nothing. Needs root.
 pub fn never_on_disk(path: &Path) -> Result<(), Error> {

@@ -2,13 +2,18 @@
 //! knows no Kubernetes kinds and no API.
 //!
 //! Read in this order: [`payload`] (keys of a ConfigMap or Secret to files), [`atomic`] (a payload to a directory, swapped at once),
-//! [`empty_dir`], [`host_path`], [`ownership`] (fsGroup), [`subpath`], [`teardown`]. Tasks: none; every function blocks on the disk.
+//! [`empty_dir`], [`host_path`], [`mounting`] (devices and network file systems), [`loop_device`], [`quota`], [`local_path`] (volumes of the
+//! built-in provisioner), [`ownership`] (fsGroup), [`subpath`], [`teardown`]. Tasks: none; every function blocks on the disk.
 
 pub mod atomic;
 pub mod empty_dir;
 pub mod host_path;
+pub mod local_path;
+pub mod loop_device;
+pub mod mounting;
 pub mod ownership;
 pub mod payload;
+pub mod quota;
 pub mod subpath;
 pub mod teardown;
 

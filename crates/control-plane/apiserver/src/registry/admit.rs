@@ -330,7 +330,7 @@ fn attributes(
         name,
         subresource: context.info.subresource.clone(),
         operation,
-        user: context.user.clone(),
+        user: auth::UserInfo::clone(&context.user),
         object,
         old,
         dry_run,

@@ -151,6 +151,35 @@ const PLAIN: &[(&str, &[Words])] = &[
             rule("list watch", "policy.networking.k8s.io", "adminnetworkpolicies baselineadminnetworkpolicies clusternetworkpolicies"),
         ],
     ),
+    // A node looks after those volumes of the built-in provisioner that are on its disk: it removes their data and says so.
+    ("sternpost:node-volumes", &[rule("list watch", "core", "persistentvolumes"), rule("patch", "core", "persistentvolumes/status")]),
+    (
+        "sternpost:local-path",
+        &[
+            rule("create delete get list update watch", "core", "persistentvolumes"),
+            rule("get list update watch", "core", "persistentvolumeclaims"),
+            rule("update", "core", "persistentvolumeclaims/status"),
+            rule("create get list watch", "storage.k8s.io", "storageclasses"),
+            rule(READ, "core", "nodes"),
+            rule("create get", "core", "configmaps"),
+            EVENTS,
+        ],
+    ),
+    // The jobs of CSI's sidecars, where a driver leaves them to us.
+    (
+        "sternpost:csi-sidecars",
+        &[
+            rule("create delete get list patch update watch", "core", "persistentvolumes"),
+            rule("get list update watch", "core", "persistentvolumeclaims"),
+            rule("patch update", "core", "persistentvolumeclaims/status"),
+            rule("get", "core", "secrets"),
+            rule(READ, "core", "nodes"),
+            rule(READ, "storage.k8s.io", "csinodes storageclasses"),
+            rule("get list patch update watch", "storage.k8s.io", "volumeattachments"),
+            rule("patch update", "storage.k8s.io", "volumeattachments/status"),
+            EVENTS,
+        ],
+    ),
     ("system:persistent-volume-provisioner", PROVISIONER),
     ("system:volume-scheduler", VOLUME_SCHEDULER),
     (
@@ -322,6 +351,10 @@ pub fn bindings() -> Vec<Value> {
     let requests = "system:certificates.k8s.io:certificatesigningrequests";
     bindings.push(binding("sternpost:node-network", "ClusterRole", "sternpost:node-network", vec![nodes.clone()]));
     bindings.push(binding("sternpost:network", "ClusterRole", "sternpost:network", vec![super::account("sternpost-network")]));
+    bindings.push(binding("sternpost:node-volumes", "ClusterRole", "sternpost:node-volumes", vec![nodes.clone()]));
+    let provisioner = vec![super::account("local-path-provisioner")];
+    bindings.push(binding("sternpost:local-path", "ClusterRole", "sternpost:local-path", provisioner));
+    bindings.push(binding("sternpost:csi-sidecars", "ClusterRole", "sternpost:csi-sidecars", vec![super::account("csi-sidecars")]));
     bindings.push(binding("sternpost:kubelet-bootstrap", "ClusterRole", "system:node-bootstrapper", vec![joining.clone()]));
     bindings.push(binding("sternpost:node-autoapprove-bootstrap", "ClusterRole", &format!("{requests}:nodeclient"), vec![joining]));
     bindings.push(binding("sternpost:node-autoapprove-renewal", "ClusterRole", &format!("{requests}:selfnodeclient"), vec![nodes]));

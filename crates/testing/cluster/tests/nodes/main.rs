@@ -1,0 +1,8 @@
+//! Several nodes on one machine, each in namespaces of its own, with links that are cut.
+
+mod join;
+mod lab;
+mod links;
+mod matrix;
+mod policy;
+mod restarts;
