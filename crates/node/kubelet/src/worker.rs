@@ -35,6 +35,9 @@ const SAFETY_LOOK: SignedDuration = SignedDuration::from_secs(60);
 /// How often a resize that waits for room looks whether there is some.
 const RESIZE_LOOK: SignedDuration = SignedDuration::from_secs(5);
 
+/// How often volumes of drivers are looked at: they may have grown.
+const VOLUMES_LOOK: SignedDuration = SignedDuration::from_secs(15);
+
 /// All that the workers share.
 pub struct Agent {
     pub config: Config,
@@ -65,6 +68,8 @@ pub struct Agent {
     /// Wakes whoever writes the Node's status.
     pub node_changed: Notify,
     pub image_uses: Mutex<Uses>,
+    pub keyring: crate::credentials::Keyring,
+    pub pulled: crate::pulled::Records,
     /// Held while a pod is judged.
     pub admitting: Mutex<()>,
     /// Mirror pods of this node by namespace and name, and the uid of the Node that owns them.
@@ -291,6 +296,9 @@ impl Agent {
         }
         if scene.record.memory().resize_waiting.as_ref().is_some_and(|waiting| waiting.reason == "Deferred") {
             wake_at = wake_at.into_iter().chain([Timestamp::now() + RESIZE_LOOK]).min();
+        }
+        if !plan.ending && lock(&scene.record.placed).values().any(|placed| placed.driver.is_some()) {
+            wake_at = wake_at.into_iter().chain([Timestamp::now() + VOLUMES_LOOK]).min();
         }
         let wait = wake_at.map_or(SAFETY_LOOK, |at| at.duration_since(Timestamp::now()).min(SAFETY_LOOK));
         Ok(Outcome::RequeueAfter(Duration::try_from(wait).unwrap_or(Duration::from_millis(10)).max(Duration::from_millis(10))))

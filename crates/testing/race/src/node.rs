@@ -17,7 +17,7 @@ use crate::processes::footprint;
 use crate::report::{Outcome, number, spread};
 
 #[path = "../../../node/remote/tests/support/containerd.rs"]
-mod containerd;
+pub mod containerd;
 
 /// Pods one after the other in a leg.
 const SINGLE: usize = 20;
