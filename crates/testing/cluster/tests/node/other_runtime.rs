@@ -36,8 +36,8 @@ const PODS: &[(&str, &str, &str, &str)] = &[
     ),
     (
         "sidecar",
-        "restartPolicy: Never\n  shareProcessNamespace: true\n  initContainers: [{name: side, image: IMAGE, restartPolicy: Always, command: [sleep, '100000']}]",
-        "command: [sh, -c, 'ps | grep -c \"sleep 10000[0]\"; hostname']",
+        "restartPolicy: Never\n  shareProcessNamespace: true\n  initContainers: [{name: side, image: IMAGE, restartPolicy: Always, command: [sleep, '77777']}]",
+        "command: [sh, -c, 'ps | grep -c \"sleep 7777[7]\"; hostname']",
         "Succeeded 0 Completed 0 | 1 sidecar",
     ),
 ];
