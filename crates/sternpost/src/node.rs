@@ -20,6 +20,7 @@ use crate::up::Parts;
 use crate::{identity, keeper};
 
 mod peers;
+mod tunnel;
 
 pub use peers::internal_address;
 
