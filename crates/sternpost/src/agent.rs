@@ -88,7 +88,8 @@ async fn serve(config: Config, args: &AgentArgs, progress: &mut Progress) -> any
     caches.set(Cache::<Pod>::start(&client, own, drain.clone()));
     let tls = certificates.serving.config()?;
     let pods = all_pods(&client, &drain);
-    let around = node::Surroundings { config, address, client, caches, pods, tls, drain: drain.clone() };
+    let to_nodes = certificates.to_nodes.config(&lock(&certificates.ca))?;
+    let around = node::Surroundings { config, address, client, caches, pods, tls, to_nodes, drain: drain.clone() };
     let mut tasks = JoinSet::new();
     let parts = node::start(&around, &mut tasks).await?;
     progress.step("node", "runtime, kubelet, network, Services, DNS");
@@ -122,6 +123,8 @@ struct Certificates {
     api: ArcSwap<Https>,
     client: Mutex<Pair>,
     serving: Arc<tls::Server>,
+    /// What it shows to other nodes.
+    to_nodes: Arc<tls::Client>,
     shown: Mutex<Pair>,
 }
 
@@ -132,6 +135,7 @@ impl Certificates {
             server: server.to_owned(),
             api: ArcSwap::from_pointee(https(server, &ca, &client)?),
             serving: tls::Server::new(&shown, &ca)?,
+            to_nodes: tls::Client::new(&client)?,
             ca: Mutex::new(ca),
             client: Mutex::new(client),
             shown: Mutex::new(shown),
@@ -168,6 +172,7 @@ impl Certificates {
         if due(&client) {
             let fresh = join::own(&around.client, &around.config).await?;
             self.api.store(Arc::new(https(&self.server, &lock(&self.ca), &fresh)?));
+            self.to_nodes.rotate(&fresh)?;
             *lock(&self.client) = fresh;
             self.write(around)?;
         }
@@ -189,6 +194,7 @@ impl Certificates {
         }
         let api = https(&self.server, &ca, &lock(&self.client))?;
         self.serving.trust(&ca, None)?;
+        self.to_nodes.trust(&ca)?;
         self.api.store(Arc::new(api));
         *lock(&self.ca) = ca;
         tracing::info!("the cluster's authorities changed");

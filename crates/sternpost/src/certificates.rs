@@ -99,6 +99,11 @@ impl Certificates {
         self.authorities.subscribe()
     }
 
+    /// How this process shows itself to the servers of nodes.
+    pub fn to_kubelets(&self) -> anyhow::Result<Arc<rustls::ClientConfig>> {
+        Ok(self.kubelet_client.config(&self.pki.ca)?)
+    }
+
     /// Renews what ends soon, and carries an exchange of the authority on, until `drain`.
     pub async fn rotate(&self, config: &Config, server: &apiserver::Server, drain: &Drain) {
         let look_every = LOOK_EVERY.min(Duration::from_secs(self.lifetimes.renew_before.unsigned_abs().div_ceil(4).max(1)));

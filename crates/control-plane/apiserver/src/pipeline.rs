@@ -133,6 +133,7 @@ async fn admitted(server: &Arc<Inner>, context: &mut Context, mut request: Reque
         return response;
     }
     match path {
+        "/" | "/index.html" => Ok(discovery::index(server)),
         "/api" | "/api/" | "/apis" | "/apis/" => discovery::root(server, context),
         _ if path.starts_with("/api/") || path.starts_with("/apis/") => discovery::group(server, context),
         _ => Ok(page_not_found()),

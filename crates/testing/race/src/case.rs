@@ -33,6 +33,7 @@ pub fn all() -> &'static [Case] {
         },
         Case { name: "pods", title: "Pods on one node", run: |options, dir| Box::pin(crate::pods::race(options, dir)) },
         Case { name: "node", title: "Runtime, beside containerd", run: |options, dir| Box::pin(crate::node::race(options, dir)) },
+        Case { name: "images", title: "Images unpacked", run: |options, dir| Box::pin(crate::images::race(options, dir)) },
         Case {
             name: "controllers",
             title: "Controllers: pods, endpoints, garbage",

@@ -18,6 +18,7 @@ mod codec;
 mod controllers;
 mod etcd;
 mod floor;
+mod images;
 mod machine;
 mod measure;
 mod network;
@@ -27,6 +28,10 @@ mod processes;
 mod report;
 mod scheduler;
 mod store;
+
+/// The one that the binary has: API server and store run in this process too.
+#[global_allocator]
+static ALLOCATOR: allocator::Allocator = allocator::Allocator;
 
 #[derive(Parser)]
 #[command(name = "cargo xtask race", about = "Measure, with the peer and the machine's floors in the same run")]
