@@ -88,7 +88,8 @@ async fn serve(config: Config, args: &AgentArgs, progress: &mut Progress) -> any
     caches.set(Cache::<Pod>::start(&client, own, drain.clone()));
     let tls = certificates.serving.config()?;
     let pods = all_pods(&client, &drain);
-    let around = node::Surroundings { config, address, client, caches, pods, tls, drain: drain.clone() };
+    let to_nodes = certificates.to_nodes.config(&lock(&certificates.ca))?;
+    let around = node::Surroundings { config, address, client, caches, pods, tls, to_nodes, drain: drain.clone() };
     let mut tasks = JoinSet::new();
     let parts = node::start(&around, &mut tasks).await?;
     progress.step("node", "runtime, kubelet, network, Services, DNS");
@@ -122,6 +123,8 @@ struct Certificates {
     api: ArcSwap<Https>,
     client: Mutex<Pair>,
     serving: Arc<tls::Server>,
+    /// What it shows to other nodes.
+    to_nodes: Arc<tls::Client>,
     shown: Mutex<Pair>,
 }
 
@@ -132,17 +135,18 @@ impl Certificates {
             server: server.to_owned(),
             api: ArcSwap::from_pointee(https(server, &ca, &client)?),
             serving: tls::Server::new(&shown, &ca)?,
+            to_nodes: tls::Client::new(&client)?,
             ca: Mutex::new(ca),
             client: Mutex::new(client),
             shown: Mutex::new(shown),
         }))
     }
 
-    /// Renews what ends soon until the daemon stops. After a first join the serving certificate is still our own work.
+    /// Renews what ends soon, or was issued by an authority of before, until the daemon stops. After a first join the serving certificate is still our own work.
     async fn keep(self: Arc<Self>, around: node::Surroundings, joined: bool) {
         let mut serving_is_due = joined;
         loop {
-            let mut patience = LOOK_EVERY;
+            let mut patience = LOOK_EVERY.min(lasts(&lock(&self.client)) / 12);
             if let Err(error) = self.renew(&around, serving_is_due).await {
                 tracing::warn!(error = format!("{error:#}"), "renew the node's certificates; will retry");
                 patience = RETRY;
@@ -158,15 +162,17 @@ impl Certificates {
     async fn renew(&self, around: &node::Surroundings, serving_is_due: bool) -> anyhow::Result<()> {
         self.follow_authorities(around).await?;
         let (client, shown) = (lock(&self.client).clone(), lock(&self.shown).clone());
-        if serving_is_due || ends_soon(&shown) {
+        let due = |pair: &Pair| ends_soon(pair) || !auth::csr::is_issued_by(&pair.certificate, &lock(&self.ca));
+        if serving_is_due || due(&shown) {
             let fresh = join::serving(&around.client, &around.config, around.address).await?;
             self.serving.rotate(&fresh)?;
             *lock(&self.shown) = fresh;
             self.write(around)?;
         }
-        if ends_soon(&client) {
+        if due(&client) {
             let fresh = join::own(&around.client, &around.config).await?;
             self.api.store(Arc::new(https(&self.server, &lock(&self.ca), &fresh)?));
+            self.to_nodes.rotate(&fresh)?;
             *lock(&self.client) = fresh;
             self.write(around)?;
         }
@@ -188,6 +194,7 @@ impl Certificates {
         }
         let api = https(&self.server, &ca, &lock(&self.client))?;
         self.serving.trust(&ca, None)?;
+        self.to_nodes.trust(&ca)?;
         self.api.store(Arc::new(api));
         *lock(&self.ca) = ca;
         tracing::info!("the cluster's authorities changed");
@@ -233,6 +240,12 @@ impl Transport for Impersonating {
         let api = self.node.api.load_full();
         Box::pin(async move { api.send(request).await })
     }
+}
+
+/// How long it is valid, all in all; an hour where it does not say.
+fn lasts(pair: &Pair) -> Duration {
+    let (begin, end) = auth::csr::validity(&pair.certificate).unwrap_or((0, 3_600));
+    Duration::from_secs(u64::try_from(end - begin).unwrap_or_default())
 }
 
 /// Less than a third of its time is left.

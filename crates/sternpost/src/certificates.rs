@@ -3,12 +3,13 @@
 //! connection.
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, bail};
 use auth::csr::Signer;
-use auth::pki::authority::{self, Phase};
+use auth::pki::authority::{Authority, Phase};
 use auth::pki::{Lifetimes, Names, Pair, Pki};
 use auth::tls;
 use auth::tokens::{ISSUER, Issuer};
@@ -50,13 +51,19 @@ pub struct Certificates {
 /// What may be asked for through the control socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rotation {
+    Authority(Authority, Step),
+    ServiceAccountKey,
+}
+
+/// Of the exchange of an authority.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
     /// Makes the next authority, which is trusted from now on.
     Prepare,
     /// It signs from now on, the former one is trusted still.
     Promote,
     /// The former one is trusted no longer.
     Retire,
-    ServiceAccountKey,
 }
 
 impl Certificates {
@@ -92,15 +99,21 @@ impl Certificates {
         self.authorities.subscribe()
     }
 
+    /// How this process shows itself to the servers of nodes.
+    pub fn to_kubelets(&self) -> anyhow::Result<Arc<rustls::ClientConfig>> {
+        Ok(self.kubelet_client.config(&self.pki.ca)?)
+    }
+
     /// Renews what ends soon, and carries an exchange of the authority on, until `drain`.
     pub async fn rotate(&self, config: &Config, server: &apiserver::Server, drain: &Drain) {
         let look_every = LOOK_EVERY.min(Duration::from_secs(self.lifetimes.renew_before.unsigned_abs().div_ceil(4).max(1)));
         while drain.run(tokio::time::sleep(look_every)).await.is_some() {
-            let step = self.next_step(config);
-            if let Some(step) = step
-                && let Err(error) = self.exchange(config, server, step).await
-            {
-                tracing::error!(error = format!("{error:#}"), ?step, "exchange the authority");
+            for authority in Authority::ALL {
+                if let Some(step) = self.next_step(config, authority)
+                    && let Err(error) = self.exchange(config, server, Rotation::Authority(authority, step)).await
+                {
+                    tracing::error!(error = format!("{error:#}"), ?authority, ?step, "exchange an authority");
+                }
             }
             let mut due = self.due.lock().await;
             if jiff::Timestamp::now().as_second() < *due {
@@ -113,56 +126,64 @@ impl Certificates {
         }
     }
 
-    /// What the time demands of the authority.
-    fn next_step(&self, config: &Config) -> Option<Rotation> {
-        let passed = |since: SystemTime| since.elapsed().unwrap_or_default();
+    /// What the time demands of an authority.
+    fn next_step(&self, config: &Config, authority: Authority) -> Option<Step> {
+        let (dir, passed) = (config.pki_dir(), |since: SystemTime| since.elapsed().unwrap_or_default());
         let longest = Duration::from_secs(config.certificate_lifetime_seconds);
-        match authority::phase(&config.pki_dir()) {
-            Phase::Prepared(since) => (passed(since) >= self.overlap).then_some(Rotation::Promote),
+        match authority.phase(&dir) {
+            Phase::Prepared(since) => (passed(since) >= self.overlap).then_some(Step::Promote),
             // By then everything that it signed has ended.
-            Phase::Promoted(since) => (passed(since) >= longest).then_some(Rotation::Retire),
+            Phase::Promoted(since) => (passed(since) >= longest).then_some(Step::Retire),
             Phase::Steady => {
-                let issuing = std::fs::read_to_string(config.pki_dir().join("ca.crt")).ok()?;
-                let left = authority::ends_at(&issuing)? - jiff::Timestamp::now().as_second();
+                let left = authority.ends_at(&dir)? - jiff::Timestamp::now().as_second();
                 let needed = 2 * self.lifetimes.leaf + i64::try_from(self.overlap.as_secs()).unwrap_or(i64::MAX / 4);
-                (left < needed.min(self.lifetimes.ca / 2)).then_some(Rotation::Prepare)
+                (left < needed.min(self.lifetimes.ca / 2)).then_some(Step::Prepare)
             }
         }
     }
 
     /// Does what is asked; says what is so now.
-    pub async fn exchange(&self, config: &Config, server: &apiserver::Server, step: Rotation) -> anyhow::Result<String> {
+    pub async fn exchange(&self, config: &Config, server: &apiserver::Server, rotation: Rotation) -> anyhow::Result<String> {
         let mut due = self.due.lock().await;
         let dir = config.pki_dir();
-        let said = match (step, authority::phase(&dir)) {
-            (Rotation::ServiceAccountKey, _) => {
+        let said = match rotation {
+            Rotation::ServiceAccountKey => {
                 auth::pki::rotate_service_account_key(&dir)?;
                 "service account tokens are signed with another key; those of the former one are still believed".to_owned()
             }
-            (Rotation::Prepare, Phase::Steady) => {
-                authority::prepare(&dir, &self.lifetimes)?;
-                format!(
-                    "the next authority is trusted from now on; it signs in {} s, or after `sternpost rotate ca --promote`",
-                    self.overlap.as_secs()
-                )
-            }
-            (Rotation::Promote, Phase::Prepared(_)) => {
-                authority::promote(&dir)?;
-                "the next authority signs from now on; the former one is trusted until its certificates have ended, or until \
-                 `sternpost rotate ca --retire`"
-                    .to_owned()
-            }
-            (Rotation::Retire, Phase::Promoted(_)) => {
-                authority::retire(&dir)?;
-                "the former authority is trusted no longer".to_owned()
-            }
-            (_, Phase::Steady) => bail!("no exchange of the authority is under way"),
-            (_, Phase::Prepared(_)) => bail!("the next authority is trusted already, and does not sign yet (--promote)"),
-            (_, Phase::Promoted(_)) => bail!("the next authority signs already, and the former one is trusted still (--retire)"),
+            Rotation::Authority(authority, step) => self.step(&dir, authority, step)?,
         };
         *due = self.renew(config, server).await?;
         tracing::info!(said, "keys were exchanged");
         Ok(said)
+    }
+
+    fn step(&self, dir: &Path, authority: Authority, step: Step) -> anyhow::Result<String> {
+        let command = match authority {
+            Authority::Cluster => "sternpost rotate ca",
+            Authority::FrontProxy => "sternpost rotate front-proxy-ca",
+        };
+        match (step, authority.phase(dir)) {
+            (Step::Prepare, Phase::Steady) => {
+                authority.prepare(dir, &self.lifetimes)?;
+                let overlap = self.overlap.as_secs();
+                Ok(format!("the next authority is trusted from now on; it signs in {overlap} s, or after `{command} --promote`"))
+            }
+            (Step::Promote, Phase::Prepared(_)) => {
+                authority.promote(dir)?;
+                Ok(format!(
+                    "the next authority signs from now on; the former one is trusted until its certificates have ended, or until \
+                     `{command} --retire`"
+                ))
+            }
+            (Step::Retire, Phase::Promoted(_)) => {
+                authority.retire(dir)?;
+                Ok("the former authority is trusted no longer".to_owned())
+            }
+            (_, Phase::Steady) => bail!("no exchange of the authority is under way"),
+            (_, Phase::Prepared(_)) => bail!("the next authority is trusted already, and does not sign yet (--promote)"),
+            (_, Phase::Promoted(_)) => bail!("the next authority signs already, and the former one is trusted still (--retire)"),
+        }
     }
 
     /// Opens everything again, which renews what is due, and hands it to where it is used. Returns when the next leaf is due.
@@ -182,8 +203,9 @@ impl Certificates {
         }
         kubeconfig::write_admin(config, &pki)?;
         kubeconfig::refresh(config, &pki, &kubeconfig::Invoker::current())?;
+        // Where nothing changed, nothing is written.
+        server.publish_authorities(client_authorities(&pki)).await.context("publish the authorities")?;
         if *self.authorities.borrow() != pki.ca {
-            server.publish_authorities(client_authorities(&pki)).await.context("publish the authorities")?;
             self.authorities.send_replace(pki.ca.clone());
         }
         tracing::info!("certificates were renewed");

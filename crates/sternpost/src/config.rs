@@ -59,6 +59,17 @@ pub struct Config {
     pub static_pod_path: PathBuf,
     /// The socket of another container runtime, such as `unix:///run/containerd/containerd.sock`; empty for the built-in one.
     pub container_runtime_endpoint: String,
+    /// Where the built-in registry listens on loopback (`localhost:5000/…` names its images on every node), and where it gives other nodes
+    /// what they lack; 0 for nowhere.
+    pub registry_port: u16,
+    pub registry_peer_port: u16,
+    /// Mirrors, TLS and credentials of registries in k3s' format; read at every pull, and may be missing.
+    pub registries_file: PathBuf,
+    /// A folder of programs that judge images before they are fetched, called as containerd calls its image verifiers.
+    pub image_verifier_dir: PathBuf,
+    /// Upstream's `CredentialProviderConfig`, and the folder of the programs that it names.
+    pub image_credential_provider_config: Option<PathBuf>,
+    pub image_credential_provider_bin_dir: PathBuf,
     /// Built-in APIs switched on or off, such as `api/beta=true,apps/v1=false`.
     pub runtime_config: String,
     /// Admission plugins beside those that run by default, those of them that do not run, and an AdmissionConfiguration.
@@ -148,6 +159,12 @@ impl Default for Config {
             kubelet_config: None,
             static_pod_path: "/etc/sternpost/manifests".into(),
             container_runtime_endpoint: String::new(),
+            registry_port: 5000,
+            registry_peer_port: 5001,
+            registries_file: "/etc/sternpost/registries.yaml".into(),
+            image_verifier_dir: "/etc/sternpost/image-verifiers".into(),
+            image_credential_provider_config: None,
+            image_credential_provider_bin_dir: "/etc/sternpost/credential-providers".into(),
             runtime_config: String::new(),
             enable_admission_plugins: Vec::new(),
             disable_admission_plugins: Vec::new(),

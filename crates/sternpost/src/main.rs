@@ -4,6 +4,7 @@
 //! one pod (`runtime`'s shim), the [`keeper`] of the DNS sockets, the daemon that is the cluster ([`up`]), and the commands that talk to it ([`cli`]).
 
 mod agent;
+mod build;
 mod certificates;
 mod cli;
 mod config;
@@ -31,6 +32,9 @@ mod toolbox;
 mod transport;
 mod up;
 mod why;
+
+#[global_allocator]
+static ALLOCATOR: allocator::Allocator = allocator::Allocator;
 
 fn main() {
     if let Some(code) = toolbox::dispatch() {

@@ -20,6 +20,7 @@ use crate::up::Parts;
 use crate::{identity, keeper};
 
 mod peers;
+mod registry;
 mod tunnel;
 
 pub use peers::internal_address;
@@ -40,11 +41,16 @@ const TOOLBOX: &str = "sternpost.io/toolbox:latest";
 #[derive(Clone)]
 pub struct NodeParts {
     images: Arc<images::Store>,
-    service: Arc<images::Service>,
+    /// For builds: where commands run, and what they need to know of the node.
+    pub runtime: Arc<dyn RuntimeService>,
+    pub containers: PathBuf,
+    pub builds: PathBuf,
+    /// The cluster's name server.
+    pub dns: String,
 }
 
 impl NodeParts {
-    pub fn images(&self) -> &images::Store {
+    pub fn images(&self) -> &Arc<images::Store> {
         &self.images
     }
 
@@ -55,18 +61,12 @@ impl NodeParts {
         let loaded = tokio::task::spawn_blocking(move || images.import(reader)).await??;
         Ok(loaded.into_iter().map(|image| image.name.unwrap_or(image.id)).collect())
     }
-
-    /// Fetches an image; returns its id.
-    pub async fn pull(&self, reference: &str) -> anyhow::Result<String> {
-        let image = v1::ImageSpec { image: reference.to_owned(), ..v1::ImageSpec::default() };
-        let request = v1::PullImageRequest { image: Some(image), ..v1::PullImageRequest::default() };
-        Ok(self.service.pull_image(request).await?.image_ref)
-    }
 }
 
 /// Everything below the data and run folders that belongs to the node.
 struct Places {
     images: PathBuf,
+    builds: PathBuf,
     runtime_data: PathBuf,
     runtime_run: PathBuf,
     network: PathBuf,
@@ -77,6 +77,7 @@ impl Places {
     fn of(config: &Config) -> Self {
         Self {
             images: config.data_dir.join("images"),
+            builds: config.data_dir.join("builds"),
             runtime_data: config.data_dir.join("containers"),
             runtime_run: config.run_dir.join("pods"),
             network: config.run_dir.join("network"),
@@ -97,14 +98,21 @@ pub struct Surroundings {
     /// All pods of the cluster; asked for where network policies want to know them.
     pub pods: Arc<dyn Fn() -> reconcile::Cache<Pod> + Send + Sync>,
     pub tls: Arc<rustls::ServerConfig>,
+    /// How it shows itself to other nodes.
+    pub to_nodes: Arc<rustls::ClientConfig>,
     pub drain: stdx::Drain,
 }
 
 /// Starts the node's components.
 pub async fn start(around: &Surroundings, tasks: &mut JoinSet<()>) -> anyhow::Result<NodeParts> {
-    let settings = kubelet_settings(around)?;
-    let (node, runtime) = open(&around.config).await?;
-    let images: Arc<dyn ImageService> = node.service.clone();
+    let mut settings = kubelet_settings(around)?;
+    let node = open(&around.config).await?;
+    let runtime = node.runtime.clone();
+    let registry = registry::start(around, &node.images, tasks).await;
+    if registry.to_peers {
+        settings.kubelet.labels.insert(registry::PORT_LABEL.into(), around.config.registry_peer_port.to_string());
+    }
+    let images: Arc<dyn ImageService> = Arc::new(images::Service(node.images.clone()));
     remote::Server::start(runtime.clone(), images.clone(), &around.config.cri_socket(), around.drain.clone()).await.context("serve CRI")?;
     let (runtime, images) = match &settings.endpoint {
         Some(endpoint) => {
@@ -123,15 +131,24 @@ pub async fn start(around: &Surroundings, tasks: &mut JoinSet<()>) -> anyhow::Re
     Ok(node)
 }
 
-async fn open(config: &Config) -> anyhow::Result<(NodeParts, Arc<dyn RuntimeService>)> {
+async fn open(config: &Config) -> anyhow::Result<NodeParts> {
     let places = Places::of(config);
     let images = images::Store::open(&places.images).context("open the image store")?;
     add_toolbox(&images).context("the built-in image")?;
     let network = pod_network(config, &places)?;
     let settings = runtime::Config::new(&places.runtime_data, &places.runtime_run, &config.cgroup_root);
     let runtime = runtime::Runtime::open(settings, images.clone(), Some(network)).await.context("open the runtime")?;
-    let service = Arc::new(images::Service(images.clone()));
-    Ok((NodeParts { images, service }, Arc::new(runtime)))
+    // What a build that was cut off left behind.
+    if places.builds.exists() {
+        std::fs::remove_dir_all(&places.builds).context("remove what a build left")?;
+    }
+    Ok(NodeParts {
+        images,
+        runtime: Arc::new(runtime),
+        containers: places.runtime_data.join("containers"),
+        builds: places.builds,
+        dns: config.dns_service_ip()?.to_string(),
+    })
 }
 
 fn pod_network(config: &Config, places: &Places) -> anyhow::Result<Arc<dyn cni::PodNetwork>> {
@@ -204,6 +221,9 @@ fn kubelet_settings(around: &Surroundings) -> anyhow::Result<KubeletSettings> {
     settings.log_directory = config.data_dir.join("logs");
     settings.port = config.kubelet_port;
     settings.pods_max = config.max_pods;
+    settings.credentials.provider_config = config.image_credential_provider_config.clone();
+    settings.credentials.provider_directory = config.image_credential_provider_bin_dir.clone();
+    settings.credentials.docker_files.push(config.data_dir.join("kubelet").join("config.json"));
     settings.pod_pids_max = Some(config.pod_pids_limit);
     settings.static_pods = Some(config.static_pod_path.clone()).filter(|path| !path.as_os_str().is_empty());
     settings.tls = Some(around.tls.clone());
@@ -479,7 +499,7 @@ pub async fn stop_all(config: &Config, remove: bool) -> anyhow::Result<usize> {
     if !config.data_dir.exists() && !config.run_dir.exists() {
         return Ok(0);
     }
-    let (_, runtime) = open(config).await?;
+    let runtime = open(config).await?.runtime;
     if !remove {
         end_containers(&runtime).await?;
     }

@@ -45,7 +45,7 @@ pub fn run(config: Config, args: &UpArgs) -> anyhow::Result<i32> {
     };
     start_logs(&config, args)?;
     memory::configure();
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(apiserver::threads()).enable_all().build()?;
     if let Err(error) = runtime.block_on(cluster(config, args, &mut progress)) {
         // Whoever waits for a detached start hears it even where the log cannot be written.
         progress.failed(&error);
@@ -118,7 +118,7 @@ async fn cluster(config: Config, args: &UpArgs, progress: &mut Progress) -> anyh
     let parts = Arc::new(Parts { config, certificates, node_ip, server, caches, drain: drain.clone() });
     start_control_plane(&parts, scheduler, ranges, &mut tasks);
     progress.step("controllers", "and scheduler");
-    let node = node::start(&surroundings(&parts, parts.certificates.kubelet.config()?), &mut tasks).await?;
+    let node = node::start(&surroundings(&parts)?, &mut tasks).await?;
     tasks.spawn(dns_service::keep(parts.clone()));
     progress.step("node", "runtime, kubelet, network, Services, DNS");
     tasks.spawn(control::serve(parts.config.clone(), drain.clone(), control::Served { node, cluster: Some(parts.clone()) }));
@@ -154,8 +154,8 @@ async fn cluster(config: Config, args: &UpArgs, progress: &mut Progress) -> anyh
 }
 
 /// The node in this process: its requests go the short way, and everything else shares its caches.
-fn surroundings(parts: &Parts, tls: Arc<rustls::ServerConfig>) -> node::Surroundings {
-    node::Surroundings {
+fn surroundings(parts: &Parts) -> anyhow::Result<node::Surroundings> {
+    Ok(node::Surroundings {
         config: parts.config.clone(),
         address: parts.node_ip,
         client: parts.client(&format!("system:node:{}", parts.config.node_name), &["system:nodes"]),
@@ -164,9 +164,10 @@ fn surroundings(parts: &Parts, tls: Arc<rustls::ServerConfig>) -> node::Surround
             let caches = parts.caches.clone();
             Arc::new(move || caches.of())
         },
-        tls,
+        tls: parts.certificates.kubelet.config()?,
+        to_nodes: parts.certificates.to_kubelets()?,
         drain: parts.drain.clone(),
-    }
+    })
 }
 
 async fn open_store(config: &Config) -> anyhow::Result<(Arc<dyn Store>, usize)> {
@@ -214,8 +215,14 @@ fn start_control_plane(parts: &Arc<Parts>, scheduler: scheduler::Config, ranges:
     }
     let client = parts.client("system:kube-controller-manager", &[]).named("kube-controller-manager");
     let caches = parts.caches.clone();
+    let folder = parts.config.data_dir.join("csi-controllers");
     lead(parts, client.clone(), "kube-controller-manager", tasks, move |term| {
-        controllers::run_on(client.clone(), caches.clone(), settings.clone(), term)
+        let account = client.as_account("kube-system", "csi-sidecars").named("csi-sidecars");
+        let sidecars = sidecars::run(folder.clone(), account, caches.clone(), term.clone());
+        let controllers = controllers::run_on(client.clone(), caches.clone(), settings.clone(), term);
+        async move {
+            tokio::join!(controllers, sidecars);
+        }
     });
     let client = parts.client("system:kube-scheduler", &[]).named("kube-scheduler");
     let caches = parts.caches.clone();

@@ -38,21 +38,25 @@ fn quick(time: Timestamp, decimals: usize) -> Option<String> {
     if year > 9_999 {
         return None;
     }
-    let mut text = String::with_capacity(27);
-    let mut digits = |value: u64, width: u32, before: &str| {
-        text.push_str(before);
-        (0..width).rev().for_each(|place| text.push(char::from(b'0' + (value / 10_u64.pow(place) % 10) as u8)));
+    let mut text = *b"0000-00-00T00:00:00.000000Z";
+    let mut two = |at: usize, value: u64| {
+        text[at] = b'0' + (value / 10) as u8;
+        text[at + 1] = b'0' + (value % 10) as u8;
     };
-    digits(year, 4, "");
-    digits(month, 2, "-");
-    digits(of_year - (153 * from_march + 2) / 5 + 1, 2, "-");
-    digits(second / 3_600, 2, "T");
-    digits(second / 60 % 60, 2, ":");
-    digits(second % 60, 2, ":");
-    if decimals == 6 {
-        digits(nanos / 1_000, 6, ".");
-    }
-    text.push('Z');
+    two(0, year / 100);
+    two(2, year % 100);
+    two(5, month);
+    two(8, of_year - (153 * from_march + 2) / 5 + 1);
+    two(11, second / 3_600);
+    two(14, second / 60 % 60);
+    two(17, second % 60);
+    let micros = nanos / 1_000;
+    two(20, micros / 10_000);
+    two(22, micros / 100 % 100);
+    two(24, micros % 100);
+    let length = if decimals == 6 { text.len() } else { 20 };
+    text[length - 1] = b'Z';
+    let text = std::str::from_utf8(&text[..length]).ok()?.to_owned();
     Some(text)
 }
 

@@ -3,6 +3,7 @@
 pub mod api_service;
 pub mod certificate_signing_request;
 pub mod cluster_trust_bundle;
+pub mod component_status;
 pub mod config_map;
 pub mod controller_revision;
 pub mod cron_job;

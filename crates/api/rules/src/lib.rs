@@ -124,6 +124,7 @@ pub fn all() -> &'static [&'static dyn Rules] {
         &service::Service,
         &node::Node,
         &namespace::Namespace,
+        &component_status::COMPONENT_STATUS,
         &config_map::ConfigMap,
         &secret::Secret,
         &service_account::ServiceAccount,

@@ -37,7 +37,8 @@ pub fn default(crd: &mut Value) {
 pub fn prepare_create(crd: &mut Value) {
     let storage = storage_version(crd).map(str::to_owned);
     crd["status"] = json!({
-        "conditions": null,
+        // Upstream says null, on which `kubectl wait` fails where it is faster than we are.
+        "conditions": [],
         "acceptedNames": {"plural": "", "kind": ""},
         "storedVersions": storage.map_or(json!([]), |version| json!([version])),
     });

@@ -177,7 +177,10 @@ pub type Verdict<'a> = BoxFuture<'a, Result<(), Status>>;
 pub trait Plugin: Send + Sync + 'static {
     /// Upstream's name, as `--enable-admission-plugins` takes it.
     fn name(&self) -> &'static str;
-    fn handles(&self, operation: Operation) -> bool;
+    /// Whether it is asked about such writes: for most that is what puts an object into the store.
+    fn handles(&self, operation: Operation) -> bool {
+        matches!(operation, Operation::Create | Operation::Update)
+    }
     /// Runs unless the administrator disables it.
     fn on_by_default(&self) -> bool {
         true

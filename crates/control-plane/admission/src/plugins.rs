@@ -67,9 +67,9 @@ pub fn all(options: &Options) -> Result<Vec<Box<dyn Plugin>>, ConfigError> {
         Box::new(deny_service_external_ips::DenyServiceExternalIps),
         Box::new(pod_topology_labels::PodTopologyLabels),
         Box::new(mutating_admission_policy::MutatingAdmissionPolicy::default()),
-        Box::new(mutating_webhook::MutatingWebhook::default()),
+        Box::new(mutating_webhook::MutatingWebhook::new(options)?),
         Box::new(validating_admission_policy::ValidatingAdmissionPolicy::default()),
-        Box::new(validating_webhook::ValidatingWebhook::default()),
+        Box::new(validating_webhook::ValidatingWebhook::new(options)?),
         Box::new(resource_quota::ResourceQuota::new(options)),
         Box::new(always::AlwaysDeny),
     ])

@@ -1,6 +1,7 @@
 //! Who asks and whether they may: credentials from the request, objects from the cache.
 //!
-//! [`authenticate`] finds out who asks, with [`issuers`] of tokens and a [`token_webhook`] outside; [`impersonate`] lets the request go on as
+//! [`authenticate`] finds out who asks, with [`issuers`] of tokens and a [`token_webhook`] outside,
+//! [`legacy_token`] for those without an end; [`impersonate`] lets the request go on as
 //! somebody else; [`authorizer`] has the answers (masters, Node, RBAC, a [`webhook`] outside), [`follow`] keeps what they know up to date,
 //! [`grants`] refuses who would give away more than they have. [`reload`] follows the files that say all this.
 
@@ -12,11 +13,14 @@ mod follow;
 pub mod grants;
 mod impersonate;
 mod issuers;
+mod legacy_token;
+mod metrics;
 pub mod reload;
 pub mod token_webhook;
 mod webhook;
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use admission::Lookup;
 use arc_swap::ArcSwap;
@@ -32,6 +36,8 @@ use stdx::Drain;
 use crate::cache::Caches;
 use crate::context::Context;
 use authorizer::{Authorizer, Chain};
+pub use legacy_token::today;
+pub use metrics::metrics;
 use reload::Source;
 use token_webhook::TokenWebhook;
 
@@ -59,6 +65,7 @@ pub struct Access {
     /// Issuers beside the cluster, and who may come without credentials.
     strangers: ArcSwap<Strangers>,
     token_webhook: Option<token_webhook::Webhook>,
+    legacy_uses: legacy_token::Uses,
     lookup: Arc<dyn Lookup>,
 }
 
@@ -86,6 +93,7 @@ impl Access {
             front_proxies: settings.front_proxies,
             authorizer: Authorizer::new(caches, lookup.clone(), chain),
             strangers: ArcSwap::default(),
+            legacy_uses: legacy_token::Uses::new().map_err(|error| error.to_string())?,
             token_webhook: webhook.map_err(|why| format!("authentication token webhook: {why}"))?,
             lookup,
         };
@@ -146,7 +154,11 @@ impl Access {
     }
 
     async fn require(&self, caches: &Caches, user: &UserInfo, asked: &Attributes<'_>) -> Result<String, Status> {
+        let began = Instant::now();
         let decision = self.authorizer.decide(caches, user, asked).await;
+        if let Some(metrics) = metrics() {
+            metrics.authorized(&decision, began.elapsed());
+        }
         match decision.is_allowed() {
             true => Ok(decision.reason().to_owned()),
             false => Err(forbidden(user, asked, decision.reason())),

@@ -1,21 +1,20 @@
 //! The audit trail: what is said about a request when it comes, when its stream begins and when it was answered, as the policy wants it.
 //!
-//! [`policy`] chooses level and stages, [`sink`] writes the lines, a [`webhook`] takes them elsewhere. Bodies are told at the levels Request and RequestResponse only, and
+//! [`policy`] chooses level and stages, `event` makes the line, [`sink`] writes the lines, a [`webhook`] takes them elsewhere. Bodies are told at the levels Request and RequestResponse only, and
 //! bodies with credentials never.
 
+mod event;
 pub mod policy;
 pub mod sink;
 pub mod webhook;
 
-use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::cell::RefCell;
+use std::sync::Arc;
 
 use auth::UserInfo;
 use bytes::Bytes;
 use http::Response;
 use http_body_util::BodyExt;
-use serde::Serialize;
-use serde_json::{Value, json};
 
 use crate::Inner;
 use crate::context::Context;
@@ -26,6 +25,8 @@ use webhook::Webhook;
 
 /// Bodies larger than this are not told.
 const BODY_BYTES_MAX: usize = 1 << 20;
+/// A buffer that has grown beyond this for one line is not kept for the next.
+const LINE_BYTES_KEPT: usize = 64 << 10;
 
 /// The policy and where its events go.
 pub struct Trail {
@@ -34,72 +35,12 @@ pub struct Trail {
     pub webhook: Option<Webhook>,
 }
 
-/// An event as it is written (upstream: `audit.k8s.io/v1` Event).
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Event<'a> {
-    kind: &'static str,
-    api_version: &'static str,
-    level: Level,
-    #[serde(rename = "auditID")]
-    audit_id: &'a str,
-    stage: Stage,
-    #[serde(rename = "requestURI")]
-    request_uri: &'a str,
-    verb: &'a str,
-    user: &'a UserInfo,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    impersonated_user: Option<&'a UserInfo>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    authentication_metadata: Option<Value>,
-    #[serde(rename = "sourceIPs", skip_serializing_if = "Option::is_none")]
-    source_ips: Option<[std::net::IpAddr; 1]>,
-    #[serde(skip_serializing_if = "str::is_empty")]
-    user_agent: &'a str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    object_ref: Option<ObjectRef<'a>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    response_status: Option<ResponseStatus>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    request_object: Option<Value>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    response_object: Option<Value>,
-    request_received_timestamp: &'a str,
-    stage_timestamp: String,
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    annotations: BTreeMap<Cow<'a, str>, Cow<'a, str>>,
-}
-
-#[derive(Serialize)]
-struct ResponseStatus {
-    metadata: Empty,
-    code: u16,
-}
-
-#[derive(Serialize)]
-struct Empty {}
-
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct ObjectRef<'a> {
-    resource: &'a str,
-    #[serde(skip_serializing_if = "str::is_empty")]
-    namespace: &'a str,
-    #[serde(skip_serializing_if = "str::is_empty")]
-    name: &'a str,
-    #[serde(skip_serializing_if = "str::is_empty")]
-    api_group: &'a str,
-    api_version: &'a str,
-    #[serde(skip_serializing_if = "str::is_empty")]
-    subresource: &'a str,
-}
-
 /// The request was understood: from here on its level is known.
 pub fn received(server: &Inner, context: &mut Context) {
     let Some(trail) = &server.audit else { return };
     context.audit.choice = trail.policy.choose(&context.user, &context.attributes());
     if context.audit.choice.tells(Stage::RequestReceived) {
-        send(server, trail, event(context, Stage::RequestReceived, None));
+        send(server, trail, context, Stage::RequestReceived, None);
     }
 }
 
@@ -116,23 +57,32 @@ pub async fn answered(server: &Inner, context: &Context, response: Response<Body
         return response;
     }
     let (response, body) = if choice.level == Level::RequestResponse && !streams { whole(response).await } else { (response, None) };
-    send(server, trail, event(context, stage, Some((response.status().as_u16(), body))));
+    send(server, trail, context, stage, Some((response.status().as_u16(), body)));
     response
 }
 
-fn send(server: &Inner, trail: &Trail, event: Event<'_>) {
-    let mut line = Vec::with_capacity(1 << 10);
-    // Writing JSON into memory cannot fail.
-    let _ = serde_json::to_writer(&mut line, &event);
-    let taken = match (&trail.sink, &trail.webhook) {
-        (Some(sink), None) => sink.send(line),
-        (None, Some(webhook)) => webhook.send(line),
+/// The code of the answer, and its body where that is told.
+type Answer = Option<(u16, Option<Bytes>)>;
+
+fn send(server: &Inner, trail: &Trail, context: &Context, stage: Stage, answer: Answer) {
+    thread_local! {
+        /// Kept, so that a line costs no allocation.
+        static LINE: RefCell<Vec<u8>> = RefCell::default();
+    }
+    let taken = LINE.with_borrow_mut(|line| {
+        line.clear();
+        event::write(line, context, stage, answer);
+        let by_webhook = trail.webhook.as_ref().is_none_or(|webhook| webhook.send(line.clone()));
         // Both hear of it, whether or not the other one has room.
-        (Some(sink), Some(webhook)) => webhook.send(line.clone()) & sink.send(line),
-        (None, None) => true,
-    };
-    if !taken {
-        server.metrics.audit_dropped.inc();
+        let by_sink = trail.sink.as_ref().is_none_or(|sink| sink.send(line));
+        if line.capacity() > LINE_BYTES_KEPT {
+            *line = Vec::new();
+        }
+        by_webhook && by_sink
+    });
+    match taken {
+        true => server.metrics.audited(context.audit.choice.level),
+        false => server.metrics.audit_dropped.inc(),
     }
 }
 
@@ -147,69 +97,6 @@ async fn whole(response: Response<Body>) -> (Response<Body>, Option<Bytes>) {
     (Response::from_parts(parts, crate::reply::full(bytes.clone())), Some(bytes))
 }
 
-fn event<'a>(context: &'a Context, stage: Stage, answer: Option<(u16, Option<Bytes>)>) -> Event<'a> {
-    let (info, audit) = (&context.info, &context.audit);
-    let agent = context.headers.get(http::header::USER_AGENT).and_then(|agent| agent.to_str().ok()).unwrap_or_default();
-    let choice = &audit.choice;
-    let object_ref = info.is_resource.then(|| ObjectRef {
-        resource: &info.resource,
-        namespace: &info.namespace,
-        name: &info.name,
-        api_group: &info.group,
-        api_version: &info.version,
-        subresource: &info.subresource,
-    });
-    let request = (choice.level >= Level::Request).then(|| context.audit.request.clone()).flatten();
-    let content_type = context.headers.get(http::header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let request_object = request.and_then(|bytes| tree(choice, &bytes, content_type));
-    let own = context.annotations().into_iter().map(|(key, value)| (Cow::Owned(key), Cow::Owned(value)));
-    let mut annotations: BTreeMap<Cow<'_, str>, Cow<'_, str>> = own.collect();
-    if !context.reason.is_empty() || answer.is_some() {
-        let forbidden = answer.as_ref().is_some_and(|(code, _)| *code == 403);
-        annotations.insert("authorization.k8s.io/decision".into(), if forbidden { "forbid" } else { "allow" }.into());
-        annotations.insert("authorization.k8s.io/reason".into(), context.reason.as_str().into());
-    }
-    let original = audit.original_user.as_ref();
-    Event {
-        kind: "Event",
-        api_version: "audit.k8s.io/v1",
-        level: choice.level,
-        audit_id: &audit.id,
-        stage,
-        request_uri: if audit.uri.is_empty() { &info.path } else { &audit.uri },
-        verb: &info.verb,
-        user: original.unwrap_or(&context.user),
-        impersonated_user: original.map(|_| &context.user),
-        authentication_metadata: (!audit.constraint.is_empty()).then(|| json!({"impersonationConstraint": audit.constraint})),
-        source_ips: audit.peer.map(|peer| [peer]),
-        user_agent: agent,
-        object_ref,
-        response_status: answer.as_ref().map(|(code, _)| ResponseStatus { metadata: Empty {}, code: *code }),
-        request_object,
-        response_object: answer.and_then(|(_, body)| body).and_then(|bytes| tree(choice, &bytes, "json")),
-        request_received_timestamp: &audit.received,
-        stage_timestamp: meta::time::now_micro(),
-        annotations,
-    }
-}
-
-/// A body as a tree, where it is one: JSON (patches too) or YAML.
-fn tree(choice: &Choice, bytes: &[u8], content_type: &str) -> Option<Value> {
-    if bytes.len() > BODY_BYTES_MAX {
-        return None;
-    }
-    let mut value: Value = match content_type.contains("yaml") {
-        true => serde_saphyr::from_str(std::str::from_utf8(bytes).ok()?).ok()?,
-        false => serde_json::from_slice(bytes).ok()?,
-    };
-    if choice.omit_managed_fields
-        && let Some(metadata) = value["metadata"].as_object_mut()
-    {
-        metadata.remove("managedFields");
-    }
-    (value.is_object() || value.is_array()).then_some(value)
-}
-
 /// What is gathered about one request for its events.
 #[derive(Default)]
 pub struct Notes {
@@ -217,10 +104,10 @@ pub struct Notes {
     pub choice: Choice,
     /// Path and query, as they came.
     pub uri: String,
-    pub received: String,
+    pub received: jiff::Timestamp,
     pub peer: Option<std::net::IpAddr>,
     /// Who impersonates.
-    pub original_user: Option<UserInfo>,
+    pub original_user: Option<Arc<UserInfo>>,
     /// The verb of the right by which they do, if it is a constrained one.
     pub constraint: String,
     /// The request's body, where the level wants it.

@@ -49,6 +49,7 @@ pub async fn run(server: &Inner) -> Result<(), Error> {
     if let Some(authorities) = &server.client_authorities {
         publish_authorities(server, authorities).await.map_err(fail("the authentication of extension API servers"))?;
     }
+    token_tracking(server).await.map_err(fail("since when the use of tokens without an end is noted"))?;
     service_range(server).await.map_err(fail("the range of Services"))?;
     kubernetes_service(server).await.map_err(fail("the kubernetes Service"))?;
     // From here on the roles count.
@@ -78,6 +79,19 @@ fn extension_authentication(authorities: &crate::ClientAuthorities) -> Value {
             "requestheader-extra-headers-prefix": r#"["X-Remote-Extra-"]"#,
         },
     })
+}
+
+/// From which day on the uses of Secrets' tokens are noted. Source: `controlplane/controller/legacytokentracking`.
+async fn token_tracking(server: &Inner) -> Result<(), Status> {
+    let name = "kube-apiserver-legacy-service-account-token-tracking";
+    let map = json!({"metadata": {"name": name, "namespace": "kube-system"}, "data": {"since": crate::access::today()}});
+    ensure(server, "", "configmaps", map, |old, wanted| {
+        let day = old["data"]["since"].as_str().unwrap_or_default();
+        if day.parse::<jiff::civil::Date>().is_err() {
+            old["data"] = wanted["data"].clone();
+        }
+    })
+    .await
 }
 
 /// Addresses and ports that stored Services have are taken.

@@ -91,8 +91,18 @@ pub fn other_of(
         parsed.value["apiVersion"] = api_version.into();
     }
     expect_type(&mut parsed.value, kind, api_version)?;
+    let namespace = crate::object::meta(&parsed.value, "namespace");
+    if !namespace.is_empty() && namespace != context.info.namespace {
+        return Err(Status::bad_request("the namespace of the provided object does not match the namespace sent on the request"));
+    }
     let options = context.write_options()?;
     typed(context, Ref::Static(schema), kind, api_version.rsplit('/').next().unwrap_or_default(), parsed, &options)
+}
+
+/// The same for a tree that is already there (a patched object).
+pub fn patched(context: &Context, schema: &'static Type, api_version: &str, kind: &str, object: Value) -> Result<Value, Status> {
+    let options = context.write_options()?;
+    typed(context, Ref::Static(schema), kind, api_version.rsplit('/').next().unwrap_or_default(), object.into(), &options)
 }
 
 fn typed(context: &Context, schema: Ref<Type>, kind: &str, version: &str, parsed: Parsed, options: &WriteOptions) -> Result<Value, Status> {

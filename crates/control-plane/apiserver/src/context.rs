@@ -1,7 +1,7 @@
 //! What every stage of a request shares: who asks, what for, and what is to be said beside the answer.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use auth::UserInfo;
 use http::HeaderMap;
@@ -16,7 +16,7 @@ pub struct Context {
     pub info: RequestInfo,
     pub query: Query,
     pub headers: HeaderMap,
-    pub user: UserInfo,
+    pub user: Arc<UserInfo>,
     /// Why the request is allowed, as the authorizer says.
     pub reason: String,
     /// Where API Priority and Fairness put the request.
@@ -31,12 +31,12 @@ pub struct Context {
 const WARNINGS_BYTES_MAX: usize = 4 << 10;
 
 impl Context {
-    pub fn new(info: RequestInfo, query: Query, headers: HeaderMap, user: UserInfo) -> Self {
+    pub fn new(info: RequestInfo, query: Query, headers: HeaderMap, user: impl Into<Arc<UserInfo>>) -> Self {
         Self {
             info,
             query,
             headers,
-            user,
+            user: user.into(),
             reason: String::new(),
             audit: Notes::default(),
             flowed: None,

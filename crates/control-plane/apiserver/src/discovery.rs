@@ -14,6 +14,20 @@ use crate::reply::{self, Body};
 
 pub use groups::{Entry, Group, Sub, all, own};
 
+/// `/`: every path that is no object's.
+pub fn index(server: &Inner) -> Response<Body> {
+    let mut paths = crate::health::paths();
+    paths.extend(["/api", "/apis", "/openapi/v2", "/openapi/v3"].map(str::to_owned));
+    for group in all(server) {
+        let root = if group.name.is_empty() { "/api".to_owned() } else { format!("/apis/{}", group.name) };
+        paths.extend(group.versions.iter().map(|version| format!("{root}/{}", version.version)));
+        paths.extend((!group.name.is_empty()).then_some(root));
+    }
+    paths.sort_unstable();
+    let text = serde_json::to_string_pretty(&serde_json::json!({ "paths": paths })).unwrap_or_default();
+    reply::bytes(StatusCode::OK, "application/json", text.into_bytes())
+}
+
 /// `/api` and `/apis`.
 pub fn root(server: &Inner, context: &Context) -> Result<Response<Body>, Status> {
     let core = context.info.path.starts_with("/api") && !context.info.path.starts_with("/apis");

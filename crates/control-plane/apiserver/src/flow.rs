@@ -5,6 +5,8 @@
 //! changes: a level keeps those who run and wait. Without objects (before bootstrap) nothing is held back. One task, [`run`]: it lends seats
 //! and tells FlowSchemas whether their level exists (`dangling`).
 //!
+//! Seats are for requests that last; the processors are divided below, among connections (`serve::turns`).
+//!
 //! Source: KEP-1040; `apiserver/pkg/util/flowcontrol`. Unlike there a write takes no further seats for the watchers it wakes: they are served
 //! with bytes that are encoded once.
 

@@ -89,13 +89,27 @@ const CHECKS: &[Check] = &[
     Check { name: "shutdown", well: |server| !server.drain.is_stopping(), live: false },
 ];
 
-fn health(server: &Inner, context: &Context, endpoint: &str, only: &str) -> Response<Body> {
-    let counts = |check: &&Check| match endpoint {
+/// The paths of this module.
+pub fn paths() -> Vec<String> {
+    let fixed = ["/version", "/.well-known/openid-configuration", "/openid/v1/jwks", "/metrics"];
+    let mut paths: Vec<String> = fixed.map(str::to_owned).into();
+    for endpoint in ["healthz", "livez", "readyz"] {
+        paths.push(format!("/{endpoint}"));
+        paths.extend(checks(endpoint).map(|check| format!("/{endpoint}/{}", check.name)));
+    }
+    paths
+}
+
+fn checks(endpoint: &str) -> impl Iterator<Item = &'static Check> {
+    CHECKS.iter().filter(move |check| match endpoint {
         "livez" => check.live,
         "healthz" => check.live || check.name == "etcd-readiness",
         _ => true,
-    };
-    let checks: Vec<&Check> = CHECKS.iter().filter(counts).collect();
+    })
+}
+
+fn health(server: &Inner, context: &Context, endpoint: &str, only: &str) -> Response<Body> {
+    let checks: Vec<&Check> = checks(endpoint).collect();
     if !only.is_empty() {
         return match checks.iter().find(|check| check.name == only) {
             None => crate::pipeline::page_not_found(),

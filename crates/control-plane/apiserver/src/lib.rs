@@ -57,6 +57,7 @@ pub use access::token_webhook::TokenWebhook;
 pub use audit::webhook::AuditWebhook;
 pub use registry::service::{Network, Ranges};
 pub use reply::Body;
+pub use serve::turns::threads;
 
 use registry::Registry;
 use registry::service::Allocators;

@@ -11,6 +11,7 @@ use arc_swap::ArcSwap;
 use telemetry::prometheus::{Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts};
 
 use crate::Inner;
+use crate::audit::policy::Level;
 use crate::context::Context;
 use crate::registry::catalog::Kind;
 use crate::request::RequestInfo;
@@ -36,6 +37,8 @@ pub struct Metrics {
     /// What was found by its labels once: nine of them cost more to look up than a small object to read.
     series: ArcSwap<HashMap<SeriesKey, Arc<Series>>>,
     pub audit_dropped: IntCounter,
+    audit_events: IntCounter,
+    audit_levels: [IntCounter; 3],
 }
 
 /// What tells series apart: a resource in a version, verb, dry run, subresource, scope, code.
@@ -108,6 +111,10 @@ impl Metrics {
         build.with_label_values(&["1", "37", crate::health::KUBERNETES_VERSION, "rustc", &crate::health::platform()]).set(1);
         let audit_dropped = IntCounter::new("apiserver_audit_error_total", "Counter of audit events that failed to be audited properly.")?;
         let _ = registry.register(Box::new(audit_dropped.clone()));
+        let audit_events =
+            IntCounter::new("apiserver_audit_event_total", "Counter of audit events generated and sent to the audit backend.")?;
+        let _ = registry.register(Box::new(audit_events.clone()));
+        let levels = counter("apiserver_audit_level_total", "Counter of policy levels for audit events (1 per request).", &["level"])?;
         let inflight = gauge(
             "apiserver_current_inflight_requests",
             "Maximal number of currently used inflight request limit of this apiserver per request kind in last second.",
@@ -160,8 +167,22 @@ impl Metrics {
             )?,
             watches: Arc::default(),
             series: ArcSwap::default(),
+            audit_levels: ["Metadata", "Request", "RequestResponse"].map(|level| levels.with_label_values(&[level])),
+            audit_events,
             audit_dropped,
         })
+    }
+
+    /// An event of this level was handed on.
+    pub fn audited(&self, level: Level) {
+        self.audit_events.inc();
+        let at = match level {
+            Level::None => return,
+            Level::Metadata => 0,
+            Level::Request => 1,
+            Level::RequestResponse => 2,
+        };
+        self.audit_levels[at].inc();
     }
 
     /// A request that is answered at once counts while it runs.

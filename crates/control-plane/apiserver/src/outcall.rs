@@ -7,10 +7,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use admission::Lookup;
+use admission::webhook::credentials::{self, bearer};
 use admission::webhook::tls::{self, Trust};
 use admission::webhook::transport::host_addresses;
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, StatusCode, Uri};
 use http_body_util::{BodyExt, Full, Limited};
@@ -54,6 +53,12 @@ impl Remote {
         Self::with(url, "", &tls::client_config(&trust, None)?, None)
     }
 
+    /// Shows this token; an empty one is none.
+    pub fn with_token(mut self, token: &str) -> Result<Self, String> {
+        self.token = Some(token).filter(|token| !token.is_empty()).map(bearer).transpose()?;
+        Ok(self)
+    }
+
     fn with(url: &str, server_name: &str, config: &rustls::ClientConfig, token: Option<HeaderValue>) -> Result<Self, String> {
         let uri: Uri = url.parse().map_err(|error| format!("{url:?}: {error}"))?;
         if uri.scheme_str() != Some("https") {
@@ -93,37 +98,19 @@ impl Remote {
             None => (file["clusters"][0]["cluster"].clone(), file["users"][0].get("user").cloned()),
         };
         let user = user.unwrap_or_default();
-        if let Some(what) = ["exec", "auth-provider", "username"].into_iter().find(|what| !user[*what].is_null()) {
-            return Err(format!("credentials by {what} are not supported"));
+        if !user["username"].is_null() {
+            return Err("credentials by username are not supported".into());
         }
-        let pem = |tree: &Value, name: &str| data_or_file(tree, name, folder);
-        let trust = match (cluster["insecure-skip-tls-verify"] == true, pem(&cluster, "certificate-authority")?) {
+        let shown = credentials::credential(&user, folder)?;
+        let authority = credentials::data_or_file(&cluster, "certificate-authority", folder)?;
+        let trust = match (cluster["insecure-skip-tls-verify"] == true, authority) {
             (true, _) => Trust::Anybody,
             (false, Some(bundle)) => Trust::Bundle(bundle),
             (false, None) => Trust::System,
         };
-        let identity = match (pem(&user, "client-certificate")?, pem(&user, "client-key")?) {
-            (Some(certificate), Some(key)) => {
-                let text = |bytes: Vec<u8>| String::from_utf8(bytes).map_err(|_| "client certificate or key: no PEM".to_owned());
-                let pair = auth::pki::Pair { certificate: text(certificate)?, key: text(key)? };
-                Some(auth::tls::Client::new(&pair).map_err(|error| format!("client certificate: {error}"))? as tls::Identity)
-            }
-            (None, None) => None,
-            _ => return Err("client-certificate and client-key belong together".into()),
-        };
-        let token = match (user["token"].as_str(), user["tokenFile"].as_str()) {
-            (Some(token), _) => Some(token.to_owned()),
-            (None, Some(file)) => Some(String::from_utf8_lossy(&read(&folder.join(file))?).trim().to_owned()),
-            (None, None) => None,
-        };
-        let bearer = |token: String| {
-            let mut value = HeaderValue::from_str(&format!("Bearer {token}")).map_err(|_| "token: not the form of a header".to_owned())?;
-            value.set_sensitive(true);
-            Ok::<_, String>(value)
-        };
         let server = cluster["server"].as_str().unwrap_or_default();
         let name = cluster["tls-server-name"].as_str().unwrap_or_default();
-        Self::with(server, name, &tls::client_config(&trust, identity)?, token.map(bearer).transpose()?)
+        Self::with(server, name, &tls::client_config(&trust, shown.identity)?, shown.authorization)
     }
 
     fn authority(&self) -> String {
@@ -224,18 +211,4 @@ fn broken(error: &hyper::Error) -> String {
 fn entry(file: &Value, list: &str, kind: &str, name: &str) -> Result<Value, String> {
     let found = file[list].as_array().into_iter().flatten().find(|entry| entry["name"] == name);
     found.map(|entry| entry[kind].clone()).ok_or_else(|| format!("no {kind} named {name:?}"))
-}
-
-/// Inline base64 wins over a file, as in client-go; a relative file is relative to the kubeconfig.
-fn data_or_file(tree: &Value, name: &str, folder: &Path) -> Result<Option<Vec<u8>>, String> {
-    let text = |field: &str| tree[field].as_str().filter(|text| !text.is_empty());
-    match (text(&format!("{name}-data")), text(name)) {
-        (Some(data), _) => STANDARD.decode(data.trim()).map(Some).map_err(|error| format!("{name}-data: {error}")),
-        (None, Some(file)) => read(&folder.join(file)).map(Some),
-        (None, None) => Ok(None),
-    }
-}
-
-fn read(path: &Path) -> Result<Vec<u8>, String> {
-    std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()))
 }

@@ -15,6 +15,7 @@ use crate::negotiate::{self, Format, Offer};
 use crate::reply::{self, Body};
 use crate::request::{Query, RequestInfo};
 use crate::serve::Peer;
+use crate::serve::turns::Whose;
 use crate::{Inner, aggregation, audit, deadline, discovery, flow, handlers, health, openapi};
 
 static FLOW_SCHEMA: HeaderName = HeaderName::from_static("x-kubernetes-pf-flowschema-uid");
@@ -43,16 +44,26 @@ async fn stages(server: &Arc<Inner>, request: Request<Body>, identity: Option<Us
     let info = RequestInfo::parse(request.method(), request.uri().path(), &query);
     let headers = request.headers().clone();
     let user = match identity {
-        Some(user) => Ok(user),
+        Some(user) => Ok((Arc::new(user), None)),
         None => server.access.authenticate(&server.registry, &request).await,
     };
-    let (user, refused) = match user {
-        Ok(user) => (user, None),
-        Err(status) => (UserInfo::anonymous(), Some(status)),
+    if let Some(metrics) = crate::access::metrics() {
+        metrics.authenticated(user.as_ref().ok().map(|(user, _)| user.username.as_str()), started.elapsed());
+    }
+    let (user, notice, refused) = match user {
+        Ok((user, notice)) => (user, notice, None),
+        Err(status) => (Arc::new(UserInfo::anonymous()), None, Some(status)),
     };
+    if let Some(whose) = request.extensions().get::<Whose>() {
+        whose.is(&user.username);
+    }
     let mut context = Context::new(info, query, headers, user);
+    if let Some(notice) = notice {
+        notice.warning.into_iter().for_each(|sentence| context.warn(sentence));
+        context.annotate(notice.annotation.0, notice.annotation.1);
+    }
     context.audit.id = audit_id.to_owned();
-    context.audit.received = meta::time::now_micro();
+    context.audit.received = jiff::Timestamp::now();
     context.audit.uri = request.uri().path_and_query().map(|target| target.as_str().to_owned()).unwrap_or_default();
     context.audit.peer = request.extensions().get::<Peer>().map(|peer| peer.0);
     audit::received(server, &mut context);
@@ -122,6 +133,7 @@ async fn admitted(server: &Arc<Inner>, context: &mut Context, mut request: Reque
         return response;
     }
     match path {
+        "/" | "/index.html" => Ok(discovery::index(server)),
         "/api" | "/api/" | "/apis" | "/apis/" => discovery::root(server, context),
         _ if path.starts_with("/api/") || path.starts_with("/apis/") => discovery::group(server, context),
         _ => Ok(page_not_found()),

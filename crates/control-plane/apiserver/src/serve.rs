@@ -1,6 +1,7 @@
 //! Sockets: TLS with optional client certificates, HTTP/1.1 and HTTP/2 and upgrades on one port, orderly stop.
 
 mod idle;
+pub mod turns;
 
 use std::convert::Infallible;
 use std::net::IpAddr;
@@ -11,7 +12,7 @@ use auth::tls::Peer as Speaker;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use stdx::Drain;
@@ -21,6 +22,7 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::Server;
 use idle::{Activity, Answer};
+use turns::{Turns, Whose};
 
 /// hyper's own limit of 200 starves clients with more watches than that.
 const HTTP2_STREAMS_MAX: u32 = 1_000;
@@ -67,16 +69,18 @@ impl Server {
         let graceful = GracefulShutdown::new();
         let acceptor = tls.map(TlsAcceptor::from);
         let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        let turns = Turns::of_runtime();
         while let Some(Ok(place)) = drain.run(places.clone().acquire_owned()).await
             && let Some(accepted) = drain.run(listener.accept()).await
         {
             match accepted {
                 Ok((stream, peer)) => {
-                    let served = connection(self.clone(), (stream, Peer(peer.ip())), acceptor.clone(), graceful.watcher());
-                    tokio::spawn(async move {
+                    let whose = turns.newcomer();
+                    let served = connection(self.clone(), (stream, Peer(peer.ip())), acceptor.clone(), graceful.watcher(), whose.clone());
+                    tokio::spawn(whose.take(async move {
                         served.await;
                         drop(place);
-                    });
+                    }));
                 }
                 Err(error) => {
                     // Out of file descriptors, or the peer is gone already: the listener itself stays good.
@@ -94,10 +98,10 @@ impl Server {
     }
 }
 
-async fn connection(server: Server, (stream, peer): (TcpStream, Peer), acceptor: Option<TlsAcceptor>, watcher: Watcher) {
+async fn connection(server: Server, (stream, peer): (TcpStream, Peer), acceptor: Option<TlsAcceptor>, watcher: Watcher, whose: Whose) {
     let _ = stream.set_nodelay(true);
     let Some(acceptor) = acceptor else {
-        return http(server, (stream, peer), None, Protocol::Unknown, watcher).await;
+        return http(server, (stream, peer), None, Protocol::Unknown, watcher, whose).await;
     };
     match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
         Ok(Ok(stream)) => {
@@ -105,17 +109,17 @@ async fn connection(server: Server, (stream, peer): (TcpStream, Peer), acceptor:
             let speaker = chain.and_then(|chain| match &server.0.tls {
                 Some(tls) => tls.peer(chain),
                 // TLS of the caller's own, with one authority: it has verified the chain.
-                None => chain.first().and_then(|leaf| auth::authenticate::certificate_user(leaf)).map(Speaker::User),
+                None => chain.first().and_then(|leaf| auth::authenticate::certificate_user(leaf)).map(|user| Speaker::User(Arc::new(user))),
             });
             let protocol = Protocol::agreed(stream.get_ref().1.alpn_protocol());
-            http(server, (stream, peer), speaker, protocol, watcher).await;
+            http(server, (stream, peer), speaker, protocol, watcher, whose).await;
         }
         Ok(Err(error)) => tracing::debug!(%error, "TLS handshake"),
         Err(_) => tracing::debug!("TLS handshake timed out"),
     }
 }
 
-async fn http<S>(server: Server, (stream, peer): (S, Peer), speaker: Option<Speaker>, protocol: Protocol, watcher: Watcher)
+async fn http<S>(server: Server, (stream, peer): (S, Peer), speaker: Option<Speaker>, protocol: Protocol, watcher: Watcher, whose: Whose)
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
 {
@@ -123,12 +127,17 @@ where
     let speaker = speaker.map(Arc::new);
     let activity = Activity::new();
     let counted = activity.clone();
+    if let Some(Speaker::User(user)) = speaker.as_deref() {
+        whose.is(&user.username);
+    }
+    let spawn = whose.clone();
     let service = service_fn(move |request: http::Request<Incoming>| {
-        let (server, speaker, running) = (server.clone(), speaker.clone(), counted.begin());
+        let (server, speaker, running, whose) = (server.clone(), speaker.clone(), counted.begin(), whose.clone());
         // In a box, so that a watch that goes on for hours does not keep the room which its beginning needed.
         Box::pin(async move {
             let mut request = request.map(|body| body.map_err(std::io::Error::other).boxed());
             request.extensions_mut().insert(peer);
+            request.extensions_mut().insert(whose);
             if let Some(speaker) = speaker {
                 request.extensions_mut().insert(ClientCertificate(speaker));
             }
@@ -138,7 +147,7 @@ where
             Ok::<_, Infallible>(response.map(|body| Answer { body, _running: running }))
         })
     });
-    let connection = builder(protocol).serve_connection_with_upgrades(TokioIo::new(stream), service).into_owned();
+    let connection = builder(protocol, spawn).serve_connection_with_upgrades(TokioIo::new(stream), service).into_owned();
     tokio::select! {
         biased;
         ended = watcher.watch(connection) => if let Err(error) = ended {
@@ -148,8 +157,8 @@ where
     }
 }
 
-fn builder(protocol: Protocol) -> auto::Builder<TokioExecutor> {
-    let builder = auto::Builder::new(TokioExecutor::new());
+fn builder(protocol: Protocol, whose: Whose) -> auto::Builder<Whose> {
+    let builder = auto::Builder::new(whose);
     let mut builder = match protocol {
         Protocol::Http1 => builder.http1_only(),
         Protocol::Http2 => builder.http2_only(),

@@ -157,9 +157,41 @@ async fn impersonation_needs_its_own_right_for_everything_that_is_claimed() {
     }
 }
 
+/// Upstream has no such paths; here a role of the namespace would decide about what belongs to the whole cluster.
 #[tokio::test]
-async fn a_token_works_as_long_as_its_service_account() {
-    let store = Arc::new(store::memory::Memory::new());
+async fn a_role_of_a_namespace_reaches_nothing_outside_of_it() {
+    let api = Api::new().await;
+    let rbac = "/apis/rbac.authorization.k8s.io/v1";
+    let all = json!({"metadata": {"name": "all"}, "rules": [{"apiGroups": ["*"], "resources": ["*"], "verbs": ["*"]}]});
+    assert_eq!(api.post(&format!("{rbac}/namespaces/default/roles"), all).await.code, 201);
+    let role = json!({"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "all"});
+    let binding = json!({"metadata": {"name": "b"}, "roleRef": role, "subjects": [{"kind": "User", "apiGroup": "rbac.authorization.k8s.io", "name": "jane"}]});
+    assert_eq!(api.post(&format!("{rbac}/namespaces/default/rolebindings"), binding).await.code, 201);
+    assert_eq!(api.get(&format!("{rbac}/namespaces/default/rolebindings")).await.code, 200);
+    assert_eq!(api.post("/api/v1/nodes", json!({"metadata": {"name": "n"}})).await.code, 201);
+    let jane = || UserInfo::authenticated("jane", &[]);
+    let ask = async |method: &str, path: &str| as_user(&api, jane(), method, path, json!({"metadata": {"name": "x"}})).await.code;
+    assert_eq!((ask("GET", MAPS).await, ask("GET", "/api/v1/nodes").await), (200, 403));
+    let inside = "/api/v1/namespaces/default";
+    for path in ["nodes", "nodes/n", "nodes/n/status", "nodes/n/proxy/", "namespaces", "namespaces/kube-system", "persistentvolumes"] {
+        assert_eq!(ask("GET", &format!("{inside}/{path}")).await, 404, "{path}");
+    }
+    for (method, path) in [
+        ("POST", format!("{rbac}/namespaces/default/clusterroles")),
+        ("DELETE", format!("{inside}/nodes/n")),
+        ("DELETE", format!("{inside}/nodes")),
+        ("GET", format!("{inside}/nodes?watch=true")),
+        ("POST", format!("{inside}/namespaces")),
+        ("GET", "/api/v1/watch/namespaces/default/nodes".into()),
+    ] {
+        assert_eq!(ask(method, &path).await, 404, "{method} {path}");
+    }
+    assert_eq!(api.get("/api/v1/nodes/n").await.code, 200);
+    assert_eq!((ask("GET", inside).await, ask("GET", &format!("{inside}/status")).await), (200, 200));
+}
+
+/// A server that makes and believes service account tokens, and what makes them.
+async fn with_tokens() -> (Api, Arc<Issuer>) {
     let directory = tempfile::tempdir().unwrap();
     let names = auth::pki::Names {
         api_hosts: vec![],
@@ -169,10 +201,63 @@ async fn a_token_works_as_long_as_its_service_account() {
         node_addresses: vec![],
     };
     let pki = auth::pki::Pki::open(directory.path(), &names).unwrap();
-    let issuer = Issuer::new(&pki.service_account_key, auth::tokens::ISSUER).unwrap();
-    let config = apiserver::Config { issuer: Some(std::sync::Arc::new(issuer)), ..apiserver::Config::default() };
-    let api = Api { server: apiserver::Server::new(config, store.clone()).unwrap(), store };
-    api.server.bootstrap().await.unwrap();
+    let issuer = Arc::new(Issuer::new(&pki.service_account_key, auth::tokens::ISSUER).unwrap());
+    let config = apiserver::Config { issuer: Some(issuer.clone()), ..apiserver::Config::default() };
+    (Api::with(config).await, issuer)
+}
+
+#[tokio::test]
+async fn a_secrets_token_is_noted_when_it_is_used_and_refused_when_it_is_marked() {
+    use base64::Engine;
+    let (api, issuer) = with_tokens().await;
+    let (accounts, secrets) = ("/api/v1/namespaces/default/serviceaccounts", "/api/v1/namespaces/default/secrets");
+    let made = json!({"metadata": {"name": "bot"}, "secrets": [{"name": "made-with-it"}]});
+    let uid = api.post(accounts, made).await.json()["metadata"]["uid"].as_str().unwrap().to_owned();
+    let account = auth::tokens::Reference { name: "bot".into(), uid: uid.clone() };
+    let mut tokens = Vec::new();
+    for name in ["made-with-it", "made-by-hand"] {
+        let token = issuer.issue_legacy("default", &account, name).unwrap();
+        let data = json!({"token": base64::engine::general_purpose::STANDARD.encode(&token)});
+        let notes = json!({"kubernetes.io/service-account.name": "bot", "kubernetes.io/service-account.uid": uid});
+        let secret = json!({"metadata": {"name": name, "annotations": notes}, "type": "kubernetes.io/service-account-token", "data": data});
+        let answer = api.post(secrets, secret).await;
+        assert_eq!(answer.code, 201, "{}", answer.message());
+        tokens.push((name, token));
+    }
+    let ask = async |token: &str| {
+        let request = Request::builder().uri("/api").header("authorization", format!("Bearer {token}")).body(body("")).unwrap();
+        let response = api.server.handle(request, None).await;
+        let warnings = response.headers().get_all("warning").iter().map(|value| value.to_str().unwrap().to_owned()).collect::<Vec<_>>();
+        (response.status().as_u16(), warnings)
+    };
+    let label = async |name: &str, key: &str| api.get(&format!("{secrets}/{name}")).await.json()["metadata"]["labels"][key].clone();
+    let advice = "299 - \"Use tokens from the TokenRequest API or manually created secret-based tokens instead of auto-generated \
+                  secret-based tokens.\"";
+    for (name, token) in &tokens {
+        assert_eq!(label(name, "kubernetes.io/legacy-token-last-used").await, Value::Null);
+        let warned = if *name == "made-with-it" { vec![advice.to_owned()] } else { Vec::new() };
+        assert_eq!(ask(token).await, (200, warned), "{name}");
+        let day = label(name, "kubernetes.io/legacy-token-last-used").await;
+        assert_eq!(day.as_str().unwrap().len(), "2026-11-21".len(), "{day}");
+    }
+    let tracking = api.get("/api/v1/namespaces/kube-system/configmaps/kube-apiserver-legacy-service-account-token-tracking").await;
+    assert_eq!(tracking.json()["data"]["since"], label("made-by-hand", "kubernetes.io/legacy-token-last-used").await);
+    let marked = json!({"metadata": {"labels": {"kubernetes.io/legacy-token-invalid-since": "2026-01-01"}}});
+    assert_eq!(api.merge(&format!("{secrets}/made-with-it"), marked).await.code, 200);
+    let token = &tokens[0].1;
+    assert_eq!(ask(token).await.0, 401, "it is marked as invalid");
+    let review = api.post("/apis/authentication.k8s.io/v1/tokenreviews", json!({"spec": {"token": token}})).await.json();
+    assert_eq!(review["status"]["authenticated"], Value::Null);
+    let unmarked = json!({"metadata": {"labels": {"kubernetes.io/legacy-token-invalid-since": null}}});
+    assert_eq!(api.merge(&format!("{secrets}/made-with-it"), unmarked).await.code, 200);
+    assert_eq!(ask(token).await.0, 200, "the label is gone");
+    assert_eq!(api.delete(&format!("{secrets}/made-with-it")).await.code, 200);
+    assert_eq!(ask(token).await.0, 401, "the Secret is gone");
+}
+
+#[tokio::test]
+async fn a_token_works_as_long_as_its_service_account() {
+    let (api, _) = with_tokens().await;
     let accounts = "/api/v1/namespaces/default/serviceaccounts";
     api.post(accounts, json!({"metadata": {"name": "bot"}})).await;
     let made = api.post(&format!("{accounts}/bot/token"), json!({"spec": {"expirationSeconds": 600}})).await;

@@ -443,7 +443,7 @@ async fn certificates_are_approved_and_signed_by_those_who_may() {
     )
     .await;
     let approved = json!({"status": {"conditions": [{"type": "Approved", "status": "True", "reason": "R", "message": "m"}]}});
-    let signed = json!({"status": {"certificate": "LS0t"}});
+    let signed = json!({"status": {"certificate": "LS0tLS1CRUdJTiBDRVJUSUZJQ0FURS0tLS0tCk1BQT0KLS0tLS1FTkQgQ0VSVElGSUNBVEUtLS0tLQo="}});
     let cases = [
         (
             "CertificateApproval",

@@ -36,3 +36,16 @@ async fn a_stopping_server_is_alive_but_not_ready() {
     assert!(text.contains("[-]shutdown failed: reason withheld\n") && text.ends_with("readyz check failed\n"), "{text}");
     assert_eq!(api.get("/livez").await.code, 200);
 }
+
+#[tokio::test]
+async fn the_root_names_every_path_that_is_no_objects() {
+    let api = Api::new().await;
+    let index = api.get("/").await;
+    let paths: Vec<String> = serde_json::from_value(index.json()["paths"].clone()).unwrap();
+    assert!(paths.is_sorted());
+    for path in ["/api/v1", "/apis", "/apis/apps", "/apis/apps/v1", "/livez/etcd", "/openapi/v3", "/version"] {
+        assert!(paths.iter().any(|known| known == path), "{path}: {paths:?}");
+        assert_eq!(api.get(path).await.code, 200, "{path}");
+    }
+    assert_eq!(api.get("/index.html").await.bytes, index.bytes);
+}

@@ -62,8 +62,7 @@ fn refusal(target: &str) -> Option<(u16, &'static str)> {
     }
 }
 
-async fn cluster() -> (Api, tempfile::TempDir) {
-    let directory = tempfile::tempdir().unwrap();
+fn open_pki(directory: &std::path::Path) -> auth::pki::Pki {
     let names = auth::pki::Names {
         api_hosts: vec![],
         api_addresses: vec![],
@@ -71,22 +70,33 @@ async fn cluster() -> (Api, tempfile::TempDir) {
         node_name: "n".into(),
         node_addresses: vec![IpAddr::from(Ipv4Addr::LOCALHOST)],
     };
-    let pki = auth::pki::Pki::open(directory.path(), &names).unwrap();
+    auth::pki::Pki::open(directory, &names).unwrap()
+}
+
+/// A kubelet that shows the certificate of `shown` and knows the clients of `known`; its port.
+async fn kubelet(shown: &auth::pki::Pki, known: &auth::pki::Pki) -> u16 {
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
     let port = listener.local_addr().unwrap().port();
-    let acceptor = tokio_rustls::TlsAcceptor::from(pki.kubelet_server.server_config(&pki.ca).unwrap());
+    let acceptor = tokio_rustls::TlsAcceptor::from(shown.kubelet_server.server_config(&known.ca).unwrap());
     tokio::spawn(async move {
         loop {
             let (stream, _) = listener.accept().await.unwrap();
             let acceptor = acceptor.clone();
             tokio::spawn(async move {
-                let stream = acceptor.accept(stream).await.unwrap();
+                let Ok(stream) = acceptor.accept(stream).await else { return };
                 assert!(stream.get_ref().1.peer_certificates().is_some(), "the API server shows its certificate");
                 let connection = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service_fn(answer));
                 let _ = connection.with_upgrades().await;
             });
         }
     });
+    port
+}
+
+async fn cluster() -> (Api, tempfile::TempDir) {
+    let directory = tempfile::tempdir().unwrap();
+    let pki = open_pki(directory.path());
+    let port = kubelet(&pki, &pki).await;
     let mut authenticator = auth::authenticate::Authenticator::default();
     authenticator.add_token("secret", harness::admin());
     authenticator.add_token("reader", auth::UserInfo::authenticated("reader", &[]));
@@ -110,6 +120,18 @@ async fn cluster() -> (Api, tempfile::TempDir) {
         assert_eq!(api.post(&format!("/api/v1/namespaces/default/pods/{name}/binding"), binding).await.code, 201);
     }
     (api, directory)
+}
+
+#[tokio::test]
+async fn a_log_comes_from_an_unknown_kubelet_only_where_the_client_says_so() {
+    let (api, directory) = cluster().await;
+    let elsewhere = tempfile::tempdir().unwrap();
+    let port = kubelet(&open_pki(elsewhere.path()), &open_pki(directory.path())).await;
+    let status = json!({"status": {"daemonEndpoints": {"kubeletEndpoint": {"Port": port}}}});
+    assert_eq!(api.merge("/api/v1/nodes/n/status", status).await.code, 200);
+    let log = "/api/v1/namespaces/default/pods/p/log";
+    assert_eq!(api.get(log).await.code, 500);
+    assert_eq!(&api.get(&format!("{log}?insecureSkipTLSVerifyBackend=true")).await.bytes[..], b"/containerLogs/default/p/c");
 }
 
 #[tokio::test]

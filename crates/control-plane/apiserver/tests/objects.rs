@@ -180,7 +180,9 @@ async fn deletion_follows_preconditions_and_propagation() {
     let path = format!("{DEPLOYMENTS}/d");
     let wrong = api.ask("DELETE", &path, "application/json", json!({"preconditions": {"uid": "other"}}).to_string()).await;
     assert_eq!(wrong.code, 409);
-    assert!(wrong.message().contains("Precondition failed: UID in precondition: other, UID in object meta: "), "{}", wrong.message());
+    let words =
+        "Operation cannot be fulfilled on Deployment.apps \"d\": the UID in the precondition (other) does not match the UID in record (";
+    assert!(wrong.message().starts_with(words), "{}", wrong.message());
     let foreground = api.delete(&format!("{path}?propagationPolicy=Foreground")).await.json();
     assert_eq!(foreground["metadata"]["finalizers"], json!(["foregroundDeletion"]));
     let orphan = api.delete(&format!("{path}?propagationPolicy=Orphan")).await.json();

@@ -120,6 +120,61 @@ async fn tokens_of_a_configured_issuer_stand_for_its_users_also_after_it_changed
     assert_eq!((&status["authenticated"], &status["user"]["username"]), (&json!(true), &json!("corp:ann")));
 }
 
+/// A signed token (ES256) with any claims.
+fn signed(key: &aws_lc_rs::signature::EcdsaKeyPair, claims: &Value) -> String {
+    use base64::Engine;
+    let encode = |bytes: &[u8]| base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(bytes);
+    let signed = format!("{}.{}", encode(br#"{"alg":"ES256"}"#), encode(claims.to_string().as_bytes()));
+    let signature = key.sign(&aws_lc_rs::rand::SystemRandom::new(), signed.as_bytes()).unwrap();
+    format!("{signed}.{}", encode(signature.as_ref()))
+}
+
+#[tokio::test]
+async fn groups_that_a_token_has_elsewhere_are_fetched_and_must_be_signed_there() {
+    use aws_lc_rs::encoding::AsBigEndian;
+    use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair};
+    use base64::Engine;
+    let key = Arc::new(EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).unwrap());
+    let encode = |bytes: &[u8]| base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(bytes);
+    let point: aws_lc_rs::encoding::EcPublicKeyUncompressedBin<'_> = key.public_key().as_be_bytes().unwrap();
+    let jwk = json!({"kty": "EC", "crv": "P-256", "x": encode(&point.as_ref()[1..33]), "y": encode(&point.as_ref()[33..])});
+    let answering = key.clone();
+    let https = Https::start(&[], move |seen: &Seen| {
+        let url = format!("https://{}", seen.headers["host"].to_str().unwrap());
+        let groups = |by: &EcdsaKeyPair| {
+            Reply::Text(200, signed(by, &json!({"iss": url, "aud": "cluster", "exp": 4_000_000_000_u64, "groups": ["admins", "devs"]})))
+        };
+        match seen.path.as_str() {
+            "/.well-known/openid-configuration" => Reply::Json(json!({"issuer": url, "jwks_uri": format!("{url}/keys")})),
+            "/keys" => Reply::Json(json!({"keys": [jwk]})),
+            "/groups" if seen.headers["authorization"] == "Bearer for-groups" => groups(&answering),
+            "/forged" => groups(&EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).unwrap()),
+            _ => Reply::Text(403, String::new()),
+        }
+    })
+    .await;
+    let url = format!("https://localhost:{}", https.port);
+    let configuration = json!({"apiVersion": "apiserver.config.k8s.io/v1", "kind": "AuthenticationConfiguration", "jwt": [{
+        "issuer": {"url": url, "audiences": ["cluster"], "certificateAuthority": https.ca},
+        "claimMappings": {"username": {"claim": "sub", "prefix": ""}, "groups": {"claim": "groups", "prefix": "corp:"}},
+    }]});
+    let api = Api::with(Config { authentication: Some(Source::Text(configuration.to_string())), ..Config::default() }).await;
+    let token = |path: &str, access: &str| {
+        let source = json!({"endpoint": format!("{url}{path}"), "access_token": access});
+        signed(
+            &key,
+            &json!({"iss": url, "aud": "cluster", "exp": 4_000_000_000_u64, "sub": "ann",
+            "_claim_names": {"groups": "src"}, "_claim_sources": {"src": source}}),
+        )
+    };
+    eventually(201, async || with_token(&api, &token("/groups", "for-groups")).await.0).await;
+    let (_, user) = with_token(&api, &token("/groups", "for-groups")).await;
+    assert_eq!((&user["username"], &user["groups"]), (&json!("ann"), &json!(["corp:admins", "corp:devs", "system:authenticated"])));
+    for (path, access) in [("/groups", "another's"), ("/forged", ""), ("/nowhere", "")] {
+        assert_eq!(with_token(&api, &token(path, access)).await.0, 401, "{path}");
+    }
+}
+
 #[tokio::test]
 async fn the_authentication_file_is_followed_and_a_broken_one_changes_nothing() {
     let issuer = TokenIssuer::start().await;

@@ -384,6 +384,17 @@ pub fn validity(certificate: &str) -> Option<(i64, i64)> {
     Some((validity.not_before.timestamp(), validity.not_after.timestamp()))
 }
 
+/// Whether the first authority of a bundle signed a certificate (both PEM): the one that issues stands first.
+pub fn is_issued_by(certificate: &str, authorities: &str) -> bool {
+    let der = |pem: &str| CertificateDer::from_pem_slice(pem.as_bytes()).ok();
+    let (Some(certificate), Some(authority)) = (der(certificate), der(authorities)) else { return false };
+    let (Ok((_, certificate)), Ok((_, authority))) = (X509Certificate::from_der(&certificate), X509Certificate::from_der(&authority))
+    else {
+        return false;
+    };
+    certificate.verify_signature(Some(authority.public_key())).is_ok()
+}
+
 pub(crate) fn pem(label: &str, der: &[u8]) -> String {
     let text = STANDARD.encode(der);
     let mut out = format!("-----BEGIN {label}-----\n");
@@ -499,7 +510,7 @@ mod tests {
         let der = CertificateDer::from_pem_slice(certificate.as_bytes()).unwrap();
         let server = crate::tls::Server::with_front_proxy(&pki.api_server, &pki.ca, Some(&pki.front_proxy_ca)).unwrap();
         let jane = crate::UserInfo::authenticated("jane", &["ops", "devs"]);
-        assert_eq!(server.peer(std::slice::from_ref(&der)), Some(crate::tls::Peer::User(jane)));
+        assert_eq!(server.peer(std::slice::from_ref(&der)), Some(crate::tls::Peer::User(jane.into())));
         let (_, parsed) = X509Certificate::from_der(&der).unwrap();
         assert!(parsed.validity().not_after.timestamp() - jiff::Timestamp::now().as_second() <= 3600);
         assert!(!parsed.is_ca());

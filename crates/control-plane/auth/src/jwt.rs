@@ -1,17 +1,17 @@
 //! Tokens of other issuers (OpenID Connect): whom an ID token stands for.
 //!
 //! [`configuration`] reads and checks upstream's `AuthenticationConfiguration`; [`keys`] are an issuer's public keys; [`claims`] makes a user of what a
-//! verified token says. A [`Provider`] is one issuer with all three. Fetching the keys is the API server's business.
+//! verified token says, [`distributed`] finds what it does not say itself. A [`Provider`] is one issuer with all three. Fetching the keys is the API server's business.
 //!
 //! Source: `apiserver/plugin/pkg/authenticator/token/oidc`, KEP-3331.
 
 pub mod claims;
 pub mod configuration;
+pub mod distributed;
 pub mod keys;
 
 use std::collections::BTreeMap;
 
-use jsonwebtoken::Algorithm;
 use serde_json::{Map, Value};
 
 use crate::UserInfo;
@@ -21,17 +21,8 @@ use keys::Keys;
 /// A token begins to count this much before its `nbf`: other machines' clocks differ (go-oidc allows as much).
 const NOT_BEFORE_LEEWAY: i64 = 300;
 
-/// Every algorithm that an issuer may sign with (upstream also knows ES512).
-pub const ALGORITHMS: [Algorithm; 8] = [
-    Algorithm::RS256,
-    Algorithm::RS384,
-    Algorithm::RS512,
-    Algorithm::ES256,
-    Algorithm::ES384,
-    Algorithm::PS256,
-    Algorithm::PS384,
-    Algorithm::PS512,
-];
+/// Every algorithm that an issuer may sign with.
+pub const ALGORITHMS: [&str; 9] = ["RS256", "RS384", "RS512", "ES256", "ES384", "ES512", "PS256", "PS384", "PS512"];
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -63,7 +54,7 @@ pub struct Provider {
     /// PEM; empty: what the machine trusts.
     pub authority: String,
     audiences: Vec<String>,
-    algorithms: Vec<Algorithm>,
+    algorithms: Vec<&'static str>,
     /// Claims that must have these values.
     required: BTreeMap<String, String>,
     mapping: Mapping,
@@ -72,21 +63,47 @@ pub struct Provider {
 impl Provider {
     /// Where the issuer says which keys are its own.
     pub fn discovery(&self) -> String {
-        let well_known = || format!("{}/.well-known/openid-configuration", self.issuer.trim_end_matches('/'));
-        self.discovery_url.clone().unwrap_or_else(well_known)
+        self.discovery_url.clone().unwrap_or_else(|| discovery(&self.issuer))
     }
 
-    /// The user of a token at this moment (seconds since the epoch).
-    pub fn user(&self, token: &str, keys: &Keys, now: i64) -> Result<UserInfo, Error> {
+    /// What a token says that is good at this moment (seconds since the epoch).
+    pub fn claims(&self, token: &str, keys: &Keys, now: i64) -> Result<Map<String, Value>, Error> {
         let claims = keys.verify(token, &self.algorithms)?;
         self.check(&claims, now)?;
-        self.mapping.user(&claims, &self.required).map_err(Error::Claims)
+        Ok(claims)
+    }
+
+    /// The user of verified claims.
+    pub fn user(&self, claims: &Map<String, Value>) -> Result<UserInfo, Error> {
+        self.mapping.user(claims, &self.required).map_err(Error::Claims)
+    }
+
+    /// Where the groups are, if the token does not say them itself.
+    pub fn groups_elsewhere(&self, claims: &Map<String, Value>) -> Result<Option<distributed::Place>, Error> {
+        match &self.mapping.groups {
+            Some(claims::Source::Claim { name, .. }) => distributed::place(name, claims).map_err(Error::Claims),
+            _ => Ok(None),
+        }
+    }
+
+    /// What an endpoint answered, verified with the keys of whoever issued it: the claim that is there.
+    pub fn claim_elsewhere(&self, place: &distributed::Place, token: &str, keys: &Keys, now: i64) -> Result<Value, Error> {
+        let claims = keys.verify(token, &self.algorithms)?;
+        self.check_for(&unverified_issuer(token).unwrap_or_default(), &claims, now)?;
+        let missing = || {
+            Error::Claims(format!("jwt returned by distributed claim endpoint {:?} did not contain claim: {}", place.endpoint, place.claim))
+        };
+        claims.get(&place.claim).cloned().ok_or_else(missing)
     }
 
     fn check(&self, claims: &Map<String, Value>, now: i64) -> Result<(), Error> {
+        self.check_for(&self.issuer, claims, now)
+    }
+
+    fn check_for(&self, expected: &str, claims: &Map<String, Value>, now: i64) -> Result<(), Error> {
         let issuer = issuer_of(claims);
-        if issuer != self.issuer {
-            return Err(Error::Issuer { expected: self.issuer.clone(), given: issuer });
+        if issuer != expected {
+            return Err(Error::Issuer { expected: expected.to_owned(), given: issuer });
         }
         let given: Vec<String> = match claims.get("aud") {
             Some(Value::String(one)) => vec![one.clone()],
@@ -106,6 +123,11 @@ impl Provider {
             _ => Ok(()),
         }
     }
+}
+
+/// Where an issuer says which keys are its own, if nobody says otherwise.
+pub fn discovery(issuer: &str) -> String {
+    format!("{}/.well-known/openid-configuration", issuer.trim_end_matches('/'))
 }
 
 /// Numbers of seconds may be written with a fraction.

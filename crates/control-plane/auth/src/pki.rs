@@ -22,6 +22,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
+use authority::Authority;
 pub use unverified::{any_certificate, unverified_client_config};
 
 const DAY: i64 = 86_400;
@@ -87,7 +88,7 @@ pub struct Pki {
     pub issuing: String,
     /// Signs certificates that are asked for through the API.
     pub ca_key: String,
-    /// The front proxy's own CA, and what the API server shows to aggregated API servers as their front proxy.
+    /// Every authority that is trusted of front proxies, as `ca`, and what the API server shows to aggregated API servers as their front proxy.
     pub front_proxy_ca: String,
     pub front_proxy_client: Pair,
     pub api_server: Pair,
@@ -121,17 +122,17 @@ impl Pki {
 
     pub fn open_with(dir: &Path, names: &Names, lifetimes: &Lifetimes) -> Result<Self, Error> {
         make_dir(dir)?;
-        authority::recover(dir)?;
-        let (issuing, issuer) = authority::open(dir, "ca", "kubernetes", lifetimes)?;
-        let (front_proxy_ca, front_issuer) = authority::open(dir, "front-proxy-ca", "front-proxy-ca", lifetimes)?;
+        Authority::ALL.iter().try_for_each(|authority| authority.recover(dir))?;
+        let (issuing, issuer) = Authority::Cluster.open(dir, lifetimes)?;
+        let (front_issuing, front_issuer) = Authority::FrontProxy.open(dir, lifetimes)?;
         let leaf = |leaf: Leaf| leaf.open(dir, &issuer, lifetimes);
         let service_account = key(dir, "sa")?;
         write(&dir.join("sa.pub"), &service_account.public_key_pem())?;
         Ok(Self {
-            ca: authority::bundle(dir, &issuing)?,
+            ca: Authority::Cluster.bundle(dir, &issuing)?,
             issuing,
             ca_key: issuer.key().serialize_pem(),
-            front_proxy_ca,
+            front_proxy_ca: Authority::FrontProxy.bundle(dir, &front_issuing)?,
             front_proxy_client: client("front-proxy-client", "front-proxy-client", None).open(dir, &front_issuer, lifetimes)?,
             api_server: leaf(api_server(names))?,
             kubelet_client: leaf(client("apiserver-kubelet-client", "kube-apiserver-kubelet-client", None))?,
@@ -160,8 +161,8 @@ impl NodeKeys {
     pub fn issue(dir: &Path, node_dir: &Path, name: &str, addresses: &[IpAddr]) -> Result<Self, Error> {
         make_dir(node_dir)?;
         let lifetimes = Lifetimes::default();
-        let (issuing, issuer) = authority::open(dir, "ca", "kubernetes", &lifetimes)?;
-        let ca = authority::bundle(dir, &issuing)?;
+        let (issuing, issuer) = Authority::Cluster.open(dir, &lifetimes)?;
+        let ca = Authority::Cluster.bundle(dir, &issuing)?;
         write(&node_dir.join("ca.crt"), &ca)?;
         let names = Names {
             api_hosts: Vec::new(),

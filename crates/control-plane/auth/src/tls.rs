@@ -47,7 +47,8 @@ fn verifier(authorities: &str) -> Result<Arc<dyn ClientCertVerifier>, Error> {
 /// Who a client certificate speaks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Peer {
-    User(UserInfo),
+    /// Shared by the requests of a connection.
+    User(Arc<UserInfo>),
     /// The front proxy with this common name: whom it speaks for stands in the request's headers.
     FrontProxy(String),
 }
@@ -106,7 +107,7 @@ impl Server {
         if authorities.front_proxy.as_ref().is_some_and(vouches) {
             return certificate_user(leaf).map(|user| Peer::FrontProxy(user.username));
         }
-        vouches(&authorities.users).then(|| certificate_user(leaf)).flatten().map(Peer::User)
+        vouches(&authorities.users).then(|| certificate_user(leaf)).flatten().map(|user| Peer::User(Arc::new(user)))
     }
 }
 

@@ -34,6 +34,9 @@ pub struct Bound {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub secret: Option<Reference>,
     pub serviceaccount: Reference,
+    /// When its holder should have asked for another one; the token lasts longer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub warnafter: Option<i64>,
 }
 
 /// All claims. Times are seconds since the epoch.

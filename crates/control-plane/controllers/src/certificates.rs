@@ -9,11 +9,18 @@ pub(crate) mod pods;
 pub(crate) mod pods_clean;
 pub(crate) mod sign;
 
-use client::{Client, Error};
+use std::sync::Arc;
+use std::time::Duration;
+
+use client::{Client, DeleteParams, Error, Object};
 use http::Method;
 use k8s_openapi::api::certificates::v1::{CertificateSigningRequest, CertificateSigningRequestCondition};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
+use reconcile::{Cache, ObjectKey, Outcome, Queue, key_of};
+
+use crate::act;
+use crate::context::Context;
 
 fn is(request: &CertificateSigningRequest, condition: &str) -> bool {
     conditions(request).any(|found| found.type_ == condition)
@@ -57,4 +64,34 @@ async fn replace(client: &Client, request: &CertificateSigningRequest, subresour
         Err(error) if !error.is_not_found() && !error.is_conflict() => Err(error),
         _ => Ok(()),
     }
+}
+
+/// Deletes what is over: each object of the cache when it is `due`.
+async fn clean<K: Object>(name: &'static str, requests: Cache<K>, due: fn(&K) -> Option<Timestamp>, context: Context) {
+    let queue: Queue<ObjectKey> = Queue::new();
+    let wake = queue.clone();
+    requests.on_change(move |_, new| new.into_iter().for_each(|request| wake.add(key_of(request.metadata()))));
+    requests.synced().await;
+    let shared = Arc::new((context.client.clone(), requests, queue.clone()));
+    reconcile::run(name, queue, 1, context.drain, move |key| {
+        let shared = shared.clone();
+        async move {
+            let (client, requests, again) = &*shared;
+            let Some(request) = requests.get_key(&key) else { return Outcome::Done };
+            let now = Timestamp::now();
+            match due(&request) {
+                Some(at) if at <= now => {
+                    let params = DeleteParams::of_uid(request.metadata().uid.as_deref().unwrap_or_default());
+                    act::ignore_not_found(client.delete::<K>(key.namespace(), &key.name, &params).await.map(drop)).into()
+                }
+                Some(at) => {
+                    let wait = Duration::try_from(at.duration_since(now)).unwrap_or_default();
+                    again.add_after(key, wait + Duration::from_secs(1));
+                    Outcome::Done
+                }
+                None => Outcome::Done,
+            }
+        }
+    })
+    .await;
 }

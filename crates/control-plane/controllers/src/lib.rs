@@ -41,6 +41,7 @@ mod ephemeral_volume;
 mod garbage_collector;
 mod horizontal_pod_autoscaler;
 mod job;
+mod legacy_token_cleaner;
 mod local_path;
 mod namespace;
 mod node_ipam;
@@ -121,6 +122,7 @@ fn all() -> Vec<Controller> {
         controller!(certificates::pods),
         controller!(certificates::pods_clean),
         controller!(service_account_token),
+        controller!(legacy_token_cleaner),
         controller!(volume_binder),
         controller!(local_path),
         controller!(persistent_volume_protection),

@@ -58,6 +58,9 @@ pub struct Config {
     pub starts_max: usize,
     pub eviction: Eviction,
     pub image_gc: ImageGc,
+    /// The node's own credentials for registries, and whose credentials an image on the node asks for.
+    pub credentials: crate::credentials::Sources,
+    pub pulled_images: crate::pulled::Policy,
     /// A path on the file system of images and writable layers.
     pub image_directory: PathBuf,
     /// Files of pods that run here without the API asking for them.
@@ -160,6 +163,11 @@ impl Config {
             starts_max: 0,
             eviction: Eviction::default(),
             image_gc: ImageGc::default(),
+            credentials: crate::credentials::Sources {
+                docker_files: vec!["/var/lib/kubelet/config.json".into()],
+                ..crate::credentials::Sources::default()
+            },
+            pulled_images: crate::pulled::Policy::default(),
             image_directory: "/var/lib/sternpost".into(),
             static_pods: None,
             unsafe_sysctls: Vec::new(),

@@ -17,13 +17,15 @@ pub struct ImageGc {
     pub low_percent: u8,
     /// An image that was first seen or used within this time stays.
     pub age_min: Duration,
+    /// One that nobody has used for so long goes, however much room there is.
+    pub age_max: Option<Duration>,
     pub interval: Duration,
 }
 
 impl Default for ImageGc {
     /// Upstream's.
     fn default() -> Self {
-        Self { high_percent: 85, low_percent: 80, age_min: Duration::from_secs(120), interval: Duration::from_secs(300) }
+        Self { high_percent: 85, low_percent: 80, age_min: Duration::from_secs(120), age_max: None, interval: Duration::from_secs(300) }
     }
 }
 
@@ -68,10 +70,12 @@ impl Agent {
         };
         let used: BTreeSet<String> =
             containers.containers.into_iter().flat_map(|container| [container.image_id, container.image_ref]).collect();
-        let order = crate::worker::lock(&self.image_uses).victims(&images.images, &used, self.config.image_gc.age_min, Instant::now());
+        self.pulled.retain(&images.images.iter().map(|image| image.id.as_str()).collect());
+        let (gc, now) = (&self.config.image_gc, Instant::now());
+        let order = crate::worker::lock(&self.image_uses).victims(&images.images, &used, gc.age_min, now);
         let (mut freed, mut wanted) = (0_u64, bytes);
-        for (id, size) in order {
-            if wanted == 0 {
+        for (id, size, unused_for) in order {
+            if wanted == 0 && gc.age_max.is_none_or(|max| unused_for < max) {
                 break;
             }
             let image = Some(v1::ImageSpec { image: id.clone(), ..Default::default() });
@@ -99,8 +103,8 @@ fn excess(capacity: u64, available: u64, gc: &ImageGc) -> u64 {
 }
 
 impl Uses {
-    /// Images that may go with their sizes, the one first that was used longest ago.
-    fn victims(&mut self, images: &[v1::Image], used: &BTreeSet<String>, age_min: Duration, now: Instant) -> Vec<(String, u64)> {
+    /// Images that may go with their sizes and for how long nobody has used them, the one first that was used longest ago.
+    fn victims(&mut self, images: &[v1::Image], used: &BTreeSet<String>, age_min: Duration, now: Instant) -> Vec<(String, u64, Duration)> {
         self.0.retain(|id, _| images.iter().any(|image| image.id == *id));
         let mut victims = Vec::new();
         for image in images {
@@ -116,7 +120,7 @@ impl Uses {
             }
         }
         victims.sort();
-        victims.into_iter().map(|(_, id, size)| (id, size)).collect()
+        victims.into_iter().map(|(last, id, size)| (id, size, now.duration_since(last))).collect()
     }
 }
 
@@ -140,8 +144,8 @@ mod tests {
         let in_use = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<BTreeSet<_>>();
         assert!(uses.victims(&old, &in_use(&["a", "used"]), minute, start).is_empty());
         let all: Vec<v1::Image> = old.iter().cloned().chain([image("young", false)]).collect();
-        assert_eq!(uses.victims(&all, &in_use(&["a", "used"]), minute, start + minute), [("b".to_owned(), 1)]);
+        assert_eq!(uses.victims(&all, &in_use(&["a", "used"]), minute, start + minute), [("b".to_owned(), 1, minute)]);
         let later = uses.victims(&all, &in_use(&["used"]), minute, start + minute * 3);
-        assert_eq!(later.iter().map(|(id, _)| id.as_str()).collect::<Vec<_>>(), ["b", "a", "young"]);
+        assert_eq!(later.iter().map(|(id, ..)| id.as_str()).collect::<Vec<_>>(), ["b", "a", "young"]);
     }
 }

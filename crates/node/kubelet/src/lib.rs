@@ -33,6 +33,7 @@ pub mod amounts;
 pub mod certificate;
 pub mod claims;
 pub mod config;
+pub mod credentials;
 pub mod crispec;
 pub mod devices;
 pub mod dns;
@@ -52,6 +53,7 @@ pub mod pressure;
 pub mod probe;
 pub mod projections;
 pub mod pull;
+pub mod pulled;
 pub mod qos;
 pub mod resize;
 pub mod server;
@@ -242,6 +244,9 @@ impl server::Pods for Agent {
     fn get(&self, namespace: &str, name: &str) -> Option<Arc<Pod>> {
         self.list().into_iter().find(|pod| podspec::namespace(pod) == namespace && podspec::name(pod) == name)
     }
+    fn volumes(&self) -> futures_util::future::BoxFuture<'_, Vec<storage::usage::Usage>> {
+        Box::pin(self.volume_usage())
+    }
     fn probe_counts(&self) -> Vec<(server::ProbeKey, (u64, u64))> {
         let Some(probes) = self.probes.get() else { return Vec::new() };
         let counts = probes.counts().into_iter().filter_map(|((uid, container, kind), counts)| {
@@ -271,6 +276,7 @@ fn start(
     machine: Machine,
     drain: &Drain,
 ) -> (Arc<Agent>, Cache<Pod>) {
+    let pulled = pulled::Records::open(&config.data_directory, config.pulled_images.clone());
     let queue: Queue<String> = Queue::new();
     let waker = queue.clone();
     let recorder = EventRecorder::start(&client, "kubelet", Some(&config.node_name), drain.clone());
@@ -296,6 +302,8 @@ fn start(
         pressures: Mutex::default(),
         node_changed: Notify::new(),
         image_uses: Mutex::default(),
+        keyring: credentials::Keyring::default(),
+        pulled,
         admitting: Mutex::default(),
         mirrors: Mutex::default(),
         node_uid: Mutex::default(),

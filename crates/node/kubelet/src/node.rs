@@ -267,10 +267,8 @@ impl Agent {
         let runtime = self.runtime.status(v1::StatusRequest::default()).await;
         let (mut capacity, mut allocatable) = resources(&self.config, machine);
         // Extended resources that somebody else told of stay.
-        for (own, known) in [(&mut capacity, &former.capacity), (&mut allocatable, &former.allocatable)] {
-            for (name, amount) in known.iter().flatten().filter(|(name, _)| name.contains('/')) {
-                own.entry(name.clone()).or_insert_with(|| amount.clone());
-            }
+        for (name, amount) in former.capacity.iter().flatten().filter(|(name, _)| name.contains('/')) {
+            capacity.entry(name.clone()).or_insert_with(|| amount.clone());
         }
         // What a client tells of in the capacity is there to be allocated.
         for (name, amount) in capacity.iter().filter(|(name, _)| name.contains('/')) {
@@ -400,10 +398,12 @@ impl Agent {
             }
             let pause = if told.is_empty() && tokio::time::Instant::now() < hasty { RANGE_INTERVAL } else { LOOK_INTERVAL };
             tokio::select! { () = tokio::time::sleep(pause) => {}, () = self.node_changed.notified() => {}, () = self.devices.changed.notified() => {} }
-            if told.is_empty()
-                && let Ok(found) = self.client.get::<Node>(None, &self.config.node_name).await
-            {
-                self.tell_ranges(&found, &mut told).await;
+            // What others wrote meanwhile counts as well: a range, or extended resources.
+            if let Ok(mut found) = self.client.get::<Node>(None, &self.config.node_name).await {
+                if told.is_empty() {
+                    self.tell_ranges(&found, &mut told).await;
+                }
+                shown = found.status.take().unwrap_or(shown);
             }
         }
     }

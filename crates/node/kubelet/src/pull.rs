@@ -1,20 +1,17 @@
 //! Images for containers: present, pulled, or why not. Pulls run beside the reconcile, which is woken when they end.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD as BASE64;
 use cri::v1;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Container;
 use reconcile::EventKind;
-use serde::Deserialize;
 
-use crate::podspec;
+use crate::credentials::{self, Found, Owner};
 use crate::worker::{Agent, Scene, lock};
 use crate::world::Image;
+use crate::{podspec, pulled};
 
 const BACKOFF_FIRST: Duration = Duration::from_secs(10);
 const BACKOFF_MAX: Duration = Duration::from_secs(300);
@@ -34,10 +31,23 @@ impl Agent {
         }
         match self.present(&image).await {
             // A pinned image is the node's own: no registry has it.
-            Ok(Some((reference, pinned))) if pinned || policy != "Always" => {
+            Ok(Some((reference, true))) => {
                 self.event(&about, EventKind::Normal, "Pulled", format!("Container image {image:?} already present on machine"));
                 scene.record.memory().images.insert(key, Image::Ready(reference));
                 return;
+            }
+            Ok(Some((reference, false))) if policy != "Always" => {
+                if self.pulled.allows(&reference, &image, &self.credentials(scene, &image).await) {
+                    self.event(&about, EventKind::Normal, "Pulled", present_message(&image));
+                    scene.record.memory().images.insert(key, Image::Ready(reference));
+                    return;
+                }
+                if policy == "Never" {
+                    let message =
+                        format!("Container image {image:?} is present with pull policy of Never but the pod's credentials do not open it");
+                    self.event(&about, EventKind::Warning, "ErrImageNeverPull", message.clone());
+                    return self.failed(scene, key, "ErrImageNeverPull", message);
+                }
             }
             Ok(None) if policy == "Never" => {
                 let message = format!("Container image {image:?} is not present with pull policy of Never");
@@ -70,7 +80,7 @@ impl Agent {
             _ => None,
         };
         let about = scene.image_reference(&key.0);
-        let auth = self.credentials(scene, &image).await;
+        let credentials = self.credentials(scene, &image).await;
         let (agent, record) = (self.clone(), scene.record.clone());
         tokio::spawn(async move {
             let turn = lock(&agent.pulling).entry(image.clone()).or_default().clone();
@@ -79,16 +89,14 @@ impl Agent {
             let begun = Instant::now();
             // Another pod may have pulled it while this one waited.
             let present = if always { None } else { agent.present(&image).await.ok().flatten().map(|(id, _)| id) };
-            let pulled = match present {
+            let pulled = match present.filter(|id| agent.pulled.allows(id, &image, &credentials)) {
                 Some(reference) => {
-                    agent.event(&about, EventKind::Normal, "Pulled", format!("Container image {image:?} already present on machine"));
+                    agent.event(&about, EventKind::Normal, "Pulled", present_message(&image));
                     Ok(reference)
                 }
                 None => {
                     agent.event(&about, EventKind::Normal, "Pulling", format!("Pulling image {image:?}"));
-                    let spec = v1::ImageSpec { image: with_tag(&image), user_specified_image: image.clone(), ..Default::default() };
-                    let request = v1::PullImageRequest { image: Some(spec), auth, sandbox_config: None };
-                    let result = agent.images.pull_image(request).await.map(|answer| answer.image_ref);
+                    let result = agent.pull_with_each(&image, &credentials, always).await;
                     if result.is_ok() {
                         let size = agent.size_of(&image).await;
                         let message = format!(
@@ -108,8 +116,9 @@ impl Agent {
                 Ok(reference) => drop(record.memory().images.insert(key, Image::Ready(reference))),
                 Err(error) => {
                     agent.event(&about, EventKind::Warning, "Failed", format!("Failed to pull image {image:?}: {error}"));
-                    agent.event(&about, EventKind::Warning, "Failed", "Error: ErrImagePull");
-                    record.memory().images.insert(key, failure("ErrImagePull", error.message, former_wait));
+                    let (reason, message) = explained(&image, error.message);
+                    agent.event(&about, EventKind::Warning, "Failed", format!("Error: {reason}"));
+                    record.memory().images.insert(key, failure(reason, message, former_wait));
                 }
             }
             agent.queue.add(record.uid.clone());
@@ -132,20 +141,72 @@ impl Agent {
         answer.ok().and_then(|answer| answer.image).map_or(0, |image| image.size)
     }
 
-    /// The first of the pod's pull secrets that knows the image's registry; a secret that is missing is skipped, as upstream.
-    async fn credentials(&self, scene: &Scene, image: &str) -> Option<v1::AuthConfig> {
+    /// Tries one after the other; without any, as nobody. Whose credentials opened the image is remembered.
+    async fn pull_with_each(&self, image: &str, credentials: &[Found], always: bool) -> Result<String, cri::Error> {
+        let nobody = [Found { auth: v1::AuthConfig::default(), owner: Owner::Node }];
+        let mut failures = Vec::new();
+        for found in if credentials.is_empty() { &nobody } else { credentials } {
+            let mut spec = v1::ImageSpec { image: with_tag(image), user_specified_image: image.to_owned(), ..Default::default() };
+            // The built-in runtime may believe another node what a tag means, unless the registry is to be asked.
+            if !always {
+                spec.annotations.insert("sternpost.io/any-known".into(), "true".into());
+            }
+            let auth = Some(found.auth.clone()).filter(|_| !credentials.is_empty());
+            let request = v1::PullImageRequest { image: Some(spec), auth, sandbox_config: None };
+            match self.images.pull_image(request).await {
+                Ok(answer) => {
+                    self.pulled.add(&answer.image_ref, image, &found.owner);
+                    return Ok(answer.image_ref);
+                }
+                Err(error) => failures.push(error),
+            }
+        }
+        let last = failures.pop().unwrap_or_else(|| cri::Error::internal("no credentials were tried"));
+        if failures.is_empty() {
+            return Err(last);
+        }
+        let all = failures.iter().chain([&last]).map(|error| error.message.as_str()).collect::<Vec<_>>().join(", ");
+        Err(cri::Error::new(last.code, format!("[{all}]")))
+    }
+
+    /// What the pod's pull secrets say of the image's registry (one that is missing is skipped, as upstream), then what the node's own files and
+    /// plugins say.
+    async fn credentials(&self, scene: &Scene, image: &str) -> Vec<Found> {
+        let mut all = Vec::new();
         for reference in podspec::spec(&scene.pod).image_pull_secrets.iter().flatten() {
             let name = reference.name.as_str();
             let secret = self.objects.secrets.get(&scene.record.uid, podspec::namespace(&scene.pod), name).await.ok().flatten();
             let Some(secret) = secret else { continue };
             let data = crate::env::secret_data(&secret);
-            let found = data.get(".dockerconfigjson").and_then(|bytes| auth_for(bytes, image));
-            if found.is_some() {
-                return found;
-            }
+            let new = data.get(".dockerconfigjson").map(|bytes| credentials::in_config(bytes, image));
+            let old = data.get(".dockercfg").map(|bytes| credentials::in_old_config(bytes, image));
+            let text = |field: &Option<String>| field.clone().unwrap_or_default();
+            let meta = &secret.metadata;
+            all.extend(new.into_iter().chain(old).flatten().map(|auth| {
+                let hash = pulled::hash(&auth);
+                Found { auth, owner: Owner::Secret { uid: text(&meta.uid), namespace: text(&meta.namespace), name: name.to_owned(), hash } }
+            }));
         }
-        None
+        all.extend(self.keyring.find(&self.config.credentials, image).await);
+        all
     }
+}
+
+/// As upstream says it since images are checked for whose they are.
+fn present_message(image: &str) -> String {
+    format!("Container image {image:?} already present on machine and can be accessed by the pod")
+}
+
+/// The reasons that upstream tells from the rest by how a runtime's message begins (`pkg/kubelet/images`, `pkg/kubelet/errors`).
+fn explained(image: &str, message: String) -> (&'static str, String) {
+    for (reason, why) in
+        [("RegistryUnavailable", "the registry is unavailable"), ("SignatureValidationFailed", "the signature validation failed")]
+    {
+        if let Some(rest) = message.strip_prefix(reason) {
+            return (reason, format!("image pull failed for {image} because {why}{rest}"));
+        }
+    }
+    ("ErrImagePull", message)
 }
 
 /// The container whose image that is; the image of a volume stands as that of a container of the same policy.
@@ -212,51 +273,6 @@ fn reference_fault(image: &str) -> Option<String> {
     (!repository.split('/').all(component) || !tag_fits).then(|| "invalid reference format".into())
 }
 
-#[derive(Deserialize)]
-struct DockerConfig {
-    #[serde(default)]
-    auths: BTreeMap<String, DockerAuth>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct DockerAuth {
-    username: String,
-    password: String,
-    auth: String,
-    identitytoken: String,
-    registrytoken: String,
-}
-
-fn auth_for(config: &[u8], image: &str) -> Option<v1::AuthConfig> {
-    let config: DockerConfig = serde_json::from_slice(config).ok()?;
-    let first = image.split('/').next().unwrap_or_default();
-    let named = image.contains('/') && (first.contains(['.', ':']) || first == "localhost");
-    let full = if named { image.to_owned() } else { format!("docker.io/{image}") };
-    let mut known: Vec<(String, DockerAuth)> = config.auths.into_iter().map(|(key, auth)| (registry(&key), auth)).collect();
-    // The most specific path first.
-    known.sort_by_key(|(key, _)| std::cmp::Reverse(key.len()));
-    let (key, auth) = known.into_iter().find(|(key, _)| full.strip_prefix(key.as_str()).is_some_and(|rest| rest.starts_with('/')))?;
-    let decoded = BASE64.decode(&auth.auth).ok().and_then(|bytes| String::from_utf8(bytes).ok()).unwrap_or_default();
-    let (user, password) = decoded.split_once(':').unwrap_or_default();
-    let or = |own: String, decoded: &str| if own.is_empty() { decoded.to_owned() } else { own };
-    Some(v1::AuthConfig {
-        username: or(auth.username, user),
-        password: or(auth.password, password),
-        server_address: key,
-        identity_token: auth.identitytoken,
-        registry_token: auth.registrytoken,
-        ..Default::default()
-    })
-}
-
-/// `https://index.docker.io/v1/` and `host/path/` as the prefix of an image's full name.
-fn registry(key: &str) -> String {
-    let bare = key.trim_start_matches("https://").trim_start_matches("http://").trim_end_matches('/');
-    let bare = bare.strip_suffix("/v1").or(bare.strip_suffix("/v2")).unwrap_or(bare);
-    if bare == "index.docker.io" { "docker.io".into() } else { bare.to_owned() }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -282,12 +298,17 @@ mod tests {
     }
 
     #[test]
-    fn credentials_go_to_the_registry_that_they_are_for() {
-        let config =
-            br#"{"auths": {"https://index.docker.io/v1/": {"auth": "dTpw"}, "r.example:5000/team": {"username": "a", "password": "b"}}}"#;
-        assert_eq!(auth_for(config, "nginx").map(|auth| (auth.username, auth.password)), Some(("u".into(), "p".into())));
-        assert_eq!(auth_for(config, "r.example:5000/team/x:1").map(|auth| auth.username), Some("a".into()));
-        assert_eq!(auth_for(config, "r.example:5000/teams/x:1"), None);
-        assert_eq!(auth_for(b"{", "nginx"), None);
+    fn reasons_are_told_by_how_the_message_begins() {
+        for (message, reason, shown) in [
+            ("no such host", "ErrImagePull", "no such host"),
+            ("RegistryUnavailable: 503", "RegistryUnavailable", "image pull failed for x because the registry is unavailable: 503"),
+            (
+                "SignatureValidationFailed: no",
+                "SignatureValidationFailed",
+                "image pull failed for x because the signature validation failed: no",
+            ),
+        ] {
+            assert_eq!(explained("x", message.into()), (reason, shown.to_owned()));
+        }
     }
 }

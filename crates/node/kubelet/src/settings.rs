@@ -51,6 +51,10 @@ struct Fields {
     eviction_pressure_transition_period: Option<String>,
     #[serde(rename = "imageMinimumGCAge")]
     image_minimum_gc_age_upstream: Option<String>,
+    #[serde(rename = "imageMaximumGCAge")]
+    image_maximum_gc_age: Option<String>,
+    image_pull_credentials_verification_policy: Option<String>,
+    preloaded_images_verification_allowlist: Option<Vec<String>>,
     #[serde(rename = "imageGCHighThresholdPercent")]
     image_gc_high_threshold_percent: Option<u8>,
     #[serde(rename = "imageGCLowThresholdPercent")]
@@ -117,8 +121,6 @@ const KNOWN: &[&str] = &[
     "authorization",
     "registryPullQPS",
     "registryBurst",
-    "imagePullCredentialsVerificationPolicy",
-    "preloadedImagesVerificationAllowlist",
     "eventRecordQPS",
     "eventBurst",
     "enableDebuggingHandlers",
@@ -128,7 +130,6 @@ const KNOWN: &[&str] = &[
     "oomScoreAdj",
     "streamingConnectionIdleTimeout",
     "nodeStatusUpdateFrequency",
-    "imageMaximumGCAge",
     "volumeStatsAggPeriod",
     "kubeletCgroups",
     "systemCgroups",
@@ -247,6 +248,9 @@ fn own_names() -> &'static [&'static str] {
         "evictionMaxPodGracePeriod",
         "evictionPressureTransitionPeriod",
         "imageMinimumGCAge",
+        "imageMaximumGCAge",
+        "imagePullCredentialsVerificationPolicy",
+        "preloadedImagesVerificationAllowlist",
         "imageGCHighThresholdPercent",
         "imageGCLowThresholdPercent",
         "registerWithTaints",
@@ -283,6 +287,15 @@ fn plain(fields: &Fields, config: &mut Config) -> Result<(), String> {
     set(&mut config.taints, &fields.register_with_taints);
     set(&mut config.image_gc.high_percent, &fields.image_gc_high_threshold_percent);
     set(&mut config.image_gc.low_percent, &fields.image_gc_low_threshold_percent);
+    if let Some(text) = &fields.image_maximum_gc_age {
+        let age = duration(text).ok_or_else(|| format!("imageMaximumGCAge: {text:?} is not a duration"))?;
+        config.image_gc.age_max = Some(age).filter(|age| !age.is_zero());
+    }
+    if let Some(policy) = &fields.image_pull_credentials_verification_policy {
+        let allowlist = fields.preloaded_images_verification_allowlist.clone().unwrap_or_default();
+        let parsed = crate::pulled::Policy::parse(policy, allowlist);
+        config.pulled_images = parsed.ok_or_else(|| format!("imagePullCredentialsVerificationPolicy: {policy:?} is not a policy"))?;
+    }
     if config.image_gc.low_percent > config.image_gc.high_percent {
         return Err("imageGCLowThresholdPercent must not be above imageGCHighThresholdPercent".into());
     }
@@ -442,7 +455,7 @@ fn eviction(fields: &Fields, config: &mut Config) -> Result<(), String> {
 }
 
 /// Go's form: `1h30m`, `10s`, `500ms`, `0`.
-fn duration(text: &str) -> Option<Duration> {
+pub(crate) fn duration(text: &str) -> Option<Duration> {
     if text == "0" {
         return Some(Duration::ZERO);
     }

@@ -3,6 +3,9 @@
 //! `<run>/sandboxes/<sandbox>/` holds `record`, `shim.sock`, `resolv.conf`, `hostname`, `root/` and per container `<container>/record`
 //! and `<container>/exit`. A sandbox directory without a record was never finished, or is being removed.
 
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use cri::v1;
@@ -61,10 +64,11 @@ pub struct ContainerRecord {
     pub process: String,
 }
 
-/// Writes a record whole or not at all.
+/// Writes a record whole or not at all. Only root reads it: environment variables may come from Secrets.
 pub fn save(path: &Path, record: &impl Message) -> std::io::Result<()> {
     let new = path.with_extension("new");
-    std::fs::write(&new, record.encode_to_vec())?;
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+    file.write_all(&record.encode_to_vec())?;
     std::fs::rename(new, path)
 }
 
@@ -80,4 +84,23 @@ pub fn load_exit(directory: &Path) -> Option<Exit> {
 pub fn save_exit(directory: &Path, exit: &Exit) -> std::io::Result<()> {
     std::fs::write(directory.join("exit.new"), serde_json::to_vec(exit)?)?;
     std::fs::rename(directory.join("exit.new"), directory.join("exit"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn only_root_reads_a_record() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("record");
+        let record = ContainerRecord { id: "c".into(), ..ContainerRecord::default() };
+        for _ in 0..2 {
+            save(&path, &record).unwrap();
+        }
+        assert_eq!(load::<ContainerRecord>(&path).unwrap(), record);
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    }
 }

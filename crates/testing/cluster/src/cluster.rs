@@ -24,6 +24,8 @@ pub mod names {
     pub const API_PORT: u16 = 26443;
     pub const KUBELET_PORT: u16 = 26250;
     pub const DNS_PORT: u16 = 26053;
+    pub const REGISTRY_PORT: u16 = 26500;
+    pub const REGISTRY_PEER_PORT: u16 = 26501;
 }
 
 /// One cluster on this machine: at most one at a time, and gone when this is dropped or the test's process ends, however it ends.
@@ -233,7 +235,8 @@ fn configuration(dir: &Path, node: &str) -> String {
     let (data, run) = (dir.join("data"), dir.join("run"));
     format!(
         "dataDir: {}\nrunDir: {}\nnodeName: {node}\napiPort: {}\nkubeletPort: {}\ndnsPort: {}\npodCidr: {}\nnodeCidr: {}\nserviceCidr: {}\n\
-         cgroupRoot: {}\nnftTable: {}\nlinkPrefix: {}\ncontext: stest\nstaticPodPath: {}\n",
+         cgroupRoot: {}\nnftTable: {}\nlinkPrefix: {}\ncontext: stest\nstaticPodPath: {}\n\
+         registryPort: {}\nregistryPeerPort: {}\nregistriesFile: {}\nimageVerifierDir: {}\n",
         data.display(),
         run.display(),
         names::API_PORT,
@@ -246,5 +249,9 @@ fn configuration(dir: &Path, node: &str) -> String {
         names::NFT_TABLE,
         names::LINK_PREFIX,
         dir.join("manifests").display(),
+        names::REGISTRY_PORT,
+        names::REGISTRY_PEER_PORT,
+        dir.join("registries.yaml").display(),
+        dir.join("verifiers").display(),
     )
 }

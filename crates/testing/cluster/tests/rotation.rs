@@ -78,6 +78,55 @@ fn rotations_of_everything_drop_no_watch_and_fail_no_request() {
     assert!(refused.contains("no exchange of the authority is under way"), "{refused}");
 }
 
+/// The nodes' own certificates come from requests to the API.
+#[test]
+fn further_nodes_follow_the_exchange_of_the_authority_and_front_proxies_have_one_of_their_own() {
+    let cluster = Cluster::fresh();
+    let file = cluster.dir().join("config.yaml");
+    let settings = fs::read_to_string(&file).expect("the configuration");
+    fs::write(&file, format!("{settings}certificateLifetimeSeconds: 60\n")).expect("write the configuration");
+    cluster.up_with(&["--nodes", "2"]);
+    let nodes = cluster.kubectl(&["get", "nodes", "-o", "name"]).ok();
+    let second =
+        nodes.lines().map(|line| line.trim_start_matches("node/")).find(|name| *name != cluster.node()).expect("a second node").to_owned();
+    let pod = POD.replace("spec:", &format!("spec:\n  nodeName: {second}"));
+    cluster.kubectl_with(&["apply", "-f", "-"], &pod).ok();
+    cluster.kubectl(&["wait", "--for=condition=Ready", "--timeout=60s", "pod/app"]).ok();
+    let works = || {
+        assert_eq!(cluster.kubectl(&["exec", "app", "--", "/toolbox", "echo", "here"]).ok(), "here\n");
+        let ready = r#"jsonpath={.status.conditions[?(@.type=="Ready")].status}"#;
+        assert_eq!(cluster.kubectl(&["get", "node", &second, "-o", ready]).ok(), "True");
+    };
+    works();
+    cluster.sternpost(&["rotate", "ca"]).ok();
+    std::thread::sleep(Duration::from_secs(15));
+    works();
+    cluster.sternpost(&["rotate", "ca", "--promote"]).ok();
+    std::thread::sleep(Duration::from_secs(20));
+    works();
+    cluster.sternpost(&["rotate", "ca", "--retire"]).ok();
+    // Longer than a node may be silent.
+    for _ in 0..12 {
+        std::thread::sleep(Duration::from_secs(5));
+        works();
+    }
+    let published = || {
+        let path = r"jsonpath={.data.requestheader-client-ca-file}";
+        let map = ["get", "configmap", "-n", "kube-system", "extension-apiserver-authentication", "-o", path];
+        cluster.kubectl(&map).ok()
+    };
+    let first = read(&cluster, "front-proxy-ca.crt");
+    assert_eq!(published().trim(), first.trim());
+    cluster.sternpost(&["rotate", "front-proxy-ca"]).ok();
+    assert_eq!(published().matches("BEGIN CERTIFICATE").count(), 2);
+    cluster.sternpost(&["rotate", "front-proxy-ca", "--promote"]).ok();
+    assert!(published().contains(first.trim()) && !published().starts_with(first.trim()));
+    cluster.sternpost(&["rotate", "front-proxy-ca", "--retire"]).ok();
+    assert_eq!(published().trim(), read(&cluster, "front-proxy-ca.crt").trim());
+    let refused = cluster.sternpost(&["rotate", "front-proxy-ca", "--retire"]).fails();
+    assert!(refused.contains("no exchange of the authority is under way"), "{refused}");
+}
+
 fn read(cluster: &Cluster, name: &str) -> String {
     fs::read_to_string(cluster.data_dir().join("pki").join(name)).expect("a certificate")
 }

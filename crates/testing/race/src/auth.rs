@@ -146,15 +146,15 @@ impl Side {
         let drain = stdx::drain();
         let (serving, stop, tls) = (server.clone(), drain.clone(), tls.config()?);
         tokio::spawn(async move { serving.serve(listener, Some(tls), stop).await });
-        let identity = knows.then(|| identity(&pki)).transpose()?;
+        let identity = knows.then(|| identity(&pki, USER)).transpose()?;
         let access = Access { server: format!("https://{address}"), ca: Some(pki.ca.into_bytes()), identity, ..Access::default() };
         Ok(Self { server, remote: Remote::of(access)?, drain })
     }
 }
 
-/// A certificate of the user, as the cluster's signer makes it.
-fn identity(pki: &Pki) -> anyhow::Result<(Vec<u8>, Vec<u8>)> {
-    let (pair, request) = auth::csr::make(USER, &["group7"], &[])?;
+/// A certificate of the user, as the cluster's signer makes it, and its key: PEM.
+pub fn identity(pki: &Pki, user: &str) -> anyhow::Result<(Vec<u8>, Vec<u8>)> {
+    let (pair, request) = auth::csr::make(user, &["group7"], &[])?;
     let signer = auth::csr::Signer::new(&pki.issuing, &pki.ca_key)?;
     let request = auth::csr::Request::parse(request.as_bytes())?;
     let certificate = signer.sign(&request, &["digital signature", "client auth"], 86_400)?;

@@ -38,6 +38,7 @@ pub fn all() -> &'static [Case] {
             run: |options, dir| Box::pin(crate::mission::race(options, dir)),
         },
         Case { name: "node", title: "Runtime, beside containerd", run: |options, dir| Box::pin(crate::node::race(options, dir)) },
+        Case { name: "images", title: "Images unpacked", run: |options, dir| Box::pin(crate::images::race(options, dir)) },
         Case {
             name: "controllers",
             title: "Controllers: pods, endpoints, garbage",

@@ -21,6 +21,8 @@ nodeCidr: 10.237.0.0/24
 cgroupRoot: sternpost-race
 nftTable: sternpost-race
 linkPrefix: sr
+maxPods: 6000
+nodeCidrMaskSize: 19
 context: sternpost-race
 log: warn
 ";

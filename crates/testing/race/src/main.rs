@@ -18,6 +18,7 @@ mod codec;
 mod controllers;
 mod etcd;
 mod floor;
+mod images;
 mod machine;
 mod measure;
 mod mission;
@@ -28,6 +29,10 @@ mod processes;
 mod report;
 mod scheduler;
 mod store;
+
+/// The one that the binary has: API server and store run in this process too.
+#[global_allocator]
+static ALLOCATOR: allocator::Allocator = allocator::Allocator;
 
 #[derive(Parser)]
 #[command(name = "cargo xtask race", about = "Measure, with the peer and the machine's floors in the same run")]
@@ -90,11 +95,15 @@ fn main() -> anyhow::Result<()> {
     if options.case == api::constant::NAME {
         return tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(api::constant::serve());
     }
+    if options.case == admission::flood::NAME {
+        return admission::flood::run();
+    }
     let case = case::find(&options.case)?;
     let dir = options.dir.clone().unwrap_or_else(|| report::folder().to_path_buf());
     std::fs::create_dir_all(&dir)?;
     let scratch = tempfile::Builder::new().prefix("run-").tempdir_in(&dir)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    // As the daemon's.
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(apiserver::threads()).enable_all().build()?;
     let floors = floor::measure(scratch.path())?;
     let load = machine::Load::start();
     let outcome = runtime.block_on((case.run)(&options, scratch.path()))?;

@@ -161,7 +161,58 @@ fn validate_update(new: &Value, old: &Value, part: Part) -> Errors {
     if has(old, certificate) && at(new, certificate) != at(old, certificate) {
         errors.push(Error::forbidden(&Path::new("status").child("certificate"), "updates may not set certificate content"));
     }
+    if at(new, certificate) != at(old, certificate)
+        && let Err(why) = well_formed(text(new, certificate))
+    {
+        errors.push(Error::invalid(&Path::new("status").child("certificate"), "<certificate data>", why));
+    }
     errors
+}
+
+/// Certificates in PEM and nothing else but what stands around them; the sentences are upstream's.
+fn well_formed(data: &str) -> Result<(), String> {
+    let bytes = STANDARD.decode(data).unwrap_or_default();
+    if bytes.is_empty() {
+        return Ok(());
+    }
+    let text = String::from_utf8_lossy(&bytes);
+    let (mut rest, mut blocks) = (&*text, 0);
+    while let Some((kind, body, after)) = block(rest) {
+        if kind != "CERTIFICATE" {
+            return Err(format!("only CERTIFICATE PEM blocks are allowed, found {kind:?}"));
+        }
+        if body.contains(':') {
+            return Err("no PEM block headers are permitted".into());
+        }
+        let encoded: String = body.split_whitespace().collect();
+        // Whose it is and what it says is the signer's business.
+        if !STANDARD.decode(encoded).is_ok_and(|der| is_sequence(&der)) {
+            return Err("x509: malformed certificate".into());
+        }
+        (rest, blocks) = (after, blocks + 1);
+    }
+    if blocks == 0 { Err("must contain at least one CERTIFICATE PEM block".into()) } else { Ok(()) }
+}
+
+/// The next PEM block: its kind, what is between its lines, what comes after.
+fn block(text: &str) -> Option<(&str, &str, &str)> {
+    let (_, rest) = text.split_once("-----BEGIN ")?;
+    let (kind, rest) = rest.split_once("-----")?;
+    let (body, after) = rest.split_once(&format!("-----END {kind}-----"))?;
+    Some((kind, body, after))
+}
+
+/// One DER SEQUENCE that fills the bytes.
+fn is_sequence(der: &[u8]) -> bool {
+    match der {
+        [0x30, length @ 0..=0x7f, content @ ..] => content.len() == usize::from(*length),
+        [0x30, 0x81, length, content @ ..] => content.len() == usize::from(*length),
+        [0x30, 0x82, high, low, content @ ..] => content.len() == usize::from(*high) << 8 | usize::from(*low),
+        [0x30, 0x83, high, middle, low, content @ ..] => {
+            content.len() == usize::from(*high) << 16 | usize::from(*middle) << 8 | usize::from(*low)
+        }
+        _ => false,
+    }
 }
 
 #[cfg(test)]
@@ -203,6 +254,28 @@ mod tests {
         for (object, expected) in cases {
             let found: Vec<String> = CERTIFICATE_SIGNING_REQUEST.validate(&object).iter().map(ToString::to_string).collect();
             assert_eq!(found, expected, "{object}");
+        }
+    }
+
+    #[test]
+    fn only_certificates_are_taken_for_certificates() {
+        let pem = |kind: &str, body: &str| format!("-----BEGIN {kind}-----\n{body}\n-----END {kind}-----\n");
+        let good = pem("CERTIFICATE", &STANDARD.encode([0x30, 2, 1, 2]));
+        let cases = [
+            (good.clone(), ""),
+            (format!("a chain:\n{good}{good}"), ""),
+            ("---".into(), "must contain at least one CERTIFICATE PEM block"),
+            (pem("PRIVATE KEY", "AAAA"), "only CERTIFICATE PEM blocks are allowed, found \"PRIVATE KEY\""),
+            (pem("CERTIFICATE", "Proc-Type: 4\n\nAAAA"), "no PEM block headers are permitted"),
+            (pem("CERTIFICATE", "AAAA"), "x509: malformed certificate"),
+        ];
+        for (certificate, expected) in cases {
+            let new = request("status", json!({"certificate": STANDARD.encode(&certificate)}));
+            let errors = CERTIFICATE_SIGNING_REQUEST.validate_update(&new, &request("status", json!({})), Part::Status);
+            let found: Vec<String> = errors.iter().map(|error| error.detail.clone()).collect();
+            assert_eq!(found.join(", "), expected, "{certificate}");
+            let kept = CERTIFICATE_SIGNING_REQUEST.validate_update(&new, &new, Part::Status);
+            assert!(kept.is_empty(), "what was stored before stays valid: {kept:?}");
         }
     }
 

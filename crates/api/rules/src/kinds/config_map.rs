@@ -14,7 +14,7 @@ pub struct ConfigMap;
 /// The most bytes that the values of a ConfigMap or Secret may have together.
 pub const DATA_SIZE_MAX: usize = 1024 * 1024;
 
-const COLUMNS: &[Column] = &[NAME, shown("Data", "integer", "Number of entries."), AGE];
+const COLUMNS: &[Column] = &[NAME, shown("Data", "string", "Number of entries."), AGE];
 
 impl Rules for ConfigMap {
     fn gvk(&self) -> (&'static str, &'static str, &'static str) {

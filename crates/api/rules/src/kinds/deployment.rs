@@ -14,8 +14,8 @@ pub struct Deployment;
 const COLUMNS: &[Column] = &[
     NAME,
     shown("Ready", "string", "Ready pods of those wanted."),
-    shown("Up-to-date", "integer", "Pods of the newest template."),
-    shown("Available", "integer", "Pods that have been ready long enough."),
+    shown("Up-to-date", "string", "Pods of the newest template."),
+    shown("Available", "string", "Pods that have been ready long enough."),
     AGE,
     CONTAINERS,
     IMAGES,

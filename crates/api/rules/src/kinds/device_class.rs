@@ -6,7 +6,7 @@ use serde_json::Value;
 use crate::checks::{Errors, conditions};
 use crate::plain::Plain;
 use crate::pod_spec::volumes::sources::driver_name;
-use crate::printing::{self, AGE, NAME};
+use crate::printing::{self, AGE, NAME, shown};
 use crate::value::{at, has, list, set, text};
 use crate::{Part, devices, resources};
 
@@ -65,7 +65,25 @@ pub const DEVICE_TAINT_RULE: Plain = Plain {
         errors
     },
     counts_generation: true,
-    ..Plain::new(("resource.k8s.io", "v1", "DeviceTaintRule"), &[NAME, AGE], |object, now| vec![printing::age(object, now)])
+    ..Plain::new(
+        ("resource.k8s.io", "v1", "DeviceTaintRule"),
+        &[
+            NAME,
+            shown("Key", "string", "Key of the taint."),
+            shown("Value", "string", "Value of the taint."),
+            shown("Effect", "string", "What the taint does to pods."),
+            shown("TimeAdded", "string", "Since when the taint is there."),
+            AGE,
+        ],
+        |object, now| {
+            let taint = at(object, "spec.taint");
+            let mut cells: Vec<Value> = ["key", "value", "effect"].iter().map(|field| text(taint, field).into()).collect();
+            let added = at(taint, "timeAdded");
+            cells.push(if added.is_string() { printing::since(added, now).into() } else { "".into() });
+            cells.push(printing::age(object, now));
+            cells
+        },
+    )
 };
 
 /// A taint knows since when it is there.

@@ -22,7 +22,7 @@ pub const FLOW_SCHEMA: Plain = Plain {
         &[
             NAME,
             shown("PriorityLevel", "string", "Level that its requests get."),
-            shown("MatchingPrecedence", "integer", "The order in which schemas are asked."),
+            shown("MatchingPrecedence", "string", "The order in which schemas are asked."),
             shown("DistinguisherMethod", "string", "What makes flows of its requests."),
             AGE,
             shown("MissingPL", "string", "Whether the level does not exist."),

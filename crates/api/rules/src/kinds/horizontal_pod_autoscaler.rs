@@ -19,7 +19,7 @@ const COLUMNS: &[Column] = &[
     shown("Targets", "string", "Each metric as it is and as it should be."),
     shown("MinPods", "string", "The fewest pods."),
     shown("MaxPods", "string", "The most pods."),
-    shown("Replicas", "integer", "Pods by now."),
+    shown("Replicas", "string", "Pods by now."),
     AGE,
 ];
 

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::checks::{Errors, formed, immutable, required_formed};
 use crate::plain::Plain;
-use crate::printing::{self, AGE, NAME, shown};
+use crate::printing::{self, NAME, shown};
 use crate::value::{at, text};
 
 pub const IP_ADDRESS: Plain = Plain {
@@ -15,12 +15,13 @@ pub const IP_ADDRESS: Plain = Plain {
     validate_update: |new, old, _| immutable(&Path::new("spec").child("parentRef"), at(new, "spec.parentRef"), at(old, "spec.parentRef")),
     ..Plain::new(
         ("networking.k8s.io", "v1", "IPAddress"),
-        &[NAME, shown("ParentRef", "string", "Object that has the address."), AGE],
-        |object, now| {
+        &[NAME, shown("ParentRef", "string", "Object that has the address.")],
+        |object, _| {
             let parent = at(object, "spec.parentRef");
-            let words = ["group", "resource", "namespace", "name"].map(|field| text(parent, field));
-            let words: Vec<&str> = words.into_iter().filter(|word| !word.is_empty()).collect();
-            vec![words.join("/").into(), printing::age(object, now)]
+            let word = |field: &str| Some(text(parent, field).to_owned()).filter(|word| !word.is_empty());
+            let resource = [word("resource"), word("group")].into_iter().flatten().collect::<Vec<_>>().join(".").to_lowercase();
+            let words: Vec<String> = [Some(resource), word("namespace"), word("name")].into_iter().flatten().collect();
+            vec![printing::none_if_empty(words.join("/"))]
         },
     )
 };

@@ -1,13 +1,13 @@
 //! certificates.k8s.io/v1 PodCertificateRequest.
 
 use meta::field::{Error, Path};
-use meta::{names, time};
+use meta::names;
 use serde_json::Value;
 
 use crate::Part;
 use crate::checks::{Errors, immutable, required, required_formed, signer_name};
 use crate::plain::Plain;
-use crate::printing::{self, AGE, NAME, shown};
+use crate::printing::{self, NAME, shown};
 use crate::value::{at, has, int, keep, list, set, text};
 
 pub const POD_CERTIFICATE_REQUEST: Plain = Plain {
@@ -28,36 +28,36 @@ pub const POD_CERTIFICATE_REQUEST: Plain = Plain {
         ("certificates.k8s.io", "v1", "PodCertificateRequest"),
         &[
             NAME,
-            AGE,
-            shown("SignerName", "string", "Who is asked to sign."),
             shown("PodName", "string", "Pod that the certificate is for."),
-            shown("RequestedDuration", "string", "How long the certificate shall hold."),
-            shown("Condition", "string", "Whether it was issued."),
+            shown("ServiceAccountName", "string", "Service account of the pod."),
+            shown("NodeName", "string", "Node of the pod."),
+            shown("SignerName", "string", "Who is asked to sign."),
+            shown("State", "string", "Whether it was issued."),
+            shown("UnverifiedUserAnnotations", "string", "What the pod tells the signer."),
         ],
-        |object, now| {
-            let duration = int(object, "spec.maxExpirationSeconds").map_or_else(|| "<none>".to_owned(), time::human);
-            let words: Vec<&str> = list(object, "status.conditions").iter().map(|condition| text(condition, "type")).collect();
-            vec![
-                printing::age(object, now),
-                text(object, "spec.signerName").into(),
-                text(object, "spec.podName").into(),
-                duration.into(),
-                if words.is_empty() { "Pending".into() } else { words.join(",").into() },
-            ]
+        |object, _| {
+            let said = ["podName", "serviceAccountName", "nodeName", "signerName"];
+            let mut cells: Vec<Value> = said.iter().map(|field| text(at(object, "spec"), field).into()).collect();
+            let answers = list(object, "status.conditions").iter().map(|condition| text(condition, "type"));
+            let state = answers.rev().find(|kind| ANSWERS.contains(kind)).unwrap_or("Pending");
+            cells.extend([state.into(), printing::labels(at(object, "spec.unverifiedUserAnnotations"))]);
+            cells
         },
     )
 };
 
+/// What a signer may answer.
+const ANSWERS: [&str; 3] = ["Denied", "Failed", "Issued"];
+
 /// One answer at most, which then stays.
 fn validate_answer(new: &Value, old: &Value) -> Errors {
-    const KINDS: [&str; 3] = ["Denied", "Failed", "Issued"];
     let (path, mut errors) = (Path::new("status"), Errors::new());
     let conditions = list(new, "status.conditions");
     let kind = |object: &Value| list(object, "status.conditions").first().map(|condition| text(condition, "type").to_owned());
     for (index, condition) in conditions.iter().enumerate() {
         let here = path.child("conditions").index(index);
-        if !KINDS.contains(&text(condition, "type")) {
-            errors.push(Error::not_supported(&here.child("type"), text(condition, "type"), &KINDS));
+        if !ANSWERS.contains(&text(condition, "type")) {
+            errors.push(Error::not_supported(&here.child("type"), text(condition, "type"), &ANSWERS));
         } else if text(condition, "status") != "True" {
             errors.push(Error::not_supported(&here.child("status"), text(condition, "status"), &["True"]));
         }

@@ -14,7 +14,7 @@ use crate::{Column, Part, Rules};
 
 pub struct Secret;
 
-const COLUMNS: &[Column] = &[NAME, shown("Type", "string", "What the secret is for."), shown("Data", "integer", "Number of entries."), AGE];
+const COLUMNS: &[Column] = &[NAME, shown("Type", "string", "What the secret is for."), shown("Data", "string", "Number of entries."), AGE];
 
 impl Rules for Secret {
     fn gvk(&self) -> (&'static str, &'static str, &'static str) {

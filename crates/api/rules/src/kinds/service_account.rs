@@ -3,13 +3,12 @@
 use meta::names;
 use serde_json::Value;
 
-use crate::printing::{self, AGE, NAME, shown};
-use crate::value::list;
+use crate::printing::{self, AGE, NAME};
 use crate::{Column, Rules};
 
 pub struct ServiceAccount;
 
-const COLUMNS: &[Column] = &[NAME, shown("Secrets", "integer", "Number of secrets that pods of the account may use."), AGE];
+const COLUMNS: &[Column] = &[NAME, AGE];
 
 impl Rules for ServiceAccount {
     fn gvk(&self) -> (&'static str, &'static str, &'static str) {
@@ -19,7 +18,7 @@ impl Rules for ServiceAccount {
         COLUMNS
     }
     fn cells(&self, object: &Value, now: i64) -> Vec<Value> {
-        vec![printing::name(object), list(object, "secrets").len().into(), printing::age(object, now)]
+        vec![printing::name(object), printing::age(object, now)]
     }
     fn validate_name(&self, name: &str) -> Vec<String> {
         names::dns1123_subdomain(name)

@@ -6,7 +6,7 @@ use meta::names;
 use crate::Part;
 use crate::checks::{conditions, formed, immutable, required_formed};
 use crate::plain::Plain;
-use crate::printing::{self, AGE, NAME, shown};
+use crate::printing::{NAME, shown};
 use crate::value::{at, list, text};
 
 pub const STORAGE_VERSION_MIGRATION: Plain = Plain {
@@ -37,14 +37,17 @@ pub const STORAGE_VERSION_MIGRATION: Plain = Plain {
     counts_generation: true,
     ..Plain::new(
         ("storagemigration.k8s.io", "v1", "StorageVersionMigration"),
-        &[NAME, shown("Resource", "string", "Resource whose objects are written again."), AGE],
-        |object, now| {
+        &[NAME, shown("Resource", "string", "Resource whose objects are written again."), shown("Status", "string", "How far it is.")],
+        |object, _| {
             let resource = at(object, "spec.resource");
             let shown = match text(resource, "group") {
                 "" => text(resource, "resource").to_owned(),
                 group => format!("{}.{group}", text(resource, "resource")),
             };
-            vec![shown.into(), printing::age(object, now)]
+            let states = ["Running", "Failed", "Succeeded"];
+            let done = list(object, "status.conditions").iter().rev().map(|condition| (text(condition, "type"), text(condition, "status")));
+            let state = done.into_iter().find(|(kind, status)| *status == "True" && states.contains(kind));
+            vec![shown.into(), state.map_or("Unknown", |(kind, _)| kind).into()]
         },
     )
 };

@@ -5,6 +5,7 @@ use meta::names;
 use serde_json::Value;
 
 use super::persistent_volume;
+use crate::Column;
 use crate::checks::{Errors, immutable, required, sentences};
 use crate::plain::Plain;
 use crate::pod_spec::volumes::sources::driver_name;
@@ -27,7 +28,7 @@ pub const VOLUME_ATTACHMENT: Plain = Plain {
         ("storage.k8s.io", "v1", "VolumeAttachment"),
         &[
             NAME,
-            shown("Attacher", "string", "Driver that attaches."),
+            Column { format: "name", ..shown("Attacher", "string", "Driver that attaches.") },
             shown("PV", "string", "Volume."),
             shown("Node", "string", "Node that gets it."),
             shown("Attached", "boolean", "Whether the node has it."),

@@ -4,7 +4,7 @@ use meta::field::{self, Path};
 use meta::status::Status;
 use rules::value::{items_mut, list, set, text};
 
-use crate::{Attributes, Lookup, Operation, Plugin, Verdict, accept};
+use crate::{Attributes, Lookup, Plugin, Verdict, accept};
 
 const KINDS: [&str; 3] = ["initContainers", "containers", "ephemeralContainers"];
 
@@ -17,9 +17,6 @@ fn concerns(attributes: &Attributes) -> bool {
 impl Plugin for AlwaysPullImages {
     fn name(&self) -> &'static str {
         "AlwaysPullImages"
-    }
-    fn handles(&self, operation: Operation) -> bool {
-        matches!(operation, Operation::Create | Operation::Update)
     }
     fn on_by_default(&self) -> bool {
         false
@@ -59,6 +56,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::Operation;
     use crate::fixture::{Objects, run, write};
 
     #[tokio::test]

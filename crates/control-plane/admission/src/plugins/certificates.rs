@@ -120,9 +120,6 @@ impl Plugin for ClusterTrustBundleAttest {
     fn name(&self) -> &'static str {
         "ClusterTrustBundleAttest"
     }
-    fn handles(&self, operation: Operation) -> bool {
-        matches!(operation, Operation::Create | Operation::Update)
-    }
     fn validate<'a>(&'a self, attributes: &'a Attributes, lookup: &'a dyn Lookup) -> Verdict<'a> {
         Box::pin(async move {
             let bundle = attributes.object.as_ref().filter(|_| attributes.is(GROUP, "clustertrustbundles"));

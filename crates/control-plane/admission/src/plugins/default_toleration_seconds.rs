@@ -4,7 +4,7 @@ use rules::value::{list, text};
 use serde_json::json;
 
 use super::service_account::push;
-use crate::{Attributes, Lookup, Operation, Plugin, Verdict, accept};
+use crate::{Attributes, Lookup, Plugin, Verdict, accept};
 
 const SECONDS: i64 = 300;
 const TAINTS: [&str; 2] = ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"];
@@ -14,9 +14,6 @@ pub struct DefaultTolerationSeconds;
 impl Plugin for DefaultTolerationSeconds {
     fn name(&self) -> &'static str {
         "DefaultTolerationSeconds"
-    }
-    fn handles(&self, operation: Operation) -> bool {
-        matches!(operation, Operation::Create | Operation::Update)
     }
     fn mutate<'a>(&'a self, attributes: &'a mut Attributes, _lookup: &'a dyn Lookup) -> Verdict<'a> {
         let is_pod = attributes.is("", "pods");
@@ -39,6 +36,7 @@ impl Plugin for DefaultTolerationSeconds {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Operation;
     use crate::fixture::{Objects, run, write};
 
     #[tokio::test]

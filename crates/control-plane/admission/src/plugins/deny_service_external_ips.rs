@@ -2,16 +2,13 @@
 
 use rules::value::list;
 
-use crate::{Attributes, Lookup, Operation, Plugin, Verdict, accept};
+use crate::{Attributes, Lookup, Plugin, Verdict, accept};
 
 pub struct DenyServiceExternalIps;
 
 impl Plugin for DenyServiceExternalIps {
     fn name(&self) -> &'static str {
         "DenyServiceExternalIPs"
-    }
-    fn handles(&self, operation: Operation) -> bool {
-        matches!(operation, Operation::Create | Operation::Update)
     }
     fn on_by_default(&self) -> bool {
         false
@@ -31,6 +28,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::Operation;
     use crate::fixture::{Objects, run, write};
 
     #[tokio::test]

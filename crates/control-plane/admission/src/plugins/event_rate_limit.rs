@@ -8,7 +8,7 @@ use meta::status::Status;
 use rules::value::{int, list, text};
 use serde_json::Value;
 
-use crate::{Attributes, ConfigError, Lookup, Operation, Options, Plugin, Verdict, accept};
+use crate::{Attributes, ConfigError, Lookup, Options, Plugin, Verdict, accept};
 
 const NAME: &str = "EventRateLimit";
 const CACHE_DEFAULT: usize = 4_096;
@@ -92,9 +92,6 @@ impl Plugin for EventRateLimit {
     fn name(&self) -> &'static str {
         NAME
     }
-    fn handles(&self, operation: Operation) -> bool {
-        matches!(operation, Operation::Create | Operation::Update)
-    }
     fn on_by_default(&self) -> bool {
         false
     }
@@ -121,6 +118,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::Operation;
     use crate::fixture::{Objects, write};
 
     #[tokio::test]

@@ -6,16 +6,13 @@ use rules::value::{entries, list, text};
 use serde_json::json;
 
 use super::service_account::push;
-use crate::{Attributes, Lookup, Operation, Plugin, Verdict, accept};
+use crate::{Attributes, Lookup, Plugin, Verdict, accept};
 
 pub struct ExtendedResourceToleration;
 
 impl Plugin for ExtendedResourceToleration {
     fn name(&self) -> &'static str {
         "ExtendedResourceToleration"
-    }
-    fn handles(&self, operation: Operation) -> bool {
-        matches!(operation, Operation::Create | Operation::Update)
     }
     fn on_by_default(&self) -> bool {
         false
@@ -47,6 +44,7 @@ fn is_extended(resource: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Operation;
     use crate::fixture::{Objects, run, write};
 
     #[tokio::test]

@@ -1,22 +1,20 @@
 //! ImagePolicyWebhook: somebody outside says which images may run (`imagepolicy.k8s.io/v1alpha1`).
 //!
-//! Configured by `imagePolicy`: the kubeconfig of the backend, how long its answers hold, and what its silence means. Client certificates in
-//! that kubeconfig are refused: the transport has one identity only, none.
+//! Configured by `imagePolicy`: the kubeconfig of the backend, how long its answers hold, and what its silence means.
 
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use meta::status::Status;
 use rules::value::{annotation, at, entries, flag, int, list, text};
 use serde_json::{Map, Value, json};
 
+use crate::webhook::credentials::{self, Credentials};
 use crate::webhook::transport::{Destination, Transport};
-use crate::{Attributes, ConfigError, Lookup, Operation, Options, Plugin, Verdict};
+use crate::{Attributes, ConfigError, Lookup, Options, Plugin, Verdict};
 
 const NAME: &str = "ImagePolicyWebhook";
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -28,10 +26,10 @@ const CACHE_MAX: usize = 1_024;
 pub struct ImagePolicyWebhook {
     backend: Option<Backend>,
     answers: Mutex<HashMap<String, (Answer, Instant)>>,
-    transport: Transport,
 }
 
 struct Backend {
+    transport: Transport,
     destination: Destination,
     allow_time: Duration,
     deny_time: Duration,
@@ -59,23 +57,20 @@ impl Backend {
         let path = Path::new(text(policy, "kubeConfigFile"));
         let content = std::fs::read_to_string(path).map_err(|error| format!("kubeConfigFile {}: {error}", path.display()))?;
         let config: Value = serde_saphyr::from_str(&content).map_err(|error| format!("kubeConfigFile {}: {error}", path.display()))?;
-        let cluster = list(&config, "clusters").first().map(|entry| at(entry, "cluster")).ok_or("the kubeconfig has no cluster")?;
-        if list(&config, "users").iter().any(|entry| at(entry, "user").as_object().is_some_and(|user| !user.is_empty())) {
-            return Err("credentials for the image policy backend are not supported".into());
-        }
-        let bundle = match (text(cluster, "certificate-authority-data"), text(cluster, "certificate-authority")) {
-            ("", "") => None,
-            ("", file) => {
-                let place = path.parent().unwrap_or(Path::new("")).join(file);
-                Some(std::fs::read(&place).map_err(|error| format!("{}: {error}", place.display()))?)
-            }
-            (data, _) => Some(STANDARD.decode(data).map_err(|error| error.to_string())?),
-        };
+        let folder = path.parent().unwrap_or(Path::new(""));
+        let context = list(&config, "contexts").iter().find(|entry| text(entry, "name") == text(&config, "current-context"));
+        let context = context.map_or(&Value::Null, |entry| at(entry, "context"));
+        let cluster = named(&config, "clusters", text(context, "cluster")).map(|entry| at(entry, "cluster"));
+        let cluster = cluster.ok_or("the kubeconfig has no cluster")?;
+        let user = named(&config, "users", text(context, "user")).map(|entry| credentials::credential(at(entry, "user"), folder));
+        let bundle = credentials::data_or_file(cluster, "certificate-authority", folder)?;
+        let destination = Destination::of_url(text(cluster, "server"), bundle)?;
         let seconds = |field: &str, other: u64| {
             Duration::from_secs(int(policy, field).and_then(|seconds| u64::try_from(seconds).ok()).unwrap_or(other))
         };
         Ok(Self {
-            destination: Destination::of_url(text(cluster, "server"), bundle)?,
+            transport: Transport::with(Credentials::for_all(user.transpose()?.unwrap_or_default())),
+            destination,
             allow_time: seconds("allowTTL", 300),
             deny_time: seconds("denyTTL", 30),
             allows_by_default: flag(policy, "defaultAllow"),
@@ -83,12 +78,14 @@ impl Backend {
     }
 }
 
+/// The entry with this name; the first one where no context names any.
+fn named<'a>(config: &'a Value, kind: &str, name: &str) -> Option<&'a Value> {
+    list(config, kind).iter().find(|entry| name.is_empty() || text(entry, "name") == name)
+}
+
 impl Plugin for ImagePolicyWebhook {
     fn name(&self) -> &'static str {
         NAME
-    }
-    fn handles(&self, operation: Operation) -> bool {
-        matches!(operation, Operation::Create | Operation::Update)
     }
     fn on_by_default(&self) -> bool {
         false
@@ -124,7 +121,7 @@ impl ImagePolicyWebhook {
             let _ = until;
             return Ok(answer);
         }
-        let bytes = self.transport.post(&backend.destination, Bytes::from(question.clone()), TIMEOUT, lookup).await;
+        let bytes = backend.transport.post(&backend.destination, Bytes::from(question.clone()), TIMEOUT, lookup).await;
         let review: Value =
             serde_json::from_slice(&bytes.map_err(|failure| failure.why().to_owned())?).map_err(|error| error.to_string())?;
         let status = review.get("status").filter(|status| status.is_object()).ok_or("the image policy backend gave no status")?;
@@ -156,6 +153,7 @@ fn spec(pod: &Value, attributes: &Attributes) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Operation;
     use crate::fixture::{Objects, run, write};
 
     fn plugin(allows_by_default: bool) -> ImagePolicyWebhook {

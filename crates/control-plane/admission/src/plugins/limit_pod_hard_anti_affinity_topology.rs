@@ -2,7 +2,7 @@
 
 use rules::value::{list, text};
 
-use crate::{Attributes, Lookup, Operation, Plugin, Verdict, accept};
+use crate::{Attributes, Lookup, Plugin, Verdict, accept};
 
 const HOST: &str = "kubernetes.io/hostname";
 
@@ -11,9 +11,6 @@ pub struct LimitPodHardAntiAffinityTopology;
 impl Plugin for LimitPodHardAntiAffinityTopology {
     fn name(&self) -> &'static str {
         "LimitPodHardAntiAffinityTopology"
-    }
-    fn handles(&self, operation: Operation) -> bool {
-        matches!(operation, Operation::Create | Operation::Update)
     }
     fn on_by_default(&self) -> bool {
         false

@@ -18,9 +18,6 @@ impl Plugin for LimitRanger {
     fn name(&self) -> &'static str {
         "LimitRanger"
     }
-    fn handles(&self, operation: Operation) -> bool {
-        matches!(operation, Operation::Create | Operation::Update)
-    }
     fn mutate<'a>(&'a self, attributes: &'a mut Attributes, lookup: &'a dyn Lookup) -> Verdict<'a> {
         Box::pin(async move {
             if attributes.is("", "pods") && attributes.operation == Operation::Create {

@@ -12,7 +12,7 @@ use crate::matching::{Invocation, is_exempt};
 use crate::policy::source::{Binding, Mutation, Policy, Source};
 use crate::policy::{namespace, params};
 use crate::webhook::call;
-use crate::{Attributes, Lookup, Operation, Plugin, Verdict};
+use crate::{Attributes, Lookup, Plugin, Verdict};
 
 pub struct MutatingAdmissionPolicy(Source);
 
@@ -25,9 +25,6 @@ impl Default for MutatingAdmissionPolicy {
 impl Plugin for MutatingAdmissionPolicy {
     fn name(&self) -> &'static str {
         "MutatingAdmissionPolicy"
-    }
-    fn handles(&self, operation: Operation) -> bool {
-        matches!(operation, Operation::Create | Operation::Update)
     }
     fn mutate<'a>(&'a self, attributes: &'a mut Attributes, lookup: &'a dyn Lookup) -> Verdict<'a> {
         Box::pin(async move {
@@ -215,6 +212,7 @@ fn operation(made: &Value) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Operation;
     use crate::fixture::{Objects, run, write};
 
     async fn mutated(mutations: Value, more: Value) -> Result<Value, String> {

@@ -9,20 +9,24 @@ use serde_json::{Value, json};
 use crate::matching::is_exempt;
 use crate::webhook::call::{self, Failure};
 use crate::webhook::configuration::{Hook, Source};
+use crate::webhook::credentials::Credentials;
 use crate::webhook::review::{Answer, Objects};
-use crate::{Attributes, Lookup, Operation, Plugin, Verdict};
+use crate::webhook::transport::Transport;
+use crate::{Attributes, ConfigError, Lookup, Operation, Options, Plugin, Verdict};
 
-pub struct MutatingWebhook(Source);
+const NAME: &str = "MutatingAdmissionWebhook";
 
-impl Default for MutatingWebhook {
-    fn default() -> Self {
-        Self(Source::new("mutatingwebhookconfigurations"))
+pub struct MutatingWebhook(Source, Transport);
+
+impl MutatingWebhook {
+    pub fn new(options: &Options) -> Result<Self, ConfigError> {
+        Ok(Self(Source::new("mutatingwebhookconfigurations"), Transport::with(Credentials::of_plugin(NAME, options)?)))
     }
 }
 
 impl Plugin for MutatingWebhook {
     fn name(&self) -> &'static str {
-        "MutatingAdmissionWebhook"
+        NAME
     }
     fn handles(&self, _: Operation) -> bool {
         true
@@ -36,7 +40,7 @@ impl Plugin for MutatingWebhook {
             let again = attributes.reinvocation.again;
             attributes.reinvocation.webhooks.begin(again, attributes.object.as_ref());
             for (index, hook) in hooks.1.iter().enumerate() {
-                ask(hook, index, attributes, lookup).await?;
+                ask(hook, index, attributes, (lookup, &self.1)).await?;
             }
             if !again {
                 attributes.reinvocation.webhooks.end(attributes.object.as_ref());
@@ -47,7 +51,7 @@ impl Plugin for MutatingWebhook {
 }
 
 /// One webhook's turn.
-async fn ask(hook: &Hook, index: usize, attributes: &mut Attributes, lookup: &dyn Lookup) -> Result<(), Status> {
+async fn ask(hook: &Hook, index: usize, attributes: &mut Attributes, (lookup, transport): (&dyn Lookup, &Transport)) -> Result<(), Status> {
     let again = attributes.reinvocation.again;
     if again && !attributes.reinvocation.webhooks.is_due(&hook.id) {
         return Ok(());
@@ -55,7 +59,7 @@ async fn ask(hook: &Hook, index: usize, attributes: &mut Attributes, lookup: &dy
     let Some(invocation) = call::concerned(hook, attributes, lookup, "admit").await? else { return Ok(()) };
     let objects = call::objects(attributes, &invocation.gvk, lookup).await?;
     let started = Instant::now();
-    let outcome = match call::call(hook, &invocation, attributes, &objects, true, lookup).await {
+    let outcome = match call::call(hook, &invocation, attributes, &objects, true, (lookup, transport)).await {
         Ok(answer) => change(hook, index, &answer, objects, &invocation.gvk, attributes, lookup).await,
         Err(failure) => Err(failure),
     };

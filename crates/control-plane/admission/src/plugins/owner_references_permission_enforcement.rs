@@ -7,16 +7,13 @@ use meta::status::Status;
 use rules::value::{flag, list, text};
 use serde_json::Value;
 
-use crate::{Attributes, Lookup, Operation, Plugin, Verdict};
+use crate::{Attributes, Lookup, Plugin, Verdict};
 
 pub struct OwnerReferencesPermissionEnforcement;
 
 impl Plugin for OwnerReferencesPermissionEnforcement {
     fn name(&self) -> &'static str {
         "OwnerReferencesPermissionEnforcement"
-    }
-    fn handles(&self, operation: Operation) -> bool {
-        matches!(operation, Operation::Create | Operation::Update)
     }
     fn on_by_default(&self) -> bool {
         false
@@ -86,6 +83,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::Operation;
     use crate::fixture::{Objects, run, write};
 
     #[tokio::test]

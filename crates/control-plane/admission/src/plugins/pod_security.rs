@@ -51,9 +51,6 @@ impl Plugin for PodSecurity {
     fn name(&self) -> &'static str {
         NAME
     }
-    fn handles(&self, operation: Operation) -> bool {
-        matches!(operation, Operation::Create | Operation::Update)
-    }
     fn validate<'a>(&'a self, attributes: &'a Attributes, lookup: &'a dyn Lookup) -> Verdict<'a> {
         Box::pin(async move {
             let resource = attributes.gvr.resource.as_str();

@@ -68,9 +68,6 @@ impl Plugin for PodTolerationRestriction {
     fn name(&self) -> &'static str {
         NAME
     }
-    fn handles(&self, operation: Operation) -> bool {
-        matches!(operation, Operation::Create | Operation::Update)
-    }
     fn on_by_default(&self) -> bool {
         false
     }

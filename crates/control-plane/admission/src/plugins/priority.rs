@@ -22,9 +22,6 @@ impl Plugin for Priority {
     fn name(&self) -> &'static str {
         "Priority"
     }
-    fn handles(&self, operation: Operation) -> bool {
-        matches!(operation, Operation::Create | Operation::Update)
-    }
     fn mutate<'a>(&'a self, attributes: &'a mut Attributes, lookup: &'a dyn Lookup) -> Verdict<'a> {
         Box::pin(async move {
             if !attributes.is("", "pods") {

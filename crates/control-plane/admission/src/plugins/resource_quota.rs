@@ -60,9 +60,6 @@ impl Plugin for ResourceQuota {
     fn name(&self) -> &'static str {
         NAME
     }
-    fn handles(&self, operation: Operation) -> bool {
-        matches!(operation, Operation::Create | Operation::Update)
-    }
     fn validate<'a>(&'a self, attributes: &'a Attributes, lookup: &'a dyn Lookup) -> Verdict<'a> {
         let resource = Resource { group: &attributes.gvr.group, plural: &attributes.gvr.resource };
         let charged = match attributes.operation {

@@ -8,19 +8,23 @@ use meta::status::Status;
 use crate::matching::is_exempt;
 use crate::webhook::call;
 use crate::webhook::configuration::Source;
-use crate::{Attributes, Lookup, Operation, Plugin, Verdict};
+use crate::webhook::credentials::Credentials;
+use crate::webhook::transport::Transport;
+use crate::{Attributes, ConfigError, Lookup, Operation, Options, Plugin, Verdict};
 
-pub struct ValidatingWebhook(Source);
+const NAME: &str = "ValidatingAdmissionWebhook";
 
-impl Default for ValidatingWebhook {
-    fn default() -> Self {
-        Self(Source::new("validatingwebhookconfigurations"))
+pub struct ValidatingWebhook(Source, Transport);
+
+impl ValidatingWebhook {
+    pub fn new(options: &Options) -> Result<Self, ConfigError> {
+        Ok(Self(Source::new("validatingwebhookconfigurations"), Transport::with(Credentials::of_plugin(NAME, options)?)))
     }
 }
 
 impl Plugin for ValidatingWebhook {
     fn name(&self) -> &'static str {
-        "ValidatingAdmissionWebhook"
+        NAME
     }
     fn handles(&self, _: Operation) -> bool {
         true
@@ -43,7 +47,7 @@ impl ValidatingWebhook {
             let index = calls.len();
             calls.push(async move {
                 let started = Instant::now();
-                let outcome = call::call(hook, &invocation, attributes, &objects, false, lookup).await;
+                let outcome = call::call(hook, &invocation, attributes, &objects, false, (lookup, &self.1)).await;
                 call::verdict(hook, outcome.err(), attributes, "validating", index, started)
             });
         }

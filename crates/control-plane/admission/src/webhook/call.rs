@@ -2,7 +2,6 @@
 //!
 //! Source: apiserver `pkg/admission/plugin/webhook/{mutating,validating}/dispatcher.go`, `pkg/util/webhook/error.go`.
 
-use std::sync::OnceLock;
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -27,12 +26,6 @@ pub enum Failure {
     Denied(Status),
     /// The API server cannot go on, whatever the policy says.
     Fatal(Status),
-}
-
-/// Connections are shared by all servers of the process.
-fn transport() -> &'static Transport {
-    static TRANSPORT: OnceLock<Transport> = OnceLock::new();
-    TRANSPORT.get_or_init(Transport::default)
 }
 
 /// Whether the webhook is concerned: rules, selectors, then its match conditions.
@@ -89,7 +82,7 @@ pub async fn call(
     attributes: &Attributes,
     objects: &Objects,
     mutating: bool,
-    lookup: &dyn Lookup,
+    (lookup, transport): (&dyn Lookup, &Transport),
 ) -> Result<Answer, Failure> {
     if attributes.dry_run && !hook.dry_runs {
         let why = format!("admission webhook {:?} does not support dry run", hook.name);
@@ -100,7 +93,7 @@ pub async fn call(
         .map_err(|why| calling(format!("could not create admission objects: {why}"), 400))?;
     let destination = hook.destination.as_ref().map_err(|why| calling(format!("could not get REST client: {why}"), 500))?;
     let body = Bytes::from(std::mem::take(&mut { question.body.clone() }));
-    let bytes = transport().post(destination, body, hook.timeout, lookup).await;
+    let bytes = transport.post(destination, body, hook.timeout, lookup).await;
     let bytes = bytes.map_err(|failure| calling(format!("failed to call webhook: {}", failure.why()), failure.code()))?;
     let answer = question.read(&bytes, mutating).map_err(|malformed| calling(malformed.to_string(), 503))?;
     for (key, value) in &answer.annotations {

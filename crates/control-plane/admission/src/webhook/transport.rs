@@ -18,6 +18,7 @@ use serde_json::Value;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
+use super::credentials::Credentials;
 use super::endpoint;
 use super::tls::{self, Trust};
 use crate::Lookup;
@@ -113,10 +114,11 @@ impl Destination {
         }
     }
 
-    fn server_name(&self) -> String {
+    /// The host is also the name that its certificate must have.
+    fn host_and_port(&self) -> (String, u16) {
         match &self.place {
-            Place::Service { namespace, name, .. } => format!("{name}.{namespace}.svc"),
-            Place::Host { host, .. } => host.clone(),
+            Place::Service { namespace, name, port } => (format!("{name}.{namespace}.svc"), *port),
+            Place::Host { host, port } => (host.clone(), *port),
         }
     }
 
@@ -152,13 +154,20 @@ type Sender = SendRequest<Full<Bytes>>;
 #[derive(Default)]
 pub struct Transport {
     idle: Mutex<HashMap<Destination, Vec<(Sender, Instant)>>>,
-    configs: Mutex<HashMap<Trust, Arc<rustls::ClientConfig>>>,
+    /// By whom they trust; those that show an identity also by whom they are for.
+    configs: Mutex<HashMap<(Trust, Option<(String, u16)>), Arc<rustls::ClientConfig>>>,
+    credentials: Credentials,
 }
 
 /// TLS settings that are kept at most; beyond, all are made anew.
 const CONFIGS_MAX: usize = 256;
 
 impl Transport {
+    /// Shows these credentials to those who are named there.
+    pub fn with(credentials: Credentials) -> Self {
+        Self { credentials, ..Self::default() }
+    }
+
     /// Puts the question; `timeout` bounds everything and is told to the webhook.
     pub async fn post(&self, to: &Destination, body: Bytes, timeout: Duration, lookup: &dyn Lookup) -> Result<Bytes, Failure> {
         let path = if to.path.is_empty() { "/" } else { &to.path };
@@ -185,7 +194,12 @@ impl Transport {
     }
 
     async fn send(&self, to: &Destination, mut sender: Sender, target: &str, body: Bytes) -> Result<(StatusCode, Bytes), String> {
-        let request = Request::post(target)
+        let (host, port) = to.host_and_port();
+        let mut request = Request::post(target);
+        if let Some(authorization) = self.credentials.of(&host, port).and_then(|credential| credential.authorization.clone()) {
+            request = request.header(http::header::AUTHORIZATION, authorization);
+        }
+        let request = request
             .header(http::header::HOST, to.authority())
             .header(http::header::CONTENT_TYPE, "application/json")
             .header(http::header::ACCEPT, "application/json, */*")
@@ -202,8 +216,8 @@ impl Transport {
     }
 
     async fn connect(&self, to: &Destination, lookup: &dyn Lookup) -> Result<Sender, String> {
-        let config = self.config(&to.trust)?;
-        let name = ServerName::try_from(to.server_name()).map_err(|error| error.to_string())?;
+        let config = self.config(to)?;
+        let name = ServerName::try_from(to.host_and_port().0).map_err(|error| error.to_string())?;
         let mut last = "no address".to_owned();
         for address in to.addresses(lookup).await? {
             let stream = match TcpStream::connect(address).await {
@@ -226,16 +240,19 @@ impl Transport {
         Err(last)
     }
 
-    fn config(&self, trust: &Trust) -> Result<Arc<rustls::ClientConfig>, String> {
+    fn config(&self, to: &Destination) -> Result<Arc<rustls::ClientConfig>, String> {
+        let (host, port) = to.host_and_port();
+        let identity = self.credentials.of(&host, port).and_then(|credential| credential.identity.clone());
+        let key = (to.trust.clone(), identity.is_some().then_some((host, port)));
         let mut configs = self.configs.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(config) = configs.get(trust) {
+        if let Some(config) = configs.get(&key) {
             return Ok(config.clone());
         }
         if configs.len() >= CONFIGS_MAX {
             configs.clear();
         }
-        let config = Arc::new(tls::client_config(trust, None)?);
-        configs.insert(trust.clone(), config.clone());
+        let config = Arc::new(tls::client_config(&to.trust, identity)?);
+        configs.insert(key, config.clone());
         Ok(config)
     }
 

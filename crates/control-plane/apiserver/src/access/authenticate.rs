@@ -10,6 +10,7 @@ use http::{HeaderMap, Request};
 use meta::Status;
 
 use super::issuers::Issuer;
+use super::legacy_token::Notice;
 use super::{Access, bootstrap_token};
 use crate::object::meta;
 use crate::registry::{Registry, Target, catalog};
@@ -20,17 +21,25 @@ use crate::serve::ClientCertificate;
 pub struct Known {
     pub user: UserInfo,
     pub audiences: Vec<String>,
+    /// What is to be said of the token. In a box: hardly any request has one.
+    pub notice: Option<Box<Notice>>,
+}
+
+impl Known {
+    pub fn new(user: UserInfo, audiences: Vec<String>) -> Self {
+        Self { user, audiences, notice: None }
+    }
 }
 
 impl Access {
-    pub async fn authenticate(&self, registry: &Registry, request: &Request<Body>) -> Result<UserInfo, Status> {
+    pub async fn authenticate(&self, registry: &Registry, request: &Request<Body>) -> Result<(Arc<UserInfo>, Option<Box<Notice>>), Status> {
         let headers = request.headers();
         let peer = request.extensions().get::<ClientCertificate>();
         match peer.map(|certificate| &*certificate.0) {
-            Some(Peer::User(user)) => return Ok(user.clone()),
+            Some(Peer::User(user)) => return Ok((user.clone(), None)),
             Some(Peer::FrontProxy(name)) if self.front_proxies.is_empty() || self.front_proxies.contains(name) => {
                 if let Some(user) = fronted(headers) {
-                    return Ok(user);
+                    return Ok((Arc::new(user), None));
                 }
             }
             _ => {}
@@ -38,11 +47,11 @@ impl Access {
         let Some(token) = bearer(headers).map(str::to_owned).or_else(|| websocket_token(headers)) else {
             // A certificate that stands for nobody is a failed attempt, not an absent one.
             let known = peer.is_none() && self.lets_in_strangers(request.uri().path());
-            return if known { Ok(UserInfo::anonymous()) } else { Err(Status::unauthorized()) };
+            return if known { Ok((Arc::new(UserInfo::anonymous()), None)) } else { Err(Status::unauthorized()) };
         };
         // Boxed: most requests carry no token, and need not carry this future.
         match Box::pin(self.token(registry, &token, &[])).await {
-            Ok(known) => Ok(known.user),
+            Ok(known) => Ok((Arc::new(known.user), known.notice)),
             Err(why) => {
                 tracing::debug!(why, "authentication");
                 Err(Status::unauthorized())
@@ -62,19 +71,19 @@ impl Access {
         let for_us = || wanted.iter().filter(|audience| own.contains(audience)).cloned().collect::<Vec<_>>();
         let ours = audiences.is_empty() || !for_us().is_empty();
         if let Some(user) = self.authenticator.token_user(token).filter(|_| ours) {
-            return Ok(Known { user, audiences: for_us() });
+            return Ok(Known::new(user, for_us()));
         }
         if let Some(id) = bootstrap_token::id(token).filter(|_| ours) {
-            return Ok(Known { user: bootstrap_token::user(registry, id, token).await?, audiences: for_us() });
+            return Ok(Known::new(bootstrap_token::user(registry, id, token).await?, for_us()));
         }
         if self.issuer.as_ref().is_some_and(|issuer| issuer.issued(token)) {
-            let claims = self.verify(registry, token, wanted).await?;
+            let (claims, notice) = self.verify(registry, token, wanted).await?;
             let audiences = claims.aud.iter().filter(|audience| wanted.contains(audience)).cloned().collect();
-            return Ok(Known { user: claims.user(), audiences });
+            return Ok(Known { user: claims.user(), audiences, notice });
         }
         // Tokens of others say nothing of our audiences: whom their issuer means is in the configuration.
         match self.foreign(token).filter(|_| ours) {
-            Some(issuer) => Ok(Known { user: issuer.user(token, &*self.lookup).await?, audiences: for_us() }),
+            Some(issuer) => Ok(Known::new(issuer.user(token, &*self.lookup).await?, for_us())),
             None => self.outside(token, wanted, &own).await,
         }
     }
@@ -99,28 +108,31 @@ impl Access {
     }
 
     /// A service account token whose objects all still exist.
-    async fn verify(&self, registry: &Registry, token: &str, audiences: &[String]) -> Result<Claims, String> {
+    async fn verify(&self, registry: &Registry, token: &str, audiences: &[String]) -> Result<(Claims, Option<Box<Notice>>), String> {
         let issuer = self.issuer.as_ref().ok_or("no token is accepted here")?;
         let claims = issuer.verify(token, audiences).map_err(|error| error.to_string())?;
         let bound = &claims.kubernetes;
         let namespace = bound.namespace.as_str();
-        check(registry, "serviceaccounts", namespace, Some(&bound.serviceaccount)).await?;
+        let account = check(registry, "serviceaccounts", namespace, Some(&bound.serviceaccount)).await?;
         check(registry, "pods", namespace, bound.pod.as_ref()).await?;
         let secret = check(registry, "secrets", namespace, bound.secret.as_ref()).await?;
+        let mut notice = None;
         if claims.is_legacy() {
-            legacy(secret, token)?;
+            let (secret, account) = (secret.unwrap_or_default(), account.unwrap_or_default());
+            legacy(&secret, token)?;
+            notice = Some(Box::new(Box::pin(self.legacy_uses.used(registry, &secret, &account)).await?));
         }
         if bound.pod.is_none() {
             check(registry, "nodes", "", bound.node.as_ref()).await?;
         }
-        Ok(claims)
+        Ok((claims, notice))
     }
 }
 
 /// A token without an end counts as long as the Secret holds it.
-fn legacy(secret: Option<serde_json::Value>, token: &str) -> Result<(), String> {
+fn legacy(secret: &serde_json::Value, token: &str) -> Result<(), String> {
     use base64::Engine;
-    let held = secret.map(|secret| secret["data"]["token"].as_str().unwrap_or_default().to_owned()).unwrap_or_default();
+    let held = secret["data"]["token"].as_str().unwrap_or_default();
     let held = base64::engine::general_purpose::STANDARD.decode(held).unwrap_or_default();
     if held == token.as_bytes() { Ok(()) } else { Err("Token has been invalidated".into()) }
 }

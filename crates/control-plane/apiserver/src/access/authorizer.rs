@@ -160,8 +160,8 @@ impl Authorizer {
         match step {
             Step::AlwaysAllow => Decision::Allow(String::new()),
             Step::AlwaysDeny => Decision::NoOpinion("Everything is forbidden.".into()),
-            Step::Node => self.node(caches, user, asked).unwrap_or_else(nothing),
-            Step::Rbac => self.with_policy(|policy| policy.reason(user, asked)).map_or_else(nothing, Decision::Allow),
+            Step::Node => counted(0, self.node(caches, user, asked).unwrap_or_else(nothing)),
+            Step::Rbac => counted(1, self.with_policy(|policy| policy.reason(user, asked)).map_or_else(nothing, Decision::Allow)),
             Step::Webhook(_) => nothing(),
         }
     }
@@ -186,6 +186,14 @@ impl Authorizer {
         pods.catch_up();
         node::decide(user, asked, &pods.graph, &Stored(caches), &self.node_rules)
     }
+}
+
+/// The decision, counted as that of Node (0) or RBAC (1).
+fn counted(by: usize, decision: Decision) -> Decision {
+    if let (true, Some(metrics)) = (decision.is_allowed(), super::metrics()) {
+        metrics.allowed(by);
+    }
+    decision
 }
 
 /// What those said who left it to others.

@@ -6,6 +6,7 @@
 //! Source: `apiserver/pkg/endpoints/filters/impersonation`.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use auth::UserInfo;
 use auth::authorize::{Attributes, forbidden};
@@ -87,7 +88,7 @@ impl Access {
                     remove(headers);
                     remove(&mut context.headers);
                     context.audit.constraint = if mode == Mode::Legacy { String::new() } else { mode.verb() };
-                    context.audit.original_user = Some(std::mem::replace(&mut context.user, user));
+                    context.audit.original_user = Some(std::mem::replace(&mut context.user, Arc::new(user)));
                     return Ok(());
                 }
                 Err(status) => first = first.or(Some(status)),

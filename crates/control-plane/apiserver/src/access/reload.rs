@@ -41,6 +41,9 @@ impl Source {
                 Ok(text) => apply(&text).await,
                 Err(why) => Err(why),
             };
+            if let Some(metrics) = super::metrics() {
+                metrics.reloaded(what, applied.is_ok());
+            }
             match applied {
                 Ok(()) => tracing::info!(file = %path.display(), what, "configuration was read again"),
                 Err(why) => tracing::error!(file = %path.display(), what, why, "configuration cannot be used; the former one stays"),

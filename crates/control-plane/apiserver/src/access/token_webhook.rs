@@ -47,10 +47,15 @@ impl Webhook {
         let parts: Vec<&[u8]> = std::iter::once(token.as_bytes()).chain(wanted.iter().map(String::as_bytes)).collect();
         let key = Key::of(&parts);
         let answer = match self.answers.get(key) {
-            Some(answer) => answer,
+            Some(answer) => {
+                count(None);
+                answer
+            }
             None => {
                 // That nobody answers is not kept.
-                let answer = self.ask(token, wanted, lookup).await?;
+                let answer = self.ask(token, wanted, lookup).await;
+                count(Some(answer.is_ok()));
+                let answer = answer?;
                 self.answers.keep(key, answer.clone(), self.cache);
                 answer
             }
@@ -61,7 +66,7 @@ impl Webhook {
         if audiences.is_empty() && !wanted.is_empty() {
             return Err("the token is for other audiences".into());
         }
-        Ok(Known { user, audiences })
+        Ok(Known::new(user, audiences))
     }
 
     async fn ask(&self, token: &str, wanted: &[String], lookup: &dyn Lookup) -> Result<Result<(UserInfo, Vec<String>), String>, String> {
@@ -88,6 +93,12 @@ impl Webhook {
         }
         let audiences = status["audiences"].as_array().into_iter().flatten().filter_map(|one| one.as_str().map(str::to_owned)).collect();
         Ok(Ok((super::complete(user), audiences)))
+    }
+}
+
+fn count(fetched: Option<bool>) {
+    if let Some(metrics) = super::metrics() {
+        metrics.cached(fetched);
     }
 }
 

@@ -2,6 +2,8 @@
 //!
 //! Source: `apiserver/plugin/pkg/authorizer/webhook`.
 
+use std::time::Instant;
+
 use admission::Lookup;
 use auth::UserInfo;
 use auth::authorize::configuration;
@@ -39,10 +41,18 @@ impl Webhook {
         let question = self::spec(user, asked, false).to_string();
         let key = Key::of(&[question.as_bytes()]);
         if let Some(known) = self.answers.get(key) {
+            self.counted(&known);
             return known;
         }
-        match self.ask(user, asked, lookup).await {
+        let began = Instant::now();
+        let answer = self.ask(user, asked, lookup).await;
+        if let Some(metrics) = super::metrics() {
+            let failure = answer.as_ref().err().map(String::as_str);
+            metrics.webhook(&self.settings.name, failure, !self.settings.failure_denies, began.elapsed());
+        }
+        match answer {
             Ok(decision) => {
+                self.counted(&decision);
                 let time = if decision.is_allowed() { self.settings.authorized } else { self.settings.unauthorized };
                 if let Some(time) = time.filter(|_| controlled(asked) < KEPT_BYTES_MAX) {
                     self.answers.keep(key, decision.clone(), time);
@@ -53,6 +63,12 @@ impl Webhook {
                 tracing::warn!(authorizer = self.settings.name, why, "failed to make webhook authorizer request");
                 self.failed(&why)
             }
+        }
+    }
+
+    fn counted(&self, decision: &Decision) {
+        if let Some(metrics) = super::metrics() {
+            metrics.decided(&self.settings.name, decision);
         }
     }
 

@@ -1,50 +1,94 @@
 //! The audit file: appended to by a thread of its own, rotated by size.
 //!
-//! Lines wait in a bounded queue, so that a slow disk never slows requests; lines that find it full are counted and reported, not waited for.
+//! Lines wait in one bounded buffer, so that a slow disk never slows requests; lines that find it full are counted and reported, not waited for.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
-
-use tokio::sync::mpsc;
 
 /// How long a first line waits for others.
 const GATHER: Duration = Duration::from_millis(5);
 /// Lines waiting for the disk.
-const QUEUE: usize = 8_192;
+const BYTES_MAX: usize = 8 << 20;
+/// What a buffer keeps of its room once it was written.
+const BYTES_KEPT: usize = 1 << 20;
 
 /// The way to the audit file.
-pub struct Sink(mpsc::Sender<Vec<u8>>);
+pub struct Sink(Arc<Waiting>);
+
+#[derive(Default)]
+struct Waiting {
+    lines: Mutex<Lines>,
+    woken: Condvar,
+}
+
+#[derive(Default)]
+struct Lines {
+    bytes: Vec<u8>,
+    closed: bool,
+}
 
 impl Sink {
     /// Opens the file (mode 600, appended to) and starts its writer thread, which ends with the sink. A file of `bytes_max` is renamed to
     /// `<file>.1`, that one to `<file>.2` and so on; `backups` of them are kept.
     pub fn open(path: &Path, bytes_max: u64, backups: usize) -> io::Result<Self> {
         let mut log = Log::open(path, bytes_max, backups)?;
-        let (sender, mut lines) = mpsc::channel::<Vec<u8>>(QUEUE);
+        let waiting = Arc::new(Waiting::default());
+        let source = waiting.clone();
         let write = move || {
-            while let Some(mut batch) = lines.blocking_recv() {
-                batch.push(b'\n');
-                // Lines come in crowds: a request should not have to wake this thread for each.
-                std::thread::sleep(GATHER);
-                while let Ok(line) = lines.try_recv() {
-                    batch.extend_from_slice(&line);
-                    batch.push(b'\n');
-                }
+            let mut batch = Vec::new();
+            while source.take(&mut batch) {
                 if let Err(error) = log.append(&batch) {
                     tracing::error!(%error, "audit: the file cannot be written");
                 }
             }
         };
         std::thread::Builder::new().name("audit".into()).spawn(write)?;
-        Ok(Self(sender))
+        Ok(Self(waiting))
     }
 
-    /// `false` when the queue is full.
-    pub fn send(&self, line: Vec<u8>) -> bool {
-        self.0.try_send(line).is_ok()
+    /// `false` when there is no room.
+    pub fn send(&self, line: &[u8]) -> bool {
+        let mut lines = self.0.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        if lines.bytes.len() + line.len() > BYTES_MAX {
+            return false;
+        }
+        let first = lines.bytes.is_empty();
+        lines.bytes.extend_from_slice(line);
+        lines.bytes.push(b'\n');
+        drop(lines);
+        if first {
+            self.0.woken.notify_one();
+        }
+        true
+    }
+}
+
+impl Drop for Sink {
+    fn drop(&mut self) {
+        self.0.lines.lock().unwrap_or_else(PoisonError::into_inner).closed = true;
+        self.0.woken.notify_one();
+    }
+}
+
+impl Waiting {
+    /// Waits for lines and takes all of them; `false` when there will be none any more.
+    fn take(&self, batch: &mut Vec<u8>) -> bool {
+        batch.clear();
+        batch.shrink_to(BYTES_KEPT);
+        let lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        let lines = self.woken.wait_while(lines, |lines| lines.bytes.is_empty() && !lines.closed).unwrap_or_else(PoisonError::into_inner);
+        let closed = lines.closed;
+        drop(lines);
+        if !closed {
+            // Lines come in crowds: a request should not have to wake this thread for each.
+            std::thread::sleep(GATHER);
+        }
+        std::mem::swap(batch, &mut self.lines.lock().unwrap_or_else(PoisonError::into_inner).bytes);
+        !batch.is_empty()
     }
 }
 
@@ -89,6 +133,26 @@ impl Log {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_line_is_in_the_file_when_the_sink_is_gone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("audit.log");
+        let sink = Sink::open(&path, 1 << 30, 1).unwrap();
+        for line in 0..1_000 {
+            assert!(sink.send(line.to_string().as_bytes()));
+        }
+        assert!(!sink.send(&vec![b'x'; BYTES_MAX]), "there is no room for this one");
+        drop(sink);
+        let wanted: String = (0..1_000).map(|line| format!("{line}\n")).collect();
+        for _ in 0..400 {
+            if std::fs::read_to_string(&path).unwrap() == wanted {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        panic!("{}", std::fs::read_to_string(&path).unwrap());
+    }
 
     #[test]
     fn a_full_file_makes_room_and_the_oldest_goes() {

@@ -33,7 +33,7 @@ pub fn stamp(context: &Context, kind: &Kind, object: &mut Value) -> Result<(), S
     if !is_request(kind) {
         return Ok(());
     }
-    let identity = serde_json::to_value(&context.user).unwrap_or_default();
+    let identity = serde_json::to_value(&*context.user).unwrap_or_default();
     let Some(spec) = object["spec"].as_object_mut() else { return Ok(()) };
     for name in ["username", "uid", "groups", "extra"] {
         spec.remove(name);

@@ -13,7 +13,7 @@ use crate::codec;
 use crate::context::Context;
 use crate::negotiate;
 use crate::object::{self, Object, meta, scan, splice};
-use crate::registry::{Target, admit, catalog};
+use crate::registry::{Target, admit, catalog, deletion};
 use crate::reply::{self, Body};
 
 pub fn table_type(group: &str, version: &str, kind: &str) -> Result<&'static schema::model::Type, Status> {
@@ -63,11 +63,15 @@ fn placed(pod: &Object, binding: &Value) -> Option<Bytes> {
     let (wanted, whole) = (meta(binding, "uid"), &pod.bytes[..]);
     let adds =
         ["annotations", "labels"].iter().any(|part| binding["metadata"][part].as_object().is_some_and(|entries| !entries.is_empty()));
-    if adds || !(wanted.is_empty() || wanted == pod.uid()) || pod.metadata(&["deletionTimestamp"]).is_some() {
+    if adds
+        || !meta(binding, "resourceVersion").is_empty()
+        || !(wanted.is_empty() || wanted == pod.uid())
+        || pod.metadata(&["deletionTimestamp"]).is_some()
+    {
         return None;
     }
     let (spec, status) = (pod.member(&["spec"])?, pod.member(&["status"])?);
-    if scan::find(spec, &["schedulingGates"]).is_some() {
+    if scan::find(spec, &["schedulingGates"]).is_some() || scan::find(status, &["nominatedNodeName"]).is_some() {
         return None;
     }
     let on_node = splice::member(whole, spec, "nodeName", &Value::from(node).to_string())?;
@@ -87,10 +91,8 @@ fn assign(target: Target<'_>, pod: &mut Value, binding: &Value) -> Result<(), St
     let (name, node) = (target.name, binding["target"]["name"].as_str().unwrap_or_default());
     let resource = GroupResource { group: String::new(), resource: "pods/binding".into() };
     let conflict = |why: String| Err(Status::conflict(&resource, name, &why));
-    let (wanted, uid) = (meta(binding, "uid"), meta(pod, "uid"));
-    if !wanted.is_empty() && wanted != uid {
-        return conflict(format!("Precondition failed: UID in precondition: {wanted}, UID in object meta: {uid}"));
-    }
+    let wanted = |name: &str| Some(meta(binding, name)).filter(|value| !value.is_empty());
+    deletion::check_stored(target, pod, wanted("uid"), wanted("resourceVersion"))?;
     if !meta(pod, "deletionTimestamp").is_empty() {
         return conflict(format!("pod {name} is being deleted, cannot be assigned to a host"));
     }
@@ -101,6 +103,8 @@ fn assign(target: Target<'_>, pod: &mut Value, binding: &Value) -> Result<(), St
         return conflict(format!("pod {name} has non-empty .spec.schedulingGates"));
     }
     pod["spec"]["nodeName"] = node.into();
+    // What was hoped for would mislead others now.
+    pod["status"].as_object_mut().and_then(|status| status.remove("nominatedNodeName"));
     for part in ["annotations", "labels"] {
         for (key, value) in binding["metadata"][part].as_object().into_iter().flatten() {
             pod["metadata"][part][key] = value.clone();
@@ -146,6 +150,7 @@ mod tests {
             json!({}),
             json!({"phase": "Pending", "conditions": [], "a": 1}),
             json!({"conditions": [{"type": "Other", "status": "False"}]}),
+            json!({"nominatedNodeName": "n"}),
             json!({"conditions": [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable"}]}),
         ];
         let specs = [
@@ -160,6 +165,7 @@ mod tests {
             binding(json!({"name": "p"})),
             binding(json!({"uid": "1"})),
             binding(json!({"uid": "2"})),
+            binding(json!({"resourceVersion": "6"})),
             binding(json!({"annotations": {"a": "b"}})),
         ];
         let mut in_bytes = 0;

@@ -44,7 +44,7 @@ pub async fn get(server: &Arc<Inner>, context: &Context, target: Target<'_>) -> 
 pub fn selection(context: &Context, target: Target<'_>) -> Result<Selection, Status> {
     let query = &context.query;
     let labels = LabelSelector::parse(query.get("labelSelector").unwrap_or_default());
-    let labels = labels.map_err(|error| Status::bad_request(format!("unable to parse requirement: {error}")))?;
+    let labels = labels.map_err(|error| Status::bad_request(error.to_string()))?;
     let mut fields =
         FieldSelector::parse(query.get("fieldSelector").unwrap_or_default()).map_err(|error| Status::bad_request(error.to_string()))?;
     let rules = target.kind.storage.rules.clone();
@@ -128,7 +128,7 @@ pub async fn list(server: &Arc<Inner>, context: &Context, target: Target<'_>) ->
     {
         return Ok(reply::packed(Media::Protobuf.content_type(), body, accepts_gzip(context)));
     }
-    Ok(reply::value(StatusCode::OK, &views::many(target.kind, &page.objects, format, include, metadata), format))
+    Ok(reply::list_value(&views::many(target.kind, &page.objects, format, include, metadata), format, accepts_gzip(context)))
 }
 
 /// The objects that a request's selectors, `limit` and `continue` name, as they are served.
@@ -286,7 +286,7 @@ pub async fn reach(server: &Inner, revision: u64) -> Result<(), Status> {
         return Ok(());
     }
     let current = server.registry.caches.observed();
-    let mut status = Status::failure(504, "Timeout", format!("Too large resource version: {revision}, current: {current}"));
+    let mut status = Status::failure(504, "Timeout", format!("Timeout: Too large resource version: {revision}, current: {current}"));
     let cause = meta::status::Cause {
         reason: "ResourceVersionTooLarge".into(),
         message: "Too large resource version".into(),
@@ -352,7 +352,7 @@ fn successor(key: &[u8]) -> Bytes {
 fn range_error(kind: &Kind, after: Option<&Bytes>, error: store::Error) -> Status {
     match (error, after) {
         (store::Error::Future { wanted, newest }, _) => {
-            Status::failure(504, "Timeout", format!("Too large resource version: {wanted}, current: {newest}"))
+            Status::failure(504, "Timeout", format!("Timeout: Too large resource version: {wanted}, current: {newest}"))
         }
         (store::Error::Compacted { .. }, Some(after)) => {
             let why = "The provided continue parameter is too old to display a consistent list result. You can start a new list without \

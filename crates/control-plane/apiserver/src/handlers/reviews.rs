@@ -37,7 +37,7 @@ pub async fn create(server: &Arc<Inner>, context: &Context, target: Target<'_>, 
     let mut review = codec::object(context, target.kind, &read_body(request).await?, media, &options)?;
     let status = match target.kind.facts.plural {
         "tokenreviews" => token(server, &review).await?,
-        "selfsubjectreviews" => json!({"userInfo": context.user}),
+        "selfsubjectreviews" => json!({"userInfo": &*context.user}),
         "selfsubjectrulesreviews" if review["spec"]["namespace"].as_str().unwrap_or_default().is_empty() => {
             return Err(Status::bad_request("no namespace on request"));
         }
@@ -64,7 +64,7 @@ async fn token(server: &Inner, review: &Value) -> Result<Value, Status> {
 async fn access(server: &Inner, context: &Context, target: Target<'_>, review: &Value) -> Result<Value, Status> {
     let spec = &review["spec"];
     let own = target.kind.facts.plural == "selfsubjectaccessreviews";
-    let user = if own { context.user.clone() } else { subject(spec) };
+    let user = if own { UserInfo::clone(&context.user) } else { subject(spec) };
     check(target, spec, own)?;
     let (resource, path) = (&spec["resourceAttributes"], &spec["nonResourceAttributes"]);
     let text = |value: &'_ Value, name: &str| value[name].as_str().unwrap_or_default().to_owned();

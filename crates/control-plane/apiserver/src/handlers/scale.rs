@@ -126,7 +126,8 @@ pub async fn patch(server: &Arc<Inner>, context: &Context, target: Target<'_>, r
             Value::Null => scale_of(target.kind, &with_replicas(target.kind, object, UNSET))?,
             _ => scale_of(target.kind, object)?,
         };
-        let mut scale = patch.apply_as(schema, current.clone())?;
+        let scale = patch.apply_as(schema, current.clone())?;
+        let mut scale = codec::patched(context, schema, API_VERSION, "Scale", scale).map_err(|status| patch.blame(status))?;
         if meta(&scale, "resourceVersion") == meta(&current, "resourceVersion") {
             metadata_mut(&mut scale).remove("resourceVersion");
         }

@@ -4,7 +4,7 @@
 
 use bytes::Bytes;
 use meta::field::{self, Path};
-use meta::{Status, time};
+use meta::{GroupResource, Status, time};
 use serde_json::{Value, json};
 use std::sync::Arc;
 use store::Expect;
@@ -171,17 +171,34 @@ impl Registry {
     }
 }
 
-/// The preconditions of a deletion.
+/// The preconditions of a deletion, in upstream's words.
 pub fn check(target: Target<'_>, old: &Value, options: &Options) -> Result<(), Status> {
-    let resource = target.kind.group_resource();
-    let (uid, version) = (meta(old, "uid"), meta(old, "resourceVersion"));
-    if let Some(wanted) = options.uid.as_deref().filter(|wanted| *wanted != uid) {
-        let why = format!("Precondition failed: UID in precondition: {wanted}, UID in object meta: {uid}");
-        return Err(Status::conflict(&resource, target.name, &why));
+    let facts = &target.kind.facts;
+    // These two look before anybody else does.
+    if matches!(facts.plural, "namespaces" | "customresourcedefinitions") && !target.kind.is_custom() {
+        return check_stored(target, old, options.uid.as_deref(), options.resource_version.as_deref());
     }
-    if let Some(wanted) = options.resource_version.as_deref().filter(|wanted| *wanted != version) {
-        let why = format!("Precondition failed: ResourceVersion in precondition: {wanted}, ResourceVersion in object meta: {version}");
-        return Err(Status::conflict(&resource, target.name, &why));
+    let resource = GroupResource { group: facts.group.into(), resource: facts.kind.into() };
+    let other = |name: &str, wanted: &Option<String>, found: &str, since: &str| match wanted.as_deref() {
+        Some(wanted) if wanted != found => {
+            let why = format!(
+                "the {name} in the precondition ({wanted}) does not match the {name} in record ({found}). The object might have been {since}"
+            );
+            Err(Status::conflict(&resource, target.name, &why))
+        }
+        _ => Ok(()),
+    };
+    other("UID", &options.uid, meta(old, "uid"), "deleted and then recreated")?;
+    other("ResourceVersion", &options.resource_version, meta(old, "resourceVersion"), "modified")
+}
+
+/// The preconditions that a write itself has, in the words of upstream's storage.
+pub fn check_stored(target: Target<'_>, old: &Value, uid: Option<&str>, version: Option<&str>) -> Result<(), Status> {
+    for (name, wanted, found) in [("UID", uid, meta(old, "uid")), ("ResourceVersion", version, meta(old, "resourceVersion"))] {
+        if let Some(wanted) = wanted.filter(|wanted| *wanted != found) {
+            let why = format!("Precondition failed: {name} in precondition: {wanted}, {name} in object meta: {found}");
+            return Err(Status::conflict(&target.kind.group_resource(), target.name, &why));
+        }
     }
     Ok(())
 }

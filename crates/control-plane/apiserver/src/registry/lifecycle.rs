@@ -101,11 +101,7 @@ fn check_name(kind: &Kind, name: &str) -> Vec<String> {
 /// uid and resourceVersion of the new object must be the old one's where they are given. Returns whether the write may be repeated on a
 /// newer version.
 pub fn check_preconditions(target: Target<'_>, new: &Value, old: &Value) -> Result<bool, Status> {
-    let (uid, old_uid) = (meta(new, "uid"), meta(old, "uid"));
-    if !uid.is_empty() && uid != old_uid {
-        let why = format!("Precondition failed: UID in precondition: {uid}, UID in object meta: {old_uid}");
-        return Err(Status::conflict(&target.kind.group_resource(), target.name, &why));
-    }
+    super::deletion::check_stored(target, old, Some(meta(new, "uid")).filter(|uid| !uid.is_empty()), None)?;
     let version = meta(new, "resourceVersion");
     if version.is_empty() || version == "0" {
         return Ok(true);

@@ -5,7 +5,6 @@
 use std::collections::{BTreeMap, HashSet};
 
 use cel::{Env, Program, Type};
-use jsonwebtoken::Algorithm;
 use meta::field::{Error, Path};
 use meta::names;
 use serde::Deserialize;
@@ -149,7 +148,7 @@ impl Configuration {
     }
 
     /// With the algorithms that tokens may be signed with.
-    pub fn parse_with(file: &Value, disallowed: &[&str], algorithms: &[Algorithm]) -> Result<Self, String> {
+    pub fn parse_with(file: &Value, disallowed: &[&str], algorithms: &[&'static str]) -> Result<Self, String> {
         let file: File = serde_json::from_value(file.clone()).map_err(|error| error.to_string())?;
         let known = file.api_version.strip_prefix(GROUP).and_then(|rest| rest.strip_prefix('/')).is_some_and(|v| VERSIONS.contains(&v));
         if !known || file.kind != "AuthenticationConfiguration" {
@@ -198,7 +197,7 @@ impl Check {
     }
 
     /// `None` where something is wrong with it.
-    fn provider(&mut self, path: &Path, jwt: Jwt, disallowed: &[&str], algorithms: &[Algorithm]) -> Option<Provider> {
+    fn provider(&mut self, path: &Path, jwt: Jwt, disallowed: &[&str], algorithms: &[&'static str]) -> Option<Provider> {
         self.issuer(&path.child("issuer"), &jwt.issuer, disallowed);
         let (required, claim_rules) = self.claim_rules(&path.child("claimValidationRules"), jwt.claim_validation_rules);
         let at = path.child("claimMappings");

@@ -1,7 +1,11 @@
 //! An issuer's public keys, as its `jwks_uri` has them (RFC 7517).
 
+use aws_lc_rs::signature::{ECDSA_P521_SHA512_FIXED, UnparsedPublicKey};
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::jwk::Jwk;
 use jsonwebtoken::{Algorithm, DecodingKey, Validation};
+use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::Error;
@@ -12,9 +16,26 @@ pub struct Keys(Vec<Key>);
 
 struct Key {
     id: String,
-    key: DecodingKey,
+    key: Material,
     /// Keys may be for one algorithm alone.
     algorithm: Option<String>,
+}
+
+enum Material {
+    Known(DecodingKey),
+    /// A point of P-521, which jsonwebtoken does not know.
+    P521(Vec<u8>),
+}
+
+/// Bytes of a coordinate of P-521.
+const P521_BYTES: usize = 66;
+const ES512: &str = "ES512";
+
+#[derive(Deserialize)]
+struct Header {
+    alg: String,
+    #[serde(default)]
+    kid: String,
 }
 
 impl std::fmt::Debug for Keys {
@@ -30,25 +51,25 @@ impl Keys {
     }
 
     /// The claims of a token that one of these keys signed.
-    pub fn verify(&self, token: &str, algorithms: &[Algorithm]) -> Result<Map<String, Value>, Error> {
-        let header = jsonwebtoken::decode_header(token).map_err(|error| Error::Malformed(error.to_string()))?;
-        if !algorithms.contains(&header.alg) {
-            let expected = algorithms.iter().map(|algorithm| format!("{algorithm:?}")).collect();
-            return Err(Error::Algorithm { expected, given: format!("{:?}", header.alg) });
+    pub fn verify(&self, token: &str, algorithms: &[&str]) -> Result<Map<String, Value>, Error> {
+        let header = header(token).map_err(Error::Malformed)?;
+        if !super::ALGORITHMS.contains(&header.alg.as_str()) {
+            return Err(Error::Malformed(format!("unexpected signature algorithm {:?}; expected {algorithms:?}", header.alg)));
         }
-        let wanted = header.kid.unwrap_or_default();
-        let validation = signature_only(header.alg);
+        if !algorithms.contains(&header.alg.as_str()) {
+            return Err(Error::Algorithm { expected: algorithms.iter().map(|name| (*name).to_owned()).collect(), given: header.alg });
+        }
         let fits = |key: &&Key| {
-            (wanted.is_empty() || key.id == wanted)
-                && key.algorithm.as_ref().is_none_or(|algorithm| *algorithm == format!("{:?}", header.alg))
+            (header.kid.is_empty() || key.id == header.kid) && key.algorithm.as_ref().is_none_or(|algorithm| *algorithm == header.alg)
         };
-        for key in self.0.iter().filter(fits) {
-            if let Ok(decoded) = jsonwebtoken::decode::<Map<String, Value>>(token, &key.key, &validation) {
-                return Ok(decoded.claims);
-            }
-        }
-        Err(Error::UnknownKey)
+        self.0.iter().filter(fits).find_map(|key| key.claims(token, &header.alg)).ok_or(Error::UnknownKey)
     }
+}
+
+fn header(token: &str) -> Result<Header, String> {
+    let [head, _, _] = token.split('.').collect::<Vec<_>>()[..] else { return Err("a token has three parts".into()) };
+    let bytes = URL_SAFE_NO_PAD.decode(head).map_err(|error| error.to_string())?;
+    serde_json::from_slice(&bytes).map_err(|error| error.to_string())
 }
 
 /// The claims are judged by whoever knows the issuer.
@@ -66,11 +87,43 @@ impl Key {
         if key["use"].as_str().is_some_and(|usage| usage != "sig") {
             return None;
         }
-        let parsed: Jwk = serde_json::from_value(key.clone()).ok()?;
+        let material = match key["crv"] == "P-521" {
+            true => Material::P521(point(key)?),
+            false => Material::Known(DecodingKey::from_jwk(&serde_json::from_value::<Jwk>(key.clone()).ok()?).ok()?),
+        };
         Some(Self {
             id: key["kid"].as_str().unwrap_or_default().to_owned(),
-            key: DecodingKey::from_jwk(&parsed).ok()?,
+            key: material,
             algorithm: key["alg"].as_str().map(str::to_owned),
         })
     }
+
+    /// What the token says, if this key signed it.
+    fn claims(&self, token: &str, algorithm: &str) -> Option<Map<String, Value>> {
+        match &self.key {
+            Material::Known(key) => {
+                let validation = signature_only(algorithm.parse::<Algorithm>().ok()?);
+                jsonwebtoken::decode::<Map<String, Value>>(token, key, &validation).ok().map(|decoded| decoded.claims)
+            }
+            Material::P521(point) if algorithm == ES512 => {
+                let (signed, signature) = token.rsplit_once('.')?;
+                let signature = URL_SAFE_NO_PAD.decode(signature).ok()?;
+                UnparsedPublicKey::new(&ECDSA_P521_SHA512_FIXED, point).verify(signed.as_bytes(), &signature).ok()?;
+                serde_json::from_slice(&URL_SAFE_NO_PAD.decode(signed.rsplit_once('.')?.1).ok()?).ok()
+            }
+            Material::P521(_) => None,
+        }
+    }
+}
+
+/// The uncompressed point (SEC 1, 2.3.3) of a JWK; leading zeros may be left out there.
+fn point(key: &Value) -> Option<Vec<u8>> {
+    let mut point = vec![4];
+    for name in ["x", "y"] {
+        let coordinate = URL_SAFE_NO_PAD.decode(key[name].as_str()?).ok()?;
+        let missing = P521_BYTES.checked_sub(coordinate.len())?;
+        point.resize(point.len() + missing, 0);
+        point.extend(coordinate);
+    }
+    Some(point)
 }

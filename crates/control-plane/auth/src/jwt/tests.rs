@@ -1,6 +1,8 @@
 use serde_json::{Value, json};
 
 use super::configuration::Configuration;
+use jsonwebtoken::Algorithm;
+
 use super::*;
 
 /// An issuer with an EC key.
@@ -24,6 +26,10 @@ impl Issuer {
         header.kid = Some("one".into());
         jsonwebtoken::encode(&header, claims, &self.key).unwrap()
     }
+}
+
+fn user(provider: &Provider, token: &str, keys: &Keys, now: i64) -> Result<crate::UserInfo, Error> {
+    provider.user(&provider.claims(token, keys, now)?)
 }
 
 fn file(jwt: Value) -> Value {
@@ -109,7 +115,7 @@ fn a_token_becomes_the_user_that_the_mappings_make_of_it() {
     ];
     for (file, claims, expected) in cases {
         let provider = Configuration::parse(&file, &[]).unwrap().providers.remove(0);
-        let user = provider.user(&issuer.sign(&claims), &issuer.keys, 1_000).map_err(|error| error.to_string());
+        let user = user(&provider, &issuer.sign(&claims), &issuer.keys, 1_000).map_err(|error| error.to_string());
         match expected {
             Ok((name, groups)) => {
                 let user = user.unwrap();
@@ -124,9 +130,44 @@ fn a_token_becomes_the_user_that_the_mappings_make_of_it() {
         }
     }
     let provider = Configuration::parse(&with(by_expression(), none(), none()), &[]).unwrap().providers.remove(0);
-    let user = provider.user(&issuer.sign(&plus(json!({"jti": "j"}))), &issuer.keys, 1_000).unwrap();
+    let user = user(&provider, &issuer.sign(&plus(json!({"jti": "j"}))), &issuer.keys, 1_000).unwrap();
     assert_eq!(user.uid, "7");
     assert_eq!(json!(user.extra), json!({"example.com/tenant": ["t"], "authentication.kubernetes.io/credential-id": ["JTI=j"]}));
+}
+
+/// A P-521 key: its JWK, and what signs with it.
+fn p521() -> (Value, impl Fn(&Value) -> String) {
+    use aws_lc_rs::encoding::{AsBigEndian, EcPublicKeyUncompressedBin};
+    use aws_lc_rs::signature::{ECDSA_P521_SHA512_FIXED_SIGNING, EcdsaKeyPair, KeyPair};
+    use base64::Engine;
+    let encode = |bytes: &[u8]| base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(bytes);
+    let pair = EcdsaKeyPair::generate(&ECDSA_P521_SHA512_FIXED_SIGNING).unwrap();
+    let point: EcPublicKeyUncompressedBin<'_> = pair.public_key().as_be_bytes().unwrap();
+    let (x, y) = point.as_ref()[1..].split_at(66);
+    // As some issuers have it: without leading zeros.
+    let x = &x[x.iter().position(|byte| *byte != 0).unwrap()..];
+    let jwk = json!({"kty": "EC", "crv": "P-521", "kid": "wide", "alg": "ES512", "use": "sig", "x": encode(x), "y": encode(y)});
+    let sign = move |claims: &Value| {
+        let signed = format!("{}.{}", encode(br#"{"alg":"ES512","kid":"wide"}"#), encode(claims.to_string().as_bytes()));
+        let signature = pair.sign(&aws_lc_rs::rand::SystemRandom::new(), signed.as_bytes()).unwrap();
+        format!("{signed}.{}", encode(signature.as_ref()))
+    };
+    (jwk, sign)
+}
+
+#[test]
+fn es512_is_an_algorithm_as_good_as_others() {
+    let ((jwk, sign), (_, other)) = (p521(), p521());
+    let keys = Keys::parse(&json!({"keys": [jwk]})).unwrap();
+    let claims = json!({"iss": "https://issuer.example", "sub": "ann"});
+    assert_eq!(json!(keys.verify(&sign(&claims), &ALGORITHMS).unwrap()), claims);
+    assert!(matches!(keys.verify(&other(&claims), &ALGORITHMS), Err(Error::UnknownKey)));
+    assert!(matches!(keys.verify(&sign(&claims), &["ES256"]), Err(Error::Algorithm { .. })));
+    // Another's claims under this signature.
+    let (token, changed) = (sign(&claims), sign(&json!({"sub": "joe"})));
+    let parts: Vec<&str> = token.split('.').collect();
+    let forged = format!("{}.{}.{}", parts[0], changed.split('.').nth(1).unwrap(), parts[2]);
+    assert!(matches!(keys.verify(&forged, &ALGORITHMS), Err(Error::UnknownKey)));
 }
 
 #[test]
@@ -134,7 +175,7 @@ fn a_signature_of_another_key_or_of_none_is_no_signature() {
     let (ours, theirs) = (issuer(), issuer());
     let token = theirs.sign(&json!({"iss": "https://issuer.example"}));
     assert!(matches!(ours.keys.verify(&token, &ALGORITHMS), Err(Error::UnknownKey)));
-    assert!(matches!(theirs.keys.verify(&token, &[Algorithm::RS256]), Err(Error::Algorithm { .. })));
+    assert!(matches!(theirs.keys.verify(&token, &["RS256"]), Err(Error::Algorithm { .. })));
     assert!(matches!(ours.keys.verify("a.b.c", &ALGORITHMS), Err(Error::Malformed(_))));
     // {"alg":"none"}
     let unsigned = format!("eyJhbGciOiJub25lIn0.{}.", token.split('.').nth(1).unwrap());

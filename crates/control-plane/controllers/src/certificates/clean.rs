@@ -2,16 +2,11 @@
 //!
 //! Source: `pkg/controller/certificates/cleaner`.
 
-use std::sync::Arc;
-use std::time::Duration;
-
-use client::{Client, DeleteParams, Error};
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
-use reconcile::{Cache, ObjectKey, Outcome, Queue, key_of};
+use reconcile::Cache;
 
 use super::{certificate, conditions};
-use crate::act;
 use crate::context::Context;
 
 pub(crate) const NAME: &str = "certificatesigningrequest-cleaner-controller";
@@ -20,30 +15,7 @@ const PENDING: SignedDuration = SignedDuration::from_hours(24);
 
 pub(crate) async fn run(context: Context) {
     let requests: Cache<CertificateSigningRequest> = context.caches.of();
-    let queue: Queue<ObjectKey> = Queue::new();
-    let wake = queue.clone();
-    requests.on_change(move |_, new| new.into_iter().for_each(|request| wake.add(key_of(&request.metadata))));
-    requests.synced().await;
-    let (client, again) = (context.client.clone(), queue.clone());
-    let shared = Arc::new((client, requests, again));
-    reconcile::run(NAME, queue, 1, context.drain, move |key| {
-        let shared = shared.clone();
-        async move {
-            let (client, requests, again) = &*shared;
-            let Some(request) = requests.get_key(&key) else { return Outcome::Done };
-            let now = Timestamp::now();
-            match due(&request) {
-                Some(at) if at <= now => remove(client, &request).await.into(),
-                Some(at) => {
-                    let wait = Duration::try_from(at.duration_since(now)).unwrap_or_default();
-                    again.add_after(key, wait + Duration::from_secs(1));
-                    Outcome::Done
-                }
-                None => Outcome::Done,
-            }
-        }
-    })
-    .await;
+    super::clean(NAME, requests, due, context).await;
 }
 
 /// When the request is over.
@@ -57,13 +29,6 @@ fn due(request: &CertificateSigningRequest) -> Option<Timestamp> {
     let ended = certificate(request).and_then(|pem| auth::csr::validity(std::str::from_utf8(pem).ok()?));
     let ended = ended.and_then(|(_, end)| Timestamp::from_second(end).ok());
     [at.ok(), ended].into_iter().flatten().min()
-}
-
-async fn remove(client: &Client, request: &CertificateSigningRequest) -> Result<(), Error> {
-    let meta = &request.metadata;
-    let params = DeleteParams::of_uid(meta.uid.as_deref().unwrap_or_default());
-    let name = meta.name.as_deref().unwrap_or_default();
-    act::ignore_not_found(client.delete::<CertificateSigningRequest>(None, name, &params).await.map(drop))
 }
 
 #[cfg(test)]

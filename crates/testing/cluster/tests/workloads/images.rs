@@ -116,6 +116,132 @@ fn an_image_that_must_not_be_pulled_and_a_bad_name_say_so() {
     ns.wait_for_value("pod/invalid", "{.status.containerStatuses[0].state.waiting.reason}", "InvalidImageName");
 }
 
+/// Writes a build's folder.
+fn folder(ns: &Namespace, files: &[(&str, &str)]) -> String {
+    let folder = ns.cluster.dir().join(format!("build-{}", ns.name));
+    for (name, content) in files {
+        let path = folder.join(name);
+        std::fs::create_dir_all(path.parent().expect("a parent")).expect("make a folder");
+        std::fs::write(path, content).expect("write a file");
+    }
+    folder.display().to_string()
+}
+
+const DOCKERFILE: &str = r#"
+ARG BASE
+FROM ${BASE} AS maker
+ARG WHO=nobody
+ENV GREETING="hello $WHO"
+WORKDIR /work/deep
+RUN echo "$GREETING" > made && ln -s made link && rm /version && mkdir /var/full && echo x > /var/full/file
+RUN test ! -e /version && test "$(pwd)" = /work/deep && test -n "$WHO" && ip route | grep -q default
+COPY --chown=guest *.txt /data/
+RUN <<EOF
+set -e
+stat -c %U:%a /data/a.txt > /data/owner
+EOF
+
+FROM ${BASE}
+COPY --from=maker /work/deep /out/
+COPY --from=maker /data /data
+LABEL made.by="test"
+USER guest
+HEALTHCHECK CMD true
+ENTRYPOINT ["/bin/sh", "-c"]
+CMD ["cat /out/link /data/owner; ls /data; id -u; test -e /version && echo kept"]
+"#;
+
+#[test]
+fn an_image_is_built_in_the_nodes_own_runtime_and_runs_by_its_registry_name() {
+    let ns = Namespace::new("build");
+    let base = format!("BASE={}", busybox(1));
+    let files = [("Dockerfile", DOCKERFILE), ("a.txt", "a"), ("b.txt", "b"), ("secret.txt", "s"), (".dockerignore", "secret*\n")];
+    let folder = folder(&ns, &files);
+    let name = format!("localhost:{}/team/built:v1", cluster::cluster::names::REGISTRY_PORT);
+    let build = |more: &[&str]| {
+        let arguments = ["image", "build", "-t", &name, "--build-arg", &base, "--build-arg", "WHO=world"];
+        ns.cluster.sternpost(&[&arguments[..], more, &[&folder]].concat())
+    };
+    let first = build(&[]);
+    let said = format!("{}{}", first.stdout, first.stderr);
+    assert!(first.ok().contains("named localhost:"), "{said}");
+    assert!(said.contains("HEALTHCHECK is left out"), "{said}");
+    let again = build(&[]);
+    let said = format!("{}{}", again.stdout, again.stderr);
+    assert_eq!(said.matches("Using cache").count(), 7, "{said}");
+    once(&ns, "built", &name, &[]);
+    ns.wait_for_value("pod/built", "{.status.phase}", "Succeeded");
+    assert_eq!(ns.kubectl(&["logs", "built"]).ok(), "hello world\nguest:644\na.txt\nb.txt\nowner\n1000\nkept\n");
+    // With Always it comes from the registry that it is in by its name.
+    let image = format!("--image={name}");
+    ns.kubectl(&["run", "always", &image, "--restart=Never", "--image-pull-policy=Always"]).ok();
+    ns.wait_for_value("pod/always", "{.status.phase}", "Succeeded");
+    ns.wait_for_event("always", "Pulled", &format!("Successfully pulled image \"{name}\""));
+    let inspect = || ns.cluster.sternpost(&["image", "inspect", &name]);
+    let inspected = inspect().ok();
+    assert!(inspected.contains("\"made.by\": \"test\"") && inspected.contains("\"User\": \"guest\""), "{inspected}");
+    // Saved, removed, loaded: the same image.
+    let archive = ns.cluster.dir().join("built.tar").display().to_string();
+    ns.cluster.sternpost(&["image", "save", "-o", &archive, &name]).ok();
+    ns.kubectl(&["delete", "pod", "built", "always", "--now"]).ok();
+    ns.cluster.sternpost(&["image", "rm", &name]).ok();
+    assert!(inspect().fails().contains("no such image"));
+    ns.cluster.sternpost(&["image", "load", &archive]).ok();
+    assert_eq!(inspect().ok(), inspected);
+    // What goes wrong is told with its line.
+    std::fs::write(format!("{folder}/Dockerfile"), format!("FROM {}\nRUN echo before; exit 7\n", busybox(1))).expect("write");
+    let failed = build(&[]).fails();
+    assert!(failed.contains("line 2") && failed.contains("returned a non-zero code: 7"), "{failed}");
+}
+
+#[test]
+fn an_image_goes_to_a_foreign_registry_and_only_who_may_gets_it_back() {
+    let ns = Namespace::new("closed");
+    let registry = Registry::closed();
+    let name = format!("{}/team/private:v1", registry.address);
+    registry.push(&images::busybox("private"), "team/private", "v1");
+    let pushed = format!("{}/team/pushed:v1", registry.address);
+    ns.cluster.sternpost(&["image", "tag", &busybox(2), &pushed]).ok();
+    let refused = ns.cluster.sternpost(&["image", "push", &pushed]).fails();
+    assert!(refused.contains("push access denied"), "{refused}");
+    ns.cluster.sternpost(&["image", "push", "--creds", "user:secret", &pushed]).ok();
+    let server = format!("--docker-server={}", registry.address);
+    ns.kubectl(&["create", "secret", "docker-registry", "login", &server, "--docker-username=user", "--docker-password=secret"]).ok();
+    let pod = |pod: &str, image: &str, secret: &str| {
+        ns.apply(&format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: {pod}}}\nspec:\n  restartPolicy: Never\n  {secret}\n  containers:\n  - {{name: main, image: \"{image}\", command: [cat, /version]}}\n"
+        ));
+    };
+    let refused = |pod: &str| {
+        wait_for("it is refused", 60, || {
+            let reason = ns.value(&format!("pod/{pod}"), "{.status.containerStatuses[0].state.waiting.reason}");
+            ensure(matches!(reason.as_str(), "ErrImagePull" | "ImagePullBackOff"), &reason)
+        });
+        ns.wait_for_event(pod, "Failed", "authorization failed");
+    };
+    let login = "imagePullSecrets: [{name: login}]";
+    pod("nobody", &name, "");
+    refused("nobody");
+    pod("owner", &name, login);
+    ns.wait_for_value("pod/owner", "{.status.phase}", "Succeeded");
+    assert_eq!(ns.kubectl(&["logs", "owner"]).ok(), "private");
+    // The image is on the node now, and still not everybody's.
+    pod("later", &name, "");
+    refused("later");
+    pod("friend", &name, login);
+    ns.wait_for_value("pod/friend", "{.status.phase}", "Succeeded");
+    ns.wait_for_event("friend", "Pulled", "already present on machine");
+    // A mirror to which the node itself has credentials serves everybody.
+    let mirrors = format!(
+        "mirrors:\n  far.example:\n    endpoint: [\"http://{0}\"]\n    rewrite: {{\"^their/(.*)\": \"team/$1\"}}\nconfigs:\n  \"{0}\":\n    auth: {{username: user, password: secret}}\n",
+        registry.address
+    );
+    std::fs::write(ns.cluster.dir().join("registries.yaml"), mirrors).expect("write registries.yaml");
+    pod("mirrored", "far.example/their/pushed:v1", "");
+    ns.wait_for_value("pod/mirrored", "{.status.phase}", "Succeeded");
+    assert_eq!(ns.kubectl(&["logs", "mirrored"]).ok(), "2");
+}
+
 #[test]
 fn a_command_that_does_not_exist_is_named() {
     let ns = Namespace::new("no-command");
