@@ -20,6 +20,8 @@ serviceCidr: 10.239.0.0/16
 cgroupRoot: sternpost-race
 nftTable: sternpost-race
 linkPrefix: sr
+maxPods: 6000
+nodeCidrMaskSize: 19
 context: sternpost-race
 log: warn
 ";

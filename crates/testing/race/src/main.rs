@@ -29,6 +29,10 @@ mod report;
 mod scheduler;
 mod store;
 
+/// The one that the binary has: API server and store run in this process too.
+#[global_allocator]
+static ALLOCATOR: allocator::Allocator = allocator::Allocator;
+
 #[derive(Parser)]
 #[command(name = "cargo xtask race", about = "Measure, with the peer and the machine's floors in the same run")]
 pub struct Options {

@@ -20,6 +20,9 @@ use crate::report::{Outcome, number, spread};
 const NAMESPACE: &str = "race";
 /// Pods made one after the other in a round.
 const SINGLE: usize = 10;
+/// How long a node with all its pods rests before it is watched, and for how long it is.
+const SETTLE: Duration = Duration::from_secs(5);
+const WATCH: Duration = Duration::from_secs(20);
 /// Longer than this and the race has failed.
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -30,14 +33,25 @@ pub async fn race(options: &Options, dir: &Path) -> anyhow::Result<Outcome> {
     api.create::<Namespace>(&serde_json::from_value(json!({ "metadata": { "name": NAMESPACE } }))?).await?;
     let address = expose(&api).await?;
     let (mut singles, mut bursts, mut in_bursts) = (Vec::new(), Vec::new(), Vec::new());
-    let (mut answers, mut memory) = (Vec::new(), Vec::new());
+    let (mut answers, mut memory, mut each_memory, mut idle) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    // The first pod of a node finds nothing warm, and its namespace may be younger than its service account.
+    one(&api, SINGLE).await?;
     for round in 1..=options.rounds {
         for number in 0..SINGLE {
             singles.push(one(&api, number).await?);
         }
+        let empty = footprint(&cluster.program).pss_mib;
         let Burst { running: all, answering, each } = burst(&api, options.replicas, &address).await?;
         answers.push(answering);
-        memory.push(footprint(&cluster.program).pss_mib);
+        let full = footprint(&cluster.program).pss_mib;
+        memory.push(full);
+        each_memory.push((full - empty) / options.replicas as f64);
+        if round == options.rounds {
+            tokio::time::sleep(SETTLE).await;
+            let before = footprint(&cluster.program).cpu_seconds;
+            tokio::time::sleep(WATCH).await;
+            idle.push((footprint(&cluster.program).cpu_seconds - before) / WATCH.as_secs_f64() * 100.0);
+        }
         eprintln!("round {round}: {} pods in {all:.3} s", options.replicas);
         bursts.push(all);
         in_bursts.extend(each);
@@ -58,15 +72,17 @@ pub async fn race(options: &Options, dir: &Path) -> anyhow::Result<Outcome> {
         row("one pod alone, create → Running, p50 / p99 / most, ms".into(), percentiles(&single)),
         row("a pod in the burst, seen → Running, p50 / p99 / most, ms".into(), percentiles(&each)),
         row(format!("memory of all our processes with {} pods, PSS, MiB", options.replicas), spread(&Spread::of(&memory))),
+        row("the same, what each pod adds, MiB".into(), spread(&Spread::of(&each_memory))),
+        row(format!("idle processor with {} pods, % of one core", options.replicas), spread(&Spread::of(&idle))),
     ];
     let method = format!(
         "One node, through the real API over HTTPS with the administrator's certificate; image sternpost.io/toolbox, no probes. A round makes \
          {SINGLE} pods one after the other, then a Deployment of {} replicas, and deletes everything. Times are the client's: from before the request \
          is sent to the event on a watch that shows the pod (or the last of them) Running with its container ready; in the burst a pod's own clock starts at its \
-         Added event. Then the node asks the Service's cluster IP for `/hostname`, a connection each time, until every pod has answered. There is no peer: Debian has no Kubernetes control plane.",
+         Added event. Then the node asks the Service's cluster IP for `/hostname`, a connection each time, until every pod has answered. After the last burst the node rests 5 s and is watched for 20 s. One pod before the first round is not counted. There is no peer: Debian has no Kubernetes control plane.",
         options.replicas
     );
-    let figures = json!({ "single_ms": singles, "burst_seconds": bursts, "answering_seconds": answers, "in_burst_ms": each, "burst": all, "pss_mib": memory });
+    let figures = json!({ "single_ms": singles, "burst_seconds": bursts, "answering_seconds": answers, "in_burst_ms": each, "burst": all, "pss_mib": memory, "pod_mib": each_memory, "idle_percent": idle });
     Ok(Outcome { method, head: vec!["what", "figure"], rows, figures })
 }
 
