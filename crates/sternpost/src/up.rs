@@ -215,8 +215,14 @@ fn start_control_plane(parts: &Arc<Parts>, scheduler: scheduler::Config, ranges:
     }
     let client = parts.client("system:kube-controller-manager", &[]).named("kube-controller-manager");
     let caches = parts.caches.clone();
+    let folder = parts.config.data_dir.join("csi-controllers");
     lead(parts, client.clone(), "kube-controller-manager", tasks, move |term| {
-        controllers::run_on(client.clone(), caches.clone(), settings.clone(), term)
+        let account = client.as_account("kube-system", "csi-sidecars").named("csi-sidecars");
+        let sidecars = sidecars::run(folder.clone(), account, caches.clone(), term.clone());
+        let controllers = controllers::run_on(client.clone(), caches.clone(), settings.clone(), term);
+        async move {
+            tokio::join!(controllers, sidecars);
+        }
     });
     let client = parts.client("system:kube-scheduler", &[]).named("kube-scheduler");
     let caches = parts.caches.clone();

@@ -244,6 +244,9 @@ impl server::Pods for Agent {
     fn get(&self, namespace: &str, name: &str) -> Option<Arc<Pod>> {
         self.list().into_iter().find(|pod| podspec::namespace(pod) == namespace && podspec::name(pod) == name)
     }
+    fn volumes(&self) -> futures_util::future::BoxFuture<'_, Vec<storage::usage::Usage>> {
+        Box::pin(self.volume_usage())
+    }
     fn probe_counts(&self) -> Vec<(server::ProbeKey, (u64, u64))> {
         let Some(probes) = self.probes.get() else { return Vec::new() };
         let counts = probes.counts().into_iter().filter_map(|((uid, container, kind), counts)| {

@@ -36,6 +36,10 @@ const HANDSHAKE_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10
 pub trait Pods: Send + Sync + 'static {
     fn list(&self) -> Vec<Arc<Pod>>;
     fn get(&self, namespace: &str, name: &str) -> Option<Arc<Pod>>;
+    /// How full the pods' volumes are.
+    fn volumes(&self) -> futures_util::future::BoxFuture<'_, Vec<crate::storage::usage::Usage>> {
+        Box::pin(async { Vec::new() })
+    }
     /// Successes and failures of probes, by namespace, pod, uid, container and kind.
     fn probe_counts(&self) -> Vec<(ProbeKey, (u64, u64))> {
         Vec::new()

@@ -25,6 +25,7 @@ pub mod claims;
 pub mod csi;
 pub mod local;
 pub mod source;
+pub mod usage;
 
 use csi::Csi;
 use source::{Source, Wanted};

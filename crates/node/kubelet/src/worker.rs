@@ -19,7 +19,7 @@ use crate::garbage::Uses;
 use crate::grants::Claims;
 use crate::objects::Objects;
 use crate::observe::{Observed, observe};
-use crate::plan::{Plan, plan};
+use crate::plan::{LAST_LOOK, Plan, plan};
 use crate::podspec::{self, Role};
 use crate::probe::{Kind, Probes, Target};
 use crate::projections::Look;
@@ -34,6 +34,9 @@ const ROUNDS_MAX: usize = 16;
 const SAFETY_LOOK: SignedDuration = SignedDuration::from_secs(60);
 /// How often a resize that waits for room looks whether there is some.
 const RESIZE_LOOK: SignedDuration = SignedDuration::from_secs(5);
+
+/// How often volumes of drivers are looked at: they may have grown.
+const VOLUMES_LOOK: SignedDuration = SignedDuration::from_secs(15);
 
 /// All that the workers share.
 pub struct Agent {
@@ -100,10 +103,6 @@ pub struct Record {
     /// What the pod holds of the node with that grant.
     pub claims: Mutex<Option<Arc<Claims>>>,
 }
-
-/// How long a pod with a grace period stays after its last status. A client that deletes and then reads finds it on its way out, which
-/// upstream's conformance tests rely on: its kubelet is never as fast as ours.
-const LAST_LOOK: Duration = Duration::from_millis(100);
 
 /// The API's last word on the pod.
 #[derive(Clone)]
@@ -294,6 +293,9 @@ impl Agent {
         if scene.record.memory().resize_waiting.as_ref().is_some_and(|waiting| waiting.reason == "Deferred") {
             wake_at = wake_at.into_iter().chain([Timestamp::now() + RESIZE_LOOK]).min();
         }
+        if !plan.ending && lock(&scene.record.placed).values().any(|placed| placed.driver.is_some()) {
+            wake_at = wake_at.into_iter().chain([Timestamp::now() + VOLUMES_LOOK]).min();
+        }
         let wait = wake_at.map_or(SAFETY_LOOK, |at| at.duration_since(Timestamp::now()).min(SAFETY_LOOK));
         Ok(Outcome::RequeueAfter(Duration::try_from(wait).unwrap_or(Duration::from_millis(10)).max(Duration::from_millis(10))))
     }
@@ -439,8 +441,11 @@ impl Agent {
             probes.sync(&scene.record.uid, Vec::new());
         }
         self.publish(scene, false, plan, true).await?;
-        if scene.pod.metadata.deletion_grace_period_seconds.is_some_and(|seconds| seconds > 0) {
-            tokio::time::sleep(LAST_LOOK).await;
+        let stays = scene.pod.metadata.deletion_grace_period_seconds.is_some_and(|seconds| seconds > 0);
+        if stays && scene.record.memory().last_look.is_none() {
+            // The plan asks for this again then.
+            scene.record.memory().last_look = Some(Timestamp::now() + SignedDuration::try_from(LAST_LOOK).unwrap_or(SignedDuration::ZERO));
+            return Ok(());
         }
         let params = DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::of_uid(&scene.record.uid) };
         let (namespace, name) = (podspec::namespace(&scene.pod), podspec::name(&scene.pod));

@@ -1,7 +1,7 @@
 //! `subPath`: a path inside a volume that can never lead out of it, whatever links a container put there.
 
 use std::fs;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
@@ -35,7 +35,7 @@ fn open_beneath(root: &OwnedFd, sub: &Path) -> Result<OwnedFd, Errno> {
 }
 
 fn make(root: &OwnedFd, volume: &Path, sub: &str) -> Result<OwnedFd, Error> {
-    let mode = fs::metadata(volume).map_err(Error::io("stat", volume))?.permissions().mode() & 0o777;
+    let mode = fs::metadata(volume).map_err(Error::io("stat", volume))?.permissions().mode() & 0o7777;
     let mut at = open_beneath(root, Path::new(".")).map_err(Error::errno("open", volume))?;
     let mut walked = PathBuf::new();
     for part in sub.split('/').filter(|part| !part.is_empty() && *part != ".") {
@@ -47,7 +47,11 @@ fn make(root: &OwnedFd, volume: &Path, sub: &str) -> Result<OwnedFd, Error> {
             Err(Errno::NOENT) => {
                 rustix::fs::mkdirat(at.as_fd(), part, Mode::from_raw_mode(mode | 0o750))
                     .map_err(Error::errno("create directory", &shown))?;
-                open_beneath(root, &walked).map_err(Error::errno("open", &shown))?
+                let made = open_beneath(root, &walked).map_err(Error::errno("open", &shown))?;
+                // Not subject to the umask: the container's user must be able to use it as it uses the volume.
+                let bits = fs::Permissions::from_mode(mode | 0o750);
+                fs::set_permissions(format!("/proc/self/fd/{}", made.as_raw_fd()), bits).map_err(Error::io("chmod", &shown))?;
+                made
             }
             Err(errno) => return Err(Error::errno("open", &shown)(errno)),
         };
@@ -69,9 +73,12 @@ mod tests {
         symlink("real", volume.join("inside")).unwrap();
         symlink("/etc", volume.join("absolute")).unwrap();
         symlink("../..", volume.join("climb")).unwrap();
-        let leads_to = |fd: OwnedFd| fs::read_link(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&fd))).unwrap();
+        let leads_to = |fd: OwnedFd| fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).unwrap();
         assert_eq!(leads_to(resolve(&volume, "inside/deep").unwrap()), volume.join("real/deep"));
         assert_eq!(leads_to(resolve(&volume, "new/made").unwrap()), volume.join("new/made"));
+        fs::set_permissions(&volume, fs::Permissions::from_mode(0o2777)).unwrap();
+        resolve(&volume, "new/open").unwrap();
+        assert_eq!(fs::metadata(volume.join("new/open")).unwrap().permissions().mode() & 0o7777, 0o2777);
         assert!(open(&volume, "not/there").is_err());
         assert!(volume.join("new/made").is_dir());
         for bad in ["absolute/passwd", "climb/x", "../x", "/etc"] {

@@ -27,7 +27,8 @@ pub fn keep_mounts(path: &Path) -> anyhow::Result<()> {
     File::create(path)?;
     // The kernel refuses a mount that could spread into the very namespace that it keeps: mount(2), on loops of namespaces.
     mount_bind(path, path)?;
-    mount_change(path, MountPropagationFlags::PRIVATE)?;
+    // Nor does it let a tree that holds one be put anywhere: a pod that mounts the host's root gets a tree without it.
+    mount_change(path, MountPropagationFlags::UNBINDABLE)?;
     keep(path, "mnt", || {
         unshare(UnshareFlags::NEWNS)?;
         mount_change("/", MountPropagationFlags::REC | MountPropagationFlags::DOWNSTREAM)?;

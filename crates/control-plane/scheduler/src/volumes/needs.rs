@@ -68,6 +68,10 @@ impl Volumes {
             if claim.metadata.deletion_timestamp.is_some() {
                 return refuse(format!("persistentvolumeclaim {:?} is being deleted", key.name));
             }
+            // That of a former pod of this name is on its way out.
+            if is_ephemeral(pod, key) && owner_of(&claim) != pod.metadata.uid.as_deref() {
+                return refuse(format!("PVC {key} was not created for pod {} (pod is not owner)", pod.key()));
+            }
             let spec = claim.spec.clone().unwrap_or_default();
             let modes = spec.access_modes.unwrap_or_default();
             needs.exclusive_taken |= modes.iter().any(|mode| mode == "ReadWriteOncePod") && self.users(key) > 0;
@@ -95,10 +99,20 @@ impl Volumes {
     }
 }
 
-fn missing(pod: &Pod, key: &ObjectKey) -> String {
+/// Is the claim made for one of the pod's own volumes?
+fn is_ephemeral(pod: &Pod, key: &ObjectKey) -> bool {
     let named = pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
-    let ephemeral = !named.filter_map(|volume| volume.persistent_volume_claim.as_ref()).any(|claim| claim.claim_name == key.name);
-    match ephemeral {
+    !named.filter_map(|volume| volume.persistent_volume_claim.as_ref()).any(|claim| claim.claim_name == key.name)
+}
+
+/// The uid of what controls it.
+fn owner_of(claim: &PersistentVolumeClaim) -> Option<&str> {
+    let owners = claim.metadata.owner_references.iter().flatten();
+    owners.into_iter().find(|owner| owner.controller == Some(true)).map(|owner| owner.uid.as_str())
+}
+
+fn missing(pod: &Pod, key: &ObjectKey) -> String {
+    match is_ephemeral(pod, key) {
         true => format!("waiting for ephemeral volume controller to create the persistentvolumeclaim {:?}", key.name),
         false => format!("persistentvolumeclaim {:?} not found", key.name),
     }

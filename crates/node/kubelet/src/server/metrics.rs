@@ -67,7 +67,27 @@ pub(super) async fn kubelet(server: &Server) -> Response<Body> {
         None,
     );
     text.add("kubelet_node_name", "gauge", "The node's name. The count is always 1.", &[("node", &server.node_name)], 1.0, None);
+    volumes(&mut text, &server.pods.volumes().await);
     answer(telemetry::exposition() + &text.finish())
+}
+
+/// Claims alone, as upstream: other volumes are in the summary.
+fn volumes(text: &mut Text, all: &[crate::storage::usage::Usage]) {
+    let mut seen = std::collections::BTreeSet::new();
+    for usage in all {
+        let Some(claim) = usage.claim.as_deref().filter(|claim| seen.insert((usage.namespace.as_str(), *claim))) else { continue };
+        let labels = [("namespace", usage.namespace.as_str()), ("persistentvolumeclaim", claim)];
+        for (name, help, value) in [
+            ("kubelet_volume_stats_capacity_bytes", "Capacity in bytes of the volume", usage.bytes.capacity),
+            ("kubelet_volume_stats_available_bytes", "Number of available bytes in the volume", usage.bytes.available),
+            ("kubelet_volume_stats_used_bytes", "Number of used bytes in the volume", usage.bytes.used),
+            ("kubelet_volume_stats_inodes", "Maximum number of inodes in the volume", usage.inodes.capacity),
+            ("kubelet_volume_stats_inodes_free", "Number of free inodes in the volume", usage.inodes.available),
+            ("kubelet_volume_stats_inodes_used", "Number of used inodes in the volume", usage.inodes.used),
+        ] {
+            text.add(name, "gauge", help, &labels, value as f64, None);
+        }
+    }
 }
 
 /// What the resource metrics pipeline (metrics-server) reads.

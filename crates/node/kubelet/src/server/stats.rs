@@ -17,7 +17,8 @@ pub(super) async fn summary(server: &Server) -> Response<Body> {
     };
     let (name, data, images) = (server.node_name.clone(), server.data_directory.clone(), server.image_directory.clone());
     let node = tokio::task::spawn_blocking(move || node(&name, &data, &images)).await.unwrap_or(Value::Null);
-    let pods: Vec<Value> = sandboxes.iter().filter_map(pod).collect();
+    let volumes = server.pods.volumes().await;
+    let pods: Vec<Value> = sandboxes.iter().filter_map(|stats| pod(stats, &volumes)).collect();
     super::json(&json!({ "node": node, "pods": pods }))
 }
 
@@ -112,14 +113,29 @@ fn file_system(path: &Path, now: &str) -> Value {
     })
 }
 
-fn pod(stats: &v1::PodSandboxStats) -> Option<Value> {
+fn volume(usage: &crate::storage::usage::Usage, now: &str) -> Value {
+    let mut shown = json!({
+        "time": now, "name": usage.volume,
+        "availableBytes": usage.bytes.available, "capacityBytes": usage.bytes.capacity, "usedBytes": usage.bytes.used,
+        "inodesFree": usage.inodes.available, "inodes": usage.inodes.capacity, "inodesUsed": usage.inodes.used,
+    });
+    if let Some(claim) = &usage.claim {
+        shown["pvcRef"] = json!({"name": claim, "namespace": usage.namespace});
+    }
+    shown
+}
+
+fn pod(stats: &v1::PodSandboxStats, volumes: &[crate::storage::usage::Usage]) -> Option<Value> {
     let attributes = stats.attributes.as_ref()?;
     let metadata = attributes.metadata.as_ref()?;
     let linux = stats.linux.as_ref()?;
     let containers: Vec<Value> = linux.containers.iter().filter_map(container).collect();
     let processes = linux.process.as_ref().and_then(|process| value(&process.process_count));
     let layers: u64 = linux.containers.iter().filter_map(|c| value(&c.writable_layer.as_ref()?.used_bytes)).sum();
+    let now = meta::time::seconds(Timestamp::now());
+    let volumes: Vec<Value> = volumes.iter().filter(|usage| usage.pod_uid == metadata.uid).map(|usage| volume(usage, &now)).collect();
     Some(json!({
+        "volume": volumes,
         "podRef": {"name": metadata.name, "namespace": metadata.namespace, "uid": metadata.uid},
         "cpu": cpu(linux.cpu.as_ref()),
         "memory": memory(linux.memory.as_ref()),

@@ -3,6 +3,7 @@
 mod bad_input;
 mod connect;
 mod controllers;
+mod csi;
 mod custom_resources;
 mod images;
 mod kubectl;
@@ -10,4 +11,5 @@ mod network;
 mod node;
 mod pods;
 mod scale;
+mod storage;
 mod volumes;

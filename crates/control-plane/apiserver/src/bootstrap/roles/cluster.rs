@@ -165,6 +165,21 @@ const PLAIN: &[(&str, &[Words])] = &[
             EVENTS,
         ],
     ),
+    // The jobs of CSI's sidecars, where a driver leaves them to us.
+    (
+        "sternpost:csi-sidecars",
+        &[
+            rule("create delete get list patch update watch", "core", "persistentvolumes"),
+            rule("get list update watch", "core", "persistentvolumeclaims"),
+            rule("patch update", "core", "persistentvolumeclaims/status"),
+            rule("get", "core", "secrets"),
+            rule(READ, "core", "nodes"),
+            rule(READ, "storage.k8s.io", "csinodes storageclasses"),
+            rule("get list patch update watch", "storage.k8s.io", "volumeattachments"),
+            rule("patch update", "storage.k8s.io", "volumeattachments/status"),
+            EVENTS,
+        ],
+    ),
     ("system:persistent-volume-provisioner", PROVISIONER),
     ("system:volume-scheduler", VOLUME_SCHEDULER),
     (
@@ -339,6 +354,7 @@ pub fn bindings() -> Vec<Value> {
     bindings.push(binding("sternpost:node-volumes", "ClusterRole", "sternpost:node-volumes", vec![nodes.clone()]));
     let provisioner = vec![super::account("local-path-provisioner")];
     bindings.push(binding("sternpost:local-path", "ClusterRole", "sternpost:local-path", provisioner));
+    bindings.push(binding("sternpost:csi-sidecars", "ClusterRole", "sternpost:csi-sidecars", vec![super::account("csi-sidecars")]));
     bindings.push(binding("sternpost:kubelet-bootstrap", "ClusterRole", "system:node-bootstrapper", vec![joining.clone()]));
     bindings.push(binding("sternpost:node-autoapprove-bootstrap", "ClusterRole", &format!("{requests}:nodeclient"), vec![joining]));
     bindings.push(binding("sternpost:node-autoapprove-renewal", "ClusterRole", &format!("{requests}:selfnodeclient"), vec![nodes]));
