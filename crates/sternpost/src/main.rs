@@ -33,6 +33,9 @@ mod transport;
 mod up;
 mod why;
 
+#[global_allocator]
+static ALLOCATOR: allocator::Allocator = allocator::Allocator;
+
 fn main() {
     if let Some(code) = toolbox::dispatch() {
         std::process::exit(code);

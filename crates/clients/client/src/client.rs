@@ -1,4 +1,7 @@
 //! The verbs.
+//!
+//! What a typed verb returns comes without `metadata.managedFields`: nobody reads them in a program, and they are a third of a pod. An update
+//! without them keeps those of the server. [`Client::request_json`] and the verbs that take an [`ApiResource`] return everything.
 
 use std::sync::Arc;
 
@@ -44,7 +47,7 @@ impl Client {
     }
 
     pub async fn get<K: Object>(&self, namespace: Option<&str>, name: &str) -> Result<K, Error> {
-        self.request_json(Method::GET, &ApiResource::of::<K>().object(namespace, name, ""), None).await
+        self.request_object(Method::GET, &ApiResource::of::<K>().object(namespace, name, ""), None).await
     }
 
     pub async fn get_subresource<T: DeserializeOwned, K: Object>(
@@ -102,7 +105,7 @@ impl Client {
     /// Creates `object` in its own namespace; returns what was stored.
     pub async fn create<K: Object>(&self, object: &K) -> Result<K, Error> {
         let path = ApiResource::of::<K>().collection(object.metadata().namespace.as_deref());
-        self.request_json(Method::POST, &path, Some(encode(object)?)).await
+        self.request_object(Method::POST, &path, Some(encode(object)?)).await
     }
 
     /// Replaces the object of that namespace and name; a resourceVersion inside guards it.
@@ -118,12 +121,13 @@ impl Client {
         let meta = object.metadata();
         let name = meta.name.as_deref().unwrap_or_default();
         let path = ApiResource::of::<K>().object(meta.namespace.as_deref(), name, subresource);
-        self.request_json(Method::PUT, &path, Some(encode(object)?)).await
+        self.request_object(Method::PUT, &path, Some(encode(object)?)).await
     }
 
     /// Patches the object, or its subresource (`"status"`, `"scale"`) where that is not empty.
     pub async fn patch<K: Object>(&self, namespace: Option<&str>, name: &str, patch: &Patch, subresource: &str) -> Result<K, Error> {
-        self.patch_of(&ApiResource::of::<K>(), namespace, name, patch, subresource).await
+        let (path, bytes) = self.patched(&ApiResource::of::<K>(), namespace, name, patch, subresource).await?;
+        crate::decode::unowned(&bytes).map_err(|source| Error::Decode { what: format!("patch {path}"), source })
     }
 
     pub async fn patch_of<T: DeserializeOwned>(
@@ -134,10 +138,23 @@ impl Client {
         patch: &Patch,
         subresource: &str,
     ) -> Result<T, Error> {
+        let (path, bytes) = self.patched(resource, namespace, name, patch, subresource).await?;
+        decode("patch", &path, &bytes)
+    }
+
+    async fn patched(
+        &self,
+        resource: &ApiResource,
+        namespace: Option<&str>,
+        name: &str,
+        patch: &Patch,
+        subresource: &str,
+    ) -> Result<(String, Bytes), Error> {
         let path = resource.object(namespace, name, subresource) + &patch.query();
         let mut request = self.request(Method::PATCH, &path, "application/json", Some(encode(patch.body())?))?;
         request.headers_mut().insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static(patch.content_type()));
-        decode("patch", &path, &self.bytes(request).await?)
+        let bytes = self.bytes(request).await?;
+        Ok((path, bytes))
     }
 
     /// The server's answer: a `Status`, or the object where it lives on until its grace period or finalizers end.
@@ -170,6 +187,13 @@ impl Client {
     ) -> Result<T, Error> {
         let path = ApiResource::of::<K>().object(namespace, name, subresource);
         self.request_json(Method::POST, &path, Some(encode(body)?)).await
+    }
+
+    /// The answer is an object: it is read without its managedFields, which an update need not send back.
+    async fn request_object<K: Object>(&self, method: Method, path: &str, body: Option<Bytes>) -> Result<K, Error> {
+        let verb = method.to_string();
+        let bytes = self.bytes(self.request(method, path, "application/json", body)?).await?;
+        crate::decode::unowned(&bytes).map_err(|source| Error::Decode { what: format!("{verb} {path}"), source })
     }
 
     /// Any JSON request by its path and query.

@@ -41,6 +41,10 @@ pub async fn resource(server: &Arc<Inner>, context: &Context, request: http::Req
     if let Some(warning) = kind.custom.as_ref().and_then(|form| form.deprecation.as_ref()) {
         context.warn(warning.as_str());
     }
+    // A path that upstream has not. Whoever may do anything in the namespace was let through to here.
+    if info.below_namespace && !kind.facts.namespaced {
+        return Ok(crate::pipeline::page_not_found());
+    }
     let namespace = if kind.facts.namespaced { info.namespace.as_str() } else { "" };
     let target = Target { kind: &kind, namespace, name: &info.name };
     if !info.subresource.is_empty() {

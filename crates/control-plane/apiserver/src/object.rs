@@ -5,6 +5,7 @@
 
 pub mod splice;
 
+use std::cell::RefCell;
 use std::sync::OnceLock;
 
 use bytes::Bytes;
@@ -131,15 +132,34 @@ impl Object {
     }
 }
 
-/// The stored form of a tree.
+/// Room for writing objects that a thread keeps, at most, in bytes.
+const SCRATCH_MAX: usize = 256 << 10;
+
+thread_local! {
+    static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// The stored form of a tree. These bytes are kept for as long as the object lives: they are written elsewhere first, so that they get a place
+/// of just their size.
 pub fn encode(object: &Value) -> Bytes {
-    let mut out = Vec::with_capacity(1024);
+    SCRATCH.with_borrow_mut(|scratch| {
+        scratch.clear();
+        write(scratch, object);
+        let bytes = Bytes::copy_from_slice(scratch);
+        scratch.shrink_to(SCRATCH_MAX);
+        bytes
+    })
+}
+
+fn write(out: &mut Vec<u8>, object: &Value) {
     let empty = Map::new();
     let members = object.as_object().unwrap_or(&empty);
     out.push(b'{');
     for name in ["kind", "apiVersion"] {
-        if let Some(text) = members.get(name).and_then(Value::as_str) {
-            write_member(&mut out, name, &Value::String(text.to_owned()));
+        if let Some(text) = members.get(name)
+            && text.is_string()
+        {
+            write_member(out, name, text);
             out.push(b',');
         }
     }
@@ -152,7 +172,7 @@ pub fn encode(object: &Value) -> Bytes {
         if !std::mem::take(&mut first) {
             out.push(b',');
         }
-        write_member(&mut out, name, value);
+        write_member(out, name, value);
     }
     out.push(b'}');
     for (name, value) in members {
@@ -160,12 +180,9 @@ pub fn encode(object: &Value) -> Bytes {
             continue;
         }
         out.push(b',');
-        write_member(&mut out, name, value);
+        write_member(out, name, value);
     }
     out.push(b'}');
-    // These bytes are kept for as long as the object lives: half an empty buffer should not be.
-    out.shrink_to_fit();
-    out.into()
 }
 
 fn write_member(out: &mut Vec<u8>, name: &str, value: &Value) {

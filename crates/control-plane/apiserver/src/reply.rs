@@ -58,20 +58,27 @@ pub fn text(code: StatusCode, body: impl Into<Bytes>) -> Response<Body> {
 
 /// Any tree in the wanted media type.
 pub fn value(code: StatusCode, value: &Value, format: Format) -> Response<Body> {
-    let encoded = match format.media {
-        Media::Json if format.pretty => serde_json::to_vec_pretty(value).map(|mut bytes| {
-            bytes.push(b'\n');
-            bytes
-        }),
-        Media::Json => serde_json::to_vec(value).map(|mut bytes| {
-            bytes.push(b'\n');
-            bytes
-        }),
-        Media::Yaml => return yaml(code, value),
-        Media::Protobuf => return protobuf(code, value),
-        Media::Cbor => return bytes(code, Media::Cbor.content_type(), schema::cbor::encode(value)),
-    };
-    bytes(code, Media::Json.content_type(), encoded.unwrap_or_default())
+    match format.media {
+        Media::Json => bytes(code, Media::Json.content_type(), json(value, format.pretty)),
+        Media::Yaml => yaml(code, value),
+        Media::Protobuf => protobuf(code, value),
+        Media::Cbor => bytes(code, Media::Cbor.content_type(), schema::cbor::encode(value)),
+    }
+}
+
+/// A list as a tree (a table, metadata alone), compressed as the others.
+pub fn list_value(value: &Value, format: Format, gzip: bool) -> Response<Body> {
+    match format.media {
+        Media::Json => packed(Media::Json.content_type(), json(value, format.pretty), gzip),
+        _ => self::value(StatusCode::OK, value, format),
+    }
+}
+
+fn json(value: &Value, pretty: bool) -> Vec<u8> {
+    let encoded = if pretty { serde_json::to_vec_pretty(value) } else { serde_json::to_vec(value) };
+    let mut encoded = encoded.unwrap_or_default();
+    encoded.push(b'\n');
+    encoded
 }
 
 fn yaml(code: StatusCode, value: &Value) -> Response<Body> {

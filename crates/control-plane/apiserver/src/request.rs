@@ -19,6 +19,8 @@ pub struct RequestInfo {
     pub group: String,
     pub version: String,
     pub namespace: String,
+    /// The path goes on below a namespace: what has none is not found there, and a role of the namespace never decides about it.
+    pub below_namespace: bool,
     pub resource: String,
     pub subresource: String,
     pub name: String,
@@ -77,6 +79,7 @@ impl RequestInfo {
             }
             ["namespaces", namespace, inner @ ..] if !inner.is_empty() => {
                 self.namespace = (*namespace).into();
+                self.below_namespace = true;
                 inner
             }
             ["namespaces", namespace] => {

@@ -157,6 +157,39 @@ async fn impersonation_needs_its_own_right_for_everything_that_is_claimed() {
     }
 }
 
+/// Upstream has no such paths; here a role of the namespace would decide about what belongs to the whole cluster.
+#[tokio::test]
+async fn a_role_of_a_namespace_reaches_nothing_outside_of_it() {
+    let api = Api::new().await;
+    let rbac = "/apis/rbac.authorization.k8s.io/v1";
+    let all = json!({"metadata": {"name": "all"}, "rules": [{"apiGroups": ["*"], "resources": ["*"], "verbs": ["*"]}]});
+    assert_eq!(api.post(&format!("{rbac}/namespaces/default/roles"), all).await.code, 201);
+    let role = json!({"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "all"});
+    let binding = json!({"metadata": {"name": "b"}, "roleRef": role, "subjects": [{"kind": "User", "apiGroup": "rbac.authorization.k8s.io", "name": "jane"}]});
+    assert_eq!(api.post(&format!("{rbac}/namespaces/default/rolebindings"), binding).await.code, 201);
+    assert_eq!(api.get(&format!("{rbac}/namespaces/default/rolebindings")).await.code, 200);
+    assert_eq!(api.post("/api/v1/nodes", json!({"metadata": {"name": "n"}})).await.code, 201);
+    let jane = || UserInfo::authenticated("jane", &[]);
+    let ask = async |method: &str, path: &str| as_user(&api, jane(), method, path, json!({"metadata": {"name": "x"}})).await.code;
+    assert_eq!((ask("GET", MAPS).await, ask("GET", "/api/v1/nodes").await), (200, 403));
+    let inside = "/api/v1/namespaces/default";
+    for path in ["nodes", "nodes/n", "nodes/n/status", "nodes/n/proxy/", "namespaces", "namespaces/kube-system", "persistentvolumes"] {
+        assert_eq!(ask("GET", &format!("{inside}/{path}")).await, 404, "{path}");
+    }
+    for (method, path) in [
+        ("POST", format!("{rbac}/namespaces/default/clusterroles")),
+        ("DELETE", format!("{inside}/nodes/n")),
+        ("DELETE", format!("{inside}/nodes")),
+        ("GET", format!("{inside}/nodes?watch=true")),
+        ("POST", format!("{inside}/namespaces")),
+        ("GET", "/api/v1/watch/namespaces/default/nodes".into()),
+    ] {
+        assert_eq!(ask(method, &path).await, 404, "{method} {path}");
+    }
+    assert_eq!(api.get("/api/v1/nodes/n").await.code, 200);
+    assert_eq!((ask("GET", inside).await, ask("GET", &format!("{inside}/status")).await), (200, 200));
+}
+
 /// A server that makes and believes service account tokens, and what makes them.
 async fn with_tokens() -> (Api, Arc<Issuer>) {
     let directory = tempfile::tempdir().unwrap();

@@ -152,12 +152,13 @@ impl Cgroup {
         Ok(())
     }
 
-    /// Descriptors of `cgroup.procs` in the v1 hierarchies: a process that writes `0` into each has joined. For the unified one see
-    /// [`Cgroup::birthplace`].
+    /// Descriptors of `tasks` in the v1 hierarchies: a process of one thread that writes `0` into each has joined. For the unified one see
+    /// [`Cgroup::birthplace`]. Not `cgroup.procs`: for a thread that moves itself the kernel does not wait until no process on the machine forks or
+    /// exits, which takes a grace period of 5 to 50 ms (Linux 5.16).
     pub fn join_fds(&self) -> Result<Vec<OwnedFd>> {
-        let open = |d: &Directory| openat(&d.fd, "cgroup.procs", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty());
+        let open = |d: &Directory| openat(&d.fd, "tasks", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty());
         let v1 = self.directories.iter().filter(|d| !d.hierarchy.unified);
-        v1.map(|d| open(d).map_err(|e| file_error("open cgroup.procs of", &self.path)(e.into()))).collect()
+        v1.map(|d| open(d).map_err(|e| file_error("open tasks of", &self.path)(e.into()))).collect()
     }
 
     /// The unified hierarchy's directory, for CLONE_INTO_CGROUP (Linux 5.7). A process born there need not be moved: the

@@ -52,6 +52,12 @@ impl Agent {
             Action::Kill { id, container, grace_seconds, why } => self.kill(scene, id, &container, grace_seconds, &why),
             Action::Remove { id, log } => self.remove(scene, id, log).await?,
             Action::Resize { id, container, resources } => self.resize(scene, id, &container, *resources).await,
+            Action::Retire => {
+                let mut memory = scene.record.memory();
+                memory.retired = scene.observed.containers.iter().map(|seen| seen.id.clone()).collect();
+                let retired = memory.retired.clone();
+                memory.replaced.extend(retired);
+            }
             Action::Fail(verdict) => {
                 self.event(&scene.reference(), EventKind::Normal, &verdict.reason, verdict.message.clone());
                 scene.record.memory().verdict = Some(verdict);
@@ -434,7 +440,7 @@ impl Agent {
         let never =
             role.zip(container.as_ref()).is_some_and(|(role, container)| podspec::restart_policy(&scene.pod, role, container) == "Never");
         let replaced = match why {
-            KillReason::Changed | KillReason::Resized => true,
+            KillReason::Changed | KillReason::Resized | KillReason::RestartAll => true,
             KillReason::Liveness | KillReason::Startup | KillReason::PostStart => !never,
             KillReason::PodEnds | KillReason::SandboxChanged => false,
         };
@@ -533,6 +539,7 @@ fn kill_message(name: &str, why: &KillReason) -> String {
         KillReason::Liveness => format!("Container {name} failed liveness probe, will be restarted"),
         KillReason::Startup => format!("Container {name} failed startup probe, will be restarted"),
         KillReason::PostStart => "FailedPostStartHook".into(),
+        KillReason::RestartAll => format!("Stopping container {name} because all containers of the pod are restarted"),
         KillReason::Resized => format!("Container {name} resize requires restart"),
     }
 }

@@ -14,6 +14,9 @@ use crate::world::{Backoff, Failure, Image, PostStart, Seen, State, Verdict, Wai
 
 const BACKOFF_FIRST: Duration = Duration::from_secs(10);
 const BACKOFF_MAX: Duration = Duration::from_secs(300);
+/// How long a pod with a grace period stays after its last status. A client that deletes and then reads finds it on its way out, which
+/// upstream's conformance tests rely on: its kubelet is never as fast as ours.
+pub const LAST_LOOK: Duration = Duration::from_millis(100);
 /// How long a failed pull is shown as such before it is shown as backing off.
 const PULL_FAILURE_SHOWN: SignedDuration = SignedDuration::from_secs(2);
 
@@ -50,6 +53,8 @@ pub enum Action {
         container: String,
         resources: Box<v1::LinuxContainerResources>,
     },
+    /// All containers of now are done with: every one of them begins anew.
+    Retire,
     Fail(Verdict),
     /// Everything is stopped: say the last status and have the API forget the pod.
     Finish,
@@ -68,6 +73,8 @@ pub enum KillReason {
     SandboxChanged,
     /// The container asked to be restarted for other resources.
     Resized,
+    /// Another container's end makes the pod begin anew.
+    RestartAll,
 }
 
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -198,7 +205,10 @@ fn end(world: &World<'_>, plan: &mut Plan) {
         if world.gone {
             plan.actions.push(Action::Forget);
         } else if world.pod.metadata.deletion_timestamp.is_some() && !world.memory.finished {
-            plan.actions.push(Action::Finish);
+            match world.memory.last_look.filter(|until| is_ahead(world.now, *until, LAST_LOOK)) {
+                Some(until) => plan.wake(until),
+                None => plan.actions.push(Action::Finish),
+            }
         }
     }
 }
@@ -213,8 +223,11 @@ fn kill(world: &World<'_>, plan: &mut Plan, seen: &Seen, grace_seconds: i64, why
 /// `None` when the sandbox is not there yet.
 fn run(world: &World<'_>, plan: &mut Plan) -> Option<()> {
     let sandbox = ready_sandbox(world, plan)?;
+    if restart_all(world, plan) {
+        return None;
+    }
     let containers = podspec::containers(world.pod);
-    let current = |name: &str| world.latest(name).filter(|seen| seen.sandbox_id == sandbox);
+    let current = |name: &str| world.latest(name).filter(|seen| seen.sandbox_id == sandbox && !world.memory.retired.contains(&seen.id));
     let mains_began = containers.iter().any(|(role, container)| *role == Role::Main && current(&container.name).is_some());
     for (role, container) in containers.iter().filter(|(role, _)| *role == Role::Ephemeral) {
         if world.latest(&container.name).is_none() {
@@ -238,6 +251,24 @@ fn run(world: &World<'_>, plan: &mut Plan) -> Option<()> {
         }
     }
     Some(())
+}
+
+/// Did a container end in a way that makes all of them begin anew, in the sandbox that is there (KEP-5532)?
+fn restart_all(world: &World<'_>, plan: &mut Plan) -> bool {
+    let containers = podspec::containers(world.pod);
+    let own = || containers.iter().filter(|(role, _)| *role != Role::Ephemeral);
+    let asked = own().find_map(|(_, container)| {
+        let seen = world.latest(&container.name).filter(|seen| seen.state == State::Exited && !world.memory.retired.contains(&seen.id))?;
+        podspec::restarts_all(container, seen.exit_code).then_some((container, seen))
+    });
+    let Some((container, asked)) = asked else { return false };
+    let alive: Vec<&Seen> =
+        own().filter_map(|(_, container)| world.latest(&container.name)).filter(|seen| seen.state == State::Running).collect();
+    alive.iter().for_each(|seen| kill(world, plan, seen, podspec::grace_seconds(world.pod), KillReason::RestartAll));
+    if alive.is_empty() && !backs_off(world, plan, container, asked) {
+        plan.actions.push(Action::Retire);
+    }
+    true
 }
 
 /// The id of the sandbox that containers can be started in; without one, what leads to one is planned.
@@ -273,9 +304,16 @@ fn mount(world: &World<'_>, plan: &mut Plan) -> Option<()> {
     None
 }
 
+/// Is `until`, which was `wait` away when it was set, still to come? Where it is further away than that, the clock was set back meanwhile, and
+/// nobody waits for it to catch up.
+fn is_ahead(now: Timestamp, until: Timestamp, wait: Duration) -> bool {
+    let left = until.duration_since(now);
+    left > SignedDuration::ZERO && left <= SignedDuration::try_from(wait).unwrap_or(SignedDuration::MAX)
+}
+
 /// Is the failed step not to be tried again yet?
 fn blocked(world: &World<'_>, plan: &mut Plan, failure: Option<&Failure>) -> bool {
-    let Some(failure) = failure.filter(|failure| world.now < failure.until) else { return false };
+    let Some(failure) = failure.filter(|failure| is_ahead(world.now, failure.until, failure.wait)) else { return false };
     plan.wake(failure.until);
     true
 }
@@ -336,23 +374,23 @@ fn keep(world: &World<'_>, plan: &mut Plan, container: &Container, seen: &Seen) 
 
 /// Starts a dead container again, unless it is backing off.
 fn restart(world: &World<'_>, plan: &mut Plan, role: Role, container: &Container, seen: &Seen) {
+    if !backs_off(world, plan, container, seen) {
+        start(world, plan, role, container);
+    }
+}
+
+fn backs_off(world: &World<'_>, plan: &mut Plan, container: &Container, seen: &Seen) -> bool {
     let backoff = world.memory.backoffs.get(&container.name);
     let finished = seen.finished_at.unwrap_or(world.now);
-    if let Some(backoff) = backoff.filter(|backoff| !is_expired(backoff, world.now)) {
-        let until = finished + SignedDuration::try_from(backoff.wait).unwrap_or(SignedDuration::ZERO);
-        if world.now < until {
-            let wait = go_duration(backoff.wait);
-            let pod = podspec::format_pod(world.pod);
-            plan.wait(
-                &container.name,
-                "CrashLoopBackOff",
-                format!("back-off {wait} restarting failed container={} pod={pod}", container.name),
-            );
-            plan.wake(until);
-            return;
-        }
+    let Some(backoff) = backoff.filter(|backoff| !is_expired(backoff, world.now)) else { return false };
+    let until = finished + SignedDuration::try_from(backoff.wait).unwrap_or(SignedDuration::ZERO);
+    if !is_ahead(world.now, until, backoff.wait) {
+        return false;
     }
-    start(world, plan, role, container);
+    let (wait, pod) = (go_duration(backoff.wait), podspec::format_pod(world.pod));
+    plan.wait(&container.name, "CrashLoopBackOff", format!("back-off {wait} restarting failed container={} pod={pod}", container.name));
+    plan.wake(until);
+    true
 }
 
 fn is_expired(backoff: &Backoff, now: Timestamp) -> bool {
@@ -400,7 +438,7 @@ fn is_image_ready(world: &World<'_>, plan: &mut Plan, blamed: &str, key: (String
     match world.memory.images.get(&key) {
         Some(Image::Ready(_)) => return true,
         Some(Image::Pulling) => {}
-        Some(Image::Failed { reason, message, at, until, .. }) if world.now < *until => {
+        Some(Image::Failed { reason, message, at, until, wait }) if is_ahead(world.now, *until, *wait) => {
             let shown_until = *at + PULL_FAILURE_SHOWN;
             if *reason != "ErrImagePull" || world.now < shown_until {
                 plan.wait(blamed, reason, message.clone());

@@ -82,6 +82,7 @@ impl Scene {
             Action::Fail(verdict) => format!("fail {}", verdict.reason),
             Action::Finish => "finish".into(),
             Action::Forget => "forget".into(),
+            Action::Retire => "retire".into(),
             Action::Resize { id, resources, .. } => format!("resize {id} to {} {}", resources.cpu_shares, resources.memory_limit_in_bytes),
         };
         self.plan().actions.iter().map(short).collect()
@@ -306,4 +307,35 @@ fn a_container_that_was_stopped_to_be_replaced_comes_back_whatever_it_exits_with
     }));
     scene.memory.replaced.insert("a0".into());
     assert_eq!(scene.actions(), ["start a 1"]);
+}
+
+#[test]
+fn a_rule_makes_all_containers_begin_anew_once_the_others_have_stopped() {
+    let rule = json!([{"action": "RestartAllContainers", "exitCodes": {"operator": "In", "values": [42]}}]);
+    let spec = json!({"restartPolicy": "Never", "initContainers": [{"name": "init"}],
+        "containers": [{"name": "a", "restartPolicy": "Never", "restartPolicyRules": rule}, {"name": "b"}]});
+    let ended = |b: State| scene(spec.clone()).seen("init", 0, State::Exited, 0).seen("a", 0, State::Exited, 42).seen("b", 0, b, 0);
+    assert_eq!(ended(State::Running).actions(), ["kill b0 30 RestartAll"]);
+    let mut stopped = ended(State::Exited);
+    assert_eq!(stopped.actions(), ["retire"]);
+    stopped.memory.retired = ["init0", "a0", "b0"].map(str::to_owned).into();
+    stopped.memory.replaced = stopped.memory.retired.clone();
+    assert_eq!(stopped.actions(), ["start init 1"]);
+    let other = scene(spec).seen("init", 0, State::Exited, 0).seen("a", 0, State::Exited, 1).seen("b", 0, State::Exited, 0);
+    assert!(other.plan().ending);
+}
+
+#[test]
+fn a_clock_that_was_set_back_makes_nobody_wait_for_it() {
+    for (back, waits) in [(0, true), (3600, false)] {
+        let mut crashed = scene(two()).seen("a", 0, State::Exited, 1).seen("b", 0, State::Running, 0);
+        crashed.memory.backoffs.insert("a".into(), Backoff { wait: Duration::from_secs(20), updated: at(NOW + back - 5) });
+        crashed.containers[0].finished_at = Some(at(NOW + back - 3));
+        assert_eq!(crashed.plan().waiting.contains_key("a"), waits, "a crash {back} s ago in the future");
+        let mut failed = scene(two());
+        failed.sandboxes.clear();
+        failed.memory.sandbox_failed =
+            Some(next_failure(None, Duration::from_secs(8), "FailedCreatePodSandBox", "m".into(), at(NOW + back - 1)));
+        assert_eq!(failed.actions().is_empty(), waits, "a sandbox that failed {back} s ago in the future");
+    }
 }

@@ -227,13 +227,7 @@ fn memory_share(pod: &Pod, container: &Container) -> i64 {
 
 /// May the container run again after it ended with `exit_code`? Its rules come before its policy (KEP-5307).
 pub fn restarts(pod: &Pod, role: Role, container: &Container, exit_code: i32) -> bool {
-    let matching = container.restart_policy_rules.iter().flatten().find(|rule| {
-        rule.exit_codes.as_ref().is_some_and(|codes| {
-            let listed = codes.values.iter().flatten().any(|code| *code == exit_code);
-            if codes.operator == "NotIn" { !listed } else { listed }
-        })
-    });
-    if matching.is_some_and(|rule| rule.action.starts_with("Restart")) {
+    if rule(container, exit_code).is_some_and(|action| action.starts_with("Restart")) {
         return true;
     }
     match restart_policy(pod, role, container) {
@@ -241,6 +235,22 @@ pub fn restarts(pod: &Pod, role: Role, container: &Container, exit_code: i32) ->
         "OnFailure" => exit_code != 0,
         _ => true,
     }
+}
+
+/// Does the whole pod begin anew after the container ended with `exit_code` (KEP-5532)?
+pub fn restarts_all(container: &Container, exit_code: i32) -> bool {
+    rule(container, exit_code) == Some("RestartAllContainers")
+}
+
+/// The action of the first rule that speaks of `exit_code`.
+fn rule(container: &Container, exit_code: i32) -> Option<&str> {
+    let matching = container.restart_policy_rules.iter().flatten().find(|rule| {
+        rule.exit_codes.as_ref().is_some_and(|codes| {
+            let listed = codes.values.iter().flatten().any(|code| *code == exit_code);
+            if codes.operator == "NotIn" { !listed } else { listed }
+        })
+    });
+    matching.map(|rule| rule.action.as_str())
 }
 
 #[cfg(test)]

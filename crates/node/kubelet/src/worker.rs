@@ -19,7 +19,7 @@ use crate::garbage::Uses;
 use crate::grants::Claims;
 use crate::objects::Objects;
 use crate::observe::{Observed, observe};
-use crate::plan::{Plan, plan};
+use crate::plan::{LAST_LOOK, Plan, plan};
 use crate::podspec::{self, Role};
 use crate::probe::{Kind, Probes, Target};
 use crate::projections::Look;
@@ -103,10 +103,6 @@ pub struct Record {
     /// What the pod holds of the node with that grant.
     pub claims: Mutex<Option<Arc<Claims>>>,
 }
-
-/// How long a pod with a grace period stays after its last status. A client that deletes and then reads finds it on its way out, which
-/// upstream's conformance tests rely on: its kubelet is never as fast as ours.
-const LAST_LOOK: Duration = Duration::from_millis(100);
 
 /// The API's last word on the pod.
 #[derive(Clone)]
@@ -445,8 +441,11 @@ impl Agent {
             probes.sync(&scene.record.uid, Vec::new());
         }
         self.publish(scene, false, plan, true).await?;
-        if scene.pod.metadata.deletion_grace_period_seconds.is_some_and(|seconds| seconds > 0) {
-            tokio::time::sleep(LAST_LOOK).await;
+        let stays = scene.pod.metadata.deletion_grace_period_seconds.is_some_and(|seconds| seconds > 0);
+        if stays && scene.record.memory().last_look.is_none() {
+            // The plan asks for this again then.
+            scene.record.memory().last_look = Some(Timestamp::now() + SignedDuration::try_from(LAST_LOOK).unwrap_or(SignedDuration::ZERO));
+            return Ok(());
         }
         let params = DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::of_uid(&scene.record.uid) };
         let (namespace, name) = (podspec::namespace(&scene.pod), podspec::name(&scene.pod));

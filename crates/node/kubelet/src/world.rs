@@ -122,6 +122,8 @@ pub struct Memory {
     pub stopping: BTreeMap<String, i64>,
     /// Containers that were stopped to be started anew, whatever their exit code then says.
     pub replaced: BTreeSet<String>,
+    /// Containers of before all of them were to begin anew: none of them counts as having run.
+    pub retired: BTreeSet<String>,
     pub volumes_ready: bool,
     pub volumes_failed: Option<Failure>,
     pub sandbox_failed: Option<Failure>,
@@ -140,6 +142,8 @@ pub struct Memory {
     pub spoken: BTreeMap<String, String>,
     /// Reasons that were told as events, so that each is told once.
     pub told: BTreeSet<(String, &'static str, u32)>,
+    /// Until when a pod stays that the API may forget, for its deleter to see it.
+    pub last_look: Option<Timestamp>,
     /// Everything was stopped and, for a deletion, the API was told.
     pub finished: bool,
 }

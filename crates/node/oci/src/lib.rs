@@ -3,7 +3,7 @@
 //! [`spawn`] makes a container's first process and [`enter`] one more in a running container. Both are called by a **single-threaded**
 //! process (the runtime's shim, never a tokio process): the child runs ordinary code between clone and exec, which is only sound when no other thread can
 //! hold a lock. Everything that has a name on the host arrives as a descriptor in [`Handles`]: the mounted root, detached
-//! trees of volumes, `cgroup.procs` files. So the caller's mount namespace can be nearly empty.
+//! trees of volumes, control groups' files. So the caller's mount namespace can be nearly empty.
 //!
 //! The child tells about itself over a sequenced-packet [`Channel`]: a pseudo-terminal's master, or the first [`Failure`] with its step; end of
 //! file without a failure means that the program runs.

@@ -13,7 +13,7 @@ pub struct Handles<'a> {
     pub rootfs: Option<BorrowedFd<'a>>,
     /// Detached mounts for [`crate::Source::Tree`].
     pub trees: &'a [OwnedFd],
-    /// `cgroup.procs` of every v1 hierarchy to join, see `cgroups::Cgroup::join_fds`.
+    /// `tasks` of every v1 hierarchy to join, see `cgroups::Cgroup::join_fds`.
     pub join: &'a [OwnedFd],
     /// The v2 control group to be born in.
     pub birthplace: Option<BorrowedFd<'a>>,

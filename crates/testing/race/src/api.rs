@@ -35,7 +35,8 @@ answers as many bytes and does nothing else: what a server can do here beside th
 without TLS, linearizable reads. GET and CREATE are of ConfigMaps of 1 KiB, writes are durable in both; LIST 500 selects by a label among all ConfigMaps; the large \
 lists are of pods of about 2.8 KiB, whole. Fan-out: so many watch connections see every write of the writers; a delay is from before the write to the \
 delivery; the floor sends lines of the same size without end. “µs” is processor time of the server per request (or delivery, or MB). A pod's memory is what the server's \
-RSS grew by while they were made; an idle watch's, over HTTP/2 with 250 on a connection.";
+RSS grew by while they were made, the caches of controllers and scheduler in the same process included, “API server and store alone” without those; \
+an idle watch's, over HTTP/2 with 250 on a connection.";
 const HEAD: [&str; 8] = ["what", "clients", "ours, a second", "floor", "ours / floor", "etcd", "p50 / p99 ms", "µs: ours / floor"];
 const ENDLESS: u64 = u64::MAX;
 /// What an event of the fan-out has on the wire, about.
@@ -91,6 +92,10 @@ pub async fn race(options: &Options, dir: &Path) -> anyhow::Result<Outcome> {
     let mut servers = Servers::start(options, dir).await?;
     prepare(&servers.ours).await?;
     let mut table = Table::default();
+    // First: later, what earlier loads have given back would make room for them.
+    if let Some(cluster) = servers.cluster.as_ref().filter(|_| options.wants("memory")) {
+        memory::idle_watches(cluster, 4 * options.watchers, &mut table).await?;
+    }
     for load in loads().iter().filter(|load| options.wants(load.what)) {
         table.requests(options, &servers, load).await.with_context(|| load.what.to_owned())?;
     }
@@ -113,9 +118,6 @@ pub async fn race(options: &Options, dir: &Path) -> anyhow::Result<Outcome> {
         }
     }
     if let Some(cluster) = servers.cluster.take() {
-        if options.wants("memory") {
-            memory::idle_watches(&cluster, 4 * options.watchers, &mut table).await?;
-        }
         cluster.purge()?;
     }
     Ok(Outcome { method: METHOD.into(), head: HEAD.into(), rows: table.rows, figures: table.figures.into() })
@@ -230,7 +232,7 @@ impl Table {
         rate: Option<f64>,
     ) -> anyhow::Result<()> {
         let (mut legs, mut floors, mut used) = (Vec::new(), Vec::new(), [0.0; 2]);
-        let length = Duration::from_secs_f64(options.leg_seconds);
+        let length = seconds(options, 2.0);
         for round in 1..=options.rounds {
             let before = servers.cpu_seconds();
             let leg = fanout::leg(&servers.ours, options.watchers, writers, rate, length).await?;
@@ -241,7 +243,7 @@ impl Table {
             let after = servers.cpu_seconds();
             eprintln!("round {round}, {what}: {:.0} events, {:.0} deliveries a second", leg.events_per_second, leg.deliveries_per_second);
             used[0] += (between[0] - before[0]) / leg.deliveries;
-            used[1] += (after[1] - between[1]) / (floors.last().copied().unwrap_or(f64::NAN) * options.leg_seconds);
+            used[1] += (after[1] - between[1]) / (floors.last().copied().unwrap_or(f64::NAN) * length.as_secs_f64());
             legs.push(leg);
         }
         let ours = Spread::of(&legs.iter().map(|leg| leg.deliveries_per_second).collect::<Vec<_>>());
@@ -317,7 +319,7 @@ impl Table {
 /// Ours, floor, floor, ours, as many times as there are rounds.
 async fn sides(options: &Options, servers: &Servers, protocol: Protocol, clients: usize, makes: [&Make; 2]) -> anyhow::Result<[Side; 2]> {
     let mut sides = [Side::default(), Side::default()];
-    let length = Duration::from_secs_f64(options.leg_seconds / 2.0);
+    let length = seconds(options, 4.0);
     for _ in 0..options.rounds {
         for at in [0, 1, 1, 0] {
             let remote = [&servers.ours, &servers.floor.remote][at];
@@ -328,6 +330,11 @@ async fn sides(options: &Options, servers: &Servers, protocol: Protocol, clients
         }
     }
     Ok(sides)
+}
+
+/// A part of a usual leg: there are so many legs here that whole ones would take a quarter of an hour.
+fn seconds(options: &Options, parts: f64) -> Duration {
+    Duration::from_secs_f64(options.leg_seconds / parts)
 }
 
 /// A number that no leg uses.
@@ -352,7 +359,7 @@ async fn peer_legs(options: &Options, etcd: &Etcd, peer: Peer, clients: usize) -
     let (connections, mut rates) = (Arc::new(connections), Vec::new());
     for _ in 0..options.rounds {
         let (connections, value) = (connections.clone(), value.clone());
-        let leg = measure::closed_loop(clients, Duration::from_secs_f64(options.leg_seconds), move |client, number| {
+        let leg = measure::closed_loop(clients, seconds(options, 4.0), move |client, number| {
             let (mut connection, value) = (connections[client / CLIENTS_PER_CONNECTION].clone(), value.clone());
             async move {
                 match peer {

@@ -24,6 +24,9 @@ const SINGLE: usize = 20;
 /// Pods that are there at once for the memory of one.
 const IDLE: usize = 30;
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Files of an image that is unpacked, and the bytes of each: half of it compresses.
+const FILES: usize = 2_000;
+const FILE_BYTES: usize = 50_000;
 
 /// What one runtime took, in milliseconds.
 #[derive(Default)]
@@ -33,6 +36,8 @@ struct Taken {
     exit: Vec<f64>,
     removal: Vec<f64>,
     memory_mib: Vec<f64>,
+    /// Of an image's files, from an archive.
+    unpack_mib_per_second: Vec<f64>,
 }
 
 struct Subject {
@@ -90,6 +95,23 @@ pub async fn race(options: &Options, dir: &Path) -> anyhow::Result<Outcome> {
         for at in 0..count {
             idle(&subjects[at], &mut taken[at]).await.with_context(|| subjects[at].name)?;
         }
+        let unpacked = (FILES * FILE_BYTES) as f64 / 1024.0 / 1024.0;
+        let archive = large_archive(dir, round)?;
+        let begin = Instant::now();
+        cluster.load_image(&archive)?;
+        taken[0].unpack_mib_per_second.push(unpacked / begin.elapsed().as_secs_f64());
+        for (at, peer) in [(1, &runc), (2, &crun)].into_iter().take(count - 1) {
+            let begin = Instant::now();
+            let imported = std::process::Command::new(root.join("usr/bin/ctr"))
+                .arg("--address")
+                .arg(&peer.socket)
+                .args(["--namespace", "k8s.io", "images", "import"])
+                .arg(&archive)
+                .output()?;
+            ensure!(imported.status.success(), "{}", String::from_utf8_lossy(&imported.stderr));
+            taken[at].unpack_mib_per_second.push(unpacked / begin.elapsed().as_secs_f64());
+        }
+        std::fs::remove_file(archive)?;
         eprintln!("round {} of {}", round + 1, options.rounds);
     }
     runc.stop().await;
@@ -110,24 +132,62 @@ fn outcome(subjects: &[Subject], taken: &[Taken]) -> Outcome {
         row("create and start a container in it, p50 / p99, ms", &|taken| percentiles(&taken.start)),
         row("create to exit of a static `true`, p50 / p99, ms", &|taken| percentiles(&taken.exit)),
         row("stop and remove both, p50 / p99, ms", &|taken| percentiles(&taken.removal)),
+        row("an archive's image unpacked, MiB/s", &|taken| spread(&Spread::of(&taken.unpack_mib_per_second))),
         row("memory per pod beyond its own process, PSS, MiB", &|taken| spread(&Spread::of(&taken.memory_mib))),
     ];
     let head = std::iter::once("what").chain(subjects.iter().map(|subject| subject.name)).collect();
     let method = format!(
         "CRI over a Unix socket, one client for all, calls one after the other, {SINGLE} pods a round in each: RunPodSandbox in the host's network \
          namespace, CreateContainer and StartContainer of busybox `true`, until ContainerStatus says that it has exited, then StopPodSandbox and \
-         RemovePodSandbox. Memory is what the runtime's processes (and pause processes) have more with {IDLE} pods of `sleep` than without, divided among them."
+         RemovePodSandbox. Memory is what the runtime's processes (and pause processes) have more with {IDLE} pods of `sleep` than without, divided among them. The unpacked image is a docker archive of one layer of {FILES} files of {FILE_BYTES} bytes, another one each round, given to `sternpost image load` and `ctr images import`."
     );
     let figures: serde_json::Value = subjects
         .iter()
         .zip(taken)
         .map(|(subject, taken)| {
-            let of = json!({"sandbox_ms": taken.sandbox, "start_ms": taken.start, "exit_ms": taken.exit, "removal_ms": taken.removal, "memory_mib": taken.memory_mib});
+            let of = json!({"sandbox_ms": taken.sandbox, "start_ms": taken.start, "exit_ms": taken.exit, "removal_ms": taken.removal, "memory_mib": taken.memory_mib, "unpack_mib_per_second": taken.unpack_mib_per_second});
             (subject.name.to_owned(), of)
         })
         .collect::<serde_json::Map<String, serde_json::Value>>()
         .into();
     Outcome { method, head, rows, figures }
+}
+
+/// A docker archive of one layer that no round before had.
+fn large_archive(dir: &Path, round: usize) -> anyhow::Result<std::path::PathBuf> {
+    use sha2::{Digest, Sha256};
+    let mut layer = tar::Builder::new(Vec::new());
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64 ^ (round as u64 + 1);
+    for number in 0..FILES {
+        let mut bytes = vec![b'.'; FILE_BYTES];
+        for chunk in bytes[..FILE_BYTES / 2].chunks_mut(8) {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            chunk.copy_from_slice(&state.to_le_bytes()[..chunk.len()]);
+        }
+        append(&mut layer, &format!("files/{:02}/{number}", number % 50), &bytes)?;
+    }
+    let layer = layer.into_inner()?;
+    let digest: String = Sha256::digest(&layer).iter().map(|byte| format!("{byte:02x}")).collect();
+    let name = format!("localhost/large:{round}");
+    let architecture = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
+    let config = json!({"architecture": architecture, "os": "linux", "config": {"Cmd": ["x"]}, "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{digest}")]}});
+    let manifest = json!([{"Config": "config.json", "RepoTags": [name], "Layers": ["layer.tar"]}]);
+    let path = dir.join(format!("large-{round}.tar"));
+    let mut archive = tar::Builder::new(std::fs::File::create(&path)?);
+    append(&mut archive, "layer.tar", &layer)?;
+    append(&mut archive, "config.json", config.to_string().as_bytes())?;
+    append(&mut archive, "manifest.json", manifest.to_string().as_bytes())?;
+    archive.finish()?;
+    Ok(path)
+}
+
+fn append<W: std::io::Write>(archive: &mut tar::Builder<W>, name: &str, bytes: &[u8]) -> std::io::Result<()> {
+    let mut header = tar::Header::new_gnu();
+    header.set_size(bytes.len() as u64);
+    header.set_mode(0o644);
+    archive.append_data(&mut header, name, bytes)
 }
 
 fn milliseconds(since: Instant) -> f64 {

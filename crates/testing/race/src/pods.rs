@@ -17,9 +17,12 @@ use crate::measure::{Spread, quantile, sorted};
 use crate::processes::footprint;
 use crate::report::{Outcome, number, spread};
 
-const NAMESPACE: &str = "race";
+pub const NAMESPACE: &str = "race";
 /// Pods made one after the other in a round.
 const SINGLE: usize = 10;
+/// How long a node with all its pods rests before it is watched, and for how long it is.
+const SETTLE: Duration = Duration::from_secs(5);
+const WATCH: Duration = Duration::from_secs(20);
 /// Longer than this and the race has failed.
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -30,14 +33,25 @@ pub async fn race(options: &Options, dir: &Path) -> anyhow::Result<Outcome> {
     api.create::<Namespace>(&serde_json::from_value(json!({ "metadata": { "name": NAMESPACE } }))?).await?;
     let address = expose(&api).await?;
     let (mut singles, mut bursts, mut in_bursts) = (Vec::new(), Vec::new(), Vec::new());
-    let (mut answers, mut memory) = (Vec::new(), Vec::new());
+    let (mut answers, mut memory, mut each_memory, mut idle) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    // The first pod of a node finds nothing warm, and its namespace may be younger than its service account.
+    one(&api, SINGLE).await?;
     for round in 1..=options.rounds {
         for number in 0..SINGLE {
             singles.push(one(&api, number).await?);
         }
+        let empty = footprint(&cluster.program).pss_mib;
         let Burst { running: all, answering, each } = burst(&api, options.replicas, &address).await?;
         answers.push(answering);
-        memory.push(footprint(&cluster.program).pss_mib);
+        let full = footprint(&cluster.program).pss_mib;
+        memory.push(full);
+        each_memory.push((full - empty) / options.replicas as f64);
+        if round == options.rounds {
+            tokio::time::sleep(SETTLE).await;
+            let before = footprint(&cluster.program).cpu_seconds;
+            tokio::time::sleep(WATCH).await;
+            idle.push((footprint(&cluster.program).cpu_seconds - before) / WATCH.as_secs_f64() * 100.0);
+        }
         eprintln!("round {round}: {} pods in {all:.3} s", options.replicas);
         bursts.push(all);
         in_bursts.extend(each);
@@ -58,19 +72,21 @@ pub async fn race(options: &Options, dir: &Path) -> anyhow::Result<Outcome> {
         row("one pod alone, create → Running, p50 / p99 / most, ms".into(), percentiles(&single)),
         row("a pod in the burst, seen → Running, p50 / p99 / most, ms".into(), percentiles(&each)),
         row(format!("memory of all our processes with {} pods, PSS, MiB", options.replicas), spread(&Spread::of(&memory))),
+        row("the same, what each pod adds, MiB".into(), spread(&Spread::of(&each_memory))),
+        row(format!("idle processor with {} pods, % of one core", options.replicas), spread(&Spread::of(&idle))),
     ];
     let method = format!(
         "One node, through the real API over HTTPS with the administrator's certificate; image sternpost.io/toolbox, no probes. A round makes \
          {SINGLE} pods one after the other, then a Deployment of {} replicas, and deletes everything. Times are the client's: from before the request \
          is sent to the event on a watch that shows the pod (or the last of them) Running with its container ready; in the burst a pod's own clock starts at its \
-         Added event. Then the node asks the Service's cluster IP for `/hostname`, a connection each time, until every pod has answered. There is no peer: Debian has no Kubernetes control plane.",
+         Added event. Then the node asks the Service's cluster IP for `/hostname`, a connection each time, until every pod has answered. After the last burst the node rests 5 s and is watched for 20 s. One pod before the first round is not counted. There is no peer: Debian has no Kubernetes control plane.",
         options.replicas
     );
-    let figures = json!({ "single_ms": singles, "burst_seconds": bursts, "answering_seconds": answers, "in_burst_ms": each, "burst": all, "pss_mib": memory });
+    let figures = json!({ "single_ms": singles, "burst_seconds": bursts, "answering_seconds": answers, "in_burst_ms": each, "burst": all, "pss_mib": memory, "pod_mib": each_memory, "idle_percent": idle });
     Ok(Outcome { method, head: vec!["what", "figure"], rows, figures })
 }
 
-fn is_running(pod: &Pod) -> bool {
+pub fn is_running(pod: &Pod) -> bool {
     let Some(status) = &pod.status else { return false };
     let containers = status.container_statuses.as_deref().unwrap_or_default();
     status.phase.as_deref() == Some("Running") && !containers.is_empty() && containers.iter().all(|container| container.ready)
@@ -81,13 +97,13 @@ fn spec() -> serde_json::Value {
 }
 
 /// All pods of the namespace from now on.
-async fn watch(api: &Client) -> anyhow::Result<WatchStream<Pod>> {
+pub async fn watch(api: &Client) -> anyhow::Result<WatchStream<Pod>> {
     let now = api.list::<Pod>(&ListParams::in_namespace(NAMESPACE)).await?.resource_version;
     Ok(api.watch(&WatchParams { namespace: Some(NAMESPACE.into()), resource_version: Some(now), ..WatchParams::default() }).await?)
 }
 
 /// The next event's pod, and whether it was deleted.
-async fn next(events: &mut WatchStream<Pod>, deadline: Instant) -> anyhow::Result<(Pod, bool)> {
+pub async fn next(events: &mut WatchStream<Pod>, deadline: Instant) -> anyhow::Result<(Pod, bool)> {
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         match tokio::time::timeout(left, events.next()).await.context("too slow: the race is lost")? {
@@ -114,7 +130,7 @@ async fn one(api: &Client, number: usize) -> anyhow::Result<f64> {
 }
 
 /// A ClusterIP Service over the Deployment's pods; its address and port.
-async fn expose(api: &Client) -> anyhow::Result<String> {
+pub async fn expose(api: &Client) -> anyhow::Result<String> {
     let service: Service = serde_json::from_value(json!({
         "metadata": { "name": "web", "namespace": NAMESPACE },
         "spec": { "selector": { "app": "web" }, "ports": [{ "port": 80, "targetPort": 8080 }] },
@@ -124,13 +140,13 @@ async fn expose(api: &Client) -> anyhow::Result<String> {
 }
 
 /// Seconds from before the Deployment is sent, and each pod's milliseconds from its Added event to Running.
-struct Burst {
-    running: f64,
-    answering: f64,
+pub struct Burst {
+    pub running: f64,
+    pub answering: f64,
     each: Vec<f64>,
 }
 
-async fn burst(api: &Client, replicas: usize, service: &str) -> anyhow::Result<Burst> {
+pub async fn burst(api: &Client, replicas: usize, service: &str) -> anyhow::Result<Burst> {
     let mut events = watch(api).await?;
     let labels = json!({ "app": "web" });
     let deployment: Deployment = serde_json::from_value(json!({
@@ -158,7 +174,7 @@ async fn burst(api: &Client, replicas: usize, service: &str) -> anyhow::Result<B
 }
 
 /// Which pod answers behind `address`.
-async fn hostname(address: &str) -> anyhow::Result<String> {
+pub async fn hostname(address: &str) -> anyhow::Result<String> {
     let ask = async {
         let mut stream = tokio::net::TcpStream::connect(address).await?;
         stream.write_all(b"GET /hostname HTTP/1.1\r\nHost: web\r\nConnection: close\r\n\r\n").await?;

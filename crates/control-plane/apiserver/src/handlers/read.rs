@@ -128,7 +128,7 @@ pub async fn list(server: &Arc<Inner>, context: &Context, target: Target<'_>) ->
     {
         return Ok(reply::packed(Media::Protobuf.content_type(), body, accepts_gzip(context)));
     }
-    Ok(reply::value(StatusCode::OK, &views::many(target.kind, &page.objects, format, include, metadata), format))
+    Ok(reply::list_value(&views::many(target.kind, &page.objects, format, include, metadata), format, accepts_gzip(context)))
 }
 
 /// The objects that a request's selectors, `limit` and `continue` name, as they are served.

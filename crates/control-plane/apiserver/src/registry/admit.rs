@@ -22,6 +22,9 @@ use crate::selection::Selection;
 
 pub use admission::Operation;
 
+/// Lists up to this length are kept as trees.
+const FEW: usize = 64;
+
 /// Single objects come from the store itself, so that a plugin sees a namespace that was made a moment ago; lists from the cache.
 pub struct Reader {
     pub store: Arc<dyn Store>,
@@ -68,7 +71,10 @@ impl Lookup for Reader {
             };
             let selection = Selection::all(kind.prefix(namespace), kind.storage.rules.clone());
             let page = self.caches.of(kind.storage.prefix.as_bytes()).list(&selection.prefix, b"", 0, &selection, 0);
-            Ok(kind.present_all(page.objects)?.iter().map(|object| Arc::new(object.value())).collect())
+            // Every pod asks for all priority classes, quotas and limits: small lists that hardly change. A long one would push out the rest.
+            let few = page.objects.len() <= FEW && !kind.is_custom();
+            let tree = |object: &Arc<object::Object>| if few { self.decoded.value(object) } else { Arc::new(object.value()) };
+            Ok(kind.present_all(page.objects)?.iter().map(tree).collect())
         }
         .boxed()
     }

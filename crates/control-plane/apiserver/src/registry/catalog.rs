@@ -212,5 +212,9 @@ pub fn find(group: &str, version: &str, plural: &str) -> Option<&'static Arc<Kin
 
 /// The kind in the version in which it is stored.
 pub fn stored(group: &str, plural: &str) -> Option<&'static Arc<Kind>> {
-    all().iter().find(|kind| kind.facts.group == group && kind.facts.plural == plural && !kind.converts())
+    static INDEX: OnceLock<HashMap<(&str, &str), &Arc<Kind>>> = OnceLock::new();
+    let stored = || all().iter().filter(|kind| !kind.converts());
+    // Of several versions that are stored as they are, the first in the table.
+    let index = INDEX.get_or_init(|| stored().rev().map(|kind| ((kind.facts.group, kind.facts.plural), kind)).collect());
+    index.get(&(group, plural)).copied()
 }

@@ -6,6 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::Bytes;
 use serde_json::Value;
 
+use crate::object::Object;
+
 /// Objects kept at most; one more, and all are forgotten.
 const OBJECTS_MAX: usize = 512;
 /// Larger ones are not kept.
@@ -18,17 +20,27 @@ pub struct Decoded(Mutex<HashMap<Bytes, (u64, Arc<Value>)>>);
 impl Decoded {
     /// The tree of this very version, made by `decode` where it is not at hand.
     pub fn get<E>(&self, entry: &store::Entry, decode: impl FnOnce() -> Result<Value, E>) -> Result<Arc<Value>, E> {
+        self.of(&entry.key, entry.mod_revision, entry.value.len(), decode)
+    }
+
+    /// The tree of an object out of a cache.
+    pub fn value(&self, object: &Object) -> Arc<Value> {
+        let made: Result<_, std::convert::Infallible> = self.of(&object.key, object.revision, object.bytes.len(), || Ok(object.value()));
+        made.unwrap_or_else(|never| match never {})
+    }
+
+    fn of<E>(&self, key: &Bytes, revision: u64, size: usize, decode: impl FnOnce() -> Result<Value, E>) -> Result<Arc<Value>, E> {
         let lock = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, value)) = lock().get(&entry.key).filter(|(revision, _)| *revision == entry.mod_revision) {
+        if let Some((_, value)) = lock().get(key).filter(|(known, _)| *known == revision) {
             return Ok(value.clone());
         }
         let value = Arc::new(decode()?);
-        if entry.value.len() <= BYTES_MAX {
+        if size <= BYTES_MAX {
             let mut kept = lock();
             if kept.len() >= OBJECTS_MAX {
                 kept.clear();
             }
-            kept.insert(entry.key.clone(), (entry.mod_revision, value.clone()));
+            kept.insert(key.clone(), (revision, value.clone()));
         }
         Ok(value)
     }

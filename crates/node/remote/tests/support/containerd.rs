@@ -82,6 +82,14 @@ impl Containerd {
     }
 }
 
+/// A test that fails leaves no daemon behind.
+impl Drop for Containerd {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
 fn configuration(directory: &Path, socket: &Path, root: &Path, low_level: &str) -> String {
     let (at, socket, root) = (directory.display(), socket.display(), root.display());
     format!(

@@ -47,7 +47,7 @@ pub struct Container {
     pub pid: i32,
     pub pidfd: OwnedFd,
     pub log: Log,
-    /// `cgroup.procs` of every v1 hierarchy, for exec.
+    /// `tasks` of every v1 hierarchy, for exec.
     pub join: Vec<OwnedFd>,
     pub birthplace: Option<OwnedFd>,
     kill: Option<OwnedFd>,

@@ -260,3 +260,15 @@ fn a_pod_without_the_hosts_users_is_root_of_its_own_ids_and_its_volumes_keep_the
     let node = ns.value(&format!("node/{}", ns.cluster.node()), "{.status.runtimeHandlers[?(@.name=='runc')].features.userNamespaces}");
     assert_eq!(node, "true");
 }
+
+#[test]
+fn a_rule_restarts_every_container_of_a_pod_in_the_sandbox_that_it_has() {
+    let ns = Namespace::new("restartall");
+    let image = busybox(1);
+    ns.apply(&format!(
+        "apiVersion: v1\nkind: Pod\nmetadata: {{name: one}}\nspec:\n  restartPolicy: Never\n  terminationGracePeriodSeconds: 0\n  volumes: [{{name: v, emptyDir: {{}}}}]\n  initContainers:\n  - {{name: init, image: \"{image}\", command: [sh, -c, 'echo init >> /v/order'], volumeMounts: [{{name: v, mountPath: /v}}]}}\n  containers:\n  - name: main\n    image: \"{image}\"\n    command: [sh, -c, 'echo main >> /v/order; test $(grep -c main /v/order) = 2 || exit 42; sleep 1000']\n    volumeMounts: [{{name: v, mountPath: /v}}]\n    restartPolicy: Never\n    restartPolicyRules: [{{action: RestartAllContainers, exitCodes: {{operator: In, values: [42]}}}}]\n  - {{name: other, image: \"{image}\", command: [sleep, '1000']}}\n"
+    ));
+    ns.wait_for_value("pod/one", "{.status.containerStatuses[?(@.name=='main')].restartCount} {.status.containerStatuses[?(@.name=='other')].restartCount} {.status.phase}", "1 1 Running");
+    let order = ns.kubectl(&["exec", "one", "-c", "main", "--", "cat", "/v/order"]).ok();
+    assert_eq!(order.split_whitespace().collect::<Vec<_>>(), ["init", "main", "init", "main"]);
+}
