@@ -137,7 +137,7 @@ fn unit(args: &InstallArgs) -> String {
         (Role::Server, _) => ("server", "server".to_owned()),
     };
     format!(
-        "[Unit]\nDescription=Sternpost {role} (Kubernetes)\nDocumentation=man:sternpost(1)\nWants=network-online.target\n\
+        "[Unit]\nDescription=Sternpost {role} (Kubernetes)\nWants=network-online.target\n\
          After=network-online.target\n\n[Service]\nType=exec\nEnvironmentFile=-/{JOIN}\nExecStart=/{BINARY} {command}\n\
          KillMode=process\nDelegate=yes\nRestart=always\nRestartSec=1\nLimitNOFILE=1048576\nTasksMax=infinity\nOOMScoreAdjust=-999\n\n\
          [Install]\nWantedBy=multi-user.target\n"

@@ -21,6 +21,7 @@ use crate::{identity, keeper};
 
 mod peers;
 mod registry;
+mod tunnel;
 
 pub use peers::internal_address;
 

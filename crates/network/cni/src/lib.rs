@@ -24,6 +24,7 @@ mod assigned;
 mod bandwidth;
 mod firewall;
 mod links;
+pub mod offload;
 mod peers;
 mod plugins;
 mod routed;

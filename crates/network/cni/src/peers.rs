@@ -85,6 +85,12 @@ impl Peers {
         Ok(())
     }
 
+    /// The tunnel's link, and who is behind it: the node's own address, and that of its end.
+    pub fn tunnelled(&self) -> (&str, impl Iterator<Item = (IpAddr, IpAddr)>) {
+        let behind = self.known.values().filter(|(_, via)| *via == Via::Tunnel).map(|(peer, _)| (peer.address, peer.pod_cidr.0));
+        (&self.link, behind)
+    }
+
     fn add(&mut self, peer: &Peer, via: Via, tunnel: Option<u32>) -> Result<(), Error> {
         let mut requests = Requests::new(&mut self.socket, 3);
         match (via, tunnel) {

@@ -12,13 +12,15 @@ use crate::links::{self, Mac, Refused, Requests};
 use crate::routed::in_namespace;
 use crate::{Cidr, Error};
 
-const MTU: u32 = 1500;
+const DEFAULT_MTU: u32 = 1500;
 
 /// The bridge, in the network namespace of the thread that opened it.
 #[derive(Debug)]
 pub struct Segment {
     socket: Socket,
     bridge: u32,
+    /// This machine's way out: what is larger would not get there.
+    mtu: u32,
     gateways: Vec<IpAddr>,
 }
 
@@ -26,6 +28,7 @@ impl Segment {
     /// Makes the bridge `name` with the host's own addresses on it (one of each IP family), unless it is there.
     pub fn open(name: &str, gateways: &[Cidr]) -> Result<Self, Error> {
         let mut socket = Socket::route().map_err(at("open rtnetlink socket"))?;
+        let mtu = links::default_mtu(&mut socket).map_err(at("read the default route's MTU"))?.unwrap_or(DEFAULT_MTU);
         let mut requests = Requests::new(&mut socket, 1);
         requests.add_bridge(name);
         requests.send(&[Errno::EXIST]).map_err(refused)?;
@@ -34,7 +37,7 @@ impl Segment {
         gateways.iter().for_each(|gateway| requests.add_network_address(bridge, *gateway));
         requests.up(bridge);
         requests.send(&[]).map_err(refused)?;
-        Ok(Self { socket, bridge, gateways: gateways.iter().map(|gateway| gateway.0).collect() })
+        Ok(Self { socket, bridge, mtu, gateways: gateways.iter().map(|gateway| gateway.0).collect() })
     }
 
     /// Gives the namespace an `eth0` with these addresses whose other end, `link`, is in the bridge, and the host as its gateway. The
@@ -43,7 +46,7 @@ impl Segment {
         if links::index_of(&mut self.socket, link).map_err(at("find link"))?.is_none() {
             let mut requests = Requests::new(&mut self.socket, 1);
             let [near, far] = macs(addresses.first().map_or(Ipv4Addr::UNSPECIFIED.into(), |address| address.0));
-            requests.add_veth(link, near, MTU, netns, far);
+            requests.add_veth(link, near, self.mtu, netns, far);
             requests.send(&[]).map_err(refused)?;
         }
         let near = index(&mut self.socket, link)?;

@@ -256,3 +256,24 @@ fn a_limited_pod_receives_and_sends_no_faster_than_it_may() {
         assert!(started.elapsed() > Duration::from_millis(250), "{:?}", started.elapsed());
     }
 }
+
+#[test]
+fn a_tunnel_knows_who_is_behind_it_and_its_checksums_can_be_left_to_the_processor() {
+    let netns = node();
+    inside(&netns, || {
+        let cluster = vec![([10, 244, 0, 0].into(), 16)];
+        let range = |number: u8| (IpAddr::from([10, 244, number, 0]), 24);
+        let mut peers = cni::Peers::open("t", [192, 0, 2, 1].into(), vec![range(1)], cluster).unwrap();
+        let far = cni::Peer { address: [198, 51, 100, 7].into(), pod_cidr: range(2), primary: range(2) };
+        peers.sync(&[far]).unwrap();
+        let (link, behind) = peers.tunnelled();
+        assert_eq!(behind.collect::<Vec<_>>(), [([198, 51, 100, 7].into(), [10, 244, 2, 0].into())]);
+        assert!(cni::offload::leaves_checksums(link).unwrap(), "as the kernel makes it");
+        for to_device in [false, true] {
+            cni::offload::leave_checksums(link, to_device).unwrap();
+            assert_eq!(cni::offload::leaves_checksums(link).unwrap(), to_device);
+        }
+        assert!(cni::offload::leaves_checksums("no-such-link").is_err());
+        assert!(cni::offload::leave_checksums("a-name-that-is-too-long", true).is_err());
+    });
+}

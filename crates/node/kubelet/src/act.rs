@@ -62,7 +62,10 @@ impl Agent {
                 self.event(&scene.reference(), EventKind::Normal, &verdict.reason, verdict.message.clone());
                 scene.record.memory().verdict = Some(verdict);
             }
-            Action::Finish => self.finish(scene, plan).await?,
+            Action::Finish => {
+                self.take_volumes(scene).await?;
+                self.finish(scene, plan).await?;
+            }
             Action::Forget => self.remove_all(scene).await?,
         }
         Ok(())
@@ -87,6 +90,19 @@ impl Agent {
                 memory.volumes_failed = Some(next_failure(None, VOLUMES_WAIT, "FailedMount", message, Timestamp::now()));
             }
         }
+    }
+
+    /// Before the API forgets the pod: once it has, a claim's volume may be deleted, and nothing of it may be in use then.
+    async fn take_volumes(&self, scene: &Scene) -> Result<(), Error> {
+        if !self.storage.has_any(&scene.record.uid) {
+            return Ok(());
+        }
+        lock(&scene.record.placed).clear();
+        if let Err(message) = self.storage.tear_down(&scene.record.uid).await {
+            self.event(&scene.reference(), EventKind::Warning, "FailedUnMount", message.clone());
+            return Err(message.into());
+        }
+        Ok(())
     }
 
     async fn run_sandbox(&self, scene: &Scene, attempt: u32) {

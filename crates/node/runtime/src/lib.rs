@@ -15,6 +15,7 @@ mod cdi;
 mod connection;
 mod container;
 mod exec;
+mod host_ports;
 mod nursery;
 mod plan;
 mod protocol;
@@ -76,6 +77,8 @@ pub enum Error {
     Launch(#[from] oci::Failure),
     #[error("shim of sandbox {0} is gone")]
     ShimGone(String),
+    #[error("{0}")]
+    PortTaken(String),
     #[error("{0}")]
     Invalid(String),
     #[error("{0}")]

@@ -12,7 +12,7 @@ use crate::connection::{self, Connection};
 use crate::protocol::{Exit, Request, Setup};
 use crate::record::SandboxRecord;
 use crate::state::{Inner, Sandbox, cgroup_group, lock, new_id, uid_group};
-use crate::{Error, Result, io_error, plan, shim};
+use crate::{Error, Result, host_ports, io_error, plan, shim};
 
 /// The pod's `/dev/shm`, as containerd sizes it.
 const SHM_BYTES: u64 = 64 << 20;
@@ -40,6 +40,10 @@ impl Inner {
         let namespaces = security.and_then(|security| security.namespace_options.clone()).unwrap_or_default();
         plan::ids(&namespaces).map_err(Error::Invalid)?;
         self.refuse_duplicate(&config)?;
+        let ports: &[v1::PortMapping] = if namespaces.network() == v1::NamespaceMode::Node { &[] } else { &config.port_mappings };
+        if let Some(why) = host_ports::taken(ports) {
+            return Err(Error::PortTaken(why));
+        }
         let id = new_id()?;
         let directory = self.config.run_dir.join("sandboxes").join(&id);
         let parent = config.linux.as_ref().map(|l| l.cgroup_parent.as_str()).unwrap_or_default();

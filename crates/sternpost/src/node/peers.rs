@@ -1,6 +1,6 @@
 //! Keeps the routes to other nodes' pods equal to the Node objects.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -10,6 +10,7 @@ use reconcile::Cache;
 use tokio::task::JoinSet;
 
 use super::Surroundings;
+use super::tunnel::{self, End};
 
 /// Changes that come together are programmed together.
 const GATHER: Duration = Duration::from_millis(20);
@@ -22,15 +23,20 @@ pub fn start(around: &Surroundings, tasks: &mut JoinSet<()>) -> anyhow::Result<(
     let cluster = super::pairs(around.config.pods()?);
     let nodes: Cache<Node> = around.caches.of();
     let (name, prefix, drain) = (around.config.node_name.clone(), around.config.link_prefix.clone(), around.drain.clone());
+    let port = around.config.kubelet_port;
     let work = async move {
         let mut changes = nodes.subscribe();
         nodes.synced().await;
         let (mut programmed, mut routes): (Peers, Option<cni::Peers>) = Default::default();
+        let (mut checks, mut checked) = (JoinSet::new(), HashSet::new());
         loop {
             let wanted = peers(&nodes);
             if wanted != programmed || routes.is_none() {
                 match program(routes.take(), &name, &prefix, &cluster, wanted.clone()).await {
-                    Ok(Some(open)) => (routes, programmed) = (Some(open), wanted),
+                    Ok(Some(open)) => {
+                        check_new(&open, &mut checked, &mut checks, port);
+                        (routes, programmed) = (Some(open), wanted);
+                    }
                     // This node has no range yet: its own change wakes us.
                     Ok(None) => programmed = wanted,
                     Err(error) => {
@@ -49,6 +55,17 @@ pub fn start(around: &Surroundings, tasks: &mut JoinSet<()>) -> anyhow::Result<(
         drain.run(work).await;
     });
     Ok(())
+}
+
+/// Each node behind the tunnel is tried once.
+fn check_new(routes: &cni::Peers, checked: &mut HashSet<End>, checks: &mut JoinSet<()>, port: u16) {
+    while checks.try_join_next().is_some() {}
+    let (link, behind) = routes.tunnelled();
+    for end in behind.map(|(node, tunnel)| End { node, tunnel }) {
+        if checked.insert(end) {
+            checks.spawn(tunnel::check(link.to_owned(), end, port));
+        }
+    }
 }
 
 async fn program(

@@ -232,7 +232,7 @@ impl Table {
         rate: Option<f64>,
     ) -> anyhow::Result<()> {
         let (mut legs, mut floors, mut used) = (Vec::new(), Vec::new(), [0.0; 2]);
-        let length = Duration::from_secs_f64(options.leg_seconds);
+        let length = seconds(options, 2.0);
         for round in 1..=options.rounds {
             let before = servers.cpu_seconds();
             let leg = fanout::leg(&servers.ours, options.watchers, writers, rate, length).await?;
@@ -243,7 +243,7 @@ impl Table {
             let after = servers.cpu_seconds();
             eprintln!("round {round}, {what}: {:.0} events, {:.0} deliveries a second", leg.events_per_second, leg.deliveries_per_second);
             used[0] += (between[0] - before[0]) / leg.deliveries;
-            used[1] += (after[1] - between[1]) / (floors.last().copied().unwrap_or(f64::NAN) * options.leg_seconds);
+            used[1] += (after[1] - between[1]) / (floors.last().copied().unwrap_or(f64::NAN) * length.as_secs_f64());
             legs.push(leg);
         }
         let ours = Spread::of(&legs.iter().map(|leg| leg.deliveries_per_second).collect::<Vec<_>>());
@@ -319,7 +319,7 @@ impl Table {
 /// Ours, floor, floor, ours, as many times as there are rounds.
 async fn sides(options: &Options, servers: &Servers, protocol: Protocol, clients: usize, makes: [&Make; 2]) -> anyhow::Result<[Side; 2]> {
     let mut sides = [Side::default(), Side::default()];
-    let length = Duration::from_secs_f64(options.leg_seconds / 2.0);
+    let length = seconds(options, 4.0);
     for _ in 0..options.rounds {
         for at in [0, 1, 1, 0] {
             let remote = [&servers.ours, &servers.floor.remote][at];
@@ -330,6 +330,11 @@ async fn sides(options: &Options, servers: &Servers, protocol: Protocol, clients
         }
     }
     Ok(sides)
+}
+
+/// A part of a usual leg: there are so many legs here that whole ones would take a quarter of an hour.
+fn seconds(options: &Options, parts: f64) -> Duration {
+    Duration::from_secs_f64(options.leg_seconds / parts)
 }
 
 /// A number that no leg uses.
@@ -354,7 +359,7 @@ async fn peer_legs(options: &Options, etcd: &Etcd, peer: Peer, clients: usize) -
     let (connections, mut rates) = (Arc::new(connections), Vec::new());
     for _ in 0..options.rounds {
         let (connections, value) = (connections.clone(), value.clone());
-        let leg = measure::closed_loop(clients, Duration::from_secs_f64(options.leg_seconds), move |client, number| {
+        let leg = measure::closed_loop(clients, seconds(options, 4.0), move |client, number| {
             let (mut connection, value) = (connections[client / CLIENTS_PER_CONNECTION].clone(), value.clone());
             async move {
                 match peer {

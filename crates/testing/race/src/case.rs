@@ -32,6 +32,11 @@ pub fn all() -> &'static [Case] {
             run: |options, dir| Box::pin(crate::boot::race(options, dir)),
         },
         Case { name: "pods", title: "Pods on one node", run: |options, dir| Box::pin(crate::pods::race(options, dir)) },
+        Case {
+            name: "mission",
+            title: "A thousand replicas on ten nodes, one of which dies",
+            run: |options, dir| Box::pin(crate::mission::race(options, dir)),
+        },
         Case { name: "node", title: "Runtime, beside containerd", run: |options, dir| Box::pin(crate::node::race(options, dir)) },
         Case { name: "images", title: "Images unpacked", run: |options, dir| Box::pin(crate::images::race(options, dir)) },
         Case {

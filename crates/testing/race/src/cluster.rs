@@ -17,6 +17,7 @@ kubeletPort: 38250
 dnsPort: 38053
 podCidr: 10.238.0.0/16
 serviceCidr: 10.239.0.0/16
+nodeCidr: 10.237.0.0/24
 cgroupRoot: sternpost-race
 nftTable: sternpost-race
 linkPrefix: sr
@@ -57,8 +58,13 @@ impl Cluster {
 
     /// Starts it; the time from exec to the return of `up --detach`, which is after its node became Ready.
     pub fn up(&self) -> anyhow::Result<Duration> {
+        self.up_with(&[])
+    }
+
+    /// The same with further flags.
+    pub fn up_with(&self, flags: &[&str]) -> anyhow::Result<Duration> {
         let start = Instant::now();
-        self.run(&["up", "--detach", "--no-kubeconfig"])?;
+        self.run(&[&["up", "--detach", "--no-kubeconfig"], flags].concat())?;
         let taken = start.elapsed();
         self.run(&["status"])?;
         Ok(taken)
@@ -72,6 +78,17 @@ impl Cluster {
     pub fn purge(&self) -> anyhow::Result<()> {
         machine::count_as_own(footprint(&self.program).cpu_seconds);
         self.run(&["down", "--purge"]).map(drop)
+    }
+
+    /// The further nodes' names.
+    pub fn further(&self) -> anyhow::Result<Vec<String>> {
+        let listed = String::from_utf8(self.run(&["node", "list"])?.stdout)?;
+        Ok(listed.lines().filter_map(|line| line.split_whitespace().next().map(str::to_owned)).collect())
+    }
+
+    /// A further node loses its power.
+    pub fn stop_node(&self, name: &str) -> anyhow::Result<()> {
+        self.run(&["node", "stop", name]).map(drop)
     }
 
     /// Imports an archive of images.

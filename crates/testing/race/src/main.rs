@@ -21,6 +21,7 @@ mod floor;
 mod images;
 mod machine;
 mod measure;
+mod mission;
 mod network;
 mod node;
 mod pods;
@@ -36,7 +37,7 @@ static ALLOCATOR: allocator::Allocator = allocator::Allocator;
 #[derive(Parser)]
 #[command(name = "cargo xtask race", about = "Measure, with the peer and the machine's floors in the same run")]
 pub struct Options {
-    /// store, codec, cel, admission, auth, boot, pods, controllers, api, scheduler or network
+    /// store, codec, cel, admission, auth, boot, pods, controllers, api, scheduler, network or mission
     case: String,
     /// Rounds; below five nothing is written to docs/benchmarks.md.
     #[arg(long, default_value_t = 5)]

@@ -17,7 +17,7 @@ use crate::measure::{Spread, quantile, sorted};
 use crate::processes::footprint;
 use crate::report::{Outcome, number, spread};
 
-const NAMESPACE: &str = "race";
+pub const NAMESPACE: &str = "race";
 /// Pods made one after the other in a round.
 const SINGLE: usize = 10;
 /// How long a node with all its pods rests before it is watched, and for how long it is.
@@ -86,7 +86,7 @@ pub async fn race(options: &Options, dir: &Path) -> anyhow::Result<Outcome> {
     Ok(Outcome { method, head: vec!["what", "figure"], rows, figures })
 }
 
-fn is_running(pod: &Pod) -> bool {
+pub fn is_running(pod: &Pod) -> bool {
     let Some(status) = &pod.status else { return false };
     let containers = status.container_statuses.as_deref().unwrap_or_default();
     status.phase.as_deref() == Some("Running") && !containers.is_empty() && containers.iter().all(|container| container.ready)
@@ -97,13 +97,13 @@ fn spec() -> serde_json::Value {
 }
 
 /// All pods of the namespace from now on.
-async fn watch(api: &Client) -> anyhow::Result<WatchStream<Pod>> {
+pub async fn watch(api: &Client) -> anyhow::Result<WatchStream<Pod>> {
     let now = api.list::<Pod>(&ListParams::in_namespace(NAMESPACE)).await?.resource_version;
     Ok(api.watch(&WatchParams { namespace: Some(NAMESPACE.into()), resource_version: Some(now), ..WatchParams::default() }).await?)
 }
 
 /// The next event's pod, and whether it was deleted.
-async fn next(events: &mut WatchStream<Pod>, deadline: Instant) -> anyhow::Result<(Pod, bool)> {
+pub async fn next(events: &mut WatchStream<Pod>, deadline: Instant) -> anyhow::Result<(Pod, bool)> {
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         match tokio::time::timeout(left, events.next()).await.context("too slow: the race is lost")? {
@@ -130,7 +130,7 @@ async fn one(api: &Client, number: usize) -> anyhow::Result<f64> {
 }
 
 /// A ClusterIP Service over the Deployment's pods; its address and port.
-async fn expose(api: &Client) -> anyhow::Result<String> {
+pub async fn expose(api: &Client) -> anyhow::Result<String> {
     let service: Service = serde_json::from_value(json!({
         "metadata": { "name": "web", "namespace": NAMESPACE },
         "spec": { "selector": { "app": "web" }, "ports": [{ "port": 80, "targetPort": 8080 }] },
@@ -140,13 +140,13 @@ async fn expose(api: &Client) -> anyhow::Result<String> {
 }
 
 /// Seconds from before the Deployment is sent, and each pod's milliseconds from its Added event to Running.
-struct Burst {
-    running: f64,
-    answering: f64,
+pub struct Burst {
+    pub running: f64,
+    pub answering: f64,
     each: Vec<f64>,
 }
 
-async fn burst(api: &Client, replicas: usize, service: &str) -> anyhow::Result<Burst> {
+pub async fn burst(api: &Client, replicas: usize, service: &str) -> anyhow::Result<Burst> {
     let mut events = watch(api).await?;
     let labels = json!({ "app": "web" });
     let deployment: Deployment = serde_json::from_value(json!({
@@ -174,7 +174,7 @@ async fn burst(api: &Client, replicas: usize, service: &str) -> anyhow::Result<B
 }
 
 /// Which pod answers behind `address`.
-async fn hostname(address: &str) -> anyhow::Result<String> {
+pub async fn hostname(address: &str) -> anyhow::Result<String> {
     let ask = async {
         let mut stream = tokio::net::TcpStream::connect(address).await?;
         stream.write_all(b"GET /hostname HTTP/1.1\r\nHost: web\r\nConnection: close\r\n\r\n").await?;

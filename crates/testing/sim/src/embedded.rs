@@ -39,7 +39,14 @@ impl Embedded {
             // Nobody would take the taint of new nodes away.
             admission.disable.push("TaintNodesByCondition".into());
         }
-        let config = apiserver::Config { admission, reads_inflight_max: 4096, writes_inflight_max: 4096, ..apiserver::Config::default() };
+        let config = apiserver::Config {
+            admission,
+            reads_inflight_max: 4096,
+            writes_inflight_max: 4096,
+            // Not served by default, as upstream: gangs are of it.
+            served: schema::resources::Served::parse("scheduling.k8s.io/v1beta1=true")?,
+            ..apiserver::Config::default()
+        };
         let server = apiserver::Server::new(config, store)?;
         server.bootstrap().await?;
         let drain = stdx::drain();

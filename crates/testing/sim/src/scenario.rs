@@ -91,7 +91,7 @@ async fn describe(admin: &Client, seed: u64) -> anyhow::Result<()> {
         let ready = node.status.into_iter().flat_map(|status| status.conditions.into_iter().flatten()).find(|one| one.type_ == "Ready");
         eprintln!("seed {seed}: node {} {} {taints}", node.metadata.name.unwrap_or_default(), json!(ready));
     }
-    for pod in admin.list::<Pod>(&ListParams::in_namespace("default")).await?.items {
+    for pod in pods(admin).await? {
         let ready =
             pod.status.iter().flat_map(|status| status.conditions.iter().flatten()).any(|one| one.type_ == "Ready" && one.status == "True");
         let (phase, conditions) = pod.status.map(|status| (status.phase, status.conditions)).unwrap_or_default();
@@ -199,7 +199,7 @@ async fn patch(admin: &Client, name: &str, patch: Value) -> anyhow::Result<()> {
 
 /// Three pods go.
 async fn rob(admin: &Client, random: &mut Random) -> anyhow::Result<()> {
-    let pods = admin.list::<Pod>(&ListParams::in_namespace("default")).await?.items;
+    let pods = asked(|| pods(admin)).await?;
     for _ in 0..3.min(pods.len()) {
         let name = random.of(&pods).metadata.name.clone().unwrap_or_default();
         match admin.delete::<Pod>(Some("default"), &name, &DeleteParams::default()).await {
@@ -210,15 +210,23 @@ async fn rob(admin: &Client, random: &mut Random) -> anyhow::Result<()> {
     Ok(())
 }
 
+async fn pods(admin: &Client) -> anyhow::Result<Vec<Pod>> {
+    Ok(admin.list(&ListParams::in_namespace("default")).await?.items)
+}
+
 /// The server may say that it is behind for a moment; it is asked again.
-async fn look(admin: &Client) -> anyhow::Result<Outcome> {
+async fn asked<T, F: Future<Output = anyhow::Result<T>>>(ask: impl Fn() -> F) -> anyhow::Result<T> {
     let behind = |error: &anyhow::Error| error.downcast_ref::<client::Error>().is_some_and(|error| error.code() == 504);
     loop {
-        match look_once(admin).await {
+        match ask().await {
             Err(error) if behind(&error) => tokio::time::sleep(Duration::from_millis(100)).await,
             done => return done,
         }
     }
+}
+
+async fn look(admin: &Client) -> anyhow::Result<Outcome> {
+    asked(|| look_once(admin)).await
 }
 
 async fn look_once(admin: &Client) -> anyhow::Result<Outcome> {
@@ -226,7 +234,7 @@ async fn look_once(admin: &Client) -> anyhow::Result<Outcome> {
     let nodes = admin.list::<Node>(&ListParams::default()).await?.items;
     let names: BTreeSet<String> = nodes.into_iter().filter_map(|node| node.metadata.name).collect();
     let mut used: BTreeMap<String, i64> = BTreeMap::new();
-    for pod in admin.list::<Pod>(&ListParams::in_namespace("default")).await?.items {
+    for pod in pods(admin).await? {
         let (spec, status) = (pod.spec.unwrap_or_default(), pod.status.unwrap_or_default());
         let app = pod.metadata.labels.unwrap_or_default().remove("app").unwrap_or_default();
         let image = spec.containers.first().and_then(|container| container.image.clone()).unwrap_or_default();

@@ -39,10 +39,9 @@ pub fn is_spent() -> bool {
     BEGAN.get().is_some_and(|began| began.elapsed() > SLICE)
 }
 
-/// Threads for a runtime that serves: one for each processor, one that a line which has all of those leaves to others, and one to see who
-/// comes.
+/// Threads for a runtime that serves: one for each processor, and one to see who comes. One line has all processors but one.
 pub fn threads() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from) + 2
+    std::thread::available_parallelism().map_or(1, usize::from) + 1
 }
 
 /// All places, and who waits for one.

@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 use cluster::run::ensure;
 use cluster::{http, wait_for};
 
-use crate::lab::{Seat, fetch, seats_of, three_nodes};
+use crate::lab::{Seat, fetch, further, inside, pod_netns, seats_of, three_nodes};
+use crate::restarts::Load;
 
 #[test]
 fn nodes_are_one_network_and_a_cut_link_or_a_dead_node_takes_only_its_own_pods_away() {
@@ -76,12 +77,30 @@ fn nodes_are_one_network_and_a_cut_link_or_a_dead_node_takes_only_its_own_pods_a
     assert_eq!(cluster.traces(), Vec::<String>::new());
 }
 
+const LOCAL: &str = r#"
+apiVersion: v1
+kind: Service
+metadata: {name: local}
+spec: {internalTrafficPolicy: Local, selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}
+"#;
+
 #[test]
 fn links_that_are_cut_one_way_or_both_or_lose_packets_lose_no_write_and_double_no_address() {
     let (cluster, seats) = three_nodes();
-    let further: Vec<String> =
-        cluster.sternpost(&["node", "list"]).ok().lines().filter_map(|line| line.split_whitespace().next().map(str::to_owned)).collect();
+    let further = further(&cluster);
     let mut written = Vec::new();
+    // Whoever keeps to its own node never notices anything.
+    cluster.kubectl_with(&["apply", "-f", "-"], LOCAL).ok();
+    let local = cluster.kubectl(&["get", "service", "local", "-o", "jsonpath={.spec.clusterIP}"]).ok();
+    let mut load = Load::new();
+    for node in further.iter().map(String::as_str).chain([cluster.node()]) {
+        let from = seats.iter().find(|seat| seat.node == node).unwrap();
+        let reaches = || http::get(&format!("{local}:80"), "/hostname");
+        let netns = pod_netns(&from.address);
+        wait_for("the local Service answers", 20, || inside(&netns, reaches));
+        let address = format!("{local}:80");
+        load.add(format!("{node} → Service of its own pods"), &netns, move || http::get(&address, "/hostname").map(drop));
+    }
     for victim in &further {
         let safe: Vec<&Seat> = seats.iter().filter(|seat| seat.node != *victim).collect();
         for damage in [&["--loss", "100"][..], &["--loss", "30"], &[]] {
@@ -102,6 +121,8 @@ fn links_that_are_cut_one_way_or_both_or_lose_packets_lose_no_write_and_double_n
             });
         }
     }
+    let failures = load.end();
+    assert!(failures.is_empty(), "{failures:#?}");
     wait_for("all nodes are ready", 90, || {
         let nodes = cluster.kubectl(&["get", "nodes", "--no-headers"]).stdout;
         ensure(nodes.lines().filter(|line| line.split_whitespace().nth(1) == Some("Ready")).count() == 3, nodes)

@@ -6,3 +6,4 @@ mod links;
 mod matrix;
 mod policy;
 mod restarts;
+mod sleep;

@@ -188,15 +188,53 @@ fn policies(cluster: &Cluster, seats: &[Seat]) {
     cluster.kubectl(&["delete", "networkpolicy", "private"]).ok();
 }
 
+/// Tables as firewalld and Docker would have them, with a chain where forwarded packets pass.
+struct Firewall(Vec<nft::Table>);
+
+const CHAIN: &str = "filter_FORWARD";
+
+impl Firewall {
+    fn new() -> Self {
+        let mut socket = nft::Socket::netfilter().unwrap();
+        let tables = ["stest-firewalld", "stest-docker"].map(nft::Table::inet);
+        for table in &tables {
+            let mut batch = nft::Batch::new(table);
+            batch.add_table();
+            batch.add_chain(CHAIN, Some(nft::Hook { kind: nft::ChainKind::Filter, point: nft::HookPoint::Forward, priority: 10 }));
+            batch.add_rule(CHAIN, &[nft::Expression::Counter]);
+            batch.commit(&mut socket).unwrap();
+        }
+        Self(tables.into())
+    }
+
+    #[track_caller]
+    fn is_untouched(&self) {
+        let mut socket = nft::Socket::netfilter().unwrap();
+        for table in &self.0 {
+            assert_eq!(table.chains(&mut socket).unwrap(), [CHAIN]);
+        }
+    }
+}
+
+impl Drop for Firewall {
+    fn drop(&mut self) {
+        let mut socket = nft::Socket::netfilter().unwrap();
+        self.0.iter().for_each(|table| drop(table.delete(&mut socket)));
+    }
+}
+
 #[test]
 fn every_pair_of_pods_nodes_services_names_and_the_world_outside_is_connected_by_both_families() {
+    let firewall = Firewall::new();
     let (cluster, seats) = three_nodes_of(Cluster::fresh(), &[]);
     let outside = Outside::new(&cluster);
     // A pod goes out with its node's address, and a further node by way of this machine.
     everything(&cluster, &seats, |_| vec![GATEWAY.into(), v6(GATEWAY).trim_end_matches("/64").into()]);
     policies(&cluster, &seats);
     drop(outside);
+    firewall.is_untouched();
     cluster.sternpost(&["down", "--purge"]).ok();
+    firewall.is_untouched();
     assert_eq!(cluster.traces(), Vec::<String>::new());
 }
 

@@ -28,18 +28,18 @@ struct Count {
 }
 
 /// Clients that go on until they are stopped.
-struct Load {
+pub struct Load {
     stop: Arc<AtomicBool>,
     rows: Vec<(String, Arc<Count>, JoinHandle<Vec<String>>)>,
 }
 
 impl Load {
-    fn new() -> Self {
+    pub fn new() -> Self {
         Self { stop: Arc::default(), rows: Vec::new() }
     }
 
     /// A client in that network namespace.
-    fn add(&mut self, what: String, netns: &Path, mut request: impl FnMut() -> Result<(), String> + Send + 'static) {
+    pub fn add(&mut self, what: String, netns: &Path, mut request: impl FnMut() -> Result<(), String> + Send + 'static) {
         let netns = File::open(netns).unwrap();
         let (count, stop) = (Arc::<Count>::default(), self.stop.clone());
         let counted = count.clone();
@@ -65,7 +65,7 @@ impl Load {
     }
 
     /// Prints the counts; what failed.
-    fn end(self) -> Vec<String> {
+    pub fn end(self) -> Vec<String> {
         self.stop.store(true, Ordering::Relaxed);
         let mut failures = Vec::new();
         for (what, count, client) in self.rows {

@@ -132,9 +132,9 @@ ARG BASE
 FROM ${BASE} AS maker
 ARG WHO=nobody
 ENV GREETING="hello $WHO"
-WORKDIR /work/deep
+WORKDIR /srv/deep
 RUN echo "$GREETING" > made && ln -s made link && rm /version && mkdir /var/full && echo x > /var/full/file
-RUN test ! -e /version && test "$(pwd)" = /work/deep && test -n "$WHO" && ip route | grep -q default
+RUN test ! -e /version && test "$(pwd)" = /srv/deep && test -n "$WHO" && ip route | grep -q default
 COPY --chown=guest *.txt /data/
 RUN <<EOF
 set -e
@@ -142,7 +142,7 @@ stat -c %U:%a /data/a.txt > /data/owner
 EOF
 
 FROM ${BASE}
-COPY --from=maker /work/deep /out/
+COPY --from=maker /srv/deep /out/
 COPY --from=maker /data /data
 LABEL made.by="test"
 USER guest

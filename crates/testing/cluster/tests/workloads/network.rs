@@ -227,6 +227,23 @@ fn a_host_port_leads_to_the_pod_and_only_one_pod_gets_it() {
 }
 
 #[test]
+fn a_host_port_that_a_process_of_the_host_listens_on_is_refused_by_an_event_until_it_is_free() {
+    let ns = Namespace::new("hosttaken");
+    let held = std::net::TcpListener::bind("0.0.0.0:26084").unwrap();
+    ns.apply(
+        "apiVersion: v1\nkind: Pod\nmetadata: {name: late}\nspec:\n  containers:\n  - {name: main, image: sternpost.io/toolbox, ports: [{containerPort: 8080, hostPort: 26084}]}\n",
+    );
+    ns.wait_for_event("late", "FailedCreatePodSandBox", "cannot open host port 26084/TCP: a process of this node listens on it already");
+    // Its own callers go on reaching the process.
+    let address = format!("{}:26084", ns.cluster.node_address());
+    let caller = std::net::TcpStream::connect(&address).unwrap();
+    assert_eq!(held.accept().unwrap().1, caller.local_addr().unwrap());
+    drop((held, caller));
+    ns.wait("condition=Ready", &["pod/late"]);
+    wait_for("the host port answers", 20, || http::get(&address, "/hostname").and_then(|name| ensure(name == "late\n", name)));
+}
+
+#[test]
 fn the_same_host_port_on_other_addresses_is_another_port() {
     let ns = Namespace::new("hostip");
     for (name, address) in [("loopback", "127.0.0.1".to_owned()), ("node", ns.cluster.node_address())] {

@@ -18,7 +18,7 @@ use crate::measure::Spread;
 use crate::processes::{TICKS_PER_SECOND, ticks};
 
 /// How many are under way, and how many pods that is measured with.
-const LEGS: [(usize, usize); 2] = [(1, 2_000), (64, 20_000)];
+const LEGS: [(usize, usize); 2] = [(1, 2_000), (64, 12_000)];
 
 #[derive(Clone, Copy, Debug)]
 enum Step {

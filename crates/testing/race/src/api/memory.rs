@@ -88,7 +88,7 @@ pub async fn peer_list(options: &Options, etcd: &Etcd, size: usize) -> anyhow::R
     let (mut connection, mut rates) = (connection, Vec::new());
     for _ in 0..options.rounds {
         let (start, mut bytes) = (std::time::Instant::now(), 0);
-        while start.elapsed().as_secs_f64() < options.leg_seconds {
+        while start.elapsed() < super::seconds(options, 4.0) {
             bytes += connection.range(key(0), Bytes::from_static(b"/registry/pods/race/q")).await?;
         }
         rates.push(bytes as f64 / 1e6 / start.elapsed().as_secs_f64());

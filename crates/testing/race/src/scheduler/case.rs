@@ -86,6 +86,7 @@ impl Case {
         case.nodes = (case.nodes / 10).max(1);
         case.tainted /= 10;
         case.init.iter_mut().chain([&mut case.measured]).for_each(|template| template.count = template.count.div_ceil(10));
+        case.measured.gang = case.measured.gang.min(case.measured.count);
         if let (Some(most), Some(first)) = ((case.nodes * case.devices).checked_sub(case.portion), case.init.first_mut()) {
             // The portions that come and go need their devices.
             first.count = if first.device.is_some() { first.count.min(most) } else { first.count };
