@@ -253,6 +253,20 @@ async fn a_secrets_token_is_noted_when_it_is_used_and_refused_when_it_is_marked(
     assert_eq!(ask(token).await.0, 200, "the label is gone");
     assert_eq!(api.delete(&format!("{secrets}/made-with-it")).await.code, 200);
     assert_eq!(ask(token).await.0, 401, "the Secret is gone");
+    // As the controller makes them: asked of the API, bound to the Secret that holds them.
+    let notes = json!({"kubernetes.io/service-account.name": "bot", "kubernetes.io/service-account.uid": uid});
+    let secret = json!({"metadata": {"name": "bound", "annotations": notes}, "type": "kubernetes.io/service-account-token"});
+    assert_eq!(api.post(secrets, secret).await.code, 201);
+    let request = json!({"spec": {"boundObjectRef": {"kind": "Secret", "apiVersion": "v1", "name": "bound"}}});
+    let made = api.post(&format!("{accounts}/bot/token"), request).await;
+    assert_eq!(made.code, 201, "{}", made.message());
+    let token = made.json()["status"]["token"].as_str().unwrap().to_owned();
+    assert_eq!(ask(&token).await.0, 200, "it is good, whoever holds it");
+    assert_eq!(label("bound", "kubernetes.io/legacy-token-last-used").await, Value::Null, "the Secret does not hold it");
+    let data = json!({"data": {"token": base64::engine::general_purpose::STANDARD.encode(&token)}});
+    assert_eq!(api.merge(&format!("{secrets}/bound"), data).await.code, 200);
+    assert_eq!(ask(&token).await.0, 200);
+    assert!(label("bound", "kubernetes.io/legacy-token-last-used").await.is_string());
 }
 
 #[tokio::test]
