@@ -223,9 +223,9 @@ impl Store {
         let all = || whole.members.iter().chain([&whole.config_member]);
         let _hold = self.hold(all().map(|member| member.digest.clone()).chain(file.rootfs.diff_ids.iter().cloned()).collect());
         for member in all() {
-            // Images of one archive share members: the first one has taken it.
+            // Images of one archive share members: each finds them where they were extracted.
             if !self.has_blob(&member.digest) {
-                self.adopt_blob(&member.path, &member.digest)?;
+                self.link_blob(&member.path, &member.digest)?;
             }
         }
         let mut unpacked = Vec::new();
@@ -391,6 +391,27 @@ mod tests {
         let layers = store.lease(&image.id).unwrap().layers();
         assert_eq!(std::fs::read_to_string(layers[0].join("hello")).unwrap(), "hi");
         assert_eq!(std::fs::read_dir(store.directory.join("ingest")).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn images_of_one_archive_share_their_layers_and_configurations() {
+        let (_directory, store) = store();
+        let layer = tarball(&[("hello", b"hi")]);
+        let config = config(&[digest(&layer)]);
+        let manifest =
+            br#"[{"Config":"c.json","RepoTags":["app:1"],"Layers":["l.tar"]},{"Config":"c.json","RepoTags":["app:2"],"Layers":["l.tar"]}]"#;
+        let docker = tarball(&[("l.tar", &layer), ("c.json", &config), ("manifest.json", manifest)]);
+        assert_eq!(store.import(docker.as_slice()).unwrap().len(), 2);
+        assert_eq!(store.import(docker.as_slice()).unwrap().len(), 2, "again, with everything there");
+        let manifest = serde_json::json!({ "config": { "digest": digest(&config) }, "layers": [{ "digest": digest(&layer) }] }).to_string();
+        let named = |name: &str| serde_json::json!({ "digest": digest(manifest.as_bytes()), "annotations": { "org.opencontainers.image.ref.name": name } });
+        let index = serde_json::json!({ "manifests": [named("app:3"), named("app:4")] }).to_string();
+        let blobs =
+            [layer.as_slice(), &config, manifest.as_bytes()].map(|bytes| (format!("blobs/sha256/{}", hex(&Sha256::digest(bytes))), bytes));
+        let mut files: Vec<(&str, &[u8])> = blobs.iter().map(|(name, bytes)| (name.as_str(), *bytes)).collect();
+        files.push(("index.json", index.as_bytes()));
+        let (_directory, store) = self::store();
+        assert_eq!(store.import(tarball(&files).as_slice()).unwrap().len(), 2);
     }
 
     #[test]

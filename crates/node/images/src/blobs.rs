@@ -1,7 +1,7 @@
 //! Packed layers, configurations and manifests as they came, by digest: what registries, archives and other nodes are given.
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
@@ -57,15 +57,21 @@ impl Store {
         Ok(digest)
     }
 
-    /// Makes a finished file, whose digest has been verified, a blob.
+    /// Makes a finished file, whose digest has been verified, a blob, and takes it away from where it was.
     pub(crate) fn adopt_blob(&self, file: &Path, digest: &str) -> Result<()> {
+        self.link_blob(file, digest)?;
+        std::fs::remove_file(file).map_err(io_error(format!("keep blob {digest}")))
+    }
+
+    /// Makes a finished file, whose digest has been verified, a blob; the file stays for whoever else reads it, and neither is written again.
+    pub(crate) fn link_blob(&self, file: &Path, digest: &str) -> Result<()> {
         let path = self.blob_path(digest).ok_or_else(|| Error::Missing(digest.to_owned()))?;
         let step = || format!("keep blob {digest}");
-        if path.is_file() {
-            return std::fs::remove_file(file).map_err(io_error(step()));
-        }
         // What has its name must survive a power loss whole.
         File::open(file).and_then(|file| file.sync_data()).map_err(io_error(step()))?;
-        std::fs::rename(file, path).map_err(io_error(step()))
+        match std::fs::hard_link(file, path) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            linked => linked.map_err(io_error(step())),
+        }
     }
 }
