@@ -7,6 +7,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 /// How long a first line waits for others.
@@ -16,8 +17,11 @@ const BYTES_MAX: usize = 8 << 20;
 /// What a buffer keeps of its room once it was written.
 const BYTES_KEPT: usize = 1 << 20;
 
-/// The way to the audit file.
-pub struct Sink(Arc<Waiting>);
+/// The way to the audit file. What it was sent is in the file when it is dropped.
+pub struct Sink {
+    waiting: Arc<Waiting>,
+    writer: Option<JoinHandle<()>>,
+}
 
 #[derive(Default)]
 struct Waiting {
@@ -46,13 +50,13 @@ impl Sink {
                 }
             }
         };
-        std::thread::Builder::new().name("audit".into()).spawn(write)?;
-        Ok(Self(waiting))
+        let writer = std::thread::Builder::new().name("audit".into()).spawn(write)?;
+        Ok(Self { waiting, writer: Some(writer) })
     }
 
     /// `false` when there is no room.
     pub fn send(&self, line: &[u8]) -> bool {
-        let mut lines = self.0.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut lines = self.waiting.lines.lock().unwrap_or_else(PoisonError::into_inner);
         if lines.bytes.len() + line.len() > BYTES_MAX {
             return false;
         }
@@ -61,7 +65,7 @@ impl Sink {
         lines.bytes.push(b'\n');
         drop(lines);
         if first {
-            self.0.woken.notify_one();
+            self.waiting.woken.notify_one();
         }
         true
     }
@@ -69,8 +73,10 @@ impl Sink {
 
 impl Drop for Sink {
     fn drop(&mut self) {
-        self.0.lines.lock().unwrap_or_else(PoisonError::into_inner).closed = true;
-        self.0.woken.notify_one();
+        self.waiting.lines.lock().unwrap_or_else(PoisonError::into_inner).closed = true;
+        self.waiting.woken.notify_one();
+        // A writer that panicked has said so, and there is nobody to tell.
+        let _ = self.writer.take().map(JoinHandle::join);
     }
 }
 
@@ -142,16 +148,10 @@ mod tests {
         for line in 0..1_000 {
             assert!(sink.send(line.to_string().as_bytes()));
         }
-        assert!(!sink.send(&vec![b'x'; BYTES_MAX]), "there is no room for this one");
+        assert!(!sink.send(&vec![b'x'; BYTES_MAX + 1]), "there is never room for this one");
         drop(sink);
         let wanted: String = (0..1_000).map(|line| format!("{line}\n")).collect();
-        for _ in 0..400 {
-            if std::fs::read_to_string(&path).unwrap() == wanted {
-                return;
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        panic!("{}", std::fs::read_to_string(&path).unwrap());
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), wanted);
     }
 
     #[test]
