@@ -15,8 +15,8 @@ use crate::world::{Backoff, Failure, Image, PostStart, Seen, State, Verdict, Wai
 const BACKOFF_FIRST: Duration = Duration::from_secs(10);
 const BACKOFF_MAX: Duration = Duration::from_secs(300);
 /// How long a pod with a grace period stays after its last status. A client that deletes and then reads finds it on its way out, which
-/// upstream's conformance tests rely on: its kubelet is never as fast as ours.
-pub const LAST_LOOK: Duration = Duration::from_millis(100);
+/// upstream's conformance tests rely on, whose client may wait for its turn in between: upstream's kubelet is never as fast as ours.
+pub const LAST_LOOK: Duration = Duration::from_millis(300);
 /// How long a failed pull is shown as such before it is shown as backing off.
 const PULL_FAILURE_SHOWN: SignedDuration = SignedDuration::from_secs(2);
 

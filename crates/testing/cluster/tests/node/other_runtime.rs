@@ -102,7 +102,7 @@ fn pods_on_containerd_live_and_end_as_they_do_on_the_embedded_runtime() {
         ("pod/web", "{.status.conditions[?(@.type=='Ready')].status}", "True"),
         ("pod/hooked", "{.status.conditions[?(@.type=='Ready')].status}", "True"),
     ] {
-        wait_for(object, 60, || ensure(value(object, path) == wanted, value(object, "{.status}")));
+        wait_for(object, 60, || ensure(value(object, path) == wanted, cluster.kubectl(&["get", "events"])));
     }
     assert_eq!(cluster.kubectl(&["exec", "web", "--", "wget", "-qO-", "localhost:8080"]).ok().trim(), "hello");
     assert_eq!(cluster.kubectl(&["exec", "hooked", "--", "cat", "/hook"]).ok().trim(), "began");

@@ -77,19 +77,22 @@ impl Plugin {
         tokio::spawn(serve::serve(gifts, listener, self.drain.clone()));
     }
 
-    /// At a kubelet that may have begun anew, which removed our socket then.
+    /// At a kubelet that may have begun anew, which removes our socket and then listens.
     pub fn register(&self) {
-        if !self.folder.join("acme.sock").exists() {
-            self.serve(&self.folder.join("../../../given"));
-        }
         let request = device::RegisterRequest {
             version: device::VERSION.into(),
             endpoint: "acme.sock".into(),
             resource_name: "acme.test/gift".into(),
             options: None,
         };
-        let kubelet = Channel::new(self.folder.join(device::SOCKET));
-        self.runtime().block_on(kubelet.unary::<device::Empty>("v1beta1.Registration/Register", &request)).expect("a registration");
+        cluster::wait_for("a registration", 30, || {
+            if !self.folder.join("acme.sock").exists() {
+                self.serve(&self.folder.join("../../../given"));
+            }
+            let kubelet = Channel::new(self.folder.join(device::SOCKET));
+            let registered = self.runtime().block_on(kubelet.unary::<device::Empty>("v1beta1.Registration/Register", &request));
+            registered.map(drop).map_err(|error| format!("{error:?}"))
+        });
     }
 }
 
