@@ -109,9 +109,11 @@ async fn pod_becomes_running_with_status_and_node_registers_and_renews_its_lease
         tokio::time::sleep(Duration::from_millis(25)).await;
     }
     let reasons = world.reasons();
-    for expected in
-        ["Pulled Container image \"web:1\" already present on machine", "Created Created container: c", "Started Started container c"]
-    {
+    for expected in [
+        "Pulled Container image \"web:1\" already present on machine and can be accessed by the pod",
+        "Created Created container: c",
+        "Started Started container c",
+    ] {
         assert!(reasons.iter().any(|reason| reason == expected), "{expected} in {reasons:?}");
     }
     assert!(world.api.get("/apis/coordination.k8s.io/v1/leases", "kube-node-lease", "node").is_some());
