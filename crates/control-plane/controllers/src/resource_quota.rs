@@ -25,6 +25,8 @@ mod plan;
 pub(crate) const NAME: &str = "resourcequota-controller";
 const WORKERS: usize = 5;
 const RESYNC: Duration = Duration::from_secs(300);
+/// After this long new bounds are counted once more: what was made just before them may not have been in every cache.
+const SETTLED: Duration = Duration::from_secs(1);
 /// Waiting for a resource that is not served (a CRD about to be made).
 const UNKNOWN_RESOURCE_WAIT: Duration = Duration::from_secs(10);
 
@@ -65,6 +67,7 @@ impl Controller {
             let bounds = |quota: &Arc<ResourceQuota>| quota.spec.clone();
             if let Some(quota) = new.filter(|quota| old.map(bounds) != Some(quota.spec.clone())) {
                 queue.add(key_of(&quota.metadata));
+                queue.add_after(key_of(&quota.metadata), SETTLED);
             }
         });
         let this = self.clone();
@@ -147,6 +150,10 @@ impl Controller {
 
     /// How many objects of a resource there are; `None` where nobody serves it.
     async fn number(self: &Arc<Self>, name: &str, namespace: &str) -> Result<Option<usize>, Error> {
+        if (Resource { group: "", plural: "resourcequotas" }).counts(name) {
+            // The quota that is being counted is in this cache; in another it might not be yet.
+            return Ok(Some(self.quotas.by_namespace(namespace).len()));
+        }
         let known = self.counted.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned();
         let cache = match known {
             Some(cache) => cache,
