@@ -61,6 +61,7 @@ impl Cluster {
         fs::create_dir(dir.join("home")).expect("make a folder");
         let node = "stest-node".to_owned();
         fs::write(dir.join("config.yaml"), configuration(&dir, &node)).expect("write the configuration");
+        fs::write(dir.join("kubelet.yaml"), KUBELET).expect("write the kubelet's configuration");
         let watcher = Command::new(beside_tests("cluster-watcher")).arg(&dir).stdin(Stdio::piped()).stdout(lock).spawn();
         let watcher = watcher.expect("start the watcher that cleans up");
         Cluster { dir, binary, node, watcher }
@@ -231,12 +232,16 @@ fn lock_machine() -> File {
     file
 }
 
+/// How full the machine's disk is must not decide whether images and pods stay.
+const KUBELET: &str = "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\nevictionHard: {memory.available: 100Mi}\n\
+    imageGCHighThresholdPercent: 100\nimageGCLowThresholdPercent: 99\n";
+
 fn configuration(dir: &Path, node: &str) -> String {
     let (data, run) = (dir.join("data"), dir.join("run"));
     format!(
         "dataDir: {}\nrunDir: {}\nnodeName: {node}\napiPort: {}\nkubeletPort: {}\ndnsPort: {}\npodCidr: {}\nnodeCidr: {}\nserviceCidr: {}\n\
          cgroupRoot: {}\nnftTable: {}\nlinkPrefix: {}\ncontext: stest\nstaticPodPath: {}\n\
-         registryPort: {}\nregistryPeerPort: {}\nregistriesFile: {}\nimageVerifierDir: {}\n",
+         registryPort: {}\nregistryPeerPort: {}\nregistriesFile: {}\nimageVerifierDir: {}\nkubeletConfig: {}\n",
         data.display(),
         run.display(),
         names::API_PORT,
@@ -253,5 +258,6 @@ fn configuration(dir: &Path, node: &str) -> String {
         names::REGISTRY_PEER_PORT,
         dir.join("registries.yaml").display(),
         dir.join("verifiers").display(),
+        dir.join("kubelet.yaml").display(),
     )
 }

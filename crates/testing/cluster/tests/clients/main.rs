@@ -97,7 +97,9 @@ fn the_javascript_client_works_with_informers_and_exec() {
     // Modules are looked up beside the program.
     let folder = kept("javascript");
     let changed = |name: &str| fs::read(sources().join("javascript").join(name)).ok() != fs::read(folder.join(name)).ok();
-    let copy = |name: &str| drop(fs::copy(sources().join("javascript").join(name), folder.join(name)).expect("copy"));
+    let copy = |name: &str| {
+        fs::copy(sources().join("javascript").join(name), folder.join(name)).expect("copy");
+    };
     if changed("package-lock.json") || !folder.join("node_modules").exists() {
         copy("package.json");
         copy("package-lock.json");

@@ -10,6 +10,7 @@ use cluster::{Cluster, images, wait_for};
 
 const SETTINGS: &str = "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\ncpuManagerPolicy: static\nmemoryManagerPolicy: Static\n\
     topologyManagerPolicy: single-numa-node\nsystemReserved: {cpu: '1', memory: 512Mi}\nreservedMemory: [{numaNode: 0, limits: {memory: 512Mi}}]\n\
+    evictionHard: {nodefs.available: 1Mi}\nimageGCHighThresholdPercent: 100\nimageGCLowThresholdPercent: 99\n\
     evictionSoft: {memory.available: 1Mi}\nevictionSoftGracePeriod: {memory.available: 30s}\n";
 const CDI: &str = "/var/run/cdi/stest-acme.yaml";
 
@@ -60,11 +61,7 @@ fn pins(cluster: &Cluster, pod: &str) -> (String, String) {
 #[test]
 fn processors_memory_and_devices_go_to_those_who_ask_and_stay_theirs_over_a_restart() {
     let cluster = Cluster::fresh();
-    let settings = cluster.dir().join("kubelet.yaml");
-    fs::write(&settings, SETTINGS).expect("the kubelet's settings");
-    let config = cluster.dir().join("config.yaml");
-    let text = fs::read_to_string(&config).expect("the configuration");
-    fs::write(&config, format!("{text}kubeletConfig: {}\n", settings.display())).expect("the configuration");
+    fs::write(cluster.dir().join("kubelet.yaml"), SETTINGS).expect("the kubelet's settings");
     let archive = cluster.dir().join("busybox.tar");
     images::busybox("1").write_oci_archive(&archive, "stest.local/busybox:1");
     let _named = Named::write();
