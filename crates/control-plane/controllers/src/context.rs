@@ -19,7 +19,7 @@ pub struct Config {
     pub cluster_ranges: Vec<ClusterRange>,
     /// A node silent for so long is not trusted to be alive.
     pub node_monitor_grace_period: Duration,
-    /// How often silence is looked for.
+    /// How often a node in trouble is looked at.
     pub node_monitor_period: Duration,
     /// Between two nodes of a zone whose pods are evicted (upstream: `--node-eviction-rate`).
     pub node_eviction_pause: Duration,

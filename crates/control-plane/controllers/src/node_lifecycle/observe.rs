@@ -1,22 +1,51 @@
 //! The world of one node.
 
 use std::collections::HashMap;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Node, Pod};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, Time};
 use tokio::time::Instant;
 
-use super::{Controller, LEASE_NAMESPACE, plan};
+use super::{Controller, plan};
 use crate::pods;
 
-/// What changes while a node's agent lives.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) struct Sign {
-    renewed: Option<MicroTime>,
-    heartbeat: Option<Time>,
+/// Past the end of a grace: then it is over for sure.
+const MARGIN: Duration = Duration::from_millis(1);
+
+/// When each node was last seen alive, by our own clock.
+#[derive(Default)]
+pub(super) struct Signs(HashMap<String, Instant>);
+
+impl Signs {
+    /// A heartbeat that differs from the one before is a sign of life; what it says of the time is the node's own business.
+    pub fn observe_node(&mut self, old: Option<&Node>, new: Option<&Node>, now: Instant) {
+        let beat = |node: &Node| plan::condition(node, "Ready").and_then(|condition| condition.last_heartbeat_time.clone());
+        let name = |node: &Node| node.metadata.name.clone().unwrap_or_default();
+        match (old, new) {
+            (Some(old), Some(new)) if beat(old) == beat(new) => {}
+            (_, Some(new)) => drop(self.0.insert(name(new), now)),
+            (Some(old), None) => drop(self.0.remove(&name(old))),
+            (None, None) => {}
+        }
+    }
+
+    pub fn observe_lease(&mut self, old: Option<&Lease>, new: &Lease, now: Instant) {
+        let renewed = |lease: &Lease| lease.spec.as_ref().and_then(|spec| spec.renew_time.clone());
+        let name = new.metadata.name.as_deref().unwrap_or_default();
+        if let Some(seen) = self.0.get_mut(name)
+            && old.and_then(renewed) != renewed(new)
+        {
+            *seen = now;
+        }
+    }
+
+    /// For how long the node has been silent.
+    fn silence(&self, name: &str) -> Duration {
+        self.0.get(name).map(Instant::elapsed).unwrap_or_default()
+    }
 }
 
 pub(super) struct World {
@@ -32,17 +61,27 @@ pub(super) struct World {
     pub now: Timestamp,
 }
 
+impl World {
+    /// When to look again though nothing changes: at the end of a healthy node's grace, and often at one in trouble.
+    pub fn look_after(&self, period: Duration) -> Duration {
+        match self.grace.checked_sub(self.silent_for) {
+            Some(left) if plan::is_ready(&self.node) => left + MARGIN,
+            _ => period,
+        }
+    }
+}
+
 impl Controller {
     pub(super) fn observe(&self, name: &str) -> Option<World> {
-        let Some(node) = self.nodes.get("", name) else {
-            self.seen.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
-            return None;
-        };
-        let silent_for = self.silence(name, &node);
+        let node = self.nodes.get("", name)?;
+        let silent_for = self.signs().silence(name);
         let grace = self.config.node_monitor_grace_period;
         let troubled = silent_for > grace || !plan::is_ready(&node);
-        let full_disruption = troubled && !self.is_another_ready(name);
-        let may_empty = troubled && !full_disruption && !plan::is_emptied(&node) && self.take_turn(&node);
+        let full_disruption = troubled && !self.zones().is_another_ready(&node);
+        let may_empty = troubled
+            && !full_disruption
+            && !plan::is_emptied(&node)
+            && self.zones().take_turn(&node, self.config.node_eviction_pause, Instant::now());
         Some(World {
             silent_for,
             grace,
@@ -52,34 +91,5 @@ impl Controller {
             node,
             now: Timestamp::now(),
         })
-    }
-
-    fn take_turn(&self, node: &Node) -> bool {
-        self.zones.lock().unwrap_or_else(PoisonError::into_inner).take_turn(
-            node,
-            &self.nodes.list(),
-            self.config.node_eviction_pause,
-            Instant::now(),
-        )
-    }
-
-    /// Only asked about a node in trouble: a healthy cluster never looks at all of its nodes.
-    fn is_another_ready(&self, name: &str) -> bool {
-        self.nodes.list().iter().any(|other| other.metadata.name.as_deref() != Some(name) && plan::is_ready(other))
-    }
-
-    fn silence(&self, name: &str, node: &Node) -> Duration {
-        let lease = self.leases.get(LEASE_NAMESPACE, name);
-        let sign = Sign {
-            renewed: lease.and_then(|lease| lease.spec.as_ref()?.renew_time.clone()),
-            heartbeat: plan::condition(node, "Ready").and_then(|condition| condition.last_heartbeat_time.clone()),
-        };
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        let entry: &mut HashMap<String, (Sign, Instant)> = &mut seen;
-        let known = entry.entry(name.to_owned()).or_insert_with(|| (sign.clone(), Instant::now()));
-        if known.0 != sign {
-            *known = (sign, Instant::now());
-        }
-        known.1.elapsed()
     }
 }
