@@ -52,6 +52,18 @@ struct Series {
     latency: Option<(Histogram, Histogram)>,
 }
 
+impl Series {
+    fn observe(&self, took: Duration, size: Option<u64>) {
+        self.requests.inc();
+        if let Some((durations, sizes)) = &self.latency {
+            durations.observe(took.as_secs_f64());
+            if let Some(size) = size {
+                sizes.observe(size as f64);
+            }
+        }
+    }
+}
+
 /// Counts something for as long as it lives.
 pub struct Counted {
     gauge: IntGauge,
@@ -229,16 +241,9 @@ impl Metrics {
         };
         let dry_run = context.query.text("dryRun").is_some_and(|word| word == "All");
         let key = (std::ptr::from_ref(kind.facts) as usize, verb(context), dry_run, subresource, scope(info), code);
-        let series = match self.series.load().get(&key) {
-            Some(series) => series.clone(),
-            None => self.series_of(key, &kind),
-        };
-        series.requests.inc();
-        if let Some((durations, sizes)) = &series.latency {
-            durations.observe(took.as_secs_f64());
-            if let Some(size) = size {
-                sizes.observe(size as f64);
-            }
+        match self.series.load().get(&key) {
+            Some(series) => series.observe(took, size),
+            None => self.series_of(key, &kind).observe(took, size),
         }
     }
 

@@ -162,6 +162,9 @@ fn signed(seats: usize) -> i64 {
 }
 
 impl Counted {
+    pub fn schema(&self) -> &str {
+        &self.names[1]
+    }
     pub fn rejected(&self, why: &str) {
         let [level, schema] = &self.names;
         self.rejected.with_label_values(&[level.as_str(), schema.as_str(), why]).inc();
