@@ -89,7 +89,9 @@ impl<T: Member> Family<T> {
             label
         };
         let metric = |(values, member): (&Vec<String>, &T)| {
-            let mut metric = proto::Metric::from_label(self.desc.variable_labels.iter().zip(values).map(label).collect());
+            let mut labels: Vec<_> = self.desc.variable_labels.iter().zip(values).map(label).collect();
+            labels.sort_by(|a, b| a.name().cmp(b.name()));
+            let mut metric = proto::Metric::from_label(labels);
             member.write(&mut metric);
             metric
         };
@@ -281,11 +283,11 @@ mod tests {
 
     #[test]
     fn what_threads_counted_is_told_as_one_in_the_format_of_prometheus() {
-        let asked = IntCounterVec::new(Opts::new("asked_total", "Requests."), &["verb"]).unwrap();
+        let asked = IntCounterVec::new(Opts::new("asked_total", "Requests."), &["verb", "code"]).unwrap();
         let open = IntGaugeVec::new(Opts::new("open", "Open now.").namespace("a").subsystem("b"), &[]).unwrap();
         let took = HistogramVec::new(HistogramOpts::new("took_seconds", "Time.").buckets(vec![0.5, 2.0]), &["verb"]).unwrap();
         let (counter, gauge, histogram) =
-            (asked.with_label_values(&["get"]), open.with_label_values::<&str>(&[]), took.with_label_values(&["get"]));
+            (asked.with_label_values(&["get", "200"]), open.with_label_values::<&str>(&[]), took.with_label_values(&["get"]));
         // More threads than stripes; what one opens another closes.
         std::thread::scope(|scope| {
             for number in 0..2 * STRIPES {
@@ -301,7 +303,7 @@ mod tests {
                 });
             }
         });
-        asked.with_label_values(&["list"]).inc();
+        asked.with_label_values(&["list", "200"]).inc();
         let registry = prometheus::Registry::new();
         registry.register(Box::new(asked)).unwrap();
         registry.register(Box::new(open)).unwrap();
@@ -313,8 +315,8 @@ mod tests {
 a_b_open 8
 # HELP asked_total Requests.
 # TYPE asked_total counter
-asked_total{verb=\"get\"} 48
-asked_total{verb=\"list\"} 1
+asked_total{code=\"200\",verb=\"get\"} 48
+asked_total{code=\"200\",verb=\"list\"} 1
 # HELP took_seconds Time.
 # TYPE took_seconds histogram
 took_seconds_bucket{verb=\"get\",le=\"0.5\"} 8
