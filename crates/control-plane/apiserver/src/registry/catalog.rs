@@ -149,6 +149,22 @@ impl Kind {
     }
 }
 
+/// A kind that was looked up. The built-in ones are not counted: all threads look up the same few.
+pub enum Found {
+    BuiltIn(&'static Arc<Kind>),
+    Custom(Arc<Kind>),
+}
+
+impl Deref for Found {
+    type Target = Arc<Kind>;
+    fn deref(&self) -> &Arc<Kind> {
+        match self {
+            Found::BuiltIn(kind) => kind,
+            Found::Custom(kind) => kind,
+        }
+    }
+}
+
 /// A kind without a rules file.
 struct Generic(&'static Resource);
 
