@@ -1,7 +1,9 @@
 //! Node lifecycle: a node that fell silent is marked so, tainted so, and its pods are no longer counted as ready.
 //!
 //! Silence is measured by our own clock from when we last saw the node's Lease or status change. A node is looked at when it changes,
-//! when its grace would end, and every few seconds while it is in trouble. When every node is silent or not ready, more likely the network between us is down than all of them: then
+//! when its grace would end, and every few seconds while it is in trouble. Where the grace is short, a node that is about to be taken for dead
+//! is asked first, so that a busy one stays in the cluster: who answers has a longer grace. When every node is silent or not ready, more
+//! likely the network between us is down than all of them: then
 //! nothing is evicted (upstream: full disruption). Otherwise the nodes of a zone are emptied one after the other; [`zones`] says how fast.
 //!
 //! Evictions themselves are `taint_eviction`'s.
@@ -82,10 +84,14 @@ impl Controller {
     }
 
     async fn reconcile(self: Arc<Self>, key: ObjectKey) -> Outcome {
-        let Some(world) = self.observe(&key.name) else { return Outcome::Done };
+        let Some(mut world) = self.observe(&key.name) else { return Outcome::Done };
+        if self.is_asked(&world).await {
+            let Some(now) = self.observe(&key.name) else { return Outcome::Done };
+            world = now;
+        }
         let plan = plan::plan(&world);
         match self.act(&world, plan).await {
-            Ok(()) => Outcome::RequeueAfter(world.look_after(self.config.node_monitor_period)),
+            Ok(()) => Outcome::RequeueAfter(world.look_again),
             Err(error) => Outcome::Err(error.into()),
         }
     }

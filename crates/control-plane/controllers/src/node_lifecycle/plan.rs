@@ -172,6 +172,7 @@ mod tests {
             may_empty: true,
             pods: vec![Arc::new(serde_json::from_value(pod).unwrap())],
             now: "2026-01-01T00:00:00Z".parse().unwrap(),
+            look_again: Duration::ZERO,
         }
     }
 
