@@ -16,7 +16,9 @@ use serde_json::Value;
 
 const IMAGE: &str = "stest.local/busybox:1";
 const REPLICAS: usize = 8;
-const ROUNDS: u64 = 6;
+const ROUNDS: u64 = 8;
+/// Clients that make and remove pods meanwhile.
+const CLIENTS: u64 = 3;
 
 /// Numbers that look random and can be had again.
 struct Dice(u64);
@@ -24,7 +26,7 @@ struct Dice(u64);
 impl Dice {
     fn from_environment() -> Self {
         let seed = std::env::var("STERNPOST_SEED").ok().and_then(|seed| seed.parse().ok());
-        let seed = seed.unwrap_or_else(|| u64::from(std::process::id()));
+        let seed = seed.unwrap_or(6);
         println!("STERNPOST_SEED={seed}");
         Self(seed)
     }
@@ -75,22 +77,26 @@ const LOAD: &str = "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: load
 
 fn once(number: u64) -> String {
     format!(
-        "apiVersion: v1\nkind: Pod\nmetadata: {{name: once-{number}, labels: {{app: once}}}}\nspec:\n  restartPolicy: Never\n  terminationGracePeriodSeconds: 0\n  containers: [{{name: main, image: '{IMAGE}', command: [sh, -c, 'sleep 0.{}; exit 3'], env: [{{name: MARK, value: once}}]}}]\n",
+        "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: once-{number}, labels: {{app: once}}}}\nspec:\n  restartPolicy: Never\n  terminationGracePeriodSeconds: 0\n  containers: [{{name: main, image: '{IMAGE}', command: [sh, -c, 'sleep 0.{}; exit 3'], env: [{{name: MARK, value: once}}]}}]\n",
         number % 10
     )
 }
 
-/// Makes pods that end by themselves and removes every other one, until it is told to stop; how many it made. The API may be away meanwhile.
-fn come_and_go(cluster: &Cluster, stop: &AtomicBool) -> u64 {
-    let mut number = 0;
-    while !stop.load(Ordering::Relaxed) {
-        cluster.kubectl_with(&["create", "-f", "-"], &once(number));
-        if number % 2 == 1 {
-            cluster.kubectl(&["delete", "pod", &format!("once-{}", number - 1), "--wait=false"]);
+/// Makes pods that end by themselves, five at a time, and removes some of the five before, until it is told to stop; how many it made. The API
+/// may be away meanwhile.
+fn come_and_go(cluster: &Cluster, stop: &AtomicBool, client: u64) -> usize {
+    let (first, mut made) = (client * 10_000, 0);
+    for five in (first..).step_by(5) {
+        if stop.load(Ordering::Relaxed) {
+            break;
         }
-        number += 1;
+        let manifests: String = (five..five + 5).map(once).collect();
+        made += cluster.kubectl_with(&["create", "--validate=false", "-f", "-"], &manifests).stdout.lines().count();
+        if five > first {
+            cluster.kubectl(&["delete", "pod", &format!("once-{}", five - 5), &format!("once-{}", five - 2), "--wait=false"]);
+        }
     }
-    number
+    made
 }
 
 /// The supervisors of pods that run now.
@@ -115,10 +121,11 @@ fn daemon_and_supervisors_are_killed_at_random_under_load_and_nothing_is_left_no
     cluster.kubectl_with(&["apply", "-f", "-"], &LOAD.replace("REPLICAS", &REPLICAS.to_string()).replace("IMAGE", IMAGE)).ok();
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        let load = scope.spawn(|| come_and_go(&cluster, &stop));
+        let (cluster, stop) = (&cluster, &stop);
+        let load: Vec<_> = (0..CLIENTS).map(|client| scope.spawn(move || come_and_go(cluster, stop, client))).collect();
         for round in 0..rounds {
             std::thread::sleep(Duration::from_millis(100 + dice.below(700)));
-            let supervisors = supervisors(&cluster);
+            let supervisors = supervisors(cluster);
             for _ in 0..dice.below(3) {
                 if let Some(victim) = supervisors.get(dice.below(supervisors.len().max(1) as u64) as usize) {
                     kill_if_there(victim);
@@ -134,7 +141,7 @@ fn daemon_and_supervisors_are_killed_at_random_under_load_and_nothing_is_left_no
             }
         }
         stop.store(true, Ordering::Relaxed);
-        println!("{} short-lived pods", load.join().expect("the load"));
+        println!("{} short-lived pods", load.into_iter().map(|load| load.join().expect("the load")).sum::<usize>());
     });
     // What runs is what the API says that runs, and everybody who was to run does.
     wait_for("the API and the kernel agree", 120, || {
