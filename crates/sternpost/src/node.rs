@@ -19,10 +19,12 @@ use crate::toolbox;
 use crate::up::Parts;
 use crate::{identity, keeper};
 
+mod liveness;
 mod peers;
 mod registry;
 mod tunnel;
 
+pub use liveness::answers;
 pub use peers::internal_address;
 
 /// What a container gets to end by itself when the node is taken down: less than its pod may ask for, for the user waits.
@@ -30,6 +32,8 @@ const DOWN_GRACE_SECONDS: i64 = 5;
 /// With `fastFailover`: how often a node says that it lives, and how long its silence is believed to be chance.
 const FAST_LEASE: Duration = Duration::from_millis(200);
 pub const FAST_GRACE: Duration = Duration::from_secs(1);
+/// The same for a node whose kubelet can still be called: it is busy, and dead for good only after that long.
+pub const FAST_STUCK_GRACE: Duration = Duration::from_secs(15);
 /// On which port a node's DNS listens; what has no such label has none.
 pub const DNS_PORT_LABEL: &str = "dns.sternpost.io/port";
 /// How long DNS questions wait for a daemon that starts to know the Services.

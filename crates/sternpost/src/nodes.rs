@@ -100,8 +100,21 @@ fn begin(config: &Config, node_ip: IpAddr, number: u8) -> anyhow::Result<String>
     Ok(local.name)
 }
 
+/// Whether so many nodes can have a range of the pods' ranges each; a node without one would never become ready.
+pub fn have_room(ranges: &[controllers::ClusterRange], nodes: u8) -> anyhow::Result<()> {
+    for controllers::ClusterRange { address, prefix, node_prefix } in ranges {
+        let room = 1u32.checked_shl(u32::from(node_prefix - prefix)).unwrap_or(u32::MAX);
+        anyhow::ensure!(
+            u32::from(nodes) <= room,
+            "podCidr {address}/{prefix} cut into ranges of /{node_prefix} is enough for {room} nodes, not for {nodes}: make it larger, or nodeCidrMaskSize longer"
+        );
+    }
+    Ok(())
+}
+
 /// Brings a running cluster's further nodes up to `count` nodes in all, and says which are new.
 pub fn add(config: &Config, count: u8) -> anyhow::Result<()> {
+    have_room(&config.cluster_ranges()?, count)?;
     let node_ip = config.node_ip.or_else(outward_address).context("this host has no address")?;
     let known: BTreeSet<String> = all(config)?.into_iter().map(|local| local.name).collect();
     let mut added = Vec::new();

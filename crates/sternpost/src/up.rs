@@ -38,6 +38,10 @@ pub fn run(config: Config, args: &UpArgs) -> anyhow::Result<i32> {
     }
     // SAFETY: the descriptor was made for us by the process that started us, which passed its number; nobody else owns it.
     let report = args.report_fd.map(|fd| unsafe { std::fs::File::from_raw_fd(fd) });
+    if let Some(report) = &report {
+        // Who waits at its other end would wait for every process that we start.
+        rustix::io::fcntl_setfd(report, rustix::io::FdFlags::CLOEXEC)?;
+    }
     let mut progress = Progress::new(start, report);
     let Some(_pid_file) = PidFile::take(&config)? else {
         // Another start was faster by a moment; its outcome is ours.
@@ -101,6 +105,7 @@ async fn cluster(config: Config, args: &UpArgs, progress: &mut Progress) -> anyh
     progress.line(&format!("sternpost {} on {} (data in {})", env!("CARGO_PKG_VERSION"), config.node_name, config.data_dir.display()));
     let scheduler = config.scheduler()?;
     let ranges = config.cluster_ranges()?;
+    nodes::have_room(&ranges, args.nodes.unwrap_or(1))?;
     let node_ip = config.node_ip.or_else(outward_address).context("this host has no address")?;
     keep_private(&config.data_dir)?;
     let certificates = Certificates::open(&config, node_ip)?;
@@ -210,6 +215,8 @@ fn start_control_plane(parts: &Arc<Parts>, scheduler: scheduler::Config, ranges:
     };
     if parts.config.fast_failover {
         settings.node_monitor_grace_period = node::FAST_GRACE;
+        settings.node_stuck_grace_period = node::FAST_STUCK_GRACE;
+        settings.node_probe = Some(controllers::NodeProbe::new(node::answers));
         settings.node_monitor_period = node::FAST_GRACE / 10;
         settings.node_eviction_pause = node::FAST_GRACE / 10;
     }

@@ -1,7 +1,9 @@
 //! Logs and metrics, set up once by the binary and used everywhere.
 //!
 //! [`init_logs`] is called in `main`. [`registry`] is the process's one metrics registry; a component registers its metrics there
-//! under upstream's names and [`exposition`] prints them all.
+//! under upstream's names and [`exposition`] prints them all. What every request counts is [`striped`].
+
+pub mod striped;
 
 use std::sync::OnceLock;
 

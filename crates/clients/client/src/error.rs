@@ -63,6 +63,22 @@ impl Error {
     }
 }
 
+/// `Ok` where the object is gone already: for who wants it away.
+pub fn ignore_not_found<T>(result: Result<T, Error>) -> Result<(), Error> {
+    match result {
+        Err(error) if error.is_not_found() => Ok(()),
+        other => other.map(drop),
+    }
+}
+
+/// `Ok` where the object is there already, whatever it holds: for who wants it to exist.
+pub fn ignore_already_exists<T>(result: Result<T, Error>) -> Result<(), Error> {
+    match result {
+        Err(error) if error.is_already_exists() => Ok(()),
+        other => other.map(drop),
+    }
+}
+
 /// What the server said in a body of a failed request; bodies that are no `Status` become one, as client-go does.
 pub(crate) fn from_response(code: u16, body: &[u8]) -> Error {
     let status = match serde_json::from_slice::<Status>(body) {

@@ -20,7 +20,7 @@ pub struct Context {
     /// Why the request is allowed, as the authorizer says.
     pub reason: String,
     /// Where API Priority and Fairness put the request.
-    pub flowed: Option<crate::flow::Flowed>,
+    pub flowed: Option<Arc<crate::flow::Flowed>>,
     /// For the audit trail.
     pub audit: Notes,
     warnings: Mutex<Vec<String>>,

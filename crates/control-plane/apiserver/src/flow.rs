@@ -23,7 +23,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, Guard};
 use jiff::Timestamp;
 use meta::Status;
 use serde_json::Value;
@@ -73,19 +73,18 @@ struct Plan {
 /// Where the requests of one FlowSchema go.
 struct Route {
     schema: Schema,
-    name: Arc<str>,
     level: Arc<Level>,
-    flowed: Flowed,
+    flowed: Arc<Flowed>,
     exempt: bool,
     widest: usize,
     counted: Arc<Counted>,
 }
 
 /// The flow that a request was put into, by uids: for its response's headers.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub struct Flowed {
-    pub schema: Arc<str>,
-    pub level: Arc<str>,
+    pub schema: String,
+    pub level: String,
 }
 
 impl Flow {
@@ -98,14 +97,14 @@ impl Flow {
         Ok(Self { seats, sources: PLURALS.map(cache), plan: ArcSwap::default(), planning: Mutex::default(), families })
     }
 
-    fn plan(&self, caches: &Caches) -> Arc<Plan> {
+    fn plan(&self, caches: &Caches) -> Guard<Arc<Plan>> {
         let newest = || self.sources.each_ref().map(|cache| cache.revision());
-        let plan = self.plan.load_full();
+        let plan = self.plan.load();
         if plan.seen == newest() {
             return plan;
         }
         let _one = self.planning.lock().unwrap_or_else(PoisonError::into_inner);
-        let (before, seen) = (self.plan.load_full(), newest());
+        let (before, seen) = (self.plan.load(), newest());
         if before.seen == seen {
             return before;
         }
@@ -113,7 +112,7 @@ impl Flow {
         let plan = Arc::new(Plan::new(seen, &schemas, &levels, self, &before));
         self.plan.store(plan.clone());
         self.divide(&plan);
-        plan
+        Guard::from_inner(plan)
     }
 
     /// Waits until the request may run. What it took is given back with the place.
@@ -121,24 +120,31 @@ impl Flow {
         if LONG_RUNNING.contains(&context.info.subresource.as_str()) {
             return Ok(Place::free());
         }
-        let plan = self.plan(caches);
-        let Some(route) = plan.route(context) else { return Ok(Place::free()) };
-        context.flowed = Some(route.flowed.clone());
-        let ticket = route.ticket(caches, context);
-        route.counted.estimated(ticket.seats);
-        let why = match route.level.enter(ticket) {
+        let Some(entry) = self.enter_now(caches, context) else { return Ok(Place::free()) };
+        let why = match entry {
             Entry::Now(place) => return Ok(place),
             Entry::Wait(waiting) => match waiting.place(WAIT_MAX).await {
                 Some(place) => return Ok(place),
                 None => "time-out",
             },
-            Entry::Refused(why) => {
-                route.counted.rejected(why);
-                why
-            }
+            Entry::Refused(why) => why,
         };
-        tracing::debug!(schema = &*route.name, level = route.level.name, why, "a request was rejected");
+        tracing::debug!(flowed = ?context.flowed, why, "a request was rejected");
         Err(Status::too_many_requests("too many requests, please try again later", 1))
+    }
+
+    /// Finds the request's flow; `None` where there are no flows. Whoever waits afterwards does so without holding the plan.
+    fn enter_now(&self, caches: &Caches, context: &mut Context) -> Option<Entry> {
+        let plan = self.plan(caches);
+        let route = plan.route(context)?;
+        context.flowed = Some(route.flowed.clone());
+        let ticket = route.ticket(caches, context);
+        route.counted.estimated(ticket.seats);
+        let entry = route.level.enter(ticket);
+        if let Entry::Refused(why) = entry {
+            route.counted.rejected(why);
+        }
+        Some(entry)
     }
 
     /// Divides the seats by what each level could have used since the last time.
@@ -165,7 +171,7 @@ impl Plan {
         let settings: Vec<(&Value, Settings)> = levels.iter().map(|level| (level, Settings::parse(level))).collect();
         let shares: u64 = settings.iter().map(|(_, settings)| settings.shares).sum::<u64>().max(1);
         let mut made: BTreeMap<String, Arc<Level>> = BTreeMap::new();
-        let mut uids: BTreeMap<&str, Arc<str>> = BTreeMap::new();
+        let mut uids: BTreeMap<&str, String> = BTreeMap::new();
         for (object, settings) in settings {
             let nominal = (flow.seats as u64 * settings.shares).div_ceil(shares) as usize;
             let limits = Limits::new(nominal, settings.lendable_percent, settings.borrowing_percent, flow.seats);
@@ -196,16 +202,15 @@ impl Plan {
     fn route(&self, context: &Context) -> Option<&Arc<Route>> {
         let asked = context.attributes();
         let found = self.routes.iter().find(|route| route.schema.matches(&context.user, &asked));
-        found.or_else(|| self.routes.iter().find(|route| &*route.name == "catch-all"))
+        found.or_else(|| self.routes.iter().find(|route| route.schema.name == "catch-all"))
     }
 }
 
 impl Route {
-    fn new(schema: Schema, level: Arc<Level>, level_uid: Arc<str>, families: &Families) -> Self {
+    fn new(schema: Schema, level: Arc<Level>, level_uid: String, families: &Families) -> Self {
         let settings = level.settings();
         Self {
-            name: schema.name.as_str().into(),
-            flowed: Flowed { schema: schema.uid.as_str().into(), level: level_uid },
+            flowed: Arc::new(Flowed { schema: schema.uid.clone(), level: level_uid }),
             exempt: settings.exempt,
             widest: settings.widest(level.limits().nominal),
             counted: families.of(&level.name, &schema.name),
@@ -223,7 +228,6 @@ impl Route {
         };
         Ticket {
             seats: seats(caches, context, self.widest),
-            schema: self.name.clone(),
             flow,
             details,
             arrived: Timestamp::now(),

@@ -276,7 +276,7 @@ impl Server {
 
     /// Answers one request. With an `identity` the caller vouches for who asks (the in-process transport); authorization still applies.
     pub async fn handle(&self, request: Request<Body>, identity: Option<UserInfo>) -> Response<Body> {
-        pipeline::run(self.0.clone(), request, identity).await
+        pipeline::run(&self.0, request, identity).await
     }
 
     /// Makes what every cluster has: namespaces, roles, priority classes, the `kubernetes` Service. Idempotent. Until it has run, Services get
@@ -310,9 +310,10 @@ impl Server {
 
 impl Inner {
     /// The served kind behind a path: a built-in one, or one made of a CRD.
-    pub fn kind(&self, group: &str, version: &str, plural: &str) -> Option<Arc<registry::catalog::Kind>> {
-        let built_in = registry::catalog::find(group, version, plural).filter(|kind| self.served.contains(kind.facts));
-        built_in.cloned().or_else(|| self.registry.custom.find(group, version, plural))
+    pub fn kind(&self, group: &str, version: &str, plural: &str) -> Option<registry::catalog::Found> {
+        use registry::catalog::{self, Found};
+        let built_in = catalog::find(group, version, plural).filter(|kind| self.served.contains(kind.facts));
+        built_in.map(Found::BuiltIn).or_else(|| self.registry.custom.find(group, version, plural).map(Found::Custom))
     }
     pub fn bootstrapped(&self) -> bool {
         self.bootstrapped.load(Ordering::Relaxed)

@@ -8,7 +8,8 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use telemetry::prometheus::{Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts};
+use telemetry::prometheus::{self, HistogramOpts, Opts};
+use telemetry::striped::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
 
 use crate::Inner;
 use crate::audit::policy::Level;
@@ -30,8 +31,8 @@ pub struct Metrics {
     long_running: IntGaugeVec,
     watch_events: IntCounterVec,
     watch_sizes: HistogramVec,
-    objects: IntGaugeVec,
-    objects_by_group: IntGaugeVec,
+    objects: prometheus::IntGaugeVec,
+    objects_by_group: prometheus::IntGaugeVec,
     /// Watches that are open now.
     watches: Arc<AtomicI64>,
     /// What was found by its labels once: nine of them cost more to look up than a small object to read.
@@ -51,9 +52,21 @@ struct Series {
     latency: Option<(Histogram, Histogram)>,
 }
 
+impl Series {
+    fn observe(&self, took: Duration, size: Option<u64>) {
+        self.requests.inc();
+        if let Some((durations, sizes)) = &self.latency {
+            durations.observe(took.as_secs_f64());
+            if let Some(size) = size {
+                sizes.observe(size as f64);
+            }
+        }
+    }
+}
+
 /// Counts something for as long as it lives.
 pub struct Counted {
-    gauge: telemetry::prometheus::IntGauge,
+    gauge: IntGauge,
     also: Option<Arc<AtomicI64>>,
 }
 
@@ -69,7 +82,7 @@ impl Drop for Counted {
 /// What a watch counts: itself while it is open, and its events.
 pub struct Watched {
     events: IntCounter,
-    sizes: telemetry::prometheus::Histogram,
+    sizes: Histogram,
     _open: Counted,
 }
 
@@ -83,22 +96,28 @@ impl Watched {
 
 impl Metrics {
     /// Registers with the process's registry; a second server in the process counts for itself only.
-    pub fn new() -> Result<Self, telemetry::prometheus::Error> {
+    pub fn new() -> Result<Self, prometheus::Error> {
         let registry = telemetry::registry();
         let counter = |name: &str, help: &str, labels: &[&str]| {
             let counter = IntCounterVec::new(Opts::new(name, help), labels)?;
             let _ = registry.register(Box::new(counter.clone()));
-            Ok::<_, telemetry::prometheus::Error>(counter)
+            Ok::<_, prometheus::Error>(counter)
         };
         let gauge = |name: &str, help: &str, labels: &[&str]| {
             let gauge = IntGaugeVec::new(Opts::new(name, help), labels)?;
             let _ = registry.register(Box::new(gauge.clone()));
-            Ok::<_, telemetry::prometheus::Error>(gauge)
+            Ok::<_, prometheus::Error>(gauge)
+        };
+        let stored = |name: &str, labels: &[&str]| {
+            let opts = Opts::new(name, "Number of stored objects at the time of last check split by kind.");
+            let gauge = prometheus::IntGaugeVec::new(opts, labels)?;
+            let _ = registry.register(Box::new(gauge.clone()));
+            Ok::<_, prometheus::Error>(gauge)
         };
         let histogram = |name: &str, help: &str, buckets: Vec<f64>, labels: &[&str]| {
             let histogram = HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets), labels)?;
             let _ = registry.register(Box::new(histogram.clone()));
-            Ok::<_, telemetry::prometheus::Error>(histogram)
+            Ok::<_, prometheus::Error>(histogram)
         };
         let seconds = vec![
             0.005, 0.025, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 15.0, 20.0, 30.0, 45.0, 60.0,
@@ -108,12 +127,10 @@ impl Metrics {
             "A metric with a constant '1' value labeled by major, minor, git version, platform and compiler.",
             &["major", "minor", "git_version", "compiler", "platform"],
         )?;
-        build.with_label_values(&["1", "37", crate::health::KUBERNETES_VERSION, "rustc", &crate::health::platform()]).set(1);
-        let audit_dropped = IntCounter::new("apiserver_audit_error_total", "Counter of audit events that failed to be audited properly.")?;
-        let _ = registry.register(Box::new(audit_dropped.clone()));
-        let audit_events =
-            IntCounter::new("apiserver_audit_event_total", "Counter of audit events generated and sent to the audit backend.")?;
-        let _ = registry.register(Box::new(audit_events.clone()));
+        build.with_label_values(&["1", "37", crate::health::KUBERNETES_VERSION, "rustc", &crate::health::platform()]).inc();
+        let single = |name: &str, help: &str| counter(name, help, &[]).map(|family| family.with_label_values::<&str>(&[]));
+        let audit_dropped = single("apiserver_audit_error_total", "Counter of audit events that failed to be audited properly.")?;
+        let audit_events = single("apiserver_audit_event_total", "Counter of audit events generated and sent to the audit backend.")?;
         let levels = counter("apiserver_audit_level_total", "Counter of policy levels for audit events (1 per request).", &["level"])?;
         let inflight = gauge(
             "apiserver_current_inflight_requests",
@@ -155,16 +172,8 @@ impl Metrics {
                 vec![1024.0, 2048.0, 4096.0, 8192.0, 16_384.0, 32_768.0, 65_536.0, 131_072.0],
                 &["group", "version", "resource"],
             )?,
-            objects: gauge(
-                "apiserver_storage_objects",
-                "Number of stored objects at the time of last check split by kind.",
-                &["resource"],
-            )?,
-            objects_by_group: gauge(
-                "apiserver_resource_objects",
-                "Number of stored objects at the time of last check split by kind.",
-                &["group", "resource"],
-            )?,
+            objects: stored("apiserver_storage_objects", &["resource"])?,
+            objects_by_group: stored("apiserver_resource_objects", &["group", "resource"])?,
             watches: Arc::default(),
             series: ArcSwap::default(),
             audit_levels: ["Metadata", "Request", "RequestResponse"].map(|level| levels.with_label_values(&[level])),
@@ -232,16 +241,9 @@ impl Metrics {
         };
         let dry_run = context.query.text("dryRun").is_some_and(|word| word == "All");
         let key = (std::ptr::from_ref(kind.facts) as usize, verb(context), dry_run, subresource, scope(info), code);
-        let series = match self.series.load().get(&key) {
-            Some(series) => series.clone(),
-            None => self.series_of(key, &kind),
-        };
-        series.requests.inc();
-        if let Some((durations, sizes)) = &series.latency {
-            durations.observe(took.as_secs_f64());
-            if let Some(size) = size {
-                sizes.observe(size as f64);
-            }
+        match self.series.load().get(&key) {
+            Some(series) => series.observe(took, size),
+            None => self.series_of(key, &kind).observe(took, size),
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use auth::UserInfo;
@@ -14,8 +15,7 @@ use crate::context::Context;
 use crate::negotiate::{self, Format, Offer};
 use crate::reply::{self, Body};
 use crate::request::{Query, RequestInfo};
-use crate::serve::Peer;
-use crate::serve::turns::Whose;
+use crate::serve::Arrived;
 use crate::{Inner, aggregation, audit, deadline, discovery, flow, handlers, health, openapi};
 
 static FLOW_SCHEMA: HeaderName = HeaderName::from_static("x-kubernetes-pf-flowschema-uid");
@@ -25,9 +25,9 @@ const RULES_PATIENCE: Duration = Duration::from_secs(1);
 static AUDIT_ID: HeaderName = HeaderName::from_static("audit-id");
 
 /// Answers a request. `identity` is set by the in-process transport, which vouches for it.
-pub async fn run(server: Arc<Inner>, request: Request<Body>, identity: Option<UserInfo>) -> Response<Body> {
+pub async fn run(server: &Arc<Inner>, request: Request<Body>, identity: Option<UserInfo>) -> Response<Body> {
     let audit_id = audit_id(&request);
-    let stages = AssertUnwindSafe(stages(&server, request, identity, &audit_id)).catch_unwind();
+    let stages = AssertUnwindSafe(stages(server, request, identity, &audit_id)).catch_unwind();
     let mut response = stages.await.unwrap_or_else(|_| {
         tracing::error!(audit_id, "a request handler panicked");
         reply::status(&Status::internal("the request handler failed"), Format::JSON)
@@ -54,9 +54,11 @@ async fn stages(server: &Arc<Inner>, request: Request<Body>, identity: Option<Us
         Ok((user, notice)) => (user, notice, None),
         Err(status) => (Arc::new(UserInfo::anonymous()), None, Some(status)),
     };
-    if let Some(whose) = request.extensions().get::<Whose>() {
-        whose.is(&user.username);
+    let arrival = request.extensions().get::<Arrived>().map(|arrived| &*arrived.0);
+    if let Some(arrival) = arrival {
+        arrival.whose.is(&user.username);
     }
+    let peer = arrival.map(|arrival| arrival.peer);
     let mut context = Context::new(info, query, headers, user);
     if let Some(notice) = notice {
         notice.warning.into_iter().for_each(|sentence| context.warn(sentence));
@@ -65,7 +67,7 @@ async fn stages(server: &Arc<Inner>, request: Request<Body>, identity: Option<Us
     context.audit.id = audit_id.to_owned();
     context.audit.received = jiff::Timestamp::now();
     context.audit.uri = request.uri().path_and_query().map(|target| target.as_str().to_owned()).unwrap_or_default();
-    context.audit.peer = request.extensions().get::<Peer>().map(|peer| peer.0);
+    context.audit.peer = peer;
     audit::received(server, &mut context);
     let outcome = match refused {
         Some(status) => Err(status),
@@ -93,7 +95,14 @@ async fn stages(server: &Arc<Inner>, request: Request<Body>, identity: Option<Us
 async fn in_time(server: &Arc<Inner>, context: &mut Context, request: Request<Body>) -> Result<Response<Body>, Status> {
     match deadline::of(context)? {
         None => admitted(server, context, request).await,
-        Some(limit) => tokio::time::timeout(limit, admitted(server, context, request)).await.unwrap_or_else(|_| Err(deadline::exceeded())),
+        Some(limit) => {
+            let mut work = std::pin::pin!(admitted(server, context, request));
+            // Most reads are answered at once, and never need a timer.
+            if let Poll::Ready(answer) = futures_util::poll!(work.as_mut()) {
+                return answer;
+            }
+            tokio::time::timeout(limit, work).await.unwrap_or_else(|_| Err(deadline::exceeded()))
+        }
     }
 }
 
@@ -148,7 +157,7 @@ fn writes_rules(context: &Context) -> bool {
         "admissionregistration.k8s.io" | "rbac.authorization.k8s.io" | "flowcontrol.apiserver.k8s.io" | "apiregistration.k8s.io" => true,
         "" => matches!(info.resource.as_str(), "limitranges" | "resourcequotas"),
         "storage.k8s.io" => info.resource == "storageclasses",
-        "networking.k8s.io" => info.resource == "ingressclasses",
+        "networking.k8s.io" => matches!(info.resource.as_str(), "ingressclasses" | "servicecidrs" | "ipaddresses"),
         "scheduling.k8s.io" => info.resource == "priorityclasses",
         _ => false,
     };

@@ -21,6 +21,8 @@ pub struct RequestInfo {
     pub namespace: String,
     /// The path goes on below a namespace: what has none is not found there, and a role of the namespace never decides about it.
     pub below_namespace: bool,
+    /// The path begins with `watch/`, upstream's old way to ask for one: a name in it selects.
+    pub below_watch: bool,
     pub resource: String,
     pub subresource: String,
     pub name: String,
@@ -37,33 +39,41 @@ impl RequestInfo {
     /// Reads a request line. Never fails: what is not a resource path is a non-resource request.
     pub fn parse(method: &Method, path: &str, query: &Query) -> Self {
         let path = percent_decode(path, false);
-        let mut info = Self { verb: method.as_str().to_ascii_lowercase(), path, ..Self::default() };
-        let path = info.path.clone();
+        let mut info = Self::default();
+        info.read(method, &path, query);
+        info.path = path;
+        info
+    }
+
+    fn read(&mut self, method: &Method, path: &str, query: &Query) {
         let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
         let rest = match parts.as_slice() {
             ["api", version, rest @ ..] if !rest.is_empty() => {
-                info.version = (*version).into();
+                self.version = (*version).into();
                 rest
             }
             ["apis", group, version, rest @ ..] if !rest.is_empty() => {
-                info.group = (*group).into();
-                info.version = (*version).into();
+                self.group = (*group).into();
+                self.version = (*version).into();
                 rest
             }
-            _ => return info,
+            _ => {
+                self.verb = method.as_str().to_ascii_lowercase();
+                return;
+            }
         };
-        info.is_resource = true;
-        info.verb = verb_of(method).into();
+        self.is_resource = true;
+        self.verb = verb_of(method).into();
         let rest = match rest {
             ["watch", rest @ ..] if !rest.is_empty() => {
-                info.verb = "watch".into();
+                self.verb = "watch".into();
+                self.below_watch = true;
                 rest
             }
             rest => rest,
         };
-        info.take_object(rest, &path);
-        info.refine_verb(query);
-        info
+        self.take_object(rest, path);
+        self.refine_verb(query);
     }
 
     /// Watches and streams: no deadline, no place among the requests in flight.
@@ -221,6 +231,7 @@ mod tests {
             ("GET", "/api/v1/pods?watch=1", "watch", "", "", "pods", "", ""),
             ("GET", "/api/v1/pods?watch=false", "list", "", "", "pods", "", ""),
             ("GET", "/api/v1/watch/namespaces/a/pods", "watch", "", "a", "pods", "", ""),
+            ("GET", "/api/v1/watch/namespaces/a/pods/b?fieldSelector=metadata.name%3Dc", "watch", "", "a", "pods", "", "b"),
             ("POST", "/api/v1/namespaces/a/pods", "create", "", "a", "pods", "", ""),
             ("GET", "/api/v1/namespaces/a", "get", "", "a", "namespaces", "", "a"),
             ("PUT", "/api/v1/namespaces/a/finalize", "update", "", "a", "namespaces", "finalize", "a"),

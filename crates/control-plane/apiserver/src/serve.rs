@@ -54,13 +54,17 @@ impl Protocol {
     }
 }
 
-/// Who a verified client certificate speaks for; put into the request's extensions.
-#[derive(Clone)]
-pub struct ClientCertificate(pub Arc<auth::tls::Peer>);
+/// The connection by which a request came.
+pub struct Arrival {
+    pub peer: IpAddr,
+    /// Who a verified client certificate speaks for.
+    pub speaker: Option<Speaker>,
+    pub whose: Whose,
+}
 
-/// Where a request came from; put into its extensions.
-#[derive(Clone, Copy)]
-pub struct Peer(pub IpAddr);
+/// The same in the request's extensions.
+#[derive(Clone)]
+pub struct Arrived(pub Arc<Arrival>);
 
 impl Server {
     /// Serves until `drain`; then no new connection is taken and running requests get ten seconds. Client certificates are whatever
@@ -76,7 +80,7 @@ impl Server {
             match accepted {
                 Ok((stream, peer)) => {
                     let whose = turns.newcomer();
-                    let served = connection(self.clone(), (stream, Peer(peer.ip())), acceptor.clone(), graceful.watcher(), whose.clone());
+                    let served = connection(self.clone(), (stream, peer.ip()), acceptor.clone(), graceful.watcher(), whose.clone());
                     tokio::spawn(whose.take(async move {
                         served.await;
                         drop(place);
@@ -98,7 +102,7 @@ impl Server {
     }
 }
 
-async fn connection(server: Server, (stream, peer): (TcpStream, Peer), acceptor: Option<TlsAcceptor>, watcher: Watcher, whose: Whose) {
+async fn connection(server: Server, (stream, peer): (TcpStream, IpAddr), acceptor: Option<TlsAcceptor>, watcher: Watcher, whose: Whose) {
     let _ = stream.set_nodelay(true);
     let Some(acceptor) = acceptor else {
         return http(server, (stream, peer), None, Protocol::Unknown, watcher, whose).await;
@@ -119,28 +123,24 @@ async fn connection(server: Server, (stream, peer): (TcpStream, Peer), acceptor:
     }
 }
 
-async fn http<S>(server: Server, (stream, peer): (S, Peer), speaker: Option<Speaker>, protocol: Protocol, watcher: Watcher, whose: Whose)
+async fn http<S>(server: Server, (stream, peer): (S, IpAddr), speaker: Option<Speaker>, protocol: Protocol, watcher: Watcher, whose: Whose)
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
 {
-    // Shared by the connection's requests.
-    let speaker = speaker.map(Arc::new);
     let activity = Activity::new();
     let counted = activity.clone();
-    if let Some(Speaker::User(user)) = speaker.as_deref() {
+    if let Some(Speaker::User(user)) = &speaker {
         whose.is(&user.username);
     }
     let spawn = whose.clone();
+    // Shared by the connection's requests, whose counts are then nobody else's.
+    let (server, arrival) = (Arc::new(server), Arc::new(Arrival { peer, speaker, whose }));
     let service = service_fn(move |request: http::Request<Incoming>| {
-        let (server, speaker, running, whose) = (server.clone(), speaker.clone(), counted.begin(), whose.clone());
+        let (server, arrived, running) = (server.clone(), Arrived(arrival.clone()), counted.begin());
         // In a box, so that a watch that goes on for hours does not keep the room which its beginning needed.
         Box::pin(async move {
             let mut request = request.map(|body| body.map_err(std::io::Error::other).boxed());
-            request.extensions_mut().insert(peer);
-            request.extensions_mut().insert(whose);
-            if let Some(speaker) = speaker {
-                request.extensions_mut().insert(ClientCertificate(speaker));
-            }
+            request.extensions_mut().insert(arrived);
             let is_head = request.method() == http::Method::HEAD;
             let response = server.handle(request, None).await;
             let response = if is_head { crate::reply::head_only(response) } else { response };

@@ -56,14 +56,6 @@ where
     }
 }
 
-/// `Ok` where the object is gone already.
-pub(crate) fn ignore_not_found(result: Result<(), Error>) -> Result<(), Error> {
-    match result {
-        Err(error) if error.is_not_found() => Ok(()),
-        other => other,
-    }
-}
-
 /// The reference that makes `owner` the controller of what carries it.
 pub(crate) fn controller_ref<K: Object>(owner: &K) -> OwnerReference {
     let meta = owner.metadata();
@@ -139,7 +131,7 @@ pub(crate) fn pod_from(template: PodTemplateSpec, namespace: Option<String>, own
 
 /// Writes a status, which may be of an object that is gone.
 pub(crate) async fn write_status<K: Object>(client: &Client, next: &K) -> Result<(), Error> {
-    ignore_not_found(client.replace_status(next).await.map(drop))
+    client::ignore_not_found(client.replace_status(next).await)
 }
 
 /// Equal for a reader: what is absent, zero, false or empty is one and the same.

@@ -13,7 +13,6 @@ use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use reconcile::{Cache, ObjectKey, Outcome, Queue, Scope};
 use sha2::{Digest, Sha256};
 
-use crate::act;
 use crate::context::Context;
 
 pub(crate) const NAME: &str = "bootstrap-token-controller";
@@ -69,10 +68,10 @@ impl Controller {
         for secret in &plan.expired {
             let name = secret.metadata.name.as_deref().unwrap_or_default();
             let params = DeleteParams::of_uid(secret.metadata.uid.as_deref().unwrap_or_default());
-            act::ignore_not_found(self.cleaner.delete::<Secret>(Some(TOKENS), name, &params).await.map(drop))?;
+            client::ignore_not_found(self.cleaner.delete::<Secret>(Some(TOKENS), name, &params).await)?;
         }
         if let Some(map) = &plan.signed {
-            act::ignore_not_found(self.signer.replace(map).await.map(drop))?;
+            client::ignore_not_found(self.signer.replace(map).await)?;
         }
         Ok(plan.look_again.map_or(Outcome::Done, Outcome::RequeueAfter))
     }

@@ -19,7 +19,6 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use reconcile::{Cache, ObjectKey, Outcome, Queue, key_of};
 
-use crate::act;
 use crate::context::Context;
 
 fn is(request: &CertificateSigningRequest, condition: &str) -> bool {
@@ -82,7 +81,7 @@ async fn clean<K: Object>(name: &'static str, requests: Cache<K>, due: fn(&K) ->
             match due(&request) {
                 Some(at) if at <= now => {
                     let params = DeleteParams::of_uid(request.metadata().uid.as_deref().unwrap_or_default());
-                    act::ignore_not_found(client.delete::<K>(key.namespace(), &key.name, &params).await.map(drop)).into()
+                    client::ignore_not_found(client.delete::<K>(key.namespace(), &key.name, &params).await).into()
                 }
                 Some(at) => {
                     let wait = Duration::try_from(at.duration_since(now)).unwrap_or_default();

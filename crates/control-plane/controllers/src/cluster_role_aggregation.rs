@@ -10,7 +10,7 @@ use reconcile::{Cache, ObjectKey, Outcome, Queue, key_of};
 use serde_json::json;
 
 use crate::context::Context;
-use crate::{act, selector};
+use crate::selector;
 
 pub(crate) const NAME: &str = "clusterrole-aggregation-controller";
 
@@ -57,7 +57,7 @@ async fn act(client: &Client, role: &ClusterRole, rules: Vec<PolicyRule>) -> Res
     let meta = &role.metadata;
     let patch = json!({"metadata": {"uid": meta.uid, "resourceVersion": meta.resource_version}, "rules": rules});
     let name = meta.name.as_deref().unwrap_or_default();
-    act::ignore_not_found(client.patch::<ClusterRole>(None, name, &Patch::Merge(patch), "").await.map(drop))
+    client::ignore_not_found(client.patch::<ClusterRole>(None, name, &Patch::Merge(patch), "").await)
 }
 
 #[cfg(test)]

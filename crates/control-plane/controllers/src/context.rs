@@ -1,9 +1,11 @@
 //! What every controller is given.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use client::Client;
+use k8s_openapi::api::core::v1::Node;
 use reconcile::{Caches, EventRecorder};
 use stdx::Drain;
 use tokio::sync::watch;
@@ -19,6 +21,10 @@ pub struct Config {
     pub cluster_ranges: Vec<ClusterRange>,
     /// A node silent for so long is not trusted to be alive.
     pub node_monitor_grace_period: Duration,
+    /// Asked about a node that is about to be taken for dead: a busy node is late with its words and yet alive. Absent, silence alone decides.
+    pub node_probe: Option<NodeProbe>,
+    /// A node silent for so long is not trusted even though it answers the probe.
+    pub node_stuck_grace_period: Duration,
     /// How often silence is looked for.
     pub node_monitor_period: Duration,
     /// Between two nodes of a zone whose pods are evicted (upstream: `--node-eviction-rate`).
@@ -33,6 +39,27 @@ pub struct Config {
     pub signer: Option<Arc<auth::csr::Signer>>,
     /// The longest validity of what it signs.
     pub signing_duration: Duration,
+}
+
+/// Whether somebody is there, asked over the network; it may take as long as it likes.
+#[derive(Clone)]
+pub struct NodeProbe(Arc<dyn Fn(Arc<Node>) -> Answer + Send + Sync>);
+
+type Answer = Pin<Box<dyn Future<Output = bool> + Send>>;
+
+impl NodeProbe {
+    pub fn new<F: Future<Output = bool> + Send + 'static>(ask: impl Fn(Arc<Node>) -> F + Send + Sync + 'static) -> Self {
+        Self(Arc::new(move |node| Box::pin(ask(node))))
+    }
+    pub(crate) fn ask(&self, node: Arc<Node>) -> Answer {
+        (self.0)(node)
+    }
+}
+
+impl std::fmt::Debug for NodeProbe {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("NodeProbe")
+    }
 }
 
 /// Certificates (PEM), which may be exchanged while controllers run.
@@ -73,6 +100,8 @@ impl Default for Config {
             signer: None,
             signing_duration: Duration::from_secs(365 * 86_400),
             node_monitor_grace_period: Duration::from_secs(50),
+            node_probe: None,
+            node_stuck_grace_period: Duration::from_secs(50),
             node_monitor_period: Duration::from_secs(5),
             node_eviction_pause: Duration::from_secs(10),
             terminated_pods_max: 12_500,

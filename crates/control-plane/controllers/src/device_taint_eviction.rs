@@ -146,9 +146,9 @@ impl Controller {
         let meta = json!({"uid": pod.metadata.uid, "resourceVersion": pod.metadata.resource_version});
         let patch = json!({"metadata": meta, "status": {"conditions": conditions}});
         let marked = self.client.patch::<Pod>(key.namespace(), &key.name, &Patch::Merge(patch), "status").await;
-        act::ignore_not_found(marked.map(drop))?;
+        client::ignore_not_found(marked)?;
         let params = DeleteParams::of_uid(pod.metadata.uid.as_deref().unwrap_or_default());
-        act::ignore_not_found(self.client.delete::<Pod>(key.namespace(), &key.name, &params).await.map(drop))
+        client::ignore_not_found(self.client.delete::<Pod>(key.namespace(), &key.name, &params).await)
     }
 
     async fn reconcile_rule(&self, key: &ObjectKey) -> Result<Outcome, Error> {

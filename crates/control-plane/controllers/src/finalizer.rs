@@ -3,8 +3,6 @@
 use client::{Client, Error, Object};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
-use crate::act;
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Change {
     Add,
@@ -29,5 +27,5 @@ pub(crate) async fn write<K: Object>(client: &Client, object: &K, name: &str, ch
         Change::Add => finalizers.push(name.to_owned()),
         Change::Remove => finalizers.retain(|known| known != name),
     }
-    act::ignore_not_found(client.replace(&next).await.map(drop))
+    client::ignore_not_found(client.replace(&next).await)
 }

@@ -115,7 +115,7 @@ pub(crate) async fn prune(
     for revision in dead.into_iter().take(surplus) {
         let key = key_of(&revision.metadata);
         let params = DeleteParams::of_uid(revision.metadata.uid.as_deref().unwrap_or_default());
-        act::ignore_not_found(client.delete::<ControllerRevision>(key.namespace(), &key.name, &params).await.map(drop))?;
+        client::ignore_not_found(client.delete::<ControllerRevision>(key.namespace(), &key.name, &params).await)?;
     }
     Ok(())
 }

@@ -15,7 +15,6 @@ use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use reconcile::{Cache, Scope};
 use serde_json::{Value, json};
 
-use crate::act;
 use crate::context::Context;
 
 pub(crate) const NAME: &str = "legacy-serviceaccount-token-cleaner-controller";
@@ -68,7 +67,7 @@ async fn act(client: &Client, secret: &Arc<Secret>, verdict: Verdict, today: Dat
         Verdict::Mark => {
             tracing::info!(secret = name, namespace, "marked as invalid: nobody uses this token");
             let patch = json!({"metadata": {"uid": secret.metadata.uid, "labels": {INVALID_SINCE: today.to_string()}}});
-            act::ignore_not_found(client.patch::<Secret>(namespace, name, &Patch::Merge(patch), "").await.map(drop))
+            client::ignore_not_found(client.patch::<Secret>(namespace, name, &Patch::Merge(patch), "").await)
         }
         Verdict::Delete => {
             tracing::info!(secret = name, namespace, "deleted: nobody used this token before or after it was marked as invalid");

@@ -75,7 +75,7 @@ use reconcile::Caches;
 use stdx::Drain;
 
 use context::Context;
-pub use context::{Config, RootCa};
+pub use context::{Config, NodeProbe, RootCa};
 pub use node_ipam::ClusterRange;
 use replicaset::replication_controller;
 

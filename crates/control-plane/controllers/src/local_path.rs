@@ -10,7 +10,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use client::{Client, DeleteParams, Error, Object};
+use client::{Client, DeleteParams, Error};
 use k8s_openapi::api::core::v1::{ConfigMap, Node, PersistentVolume, PersistentVolumeClaim};
 use k8s_openapi::api::storage::v1::StorageClass;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -137,7 +137,7 @@ impl Controller {
         // The scheduler chooses again.
         let mut next = claim.clone();
         next.metadata.annotations.get_or_insert_default().remove(claim::SELECTED_NODE);
-        act::ignore_not_found(self.client.replace(&next).await.map(drop))
+        client::ignore_not_found(self.client.replace(&next).await)
     }
 
     /// The volume is larger from here on; its node makes it so and then says it in the claim.
@@ -162,11 +162,11 @@ impl Controller {
         if plan.release {
             let mut next = PersistentVolume::clone(&volume);
             next.metadata.finalizers.get_or_insert_default().retain(|name| name != FINALIZER);
-            act::ignore_not_found(self.client.replace(&next).await.map(drop))?;
+            client::ignore_not_found(self.client.replace(&next).await)?;
         }
         if plan.delete {
             let params = DeleteParams::of_uid(volume.metadata.uid.as_deref().unwrap_or_default());
-            act::ignore_not_found(self.client.delete::<PersistentVolume>(None, &key.name, &params).await.map(drop))?;
+            client::ignore_not_found(self.client.delete::<PersistentVolume>(None, &key.name, &params).await)?;
         }
         Ok(())
     }
@@ -179,18 +179,11 @@ impl Controller {
         }
         // A class that somebody calls the default already stays the only one.
         let taken = self.classes.list().iter().any(|class| annotation(&class.metadata, claim::DEFAULT_CLASS) == Some("true"));
-        create(&self.client, &claim::class(CLASS, !taken)).await?;
+        client::ignore_already_exists(self.client.create(&claim::class(CLASS, !taken)).await)?;
         let metadata = ObjectMeta { namespace: Some("kube-system".into()), name: Some(MARK.into()), ..ObjectMeta::default() };
         let said = "The StorageClass local-path was made once; delete this to have it made again at the next start.";
         let data = BTreeMap::from([("made".to_owned(), said.to_owned())]);
-        create(&self.client, &ConfigMap { metadata, data: Some(data), ..ConfigMap::default() }).await
-    }
-}
-
-async fn create<K: Object>(client: &Client, object: &K) -> Result<(), Error> {
-    match client.create(object).await {
-        Err(error) if error.is_already_exists() => Ok(()),
-        other => other.map(drop),
+        client::ignore_already_exists(self.client.create(&ConfigMap { metadata, data: Some(data), ..ConfigMap::default() }).await)
     }
 }
 

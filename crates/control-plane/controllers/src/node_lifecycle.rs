@@ -1,7 +1,8 @@
 //! Node lifecycle: a node that fell silent is marked so, tainted so, and its pods are no longer counted as ready.
 //!
 //! Silence is measured by our own clock from when we last saw the node's Lease or status change. Looked at every few seconds and
-//! when a Node changes. When every node is silent or not ready, more likely the network between us is down than all of them: then
+//! when a Node changes. Where the grace is short, a node that is about to be taken for dead is asked first, so that a busy one stays in the
+//! cluster: who answers has a longer grace. When every node is silent or not ready, more likely the network between us is down than all of them: then
 //! nothing is evicted (upstream: full disruption). Otherwise the nodes of a zone are emptied one after the other; [`zones`] says how fast.
 //!
 //! Evictions themselves are `taint_eviction`'s.
@@ -12,7 +13,6 @@ use std::sync::{Arc, Mutex};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use reconcile::{Cache, ObjectKey, Outcome, Queue, Scope, key_of};
-use tokio::time::Instant;
 
 use crate::context::{Config, Context};
 use crate::pods;
@@ -32,8 +32,8 @@ pub(crate) struct Controller {
     nodes: Cache<Node>,
     pods: Cache<Pod>,
     leases: Cache<Lease>,
-    /// Per node: its last sign of life, and when we saw it.
-    seen: Mutex<HashMap<String, (observe::Sign, Instant)>>,
+    /// What was last known of each node's life.
+    seen: Mutex<HashMap<String, observe::Seen>>,
     zones: Mutex<zones::Zones>,
     recorder: reconcile::EventRecorder,
 }
@@ -60,7 +60,11 @@ pub(crate) async fn run(context: Context) {
 
 impl Controller {
     async fn reconcile(self: Arc<Self>, key: ObjectKey) -> Outcome {
-        let Some(world) = self.observe(&key.name) else { return Outcome::Done };
+        let Some(mut world) = self.observe(&key.name) else { return Outcome::Done };
+        if self.is_asked(&world).await {
+            let Some(now) = self.observe(&key.name) else { return Outcome::Done };
+            world = now;
+        }
         let plan = plan::plan(&world);
         match self.act(&world, plan).await {
             Ok(()) => Outcome::RequeueAfter(self.config.node_monitor_period),

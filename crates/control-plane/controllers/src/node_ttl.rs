@@ -5,7 +5,6 @@ use k8s_openapi::api::core::v1::Node;
 use reconcile::{ObjectKey, Outcome, Queue, key_of};
 use serde_json::json;
 
-use crate::act;
 use crate::context::Context;
 
 pub(crate) const NAME: &str = "ttl-controller";
@@ -44,7 +43,7 @@ fn plan(node: &Node, count: usize) -> Option<u32> {
 async fn act(client: &Client, node: &Node, seconds: u32) -> Result<(), Error> {
     let patch = json!({"metadata": {"uid": node.metadata.uid, "annotations": {ANNOTATION: seconds.to_string()}}});
     let name = node.metadata.name.as_deref().unwrap_or_default();
-    act::ignore_not_found(client.patch::<Node>(None, name, &Patch::Merge(patch), "").await.map(drop))
+    client::ignore_not_found(client.patch::<Node>(None, name, &Patch::Merge(patch), "").await)
 }
 
 #[cfg(test)]

@@ -131,10 +131,10 @@ async fn remove(client: client::Client, pod: Arc<Pod>, lost: bool) -> Result<(),
             status["conditions"] = json!(pods::with_disruption(&pod, "DeletionByPodGC", "PodGC: node no longer exists"));
         }
         let patch = Patch::Merge(json!({"metadata": meta, "status": status}));
-        act::ignore_not_found(client.patch::<Pod>(key.namespace(), &key.name, &patch, "status").await.map(drop))?;
+        client::ignore_not_found(client.patch::<Pod>(key.namespace(), &key.name, &patch, "status").await)?;
     }
     let params = DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::of_uid(pod.metadata.uid.as_deref().unwrap_or_default()) };
-    act::ignore_not_found(client.delete::<Pod>(key.namespace(), &key.name, &params).await.map(drop))
+    client::ignore_not_found(client.delete::<Pod>(key.namespace(), &key.name, &params).await)
 }
 
 #[cfg(test)]

@@ -134,7 +134,7 @@ impl Controller {
         let key = key_of(&pod.metadata);
         let meta = json!({"uid": pod.metadata.uid, "resourceVersion": pod.metadata.resource_version});
         let patch = Patch::Merge(json!({"metadata": meta, "status": {"resourceClaimStatuses": statuses}}));
-        act::ignore_not_found(self.client.patch::<Pod>(key.namespace(), &key.name, &patch, "status").await.map(drop))
+        client::ignore_not_found(self.client.patch::<Pod>(key.namespace(), &key.name, &patch, "status").await)
     }
 
     async fn make_claim(&self, pod: &Pod, wanted: &PodResourceClaim) -> Result<Option<String>, Error> {
@@ -179,7 +179,7 @@ impl Controller {
         });
         if claim.metadata.deletion_timestamp.is_none() && pod.is_some_and(|pod| pods::is_terminal(&pod)) {
             let params = DeleteParams::of_uid(claim.metadata.uid.as_deref().unwrap_or_default());
-            return act::ignore_not_found(self.client.delete::<ResourceClaim>(key.namespace(), &key.name, &params).await.map(drop));
+            return client::ignore_not_found(self.client.delete::<ResourceClaim>(key.namespace(), &key.name, &params).await);
         }
         Ok(())
     }

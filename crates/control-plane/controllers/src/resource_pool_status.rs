@@ -59,7 +59,7 @@ impl Controller {
         let left = plan::lifetime_left(request, now);
         if left.is_zero() {
             let params = DeleteParams::of_uid(request.metadata.uid.as_deref().unwrap_or_default());
-            act::ignore_not_found(self.client.delete::<ResourcePoolStatusRequest>(None, &key.name, &params).await.map(drop))?;
+            client::ignore_not_found(self.client.delete::<ResourcePoolStatusRequest>(None, &key.name, &params).await)?;
             return Ok(Outcome::Done);
         }
         if request.status.is_some() {

@@ -10,7 +10,6 @@ use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, T
 use k8s_openapi::api::core::v1::{Secret, ServiceAccount};
 use reconcile::{Cache, ObjectKey, Outcome, Queue, Scope, key_of};
 
-use crate::act;
 use crate::context::{Config, Context};
 
 pub(crate) const NAME: &str = "serviceaccount-token-controller";
@@ -109,7 +108,7 @@ impl Controller {
             Plan::Nothing => Ok(()),
             Plan::Delete => {
                 let params = DeleteParams::of_uid(secret.metadata.uid.as_deref().unwrap_or_default());
-                act::ignore_not_found(self.client.delete::<Secret>(key.namespace(), &key.name, &params).await.map(drop))
+                client::ignore_not_found(self.client.delete::<Secret>(key.namespace(), &key.name, &params).await)
             }
             Plan::Fill(with_token) => self.fill(secret, account, found.as_deref(), with_token).await,
         }

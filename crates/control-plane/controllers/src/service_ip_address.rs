@@ -12,7 +12,6 @@ use k8s_openapi::api::networking::v1::{IPAddress, IPAddressSpec, ParentReference
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use reconcile::{Cache, ObjectKey, Outcome, Queue, key_of};
 
-use crate::act;
 use crate::context::Context;
 
 pub(crate) const NAME: &str = "service-ip-address-controller";
@@ -84,12 +83,9 @@ fn plan(name: &str, owner: Option<&Service>, object: Option<Arc<IPAddress>>) -> 
 async fn act(client: &Client, name: &str, plan: Plan) -> Result<(), Error> {
     match plan {
         Plan::Nothing => Ok(()),
-        Plan::Create(object) => match client.create(&*object).await {
-            Err(error) if error.is_already_exists() => Ok(()),
-            other => other.map(drop),
-        },
+        Plan::Create(object) => client::ignore_already_exists(client.create(&*object).await),
         // A parent does not change: the event of the deletion makes it anew.
-        Plan::Delete(uid) => act::ignore_not_found(client.delete::<IPAddress>(None, name, &DeleteParams::of_uid(&uid)).await.map(drop)),
+        Plan::Delete(uid) => client::ignore_not_found(client.delete::<IPAddress>(None, name, &DeleteParams::of_uid(&uid)).await),
     }
 }
 

@@ -11,7 +11,6 @@ use k8s_openapi::api::core::v1::{LoadBalancerIngress, Node, Service};
 use reconcile::{Cache, EventKind, EventRecorder, ObjectKey, Outcome, Queue, key_of, reference_to};
 use serde_json::json;
 
-use crate::act;
 use crate::context::Context;
 
 pub(crate) const NAME: &str = "service-lb-controller";
@@ -87,7 +86,7 @@ impl Controller {
         let ingress: Vec<_> = addresses.iter().map(|ip| json!({"ip": ip, "ipMode": "VIP"})).collect();
         let meta = json!({"uid": service.metadata.uid, "resourceVersion": service.metadata.resource_version});
         let patch = json!({"metadata": meta, "status": {"loadBalancer": {"ingress": ingress}}});
-        act::ignore_not_found(self.client.patch::<Service>(key.namespace(), &key.name, &Patch::Merge(patch), "status").await.map(drop))?;
+        client::ignore_not_found(self.client.patch::<Service>(key.namespace(), &key.name, &Patch::Merge(patch), "status").await)?;
         let about = reference_to(service);
         message.into_iter().for_each(|message| self.recorder.event(&about, EventKind::Normal, "EnsuredLoadBalancer", message));
         Ok(())

@@ -183,7 +183,7 @@ pub(crate) async fn write(
             let key = key_of(&slice.metadata);
             let uid = slice.metadata.uid.as_deref().unwrap_or_default();
             let deleted = client.delete::<EndpointSlice>(key.namespace(), &key.name, &DeleteParams::of_uid(uid)).await;
-            act::ignore_not_found(deleted.map(drop))?;
+            client::ignore_not_found(deleted)?;
             expectations.deleted(&owner, key, uid);
             Ok(())
         }

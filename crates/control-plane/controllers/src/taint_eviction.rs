@@ -13,7 +13,7 @@ use reconcile::{Cache, EventKind, EventRecorder, ObjectKey, Outcome, Queue, key_
 use serde_json::json;
 
 use crate::context::Context;
-use crate::{act, pods};
+use crate::pods;
 
 pub(crate) const NAME: &str = "taint-eviction-controller";
 const WORKERS: usize = 16;
@@ -82,10 +82,10 @@ impl Controller {
         let meta = json!({"uid": pod.metadata.uid, "resourceVersion": pod.metadata.resource_version});
         let patch = json!({"metadata": meta, "status": {"conditions": conditions}});
         let marked = self.client.patch::<Pod>(key.namespace(), &key.name, &Patch::Merge(patch), "status").await;
-        act::ignore_not_found(marked.map(drop))?;
+        client::ignore_not_found(marked)?;
         let uid = pod.metadata.uid.as_deref().unwrap_or_default();
         let deleted = self.client.delete::<Pod>(key.namespace(), &key.name, &DeleteParams::of_uid(uid)).await;
-        act::ignore_not_found(deleted.map(drop))
+        client::ignore_not_found(deleted)
     }
 }
 

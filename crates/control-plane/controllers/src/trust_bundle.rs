@@ -9,7 +9,7 @@ use reconcile::{Cache, ObjectKey, Outcome, Queue, Scope};
 use sha2::{Digest, Sha256};
 
 use crate::context::Context;
-use crate::{act, discovery};
+use crate::discovery;
 
 pub(crate) const NAME: &str = "kube-apiserver-serving-clustertrustbundle-publisher-controller";
 const SIGNER: &str = "kubernetes.io/kube-apiserver-serving";
@@ -62,13 +62,10 @@ fn plan(root_ca: &str, known: &[Arc<ClusterTrustBundle>]) -> Plan {
 
 async fn act(client: &Client, plan: Plan) -> Result<(), Error> {
     if let Some(bundle) = &plan.create {
-        match client.create(bundle).await {
-            Err(error) if error.is_already_exists() => {}
-            other => drop(other?),
-        }
+        client::ignore_already_exists(client.create(bundle).await)?;
     }
     for name in &plan.delete {
-        act::ignore_not_found(client.delete::<ClusterTrustBundle>(None, name, &Default::default()).await.map(drop))?;
+        client::ignore_not_found(client.delete::<ClusterTrustBundle>(None, name, &Default::default()).await)?;
     }
     Ok(())
 }

@@ -26,16 +26,16 @@ pub struct Endpoint {
 pub async fn ensure_service(client: &Client, cluster_ips: &[IpAddr], endpoint: &Endpoint) -> Result<(), client::Error> {
     // An existing Service is the user's to change: its cluster IP is immutable and the rest may be tuned.
     if find::<Service>(client, NAME).await?.is_none() {
-        ignore_existing(client.create(&service(cluster_ips)).await)?;
+        client::ignore_already_exists(client.create(&service(cluster_ips)).await)?;
     }
     let wanted = slice(endpoint);
     match find::<EndpointSlice>(client, &name(&wanted)).await? {
-        None => ignore_existing(client.create(&wanted).await),
+        None => client::ignore_already_exists(client.create(&wanted).await),
         Some(found) if same(&found, &wanted) => Ok(()),
         // addressType is immutable: a node that changed family gets a new slice.
         Some(found) if found.address_type != wanted.address_type => {
             client.delete::<EndpointSlice>(Some(NAMESPACE), &name(&wanted), &client::DeleteParams::default()).await?;
-            ignore_existing(client.create(&wanted).await)
+            client::ignore_already_exists(client.create(&wanted).await)
         }
         Some(found) => {
             let metadata = ObjectMeta { labels: wanted.metadata.labels, ..found.metadata };
@@ -49,14 +49,6 @@ async fn find<K: Object>(client: &Client, name: &str) -> Result<Option<K>, clien
         Ok(found) => Ok(Some(found)),
         Err(error) if error.is_not_found() => Ok(None),
         Err(error) => Err(error),
-    }
-}
-
-/// Another node was faster.
-fn ignore_existing<K>(result: Result<K, client::Error>) -> Result<(), client::Error> {
-    match result {
-        Err(error) if error.is_already_exists() => Ok(()),
-        other => other.map(drop),
     }
 }
 

@@ -11,6 +11,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity as ApiQuantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use meta::quantity::{Format, Quantity};
 
+use crate::env::Facts;
 use crate::plan::{Plan, is_started};
 use crate::podspec::{self, Role};
 use crate::probe::Kind;
@@ -22,8 +23,9 @@ fn time(at: Timestamp) -> Time {
     Time(Timestamp::from_second(at.as_second()).unwrap_or(at))
 }
 
-/// `ended`: everything of the pod is stopped and it will not run again.
-pub fn status(world: &World<'_>, plan: &Plan, host_ips: &[String], ended: bool) -> PodStatus {
+/// `ended`: everything of the pod is stopped and it will not run again. The addresses come with `facts`, which remember those of a
+/// sandbox that is stopped: a pod that ends before its first status was written still tells where it was.
+pub fn status(world: &World<'_>, plan: &Plan, facts: &Facts, ended: bool) -> PodStatus {
     let former = world.pod.status.clone().unwrap_or_default();
     let containers = podspec::containers(world.pod);
     let of = |roles: &[Role]| -> Vec<ContainerStatus> {
@@ -35,10 +37,9 @@ pub fn status(world: &World<'_>, plan: &Plan, host_ips: &[String], ended: bool) 
     };
     let (init, main, ephemeral) = (of(&[Role::Init, Role::Sidecar]), of(&[Role::Main]), of(&[Role::Ephemeral]));
     let phase = phase(world, &init, &main, ended, former.phase.as_deref());
-    let ips = world.sandbox().map(|sandbox| sandbox.ips.clone()).filter(|ips| !ips.is_empty());
-    let host_network = podspec::spec(world.pod).host_network == Some(true);
-    let known_ips = || former.pod_ips.iter().flatten().map(|ip| ip.ip.clone()).collect();
-    let ips: Vec<String> = if host_network { host_ips.to_vec() } else { ips.unwrap_or_else(known_ips) };
+    let former_ips = || former.pod_ips.iter().flatten().map(|ip| ip.ip.clone()).collect();
+    let ips: Vec<String> = if facts.pod_ips.is_empty() { former_ips() } else { facts.pod_ips.clone() };
+    let host_ips = &facts.host_ips;
     let verdict = world.memory.verdict.as_ref();
     let mut status = PodStatus {
         phase: Some(phase.into()),
@@ -399,12 +400,15 @@ mod tests {
 
     fn shown(spec: Value, containers: &[Seen], ended: bool) -> Value {
         let pod = pod(spec);
-        let sandboxes = [Sandbox { id: "s".into(), attempt: 0, ready: true, ips: vec!["10.244.0.2".into()] }];
+        // What is stopped has no address of its own any more; the kubelet remembers it.
+        let ips = if ended { vec![] } else { vec!["10.244.0.2".into()] };
+        let sandboxes = [Sandbox { id: "s".into(), attempt: 0, ready: !ended, ips }];
+        let facts = Facts { pod_ips: vec!["10.244.0.2".into()], host_ips: vec!["192.0.2.1".into()], ..Facts::default() };
         let (memory, probes) = (Memory { start_time: Timestamp::from_second(900).ok(), ..Memory::default() }, BTreeMap::new());
         let now = Timestamp::from_second(2000).unwrap();
         let world = World { pod: &pod, gone: false, sandboxes: &sandboxes, containers, memory: &memory, probes: &probes, now };
         let plan = crate::plan::plan(&world);
-        serde_json::to_value(status(&world, &plan, &["192.0.2.1".into()], ended)).unwrap()
+        serde_json::to_value(status(&world, &plan, &facts, ended)).unwrap()
     }
 
     fn condition(status: &Value, kind: &str) -> (String, String) {
@@ -452,6 +456,12 @@ mod tests {
         assert_eq!(phase("OnFailure", 3, false), "Running");
         assert_eq!(phase("Always", 0, true), "Succeeded");
         assert_eq!(phase("Always", 137, true), "Failed");
+    }
+
+    #[test]
+    fn ended_pod_still_tells_the_address_it_had() {
+        let status = shown(json!({"restartPolicy": "Never", "containers": [{"name": "a"}]}), &[seen("a", 0, State::Exited, 0)], true);
+        assert_eq!((&status["podIP"], &status["podIPs"]), (&json!("10.244.0.2"), &json!([{"ip": "10.244.0.2"}])));
     }
 
     #[test]

@@ -424,8 +424,8 @@ impl Agent {
     /// Writes the status where it differs from what the API has.
     pub async fn publish(&self, scene: &Scene, gone: bool, plan: &Plan, last: bool) -> Result<(), client::Error> {
         let stopped = scene.observed.containers.iter().all(|seen| seen.state == State::Exited);
-        let host_ips: Vec<String> = self.config.node_ips.iter().map(ToString::to_string).collect();
-        let new = self.with_world(scene, gone, |world| status(world, plan, &host_ips, last || (plan.ending && stopped)));
+        let facts = self.pod_facts(scene);
+        let new = self.with_world(scene, gone, |world| status(world, plan, &facts, last || (plan.ending && stopped)));
         let old = scene.pod.status.clone().unwrap_or_default();
         let Some(patch) = status_patch(&old, &new) else { return Ok(()) };
         let uid = match (lock(&scene.record.mirror).as_deref(), podspec::is_static(&scene.pod)) {

@@ -8,7 +8,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use crate::Error;
 use crate::driver::Controller;
-use crate::provision::{access_mode_of, ignore_not_found};
+use crate::provision::access_mode_of;
 
 impl Controller {
     pub async fn attachment(&self, attachment: &VolumeAttachment) -> Result<(), Error> {
@@ -50,7 +50,7 @@ impl Controller {
                 let said = VolumeError { message: Some(error.to_string()), time: Some(Time(Timestamp::now())), ..VolumeError::default() };
                 next.status =
                     Some(VolumeAttachmentStatus { attached: false, attach_error: Some(said), ..VolumeAttachmentStatus::default() });
-                ignore_not_found(self.client.replace_status(&next).await.map(drop))?;
+                client::ignore_not_found(self.client.replace_status(&next).await)?;
                 Err(error)
             }
         }
@@ -98,7 +98,7 @@ impl Controller {
         }
         let mut next = attachment.clone();
         next.metadata.finalizers.get_or_insert_default().retain(|known| known != finalizer);
-        ignore_not_found(self.client.replace(&next).await.map(drop))
+        Ok(client::ignore_not_found(self.client.replace(&next).await)?)
     }
 
     fn volume_of(&self, attachment: &VolumeAttachment) -> Result<PersistentVolume, Error> {

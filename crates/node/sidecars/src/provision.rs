@@ -88,10 +88,8 @@ impl Controller {
         if made.volume_id.is_empty() {
             return Err(Error::Refused("the driver made a volume without an id".into()));
         }
-        match self.client.create(&self.volume(claim, class, &made, asked.unwrap_or(0))).await {
-            Err(error) if error.is_already_exists() => Ok(()),
-            other => other.map(drop).map_err(Error::from),
-        }
+        let volume = self.volume(claim, class, &made, asked.unwrap_or(0));
+        Ok(client::ignore_already_exists(self.client.create(&volume).await)?)
     }
 
     fn volume_capabilities(&self, claim: &PersistentVolumeClaim, class: &StorageClass) -> Vec<v1::VolumeCapability> {
@@ -206,16 +204,9 @@ impl Controller {
         }
         let mut next = volume.clone();
         next.metadata.finalizers.get_or_insert_default().retain(|known| known != FINALIZER);
-        ignore_not_found(self.client.replace(&next).await.map(drop))?;
+        client::ignore_not_found(self.client.replace(&next).await)?;
         let params = DeleteParams::of_uid(volume.metadata.uid.as_deref().unwrap_or_default());
-        ignore_not_found(self.client.delete::<PersistentVolume>(None, &name, &params).await.map(drop))
-    }
-}
-
-pub fn ignore_not_found(result: Result<(), client::Error>) -> Result<(), Error> {
-    match result {
-        Err(error) if !error.is_not_found() => Err(error.into()),
-        _ => Ok(()),
+        Ok(client::ignore_not_found(self.client.delete::<PersistentVolume>(None, &name, &params).await)?)
     }
 }
 

@@ -15,7 +15,7 @@ use super::{Access, bootstrap_token};
 use crate::object::meta;
 use crate::registry::{Registry, Target, catalog};
 use crate::reply::Body;
-use crate::serve::ClientCertificate;
+use crate::serve::Arrived;
 
 /// A token's owner and, of the audiences that were asked for, those that it is for.
 pub struct Known {
@@ -34,8 +34,8 @@ impl Known {
 impl Access {
     pub async fn authenticate(&self, registry: &Registry, request: &Request<Body>) -> Result<(Arc<UserInfo>, Option<Box<Notice>>), Status> {
         let headers = request.headers();
-        let peer = request.extensions().get::<ClientCertificate>();
-        match peer.map(|certificate| &*certificate.0) {
+        let peer = request.extensions().get::<Arrived>().and_then(|arrived| arrived.0.speaker.as_ref());
+        match peer {
             Some(Peer::User(user)) => return Ok((user.clone(), None)),
             Some(Peer::FrontProxy(name)) if self.front_proxies.is_empty() || self.front_proxies.contains(name) => {
                 if let Some(user) = fronted(headers) {

@@ -9,9 +9,8 @@ use std::time::Duration;
 
 use auth::authorize::Decision;
 use sha2::{Digest, Sha256};
-use telemetry::prometheus::{
-    Error, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, Opts, exponential_buckets,
-};
+use telemetry::prometheus::{Error, GaugeVec, HistogramOpts, Opts, exponential_buckets};
+use telemetry::striped::{Histogram, HistogramVec, IntCounter, IntCounterVec};
 
 /// Our own name in labels that tell servers apart: there is one.
 const SERVER: &str = "apiserver";

@@ -5,9 +5,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use telemetry::prometheus::{
-    Error, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, core::Collector,
-};
+use telemetry::prometheus::{self, Error, Gauge, GaugeVec, HistogramOpts, Opts, core::Collector};
+use telemetry::striped::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
 
 const BOTH: [&str; 2] = ["priority_level", "flow_schema"];
 const SECONDS: [f64; 13] = [0.0, 0.005, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 15.0, 30.0];
@@ -25,7 +24,7 @@ pub struct Families {
     took: HistogramVec,
     seats: HistogramVec,
     /// Nominal, lower, upper, current.
-    limits: [IntGaugeVec; 4],
+    limits: [prometheus::IntGaugeVec; 4],
     /// High mark, average, deviation, smoothed, target.
     demand: [GaugeVec; 5],
     fair: Gauge,
@@ -50,7 +49,7 @@ fn histogram(name: &str, help: &str, buckets: &[f64], labels: &[&str]) -> Result
 impl Families {
     pub fn new() -> Result<Self, Error> {
         let gauge = |name: &str, help: &str| registered(IntGaugeVec::new(opts(name, help), &BOTH));
-        let limit = |name: &str, help: &str| registered(IntGaugeVec::new(opts(name, help), &BOTH[..1]));
+        let limit = |name: &str, help: &str| registered(prometheus::IntGaugeVec::new(opts(name, help), &BOTH[..1]));
         let demand = |name: &str, help: &str| registered(GaugeVec::new(opts(name, help), &BOTH[..1]));
         let with = |more: &'static str| [BOTH[0], BOTH[1], more];
         Ok(Self {
@@ -163,6 +162,9 @@ fn signed(seats: usize) -> i64 {
 }
 
 impl Counted {
+    pub fn schema(&self) -> &str {
+        &self.names[1]
+    }
     pub fn rejected(&self, why: &str) {
         let [level, schema] = &self.names;
         self.rejected.with_label_values(&[level.as_str(), schema.as_str(), why]).inc();

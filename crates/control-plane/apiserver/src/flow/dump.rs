@@ -115,7 +115,7 @@ fn request_rows(name: &str, level: &Snapshot, detailed: bool) -> Vec<Row> {
         let index = |at: Option<usize>| at.map_or_else(|| "-1".to_owned(), |at| at.to_string());
         // Go's zero time: it has not started.
         let started = started.map_or_else(|| "0001-01-01T00:00:00Z".to_owned(), |at| at.to_string());
-        let mut row = vec![name.to_owned(), ticket.schema.to_string(), index(queue), index(place), ticket.flow.clone()];
+        let mut row = vec![name.to_owned(), ticket.counted.schema().to_owned(), index(queue), index(place), ticket.flow.clone()];
         row.extend([ticket.arrived.to_string(), ticket.seats.to_string(), "0".to_owned(), "0s".to_owned(), started]);
         if detailed {
             row.extend(ticket.details.split(PART).map(str::to_owned));

@@ -90,13 +90,13 @@ pub struct Tallies {
 #[derive(Clone, Debug)]
 pub struct Ticket {
     pub seats: usize,
-    pub schema: Arc<str>,
     /// What tells its flow from others of the schema.
     pub flow: String,
     /// User, verb, path, namespace, name, version, resource and subresource, for those who look.
     pub details: String,
     pub arrived: Timestamp,
     pub is_watch: bool,
+    /// Knows its schema.
     pub counted: Arc<Counted>,
 }
 
@@ -258,7 +258,7 @@ impl Level {
             Err(waits) => waits,
         };
         // Dealing takes longer than anything else here: nobody else waits for it.
-        let hand = hand((&ticket.schema, &ticket.flow), count, size);
+        let hand = hand((ticket.counted.schema(), &ticket.flow), count, size);
         let mut state = self.lock();
         let (ticket, length_max) = match state.try_start(self, ticket, now) {
             Ok(entry) => return entry,
@@ -381,27 +381,36 @@ impl State {
     }
 
     fn start(&mut self, level: &Arc<Level>, ticket: Ticket, queue: Option<usize>, now: Instant) -> Place {
-        let (seats, is_watch, counted) = (ticket.seats, ticket.is_watch, ticket.counted.clone());
+        let (seats, is_watch) = (ticket.seats, ticket.is_watch);
         self.seats_taken += seats;
         self.executing += 1;
         self.tallies.dispatched += 1;
-        counted.starts(seats);
-        let number = (!self.settings.exempt).then(|| {
-            let started = if queue.is_some() { Timestamp::now() } else { ticket.arrived };
-            let running = Some(Running { ticket, queue, started });
-            match self.free.pop() {
-                Some(number) => {
-                    self.running[number] = running;
-                    number
-                }
-                None => {
-                    self.running.push(running);
-                    self.running.len() - 1
-                }
+        ticket.counted.starts(seats);
+        let (number, counted) = match self.settings.exempt {
+            true => (None, ticket.counted),
+            false => {
+                let counted = ticket.counted.clone();
+                (Some(self.run(ticket, queue)), counted)
             }
-        });
+        };
         self.note_demand(now);
         Place(Some(Held { level: level.clone(), number, seats, since: now, is_watch, counted }))
+    }
+
+    /// Remembers it among those who run, under the number that is returned.
+    fn run(&mut self, ticket: Ticket, queue: Option<usize>) -> usize {
+        let started = if queue.is_some() { Timestamp::now() } else { ticket.arrived };
+        let running = Some(Running { ticket, queue, started });
+        match self.free.pop() {
+            Some(number) => {
+                self.running[number] = running;
+                number
+            }
+            None => {
+                self.running.push(running);
+                self.running.len() - 1
+            }
+        }
     }
 
     /// The next waiter that free seats fit, with the queue it stood in.

@@ -15,28 +15,62 @@ pub struct Schema {
     precedence: i64,
     /// `ByUser`, `ByNamespace` or empty.
     distinguisher: String,
-    rules: Vec<Value>,
+    rules: Vec<Rule>,
 }
 
-fn strings(list: &Value) -> impl Iterator<Item = &str> {
-    list.as_array().into_iter().flatten().filter_map(Value::as_str)
+/// Requests of these users for these things. In lists `*` is everything.
+#[derive(Clone, Debug)]
+struct Rule {
+    subjects: Vec<Subject>,
+    resources: Vec<ResourceRule>,
+    paths: Vec<PathRule>,
 }
 
-fn has(list: &Value, wanted: &str) -> bool {
-    strings(list).any(|entry| entry == "*" || entry == wanted)
+#[derive(Clone, Debug)]
+enum Subject {
+    User(String),
+    Group(String),
+    ServiceAccount { namespace: String, name: String },
+}
+
+#[derive(Clone, Debug)]
+struct ResourceRule {
+    verbs: Vec<String>,
+    groups: Vec<String>,
+    /// `pods`, `pods/status`.
+    resources: Vec<String>,
+    namespaces: Vec<String>,
+    cluster_scope: bool,
+}
+
+#[derive(Clone, Debug)]
+struct PathRule {
+    verbs: Vec<String>,
+    paths: Vec<String>,
+}
+
+fn text(value: &Value) -> String {
+    value.as_str().unwrap_or_default().to_owned()
+}
+
+fn texts(list: &Value) -> Vec<String> {
+    list.as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect()
+}
+
+fn has(list: &[String], wanted: &str) -> bool {
+    list.iter().any(|entry| entry == "*" || entry == wanted)
 }
 
 impl Schema {
     pub fn parse(object: &Value) -> Self {
         let (meta, spec) = (&object["metadata"], &object["spec"]);
-        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         Self {
             name: text(&meta["name"]),
             uid: text(&meta["uid"]),
             level: text(&spec["priorityLevelConfiguration"]["name"]),
             precedence: spec["matchingPrecedence"].as_i64().unwrap_or(1_000),
             distinguisher: text(&spec["distinguisherMethod"]["type"]),
-            rules: spec["rules"].as_array().cloned().unwrap_or_default(),
+            rules: spec["rules"].as_array().into_iter().flatten().map(Rule::parse).collect(),
         }
     }
 
@@ -46,16 +80,11 @@ impl Schema {
     }
 
     pub fn matches(&self, user: &UserInfo, asked: &Attributes<'_>) -> bool {
-        self.rules.iter().any(|rule| {
-            let subjects = rule["subjects"].as_array().into_iter().flatten();
-            let rules = if asked.is_resource { &rule["resourceRules"] } else { &rule["nonResourceRules"] };
-            subjects.into_iter().any(|subject| is_subject(subject, user))
-                && rules
-                    .as_array()
-                    .into_iter()
-                    .flatten()
-                    .any(|rule| if asked.is_resource { is_resource(rule, asked) } else { is_path(rule, asked) })
-        })
+        let covers = |rule: &Rule| match asked.is_resource {
+            true => rule.resources.iter().any(|rule| rule.covers(asked)),
+            false => rule.paths.iter().any(|rule| rule.covers(asked)),
+        };
+        self.rules.iter().any(|rule| rule.subjects.iter().any(|subject| subject.is(user)) && covers(rule))
     }
 
     /// What tells the flows of this schema apart.
@@ -68,37 +97,77 @@ impl Schema {
     }
 }
 
-fn is_subject(subject: &Value, user: &UserInfo) -> bool {
-    let is = |given: &Value, value: &str| given == "*" || given == value;
-    match subject["kind"].as_str() {
-        Some("User") => is(&subject["user"]["name"], &user.username),
-        Some("Group") => subject["group"]["name"] == "*" || user.groups.iter().any(|group| subject["group"]["name"] == group.as_str()),
-        Some("ServiceAccount") => auth::tokens::account(&user.username).is_some_and(|(namespace, name)| {
-            subject["serviceAccount"]["namespace"] == namespace && is(&subject["serviceAccount"]["name"], name)
-        }),
-        _ => false,
+impl Rule {
+    fn parse(rule: &Value) -> Self {
+        let list = |name: &str| rule[name].as_array().into_iter().flatten();
+        Self {
+            subjects: list("subjects").filter_map(Subject::parse).collect(),
+            resources: list("resourceRules").map(ResourceRule::parse).collect(),
+            paths: list("nonResourceRules").map(PathRule::parse).collect(),
+        }
     }
 }
 
-fn is_resource(rule: &Value, asked: &Attributes<'_>) -> bool {
-    let combined = match asked.subresource {
-        "" => asked.resource.to_owned(),
-        sub => format!("{}/{sub}", asked.resource),
-    };
-    let place = match asked.namespace {
-        "" => rule["clusterScope"] == true,
-        namespace => has(&rule["namespaces"], namespace),
-    };
-    place && has(&rule["verbs"], asked.verb) && has(&rule["apiGroups"], asked.group) && has(&rule["resources"], &combined)
+impl Subject {
+    fn parse(subject: &Value) -> Option<Self> {
+        let account = &subject["serviceAccount"];
+        match subject["kind"].as_str()? {
+            "User" => Some(Subject::User(text(&subject["user"]["name"]))),
+            "Group" => Some(Subject::Group(text(&subject["group"]["name"]))),
+            "ServiceAccount" => Some(Subject::ServiceAccount { namespace: text(&account["namespace"]), name: text(&account["name"]) }),
+            _ => None,
+        }
+    }
+
+    fn is(&self, user: &UserInfo) -> bool {
+        let is = |given: &str, value: &str| given == "*" || given == value;
+        match self {
+            Subject::User(name) => is(name, &user.username),
+            Subject::Group(name) => name == "*" || user.groups.contains(name),
+            Subject::ServiceAccount { namespace, name } => {
+                auth::tokens::account(&user.username).is_some_and(|(of, account)| namespace == of && is(name, account))
+            }
+        }
+    }
 }
 
-fn is_path(rule: &Value, asked: &Attributes<'_>) -> bool {
-    let covers = |pattern: &str| {
-        pattern == "*"
-            || pattern == asked.path
-            || pattern.strip_suffix("/*").is_some_and(|dir| asked.path.strip_prefix(dir).is_some_and(|rest| rest.starts_with('/')))
-    };
-    has(&rule["verbs"], asked.verb) && strings(&rule["nonResourceURLs"]).any(covers)
+impl ResourceRule {
+    fn parse(rule: &Value) -> Self {
+        Self {
+            verbs: texts(&rule["verbs"]),
+            groups: texts(&rule["apiGroups"]),
+            resources: texts(&rule["resources"]),
+            namespaces: texts(&rule["namespaces"]),
+            cluster_scope: rule["clusterScope"] == true,
+        }
+    }
+
+    fn covers(&self, asked: &Attributes<'_>) -> bool {
+        let place = if asked.namespace.is_empty() { self.cluster_scope } else { has(&self.namespaces, asked.namespace) };
+        let named = |entry: &String| match asked.subresource {
+            "" => entry == asked.resource,
+            sub => entry.split_once('/') == Some((asked.resource, sub)),
+        };
+        place
+            && has(&self.verbs, asked.verb)
+            && has(&self.groups, asked.group)
+            && self.resources.iter().any(|entry| entry == "*" || named(entry))
+    }
+}
+
+impl PathRule {
+    fn parse(rule: &Value) -> Self {
+        Self { verbs: texts(&rule["verbs"]), paths: texts(&rule["nonResourceURLs"]) }
+    }
+
+    fn covers(&self, asked: &Attributes<'_>) -> bool {
+        let covers = |pattern: &String| {
+            pattern == "*"
+                || pattern == asked.path
+                || pattern.strip_suffix("/*").is_some_and(|dir| asked.path.strip_prefix(dir).is_some_and(|rest| rest.starts_with('/')))
+        };
+        has(&self.verbs, asked.verb) && self.paths.iter().any(covers)
+    }
 }
 
 const AUTOUPDATE: &str = "apf.kubernetes.io/autoupdate-spec";

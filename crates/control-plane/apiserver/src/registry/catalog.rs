@@ -149,6 +149,22 @@ impl Kind {
     }
 }
 
+/// A kind that was looked up. The built-in ones are not counted: all threads look up the same few.
+pub enum Found {
+    BuiltIn(&'static Arc<Kind>),
+    Custom(Arc<Kind>),
+}
+
+impl Deref for Found {
+    type Target = Arc<Kind>;
+    fn deref(&self) -> &Arc<Kind> {
+        match self {
+            Found::BuiltIn(kind) => kind,
+            Found::Custom(kind) => kind,
+        }
+    }
+}
+
 /// A kind without a rules file.
 struct Generic(&'static Resource);
 
@@ -161,12 +177,6 @@ impl Rules for Generic {
     }
     fn cells(&self, object: &Value, _now: i64) -> Vec<Value> {
         vec![json!(meta(object, "name")), json!(meta(object, "creationTimestamp"))]
-    }
-    fn prepare_create(&self, object: &mut Value) {
-        let has_status = self.0.subresource("status").is_some();
-        if let Some(members) = object.as_object_mut().filter(|_| has_status) {
-            members.remove("status");
-        }
     }
     fn validate_name(&self, name: &str) -> Vec<String> {
         meta::names::dns1123_subdomain(name)

@@ -6,6 +6,8 @@
 //! free to see who comes. Who finds no place waits in the line of their user, and the line goes next whose user had least of the processors
 //! lately (start-time fair queuing, by measured time). No line has all the places: however long one poll of it takes, another finds room.
 //!
+//! Who is alone has no need of all that: as long as nobody else's work was seen for a while, polls are neither counted nor limited.
+//!
 //! This is below API Priority and Fairness ([`crate::flow`]), which knows what a request asks for and divides requests that last; it divides
 //! processors among requests that are read, answered and gone. Upstream leaves this to Go's scheduler.
 //!
@@ -14,7 +16,7 @@
 use std::cell::Cell;
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
@@ -26,11 +28,15 @@ use futures_util::task::AtomicWaker;
 const POLL_NANOS: u64 = 20_000;
 /// After this long who can makes room for others.
 const SLICE: Duration = Duration::from_micros(200);
+/// A user is alone when nobody else's work was seen for so long.
+const ALONE_AFTER: Duration = Duration::from_secs(1);
+/// The number of the line of all connections of which nothing is known yet.
+const NEWCOMERS: u64 = 0;
 /// Names of lines that nobody holds any more are forgotten when there are so many.
 const NAMES_MAX: usize = 1_024;
 
 thread_local! {
-    /// When the poll under way on this thread began, if it holds a place.
+    /// When the poll under way on this thread began, if it is one in turns.
     static BEGAN: Cell<Option<Instant>> = const { Cell::new(None) };
 }
 
@@ -39,7 +45,7 @@ pub fn is_spent() -> bool {
     BEGAN.get().is_some_and(|began| began.elapsed() > SLICE)
 }
 
-/// Threads for a runtime that serves: one for each processor, and one to see who comes. One line has all processors but one.
+/// Threads for a runtime that serves: one for each processor, and one to see who comes. Beside others, one line has all processors but one.
 pub fn threads() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from) + 1
 }
@@ -51,6 +57,12 @@ pub struct Turns {
     most: usize,
     taken: AtomicUsize,
     waiting: AtomicUsize,
+    /// The user's line that was polled last.
+    last: AtomicU64,
+    /// Until then, in nanoseconds after `born`, that line's user has company.
+    company: AtomicU64,
+    born: Instant,
+    newcomers: Arc<Line>,
     state: Mutex<State>,
 }
 
@@ -88,7 +100,7 @@ impl Whose {
     /// From now on the connection's work is this user's.
     pub fn is(&self, user: &str) {
         if *self.1.load().name != *user {
-            self.1.store(self.0.line(user, self.0.most));
+            self.1.store(self.0.line(user));
         }
     }
 
@@ -117,17 +129,40 @@ impl Turns {
     }
 
     pub fn new(places: usize) -> Arc<Self> {
-        let (taken, waiting) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        Arc::new(Self { places, most: places.saturating_sub(1).max(1), taken, waiting, state: Mutex::default() })
+        Arc::new(Self {
+            places,
+            most: places.saturating_sub(1).max(1),
+            taken: AtomicUsize::new(0),
+            waiting: AtomicUsize::new(0),
+            last: AtomicU64::new(NEWCOMERS),
+            company: AtomicU64::new(0),
+            born: Instant::now(),
+            // No user has this name: theirs are not empty.
+            newcomers: Arc::new(Line { name: "".into(), number: NEWCOMERS, most: places.div_ceil(2), taken: AtomicUsize::new(0) }),
+            state: Mutex::default(),
+        })
     }
 
     /// The line of a connection of which nothing is known yet: all those together have half of the places.
     pub fn newcomer(self: &Arc<Self>) -> Whose {
-        // No user has this name: theirs are not empty.
-        Whose(self.clone(), Arc::new(ArcSwap::new(self.line("", self.places.div_ceil(2)))))
+        Whose(self.clone(), Arc::new(ArcSwap::new(self.newcomers.clone())))
     }
 
-    fn line(&self, name: &str, most: usize) -> Arc<Line> {
+    /// Whether nobody but this line's user has been at work lately. Newcomers are nobody's company: they find half of the places free.
+    fn is_alone(&self, line: &Line, now: Instant) -> bool {
+        if line.number == NEWCOMERS {
+            return false;
+        }
+        let since = |time: Instant| u64::try_from(time.duration_since(self.born).as_nanos()).unwrap_or(u64::MAX);
+        if self.last.load(Ordering::Relaxed) != line.number {
+            self.last.store(line.number, Ordering::Relaxed);
+            self.company.store(since(now + ALONE_AFTER), Ordering::Relaxed);
+            return false;
+        }
+        since(now) >= self.company.load(Ordering::Relaxed)
+    }
+
+    fn line(&self, name: &str) -> Arc<Line> {
         let mut state = self.lock();
         if let Some(line) = state.names.get(name).and_then(Weak::upgrade) {
             return line;
@@ -136,7 +171,7 @@ impl Turns {
             state.names.retain(|_, line| line.strong_count() > 0);
         }
         state.numbers += 1;
-        let line = Arc::new(Line { name: name.into(), number: state.numbers, most, taken: AtomicUsize::new(0) });
+        let line = Arc::new(Line { name: name.into(), number: state.numbers, most: self.most, taken: AtomicUsize::new(0) });
         state.names.insert(line.name.clone(), Arc::downgrade(&line));
         line
     }
@@ -175,13 +210,13 @@ impl Turns {
         self.call(state, Some(seat));
     }
 
-    /// The end of a poll that took so long.
-    fn leave(&self, line: &Line, took: Duration) {
+    /// The end of a poll that began then.
+    fn leave(&self, line: &Line, began: Instant) {
         line.taken.fetch_sub(1, Ordering::SeqCst);
         self.taken.fetch_sub(1, Ordering::SeqCst);
         if self.waiting.load(Ordering::SeqCst) > 0 {
             let mut state = self.lock();
-            state.charge(line.number, took.as_nanos().try_into().unwrap_or(u64::MAX));
+            state.charge(line.number, began.elapsed().as_nanos().try_into().unwrap_or(u64::MAX));
             self.call(state, None);
         }
     }
@@ -267,10 +302,15 @@ impl<F: Future> Future for Turn<F> {
         let line = match this.asked.take() {
             Some(line) => line,
             None => {
-                let line = this.whose.1.load_full();
-                if turns.take_now(&line) {
-                    return held(turns, &line, || this.work.as_mut().poll(context));
+                let (line, now) = (this.whose.1.load(), Instant::now());
+                if turns.is_alone(&line, now) {
+                    let _time = Began::at(now);
+                    return this.work.as_mut().poll(context);
                 }
+                if turns.take_now(&line) {
+                    return held(turns, &line, now, || this.work.as_mut().poll(context));
+                }
+                let line = arc_swap::Guard::into_inner(line);
                 this.seat.waker.register(context.waker());
                 this.seat.state.store(WAITS, Ordering::SeqCst);
                 turns.wait(&line, &this.seat);
@@ -284,29 +324,42 @@ impl<F: Future> Future for Turn<F> {
             this.asked = Some(line);
             return Poll::Pending;
         }
-        held(turns, &line, || this.work.as_mut().poll(context))
+        held(turns, &line, Instant::now(), || this.work.as_mut().poll(context))
     }
 }
 
 impl<F> Drop for Turn<F> {
     fn drop(&mut self) {
         if let (CALLED, Some(line)) = (self.seat.state.swap(GONE, Ordering::SeqCst), &self.asked) {
-            self.whose.0.leave(line, Duration::ZERO);
+            self.whose.0.leave(line, Instant::now());
         }
     }
 }
 
+/// A poll that began then is under way on this thread, until this is dropped.
+struct Began(Instant, Option<Instant>);
+
+impl Began {
+    fn at(now: Instant) -> Self {
+        Self(now, BEGAN.replace(Some(now)))
+    }
+}
+
+impl Drop for Began {
+    fn drop(&mut self) {
+        BEGAN.set(self.1);
+    }
+}
+
 /// Does something in a place, and gives it back even when that panics.
-fn held<T>(turns: &Turns, line: &Line, work: impl FnOnce() -> T) -> T {
-    struct Place<'a>(&'a Turns, &'a Line, Instant, Option<Instant>);
+fn held<T>(turns: &Turns, line: &Line, now: Instant, work: impl FnOnce() -> T) -> T {
+    struct Place<'a>(&'a Turns, &'a Line, Began);
     impl Drop for Place<'_> {
         fn drop(&mut self) {
-            BEGAN.set(self.3);
-            self.0.leave(self.1, self.2.elapsed());
+            self.0.leave(self.1, self.2.0);
         }
     }
-    let now = Instant::now();
-    let _place = Place(turns, line, now, BEGAN.replace(Some(now)));
+    let _place = Place(turns, line, Began::at(now));
     work()
 }
 

@@ -9,7 +9,6 @@ use serde_json::json;
 use super::Controller;
 use super::observe::World;
 use super::plan::Plan;
-use crate::act;
 
 impl Controller {
     pub(super) async fn act(&self, world: &World, plan: Plan) -> Result<Outcome, Error> {
@@ -18,20 +17,17 @@ impl Controller {
         }
         if let Some(volumes) = plan.volumes_attached {
             let patch = Patch::Merge(json!({"status": {"volumesAttached": volumes}}));
-            act::ignore_not_found(self.client.patch::<Node>(None, &world.name, &patch, "status").await.map(drop))?;
+            client::ignore_not_found(self.client.patch::<Node>(None, &world.name, &patch, "status").await)?;
         }
         for attachment in plan.detach {
             let (name, uid) = (attachment.metadata.name.as_deref(), attachment.metadata.uid.as_deref());
             let params = DeleteParams::of_uid(uid.unwrap_or_default());
             let deleted = self.client.delete::<VolumeAttachment>(None, name.unwrap_or_default(), &params).await;
-            act::ignore_not_found(deleted.map(drop))?;
+            client::ignore_not_found(deleted)?;
         }
         for attachment in plan.attach {
-            match self.client.create(&attachment).await {
-                // Made by us and not in the cache yet.
-                Err(error) if error.is_already_exists() => {}
-                other => drop(other?),
-            }
+            // It may be made by us and not be in the cache yet.
+            client::ignore_already_exists(self.client.create(&attachment).await)?;
         }
         Ok(plan.look_again.map_or(Outcome::Done, Outcome::RequeueAfter))
     }

@@ -135,7 +135,7 @@ impl Controller {
         let set_key = key_of(&set.metadata);
         let uid = set.metadata.uid.as_deref().unwrap_or_default();
         let deleted = self.client.delete::<ReplicaSet>(set_key.namespace(), &set_key.name, &DeleteParams::of_uid(uid)).await;
-        act::ignore_not_found(deleted.map(drop))?;
+        client::ignore_not_found(deleted)?;
         self.expectations.deleted(key, set_key, uid);
         Ok(())
     }
@@ -158,6 +158,6 @@ impl Controller {
             return Ok(());
         }
         let next = Deployment { metadata: deployment.metadata.clone(), spec: deployment.spec.clone(), status: Some(next) };
-        act::ignore_not_found(self.client.replace_status(&next).await.map(drop))
+        client::ignore_not_found(self.client.replace_status(&next).await)
     }
 }

@@ -7,7 +7,6 @@ use reconcile::{Outcome, reference_to};
 use super::Controller;
 use super::observe::World;
 use super::plan::Plan;
-use crate::act;
 
 impl Controller {
     pub(super) async fn act(&self, world: &World, plan: Plan) -> Result<Outcome, Error> {
@@ -16,7 +15,7 @@ impl Controller {
         }
         if let Some(status) = plan.status {
             let next = PodDisruptionBudget { status: Some(status), ..PodDisruptionBudget::clone(&world.budget) };
-            act::ignore_not_found(self.client.replace_status(&next).await.map(drop))?;
+            client::ignore_not_found(self.client.replace_status(&next).await)?;
         }
         Ok(plan.look_again.map_or(Outcome::Done, Outcome::RequeueAfter))
     }

@@ -6,7 +6,6 @@ use reconcile::{Outcome, key_of};
 
 use super::Controller;
 use super::plan::Write;
-use crate::act;
 
 impl Controller {
     pub(super) async fn act(&self, write: Write) -> Result<Outcome, Error> {
@@ -24,6 +23,6 @@ impl Controller {
                 self.client.delete::<Endpoints>(key.namespace(), &key.name, &DeleteParams::of_uid(uid)).await.map(drop)
             }
         };
-        act::ignore_not_found(written).map(|()| Outcome::Done)
+        client::ignore_not_found(written).map(|()| Outcome::Done)
     }
 }

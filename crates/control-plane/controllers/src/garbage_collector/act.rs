@@ -75,7 +75,7 @@ impl Controller {
             resource_version: Some(revision.to_owned()),
             ..DeleteParams::default()
         };
-        act::ignore_not_found(self.client.delete_of(&node.resource, Some(&meta.namespace), &meta.name, &params).await.map(drop))
+        client::ignore_not_found(self.client.delete_of(&node.resource, Some(&meta.namespace), &meta.name, &params).await)
     }
 
     /// Takes these owners off, whatever kind of object it is: a merge patch of the whole list, guarded by the revision it was read at.
@@ -124,7 +124,7 @@ impl Controller {
         patch["resourceVersion"] = live["metadata"]["resourceVersion"].clone();
         let patch = Patch::Merge(json!({ "metadata": patch }));
         let patched = self.client.patch_of::<PartialObject>(resource, Some(&meta.namespace), &meta.name, &patch, "").await;
-        act::ignore_not_found(patched.map(drop))
+        client::ignore_not_found(patched)
     }
 }
 

@@ -23,7 +23,7 @@ impl Controller {
         if plan.remove_job {
             let params = DeleteParams { uid: job.metadata.uid.clone(), ..DeleteParams::background() };
             let deleted = self.client.delete::<Job>(key.namespace(), &key.name, &params).await;
-            return act::ignore_not_found(deleted.map(drop)).map(|()| Outcome::Done);
+            return client::ignore_not_found(deleted).map(|()| Outcome::Done);
         }
         self.control.claim(job, &plan.adopt, &plan.release).await?;
         // Notes reach the server before finalizers go: the other order could lose an end.

@@ -10,7 +10,6 @@ use stdx::Backoff;
 
 use super::observe::World;
 use super::{Controller, plan};
-use crate::act;
 
 /// Sweeps in one reconcile; pods need their grace period, so the worker is given back in between.
 const SWEEPS: u32 = 12;
@@ -72,7 +71,7 @@ impl Controller {
         }
         let status = NamespaceStatus { phase: Some("Terminating".into()), conditions: Some(all) };
         let written = self.client.replace_status(&Namespace { status: Some(status), ..namespace }).await;
-        act::ignore_not_found(written.map(drop))
+        client::ignore_not_found(written)
     }
 
     /// Takes our finalizer off; with the last one, the server removes the namespace.
@@ -83,6 +82,6 @@ impl Controller {
         }
         let body = serde_json::to_vec(&namespace).map_err(|error| Error::Request(error.to_string()))?;
         let path = format!("/api/v1/namespaces/{name}/finalize");
-        act::ignore_not_found(self.client.request_json::<serde_json::Value>(Method::PUT, &path, Some(body.into())).await.map(drop))
+        client::ignore_not_found(self.client.request_json::<serde_json::Value>(Method::PUT, &path, Some(body.into())).await)
     }
 }

@@ -72,7 +72,7 @@ impl Controller {
         } else {
             for object in objects {
                 let deleted = self.client.delete_of(&found.resource, Some(namespace), &object.metadata.name, &params).await;
-                crate::act::ignore_not_found(deleted.map(drop))?;
+                client::ignore_not_found(deleted)?;
             }
         }
         let left = self.list(namespace, &found.resource).await?;

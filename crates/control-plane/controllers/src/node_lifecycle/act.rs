@@ -9,7 +9,6 @@ use serde_json::json;
 use super::Controller;
 use super::observe::World;
 use super::plan::Plan;
-use crate::act;
 
 impl Controller {
     pub(super) async fn act(&self, world: &World, plan: Plan) -> Result<(), Error> {
@@ -50,7 +49,7 @@ impl Controller {
         match patched {
             // Changed meanwhile: the next look decides.
             Err(error) if error.is_conflict() => Ok(()),
-            other => act::ignore_not_found(other.map(drop)),
+            other => client::ignore_not_found(other),
         }
     }
 }

@@ -127,7 +127,7 @@ impl Controller {
                 if let Some(owners) = claims::owners(set, &claim, Some(pod), condemned) {
                     let mut next = PersistentVolumeClaim::clone(&claim);
                     next.metadata.owner_references = Some(owners);
-                    act::ignore_not_found(self.own.client.replace(&next).await.map(drop))?;
+                    client::ignore_not_found(self.own.client.replace(&next).await)?;
                 }
             }
         }

@@ -14,15 +14,7 @@ fn level(seats: usize, queues: usize, length: usize) -> Arc<Level> {
 }
 
 fn ticket(flow: &str, seats: usize) -> Ticket {
-    Ticket {
-        seats,
-        schema: "s".into(),
-        flow: flow.to_owned(),
-        details: String::new(),
-        arrived: Timestamp::now(),
-        is_watch: false,
-        counted: Counted::nowhere(),
-    }
+    Ticket { seats, flow: flow.to_owned(), details: String::new(), arrived: Timestamp::now(), is_watch: false, counted: Counted::nowhere() }
 }
 
 fn wait(entry: Entry) -> Waiting {

@@ -20,7 +20,7 @@ use crate::context::Context;
 use crate::registry::{Target, admit, catalog};
 use crate::reply::{self, Body};
 use crate::selection::Selection;
-use crate::serve::Peer;
+use crate::serve::Arrived;
 
 static FORWARDED_URI: HeaderName = HeaderName::from_static("x-forwarded-uri");
 static FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
@@ -222,7 +222,7 @@ fn authority(request: &Request<Body>) -> String {
 }
 
 fn forwarded(request: &mut Request<Body>, own: &str, rest: &str, host: &str) {
-    let peer = request.extensions().get::<Peer>().map(|peer| peer.0.to_string());
+    let peer = request.extensions().get::<Arrived>().map(|arrived| arrived.0.peer.to_string());
     let headers = request.headers_mut();
     let earlier = headers.get(&FORWARDED_FOR).and_then(|value| value.to_str().ok()).map(|earlier| format!("{earlier}, "));
     let mut set = |name: &HeaderName, text: String| {

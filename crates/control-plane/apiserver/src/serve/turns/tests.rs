@@ -16,10 +16,37 @@ fn poll<F: Future>(turn: &mut Turn<F>) -> Poll<F::Output> {
     turn.poll_unpin(&mut Context::from_waker(&noop_waker()))
 }
 
+/// A user who has company.
 fn user(turns: &Arc<Turns>, name: &str) -> Whose {
     let whose = turns.newcomer();
     whose.is(name);
+    turns.company.store(u64::MAX, Ordering::SeqCst);
     whose
+}
+
+#[test]
+fn who_is_alone_has_everything_until_somebody_comes() {
+    let turns = Turns::new(2);
+    let (one, other) = (turns.newcomer(), turns.newcomer());
+    one.is("one");
+    other.is("other");
+    let line = |whose: &Whose| whose.1.load_full();
+    let later = |seconds| turns.born + Duration::from_secs(seconds);
+    assert!(!turns.is_alone(&line(&one), later(1)), "nobody knows yet");
+    assert!(!turns.is_alone(&line(&one), later(1)));
+    assert!(!turns.is_alone(&line(&turns.newcomer()), later(3)), "newcomers never are");
+    assert!(turns.is_alone(&line(&one), later(3)), "and are no company");
+    assert!(!turns.is_alone(&line(&other), later(4)));
+    assert!(!turns.is_alone(&line(&other), later(4)));
+    assert!(!turns.is_alone(&line(&one), later(4)), "the other was there just now");
+    assert!(turns.is_alone(&line(&one), later(6)));
+    turns.company.store(0, Ordering::SeqCst);
+    let inside = |_: &mut Context<'_>| {
+        assert!((0..5).all(|_| poll(&mut one.take(async {})).is_ready()), "as many at once as there are");
+        assert_eq!(turns.taken.load(Ordering::SeqCst), 0, "and nobody counts them");
+        Poll::Ready(())
+    };
+    assert!(poll(&mut one.take(std::future::poll_fn(inside))).is_ready());
 }
 
 #[test]
