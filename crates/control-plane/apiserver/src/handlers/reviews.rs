@@ -44,6 +44,10 @@ pub async fn create(server: &Arc<Inner>, context: &Context, target: Target<'_>, 
         "selfsubjectrulesreviews" => rules(server, context, &review),
         _ => access(server, context, target, &review).await?,
     };
+    if target.kind.facts.plural == "selfsubjectreviews" {
+        // Of what was sent nothing comes back, as upstream.
+        review["metadata"] = json!({"creationTimestamp": meta::time::now()});
+    }
     review["status"] = status;
     Ok(created(&review, format))
 }
