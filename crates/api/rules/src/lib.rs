@@ -110,7 +110,7 @@ pub trait Rules: Send + Sync + 'static {
     fn unconditional_update(&self) -> bool {
         true
     }
-    /// The grace period of a delete without one, in seconds (pods); `None` deletes at once.
+    /// The grace period of a delete that names none, in seconds (pods); `None` deletes at once even where one is named.
     fn default_grace_seconds(&self, _object: &Value) -> Option<i64> {
         None
     }

@@ -288,6 +288,20 @@ async fn a_pod_is_bound_once() {
 }
 
 #[tokio::test]
+async fn a_deletion_that_names_its_grace_period_has_that_one_even_where_the_pod_has_none() {
+    let api = Api::new().await;
+    api.post("/api/v1/namespaces/default/serviceaccounts", json!({"metadata": {"name": "default"}})).await;
+    let pods = "/api/v1/namespaces/default/pods";
+    let spec = json!({"nodeName": "n1", "terminationGracePeriodSeconds": 0, "containers": [{"name": "c", "image": "i"}]});
+    assert_eq!(api.post(pods, json!({"metadata": {"name": "p"}, "spec": spec})).await.code, 201);
+    assert_eq!(api.delete(&format!("{pods}/p?gracePeriodSeconds=60")).await.code, 200);
+    let dying = api.get(&format!("{pods}/p")).await.json();
+    assert_eq!((&dying["metadata"]["deletionGracePeriodSeconds"], &dying["metadata"]["generation"]), (&json!(60), &json!(2)));
+    assert_eq!(api.delete(&format!("{pods}/p")).await.code, 200);
+    assert_eq!(api.get(&format!("{pods}/p")).await.code, 404);
+}
+
+#[tokio::test]
 async fn an_approval_writes_its_conditions_and_the_metadata() {
     let api = Api::new().await;
     let request = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, include_str!("harness/sample.csr"));

@@ -16,8 +16,8 @@ apiPort: 38643
 kubeletPort: 38250
 dnsPort: 38053
 podCidr: 10.248.0.0/14
-serviceCidr: 10.239.0.0/16
-nodeCidr: 10.237.0.0/24
+serviceCidr: 10.252.0.0/16
+nodeCidr: 10.253.0.0/24
 cgroupRoot: sternpost-race
 nftTable: sternpost-race
 linkPrefix: sr
