@@ -127,6 +127,10 @@ impl Scheduler {
         let label = if result.is_ok() { "scheduled" } else { "error" };
         metrics().attempts.with_label_values(&[profile, label]).inc();
         metrics().attempt_duration.with_label_values(&[profile, label]).observe(since.elapsed().as_secs_f64());
+        // Another pod of that name is on its way or bound: what is in the queue, if anything, is that one's.
+        if self.placed.get(&key).is_some_and(|placed| *placed.uid != *pod.uid()) {
+            return;
+        }
         match result {
             Ok(()) => {
                 if let Some((arrived, attempts)) = self.queue.history(&key) {
@@ -134,7 +138,7 @@ impl Scheduler {
                     let attempts = if attempts >= 16 { "16+".to_owned() } else { attempts.to_string() };
                     metrics().sli_duration.with_label_values(&[&attempts]).observe(arrived.elapsed().as_secs_f64());
                 }
-                self.queue.remove(&key);
+                self.done_with(&key);
             }
             Err(error) if ours => {
                 self.release(&key);
@@ -148,7 +152,15 @@ impl Scheduler {
                 self.queue.retry(&key, Instant::now());
                 self.report(&pod, Report::failed(&pod, error.to_string()));
             }
-            Err(_) => {}
+            Err(_) => self.done_with(&key),
+        }
+    }
+
+    /// A pod made anew under the name while the binding was on its way was taken for the one in flight: it is looked at now.
+    fn done_with(&mut self, key: &ObjectKey) {
+        self.queue.remove(key);
+        if !self.placed.contains_key(key) {
+            self.observe_pod(key);
         }
     }
 }
