@@ -44,7 +44,12 @@ async fn stages(server: &Arc<Inner>, request: Request<Body>, identity: Option<Us
     let info = RequestInfo::parse(request.method(), request.uri().path(), &query);
     let headers = request.headers().clone();
     let user = match identity {
-        Some(user) => Ok((Arc::new(user), None)),
+        Some(user) => {
+            if let Some(turns) = server.turns.get() {
+                turns.is_busy_inside(started);
+            }
+            Ok((Arc::new(user), None))
+        }
         None => server.access.authenticate(&server.registry, &request).await,
     };
     if let Some(metrics) = crate::access::metrics() {
