@@ -123,7 +123,7 @@ impl Flow {
         let Some(entry) = self.enter_now(caches, context) else { return Ok(Place::free()) };
         let why = match entry {
             Entry::Now(place) => return Ok(place),
-            Entry::Wait(waiting) => match waiting.place(WAIT_MAX).await {
+            Entry::Wait(waiting) => match Box::pin(waiting.place(WAIT_MAX)).await {
                 Some(place) => return Ok(place),
                 None => "time-out",
             },
