@@ -9,7 +9,7 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context, ensure};
 
 /// What `fuzz/Cargo.toml` has.
-const TARGETS: [&str; 6] = ["decode", "patch", "apply", "selector", "quantity", "cel"];
+const TARGETS: [&str; 7] = ["decode", "patch", "apply", "selector", "quantity", "cel", "image"];
 
 /// Coverage at every edge, and the operands of comparisons, as cargo-fuzz asks of the compiler.
 const FLAGS: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \

@@ -4,7 +4,7 @@
 //! - `tidy` checks what the compiler does not: arrows between crates, stories, links; its checks are also ordinary tests.
 //! - `race` measures: ours and the peer in one run; the cases live in the crate `race`.
 //! - `sim` runs a whole cluster through storms, from as many seeds as asked for.
-//! - `fuzz` throws odd input at the decoders, the patch engines, selectors, quantities and CEL.
+//! - `fuzz` throws odd input at the decoders, the patch engines, selectors, quantities, CEL and images.
 //! - `conformance` runs upstream's own end-to-end suite against a running cluster.
 //! - `codegen` rewrites the committed fact tables from published Kubernetes data (`--spec DIR`).
 //!

@@ -12,7 +12,7 @@ pub fn run(args: &[String]) -> anyhow::Result<ExitCode> {
     let racer = crate::build(&own, "race")?;
     let mut race = Command::new(racer);
     race.args(args).current_dir(crate::root());
-    if ["boot", "pods", "api"].contains(&case) && std::env::var_os("STERNPOST_BIN").is_none() {
+    if ["api", "boot", "mission", "node", "pods"].contains(&case) && std::env::var_os("STERNPOST_BIN").is_none() {
         race.env("STERNPOST_BIN", crate::build(&["--release", "-p", "sternpost"], "sternpost")?);
     }
     Err(anyhow::Error::new(race.exec()).context("start the race"))

@@ -116,3 +116,57 @@ pub fn ca_hash(certificate: &[u8]) -> Option<String> {
     let digits: String = Sha256::digest(key).iter().map(|byte| format!("{byte:02x}")).collect();
     Some(format!("sha256:{digits}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::pin::Pin;
+
+    use bytes::Bytes;
+    use client::{Body, Transport};
+    use http_body_util::{BodyExt, Full};
+    use jiff::{SignedDuration, Timestamp};
+
+    use super::*;
+
+    /// Answers every request with this, at that time.
+    struct Server {
+        clock: SignedDuration,
+        answer: serde_json::Value,
+    }
+
+    impl Transport for Server {
+        fn send(&self, _: http::Request<Bytes>) -> Pin<Box<dyn Future<Output = std::io::Result<http::Response<Body>>> + Send + '_>> {
+            let date = jiff::fmt::rfc2822::to_string(&(Timestamp::now() + self.clock).to_zoned(jiff::tz::TimeZone::UTC));
+            let body = Full::new(Bytes::from(self.answer.to_string())).map_err(|never| match never {}).boxed();
+            let answer = http::Response::builder().header(http::header::DATE, date.unwrap()).body(body);
+            Box::pin(async { answer.map_err(std::io::Error::other) })
+        }
+    }
+
+    fn server(minutes_ahead: i64, answer: serde_json::Value) -> Client {
+        Client::new(Arc::new(Server { clock: SignedDuration::from_mins(minutes_ahead), answer }))
+    }
+
+    #[tokio::test]
+    async fn a_machine_with_another_time_is_told_so_before_it_joins() {
+        for (minutes_ahead, says) in
+            [(0, None), (5, Some("s behind the cluster's: set it")), (-90, Some("s ahead of the cluster's: set it"))]
+        {
+            let refused = check_clock(&server(minutes_ahead, serde_json::json!({}))).await.err().map(|error| error.to_string());
+            assert_eq!(refused.is_some(), says.is_some(), "{refused:?}");
+            assert!(refused.unwrap_or_default().contains(says.unwrap_or_default()));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_second_machine_of_a_living_nodes_name_is_refused() {
+        let config = Config { node_name: "twin".into(), ..Config::default() };
+        for (ready, address, refused) in [("True", "192.0.2.7", true), ("True", "192.0.2.8", false), ("Unknown", "192.0.2.7", false)] {
+            let node = serde_json::json!({"metadata": {"name": "twin"}, "status": {
+                "conditions": [{"type": "Ready", "status": ready}], "addresses": [{"type": "InternalIP", "address": address}]}});
+            let said = check_name(&server(0, node), &config, [192, 0, 2, 8].into()).await.err().map(|error| error.to_string());
+            assert_eq!(said.is_some(), refused, "{ready} {address}: {said:?}");
+            assert!(said.is_none_or(|said| said.contains("\"twin\" already, which lives at 192.0.2.7: choose another name")));
+        }
+    }
+}

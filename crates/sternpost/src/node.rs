@@ -314,6 +314,7 @@ fn start_dns(around: &Surroundings, tasks: &mut JoinSet<()>) -> anyhow::Result<(
     let mut settings = dns::Config::new(vec![listen], &config.cluster_domain);
     settings.own_addresses = vec![SocketAddr::new(service, 53)];
     settings.clients = dns_clients(around)?;
+    settings.homes = dns_homes(around);
     settings.patience = DNS_PATIENCE;
     let (sockets, kept) = dns_sockets(config, &settings)?;
     let server = Arc::new(dns::Server::on(sockets, settings)?);
@@ -338,6 +339,19 @@ fn dns_sockets(config: &Config, settings: &dns::Config) -> anyhow::Result<(dns::
     // Without it DNS is as good, but for the moments of a restart.
     let kept = kept.inspect_err(|error| tracing::warn!(%error, "start the keeper of the DNS sockets")).ok();
     Ok((sockets, kept))
+}
+
+/// Pods of this node by their addresses; those on the node's own address have the host's search path.
+fn dns_homes(around: &Surroundings) -> dns::Homes {
+    const BY_ADDRESS: &str = "dns-client";
+    let pods = (around.pods)();
+    pods.index(BY_ADDRESS, |pod: &Pod| {
+        let on_host = pod.spec.as_ref().is_some_and(|spec| spec.host_network == Some(true));
+        let status = pod.status.as_ref().filter(|_| !on_host);
+        let ips = status.iter().flat_map(|status| status.pod_ips.iter().flatten());
+        ips.filter_map(|ip| ip.ip.parse::<IpAddr>().ok()).map(|ip| ip.to_string()).collect()
+    });
+    dns::Homes(Arc::new(move |client| pods.by_index(BY_ADDRESS, &client.to_string()).first()?.metadata.namespace.clone()))
 }
 
 /// Pods, nodes and this host: the port is open on the node's address, and everybody else could only misuse it.

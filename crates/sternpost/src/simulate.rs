@@ -19,6 +19,8 @@ use crate::{memory, transport};
 
 const NAMESPACE: &str = "simulated";
 const WRITERS: usize = 64;
+const LOOK_EVERY: Duration = Duration::from_millis(10);
+const SAY_EVERY: Duration = Duration::from_secs(10);
 
 #[derive(Args)]
 pub struct SimulateArgs {
@@ -130,8 +132,7 @@ async fn simulate(args: &SimulateArgs, hollow: hollow::Config, client: &Client, 
     let ours = Scope { label_selector: Some(hollow::LABEL.into()), ..Scope::default() };
     let nodes = Cache::<PartialObject>::start_of(client, ApiResource::of::<Node>(), ours, true, drain.clone());
     let running = tokio::spawn(hollow::run(hollow, client.clone(), drain.clone()));
-    wait(&nodes, args.nodes).await;
-    say(start, &format!("{} nodes", args.nodes));
+    wait(&nodes, args.nodes, "nodes", start).await;
     if args.pods > 0 {
         let namespace = json!({ "metadata": { "name": NAMESPACE } });
         match client.create::<Namespace>(&serde_json::from_value(namespace)?).await {
@@ -143,10 +144,8 @@ async fn simulate(args: &SimulateArgs, hollow: hollow::Config, client: &Client, 
         let (bound, runs) = (pods(in_phase("spec.nodeName!=")), pods(in_phase("status.phase=Running")));
         create_pods(client, args.pods).await?;
         say(start, &format!("{} pods created", args.pods));
-        wait(&bound, args.pods).await;
-        say(start, &format!("{} pods bound", args.pods));
-        wait(&runs, args.pods).await;
-        say(start, &format!("{} pods running", args.pods));
+        wait(&bound, args.pods, "pods bound", start).await;
+        wait(&runs, args.pods, "pods running", start).await;
     }
     if args.embedded {
         return Ok(());
@@ -161,11 +160,18 @@ fn say(start: Instant, what: &str) {
     println!("{:8.2} s  {what}  (this process: {rss})", start.elapsed().as_secs_f64());
 }
 
-async fn wait(cache: &Cache<PartialObject>, count: usize) {
-    let mut changes = cache.subscribe();
+/// Until there are so many; says from time to time how many there are.
+async fn wait(cache: &Cache<PartialObject>, count: usize, what: &str, start: Instant) {
+    let mut looks = tokio::time::interval(LOOK_EVERY);
+    let mut said = Instant::now();
     while cache.len() < count {
-        changes.next().await;
+        looks.tick().await;
+        if said.elapsed() >= SAY_EVERY {
+            say(start, &format!("{} of {count} {what}", cache.len()));
+            said = Instant::now();
+        }
     }
+    say(start, &format!("{count} {what}"));
 }
 
 async fn create_pods(client: &Client, count: usize) -> anyhow::Result<()> {

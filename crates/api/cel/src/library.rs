@@ -7,7 +7,7 @@ mod lists;
 mod net;
 mod operators;
 pub mod quantity;
-mod semver;
+pub mod semver;
 mod strings;
 pub mod time;
 mod url;

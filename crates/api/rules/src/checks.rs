@@ -90,6 +90,42 @@ pub fn immutable(path: &Path, new: &Value, old: &Value) -> Errors {
     if value::same(new, old) { Vec::new() } else { vec![Error::invalid(path, new.clone(), "field is immutable")] }
 }
 
+/// As [`immutable`], in the words of upstream's declarative validation, which does not print the value.
+pub fn fixed(path: &Path, new: &Value, old: &Value) -> Errors {
+    if value::same(new, old) { Vec::new() } else { vec![Error::invalid(path, Value::Null, "field is immutable")] }
+}
+
+/// Exactly one of the members must be there, an empty one included (upstream's declarative `+union`).
+pub fn union_of(object: &Value, path: &Path, members: &[&str]) -> Errors {
+    let quoted = |words: &[&str]| words.iter().map(|word| format!("`{word}`")).collect::<Vec<_>>().join(", ");
+    let given: Vec<&str> = members.iter().copied().filter(|member| value::has(object, member)).collect();
+    match given.as_slice() {
+        [_] => Vec::new(),
+        [] => vec![Error::invalid(path, "", format!("must specify one of: {}", quoted(members)))],
+        several => {
+            vec![Error::invalid(path, format!("{{{}}}", quoted(several)), format!("must specify exactly one of: {}", quoted(members)))]
+        }
+    }
+}
+
+/// A number, where there is one, must not be below `min`.
+pub fn at_least(object: &Value, parent: &Path, field: &str, min: i64) -> Errors {
+    match value::int(object, field) {
+        Some(number) if number < min => {
+            vec![Error::invalid(&parent.child(field), number, format!("must be greater than or equal to {min}"))]
+        }
+        _ => Vec::new(),
+    }
+}
+
+/// A number, where there is one, must not be above `max`.
+pub fn at_most(object: &Value, parent: &Path, field: &str, max: i64) -> Errors {
+    match value::int(object, field) {
+        Some(number) if number > max => vec![Error::invalid(&parent.child(field), number, format!("must be less than or equal to {max}"))],
+        _ => Vec::new(),
+    }
+}
+
 /// A required word out of a closed set, in upstream's order.
 pub fn one_of(object: &Value, parent: &Path, field: &str, supported: &[&str]) -> Errors {
     match text(object, field) {

@@ -9,6 +9,7 @@
 pub mod checks;
 mod cron;
 mod devices;
+mod groups;
 pub mod kinds;
 pub mod metadata;
 pub mod plain;
@@ -76,6 +77,14 @@ pub trait Rules: Send + Sync + 'static {
     fn counts_generation(&self) -> bool {
         false
     }
+    /// What a client says of the status at creation stays (upstream: PrepareForCreate leaves it alone).
+    fn keeps_status_at_creation(&self) -> bool {
+        false
+    }
+    /// A write of the status leaves labels, annotations, finalizers and owners alone (upstream: ResetObjectMetaForStatus).
+    fn status_keeps_metadata(&self) -> bool {
+        false
+    }
     /// Fields besides `metadata.name` and `metadata.namespace` that field selectors may name, with their values.
     fn selectable_fields(&self, _object: &Value) -> Vec<(&'static str, String)> {
         Vec::new()
@@ -101,7 +110,7 @@ pub trait Rules: Send + Sync + 'static {
     fn unconditional_update(&self) -> bool {
         true
     }
-    /// The grace period of a delete without one, in seconds (pods); `None` deletes at once.
+    /// The grace period of a delete that names none, in seconds (pods); `None` deletes at once even where one is named.
     fn default_grace_seconds(&self, _object: &Value) -> Option<i64> {
         None
     }
@@ -181,6 +190,13 @@ pub fn all() -> &'static [&'static dyn Rules] {
         &resource_slice::RESOURCE_SLICE,
         &device_class::DEVICE_CLASS,
         &device_class::DEVICE_TAINT_RULE,
+        &resource_pool_status_request::RESOURCE_POOL_STATUS_REQUEST,
+        &pod_group::POD_GROUP,
+        &pod_group::COMPOSITE_POD_GROUP,
+        &workload::WORKLOAD,
+        &lease_candidate::LEASE_CANDIDATE,
+        &storage_version::STORAGE_VERSION,
+        &eviction_request::EVICTION_REQUEST,
     ]
 }
 

@@ -22,6 +22,8 @@ pub struct Plain {
     pub validate_update: fn(&Value, &Value, Part) -> Vec<Error>,
     pub warnings: fn(&Value, Option<&Value>) -> Vec<String>,
     pub counts_generation: bool,
+    pub keeps_status_at_creation: bool,
+    pub status_keeps_metadata: bool,
     pub create_on_update: bool,
     pub unconditional_update: bool,
     pub fields: &'static [&'static str],
@@ -47,6 +49,8 @@ impl Plain {
             validate_update: |_, _, _| Vec::new(),
             warnings: |_, _| Vec::new(),
             counts_generation: false,
+            keeps_status_at_creation: false,
+            status_keeps_metadata: false,
             create_on_update: false,
             unconditional_update: true,
             fields: &[],
@@ -81,6 +85,12 @@ impl Rules for Plain {
     }
     fn counts_generation(&self) -> bool {
         self.counts_generation
+    }
+    fn keeps_status_at_creation(&self) -> bool {
+        self.keeps_status_at_creation
+    }
+    fn status_keeps_metadata(&self) -> bool {
+        self.status_keeps_metadata
     }
     fn create_on_update(&self) -> bool {
         self.create_on_update

@@ -15,7 +15,7 @@ pub mod write;
 
 use std::sync::Arc;
 
-use http::{Response, StatusCode};
+use http::{Method, Response, StatusCode};
 use meta::Status;
 
 use crate::Inner;
@@ -47,17 +47,22 @@ pub async fn resource(server: &Arc<Inner>, context: &Context, request: http::Req
     }
     let namespace = if kind.facts.namespaced { info.namespace.as_str() } else { "" };
     let target = Target { kind: &kind, namespace, name: &info.name };
+    if info.below_watch && !info.subresource.is_empty() {
+        return Ok(crate::pipeline::page_not_found());
+    }
     if !info.subresource.is_empty() {
         return Box::pin(subresource(server, context, target, request)).await;
     }
     let verb = info.verb.as_str();
     let placed = !kind.facts.namespaced || !namespace.is_empty();
     // A list or watch by metadata.name carries that name, and has no other.
-    if !placed && !info.name.is_empty() && !matches!(verb, "list" | "watch" | "deletecollection") {
+    let by_field = matches!(verb, "list" | "watch" | "deletecollection") && !info.below_watch;
+    if !placed && !info.name.is_empty() && !by_field {
         // There is no such path.
         return Ok(crate::pipeline::page_not_found());
     }
     let well_formed = match verb {
+        "watch" if info.below_watch => request.method() == Method::GET,
         "list" | "watch" => true,
         "create" => placed && info.name.is_empty(),
         "deletecollection" => placed,

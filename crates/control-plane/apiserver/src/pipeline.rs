@@ -162,7 +162,7 @@ fn writes_rules(context: &Context) -> bool {
         "admissionregistration.k8s.io" | "rbac.authorization.k8s.io" | "flowcontrol.apiserver.k8s.io" | "apiregistration.k8s.io" => true,
         "" => matches!(info.resource.as_str(), "limitranges" | "resourcequotas"),
         "storage.k8s.io" => info.resource == "storageclasses",
-        "networking.k8s.io" => info.resource == "ingressclasses",
+        "networking.k8s.io" => matches!(info.resource.as_str(), "ingressclasses" | "servicecidrs" | "ipaddresses"),
         "scheduling.k8s.io" => info.resource == "priorityclasses",
         _ => false,
     };

@@ -157,6 +157,7 @@ impl Registry {
         let (object, _) = admission.parts();
         // Identity first: a Job's selector is made of its uid.
         lifecycle::finish_create(kind, object)?;
+        lifecycle::drop_status(kind, object);
         kind.storage.rules.prepare_create(object);
         lifecycle::complete_status(kind, object);
         let name = meta(object, "name").to_owned();
@@ -169,7 +170,7 @@ impl Registry {
         admission.judge(self, context).await?;
         let (object, _) = admission.parts();
         lifecycle::check_unversioned(object)?;
-        let reserved = self.services.reserve(kind, object, None).map_err(|errors| kind.invalid(target.name, &errors))?;
+        let reserved = self.services.reserve(kind, object, None, &self.caches).map_err(|errors| kind.invalid(target.name, &errors))?;
         own(target, object, None, Part::Main, options, owners);
         let (key, bytes) = (Bytes::from(target.key()), kind.encode(object)?);
         let shown = if kind.is_custom() { object::encode(object) } else { bytes.clone() };
@@ -293,7 +294,8 @@ impl Registry {
         }
         admission.judge(self, context).await?;
         let (new, old) = admission.parts();
-        let reserved = self.services.reserve(target.kind, new, Some(old)).map_err(|errors| target.kind.invalid(target.name, &errors))?;
+        let reserved =
+            self.services.reserve(target.kind, new, Some(old), &self.caches).map_err(|errors| target.kind.invalid(target.name, &errors))?;
         own(target, new, Some(old), part, options, owners);
         Ok(reserved)
     }

@@ -21,6 +21,8 @@ pub struct RequestInfo {
     pub namespace: String,
     /// The path goes on below a namespace: what has none is not found there, and a role of the namespace never decides about it.
     pub below_namespace: bool,
+    /// The path begins with `watch/`, upstream's old way to ask for one: a name in it selects.
+    pub below_watch: bool,
     pub resource: String,
     pub subresource: String,
     pub name: String,
@@ -65,6 +67,7 @@ impl RequestInfo {
         let rest = match rest {
             ["watch", rest @ ..] if !rest.is_empty() => {
                 self.verb = "watch".into();
+                self.below_watch = true;
                 rest
             }
             rest => rest,
@@ -228,6 +231,7 @@ mod tests {
             ("GET", "/api/v1/pods?watch=1", "watch", "", "", "pods", "", ""),
             ("GET", "/api/v1/pods?watch=false", "list", "", "", "pods", "", ""),
             ("GET", "/api/v1/watch/namespaces/a/pods", "watch", "", "a", "pods", "", ""),
+            ("GET", "/api/v1/watch/namespaces/a/pods/b?fieldSelector=metadata.name%3Dc", "watch", "", "a", "pods", "", "b"),
             ("POST", "/api/v1/namespaces/a/pods", "create", "", "a", "pods", "", ""),
             ("GET", "/api/v1/namespaces/a", "get", "", "a", "namespaces", "", "a"),
             ("PUT", "/api/v1/namespaces/a/finalize", "update", "", "a", "namespaces", "finalize", "a"),

@@ -291,6 +291,16 @@ async fn the_reviews_answer_as_the_requests_themselves_would_be() {
             json!({"spec": {"user": "x", "nonResourceAttributes": {"verb": "get", "path": "/"}}}),
             Err("disallowed on this kind of request"),
         ),
+        (
+            &subject,
+            json!({"metadata": {"name": "n"}, "spec": {"user": "x", "resourceAttributes": log("p")}}),
+            Err("metadata: Invalid value: {\"name\":\"n\"}: must be empty"),
+        ),
+        (
+            &local,
+            json!({"metadata": {"name": "n"}, "spec": {"user": "x", "resourceAttributes": log("p")}}),
+            Err("metadata: Invalid value: {\"name\":\"n\"}: must be empty except for namespace"),
+        ),
         (&listing, json!({"spec": {}}), Err("no namespace on request")),
     ];
     for (path, review, expected) in cases {

@@ -258,3 +258,26 @@ async fn tables_and_metadata_are_views_of_the_same_objects() {
     assert!(ask("application/vnd.kubernetes.protobuf").await.bytes.starts_with(b"k8s\0"));
     assert_eq!(ask("image/png").await.code, 406);
 }
+
+#[tokio::test]
+async fn an_old_watch_of_one_name_sees_that_object_alone() {
+    let api = Api::new().await;
+    for name in ["a", "b"] {
+        make(&api, name, "x").await;
+    }
+    let old = "/api/v1/watch/namespaces/default/configmaps";
+    let mut watch = api.watch(&format!("{old}/b?timeoutSeconds=1")).await;
+    assert_eq!(watch.line().await, "ADDED b");
+    make(&api, "c", "x").await;
+    api.merge(&format!("{MAPS}/b"), json!({"data": {"a": "2"}})).await;
+    assert_eq!(watch.line().await, "MODIFIED b");
+    for (method, path, code) in [
+        ("GET", format!("{old}/b?fieldSelector=metadata.name%3Da"), 400),
+        ("GET", format!("{old}/b/status"), 404),
+        ("DELETE", old.to_owned(), 405),
+        ("POST", old.to_owned(), 405),
+        ("GET", "/api/v1/watch/configmaps/b".to_owned(), 404),
+    ] {
+        assert_eq!(api.ask(method, &path, "application/json", "{}").await.code, code, "{method} {path}");
+    }
+}

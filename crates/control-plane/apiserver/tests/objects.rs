@@ -288,6 +288,20 @@ async fn a_pod_is_bound_once() {
 }
 
 #[tokio::test]
+async fn a_deletion_that_names_its_grace_period_has_that_one_even_where_the_pod_has_none() {
+    let api = Api::new().await;
+    api.post("/api/v1/namespaces/default/serviceaccounts", json!({"metadata": {"name": "default"}})).await;
+    let pods = "/api/v1/namespaces/default/pods";
+    let spec = json!({"nodeName": "n1", "terminationGracePeriodSeconds": 0, "containers": [{"name": "c", "image": "i"}]});
+    assert_eq!(api.post(pods, json!({"metadata": {"name": "p"}, "spec": spec})).await.code, 201);
+    assert_eq!(api.delete(&format!("{pods}/p?gracePeriodSeconds=60")).await.code, 200);
+    let dying = api.get(&format!("{pods}/p")).await.json();
+    assert_eq!((&dying["metadata"]["deletionGracePeriodSeconds"], &dying["metadata"]["generation"]), (&json!(60), &json!(2)));
+    assert_eq!(api.delete(&format!("{pods}/p")).await.code, 200);
+    assert_eq!(api.get(&format!("{pods}/p")).await.code, 404);
+}
+
+#[tokio::test]
 async fn an_approval_writes_its_conditions_and_the_metadata() {
     let api = Api::new().await;
     let request = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, include_str!("harness/sample.csr"));
@@ -427,4 +441,50 @@ async fn collections_are_deleted_by_selector() {
     let left: Vec<Value> =
         api.get(MAPS).await.json()["items"].as_array().unwrap().iter().map(|item| item["metadata"]["name"].clone()).collect();
     assert_eq!(left, ["c"]);
+}
+
+#[tokio::test]
+async fn services_have_addresses_of_every_range_that_is_ready() {
+    let api = Api::new().await;
+    let services = "/api/v1/namespaces/default/services";
+    let wanting = |name: &str, address: &str| json!({"metadata": {"name": name}, "spec": {"clusterIP": address, "ports": [{"port": 80}]}});
+    let outside = api.post(services, wanting("a", "10.200.0.7")).await;
+    let words = "failed to allocate IP 10.200.0.7: the provided network does not match the current range";
+    assert!(outside.code == 422 && outside.message().contains(words), "{}", outside.message());
+
+    let ranges = "/apis/networking.k8s.io/v1/servicecidrs";
+    let range = json!({"metadata": {"name": "second", "finalizers": ["example.com/held"]}, "spec": {"cidrs": ["10.200.0.0/24"]}});
+    assert_eq!(api.post(ranges, range).await.code, 201);
+    assert_eq!(api.post(services, wanting("a", "10.200.0.7")).await.code, 201);
+    let edges = ["10.200.0.0", "10.200.0.255"];
+    for edge in edges {
+        assert_eq!(api.post(services, wanting("edge", edge)).await.code, 422, "{edge}");
+    }
+
+    let parent = json!({"group": "gateway.networking.k8s.io", "resource": "gateways", "name": "g"});
+    let address = json!({"metadata": {"name": "10.200.0.8"}, "spec": {"parentRef": parent}});
+    assert_eq!(api.post("/apis/networking.k8s.io/v1/ipaddresses", address).await.code, 201);
+    let taken = api.post(services, wanting("b", "10.200.0.8")).await;
+    assert!(taken.message().contains("failed to allocate IP 10.200.0.8: provided IP is already allocated"), "{}", taken.message());
+
+    assert_eq!(api.delete(&format!("{ranges}/second")).await.code, 200);
+    let leaving = api.post(services, wanting("b", "10.200.0.9")).await;
+    assert!(leaving.code == 422 && leaving.message().contains("does not match the current range"), "{}", leaving.message());
+}
+
+#[tokio::test]
+async fn a_full_range_is_followed_by_the_next() {
+    let small = apiserver::Network { first: "10.96.0.0".parse().unwrap(), prefix: 30 };
+    let ranges = apiserver::Ranges { networks: vec![small], ..Default::default() };
+    let api = Api::with(apiserver::Config { services: ranges, ..apiserver::Config::default() }).await;
+    let services = "/api/v1/namespaces/default/services";
+    let any = |name: &str| json!({"metadata": {"name": name}, "spec": {"ports": [{"port": 80}]}});
+    // The first of two is the `kubernetes` Service's.
+    assert_eq!(api.post(services, any("a")).await.json()["spec"]["clusterIP"], "10.96.0.2");
+    let full = api.post(services, any("b")).await;
+    assert!(full.message().contains("range is full"), "{}", full.message());
+    let more = json!({"metadata": {"name": "more"}, "spec": {"cidrs": ["10.201.0.0/30"]}});
+    assert_eq!(api.post("/apis/networking.k8s.io/v1/servicecidrs", more).await.code, 201);
+    let next = api.post(services, any("b")).await.json()["spec"]["clusterIP"].as_str().unwrap().to_owned();
+    assert!(next.starts_with("10.201.0."), "{next}");
 }

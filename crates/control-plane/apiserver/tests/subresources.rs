@@ -134,3 +134,52 @@ async fn a_patched_scale_is_a_scale_again() {
     assert_eq!(api.get(&path).await.json()["spec"]["replicas"], 2);
     assert_eq!(api.merge(&path, json!({"spec": {"replicas": 3}})).await.json()["spec"]["replicas"], 3);
 }
+
+/// (path, object, whether what it says of its status at creation stays, whether a write of its status may change labels)
+#[tokio::test]
+async fn what_a_status_says_comes_from_who_writes_the_status() {
+    let api = Api::new().await;
+    let condition = json!({"type": "Ready", "status": "True", "reason": "R", "message": "m", "lastTransitionTime": "2026-01-01T00:00:00Z"});
+    let status = json!({"conditions": [condition]});
+    let cases = [
+        ("/api/v1/nodes", json!({}), true, true),
+        ("/apis/networking.k8s.io/v1/servicecidrs", json!({"cidrs": ["10.9.0.0/24"]}), true, false),
+        ("/apis/resource.k8s.io/v1/namespaces/default/resourceclaims", json!({}), false, false),
+        (
+            "/apis/storage.k8s.io/v1/volumeattachments",
+            json!({"attacher": "a", "nodeName": "n", "source": {"persistentVolumeName": "v"}}),
+            false,
+            false,
+        ),
+        ("/apis/policy/v1/namespaces/default/poddisruptionbudgets", json!({}), false, true),
+        ("/apis/storagemigration.k8s.io/v1/storageversionmigrations", json!({"resource": {"resource": "pods"}}), false, false),
+    ];
+    for (path, spec, keeps_status, changes_labels) in cases {
+        let mut told = status.clone();
+        if path.ends_with("volumeattachments") {
+            told = json!({"attached": true});
+        }
+        let object = json!({"metadata": {"name": "o"}, "spec": spec, "status": told});
+        let made = api.post(path, object).await;
+        if made.code == 404 {
+            continue;
+        }
+        assert_eq!(made.code, 201, "{path}: {}", made.message());
+        let mut object = made.json();
+        let there = !object["status"]["conditions"].is_null() || object["status"]["attached"] == true;
+        assert_eq!(there, keeps_status, "{path}: {object}");
+        object["metadata"]["labels"] = json!({"a": "b"});
+        object["status"] = told;
+        let written = api.put(&format!("{path}/o/status"), object).await;
+        assert_eq!(written.code, 200, "{path}: {}", written.message());
+        assert_eq!(written.json()["metadata"]["labels"]["a"] == "b", changes_labels, "{path}: {}", written.json());
+    }
+}
+
+#[tokio::test]
+async fn a_review_of_oneself_says_when_it_was_made() {
+    let api = Api::new().await;
+    let review = api.post("/apis/authentication.k8s.io/v1/selfsubjectreviews", json!({"metadata": {"labels": {"a": "b"}}})).await.json();
+    assert_eq!(review["status"]["userInfo"]["username"], "admin");
+    assert!(review["metadata"]["creationTimestamp"].is_string() && review["metadata"]["labels"].is_null(), "{review}");
+}

@@ -25,7 +25,7 @@ pub struct Config {
     pub node_probe: Option<NodeProbe>,
     /// A node silent for so long is not trusted even though it answers the probe.
     pub node_stuck_grace_period: Duration,
-    /// How often silence is looked for.
+    /// How often a node in trouble is looked at.
     pub node_monitor_period: Duration,
     /// Between two nodes of a zone whose pods are evicted (upstream: `--node-eviction-rate`).
     pub node_eviction_pause: Duration,

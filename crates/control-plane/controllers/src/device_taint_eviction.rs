@@ -4,7 +4,7 @@
 //! One queue holds both: a key with a namespace is a pod, one without is a rule whose status says how many pods it concerns. A rule's
 //! status is written at once for each new specification and every ten seconds at most while pods are evicted.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -27,6 +27,13 @@ pub(crate) const NAME: &str = "device-taint-eviction-controller";
 const WORKERS: usize = 8;
 /// A rule's status is written no more often than this.
 const STATUS_PERIOD: Duration = Duration::from_secs(10);
+
+/// The index of slices by their pool.
+const BY_POOL: &str = "pool";
+
+fn pool(driver: &str, name: &str) -> String {
+    format!("{driver}/{name}")
+}
 
 struct Controller {
     client: Client,
@@ -59,6 +66,7 @@ pub(crate) async fn run(context: Context) {
         recorder: context.recorder(NAME),
         memory: Mutex::default(),
     });
+    controller.slices.index(BY_POOL, |slice| vec![pool(&slice.spec.driver, &slice.spec.pool.name)]);
     let queue: Queue<ObjectKey> = Queue::new();
     controller.wake(&queue);
     tokio::join!(controller.pods.synced(), controller.claims.synced(), controller.slices.synced(), controller.rules.synced());
@@ -135,7 +143,10 @@ impl Controller {
     fn eviction(&self, pod: &Pod, rules: &[Arc<DeviceTaintRule>]) -> Option<Eviction> {
         let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
         let claims: Vec<_> = plan::claims(pod).iter().filter_map(|name| self.claims.get(namespace, name)).collect();
-        plan::plan(pod, &claims, &crate::devices::pools(self.slices.list()), rules, Timestamp::now())
+        let devices = claims.iter().flat_map(|claim| plan::allocated(claim));
+        let pools: BTreeSet<String> = devices.map(|device| pool(&device.driver, &device.pool)).collect();
+        let slices = pools.iter().flat_map(|pool| self.slices.by_index(BY_POOL, pool)).collect();
+        plan::plan(pod, &claims, &crate::devices::pools(slices), rules, Timestamp::now())
     }
 
     async fn evict(&self, pod: &Pod) -> Result<(), Error> {

@@ -1,18 +1,19 @@
 //! Node lifecycle: a node that fell silent is marked so, tainted so, and its pods are no longer counted as ready.
 //!
-//! Silence is measured by our own clock from when we last saw the node's Lease or status change. Looked at every few seconds and
-//! when a Node changes. Where the grace is short, a node that is about to be taken for dead is asked first, so that a busy one stays in the
-//! cluster: who answers has a longer grace. When every node is silent or not ready, more likely the network between us is down than all of them: then
+//! Silence is measured by our own clock from when we last saw the node's Lease or status change. A node is looked at when it changes,
+//! when its grace would end, and every few seconds while it is in trouble. Where the grace is short, a node that is about to be taken for dead
+//! is asked first, so that a busy one stays in the cluster: who answers has a longer grace. When every node is silent or not ready, more
+//! likely the network between us is down than all of them: then
 //! nothing is evicted (upstream: full disruption). Otherwise the nodes of a zone are emptied one after the other; [`zones`] says how fast.
 //!
 //! Evictions themselves are `taint_eviction`'s.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use reconcile::{Cache, ObjectKey, Outcome, Queue, Scope, key_of};
+use tokio::time::Instant;
 
 use crate::context::{Config, Context};
 use crate::pods;
@@ -32,8 +33,7 @@ pub(crate) struct Controller {
     nodes: Cache<Node>,
     pods: Cache<Pod>,
     leases: Cache<Lease>,
-    /// What was last known of each node's life.
-    seen: Mutex<HashMap<String, observe::Seen>>,
+    signs: Mutex<observe::Signs>,
     zones: Mutex<zones::Zones>,
     recorder: reconcile::EventRecorder,
 }
@@ -46,19 +46,43 @@ pub(crate) async fn run(context: Context) {
         nodes: context.caches.of(),
         pods: context.caches.of(),
         leases: Cache::start(&context.reader, lease_scope, context.drain.clone()),
-        seen: Mutex::default(),
+        signs: Mutex::default(),
         zones: Mutex::default(),
         recorder: context.recorder(NAME),
     });
     pods::index(&controller.pods);
     let queue: Queue<ObjectKey> = Queue::new();
-    let wake = queue.clone();
-    controller.nodes.on_change(move |old, new| new.or(old).into_iter().for_each(|node| wake.add(key_of(&node.metadata))));
+    controller.wake(&queue);
     tokio::join!(controller.nodes.synced(), controller.pods.synced(), controller.leases.synced());
     reconcile::run(NAME, queue, WORKERS, context.drain, move |key| controller.clone().reconcile(key)).await;
 }
 
 impl Controller {
+    /// Changes of Nodes wake; Leases are only noted, of which a large cluster has thousands a second.
+    fn wake(self: &Arc<Self>, queue: &Queue<ObjectKey>) {
+        let (wake, this) = (queue.clone(), Arc::downgrade(self));
+        self.nodes.on_change(move |old, new| {
+            let Some(this) = this.upgrade() else { return };
+            this.signs().observe_node(old.map(|node| &**node), new.map(|node| &**node), Instant::now());
+            this.zones().observe(old.map(|node| &**node), new.map(|node| &**node));
+            new.or(old).into_iter().for_each(|node| wake.add(key_of(&node.metadata)));
+        });
+        let this = Arc::downgrade(self);
+        self.leases.on_change(move |old, new| {
+            if let (Some(this), Some(new)) = (this.upgrade(), new) {
+                this.signs().observe_lease(old.map(|lease| &**lease), new, Instant::now());
+            }
+        });
+    }
+
+    fn signs(&self) -> MutexGuard<'_, observe::Signs> {
+        self.signs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn zones(&self) -> MutexGuard<'_, zones::Zones> {
+        self.zones.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     async fn reconcile(self: Arc<Self>, key: ObjectKey) -> Outcome {
         let Some(mut world) = self.observe(&key.name) else { return Outcome::Done };
         if self.is_asked(&world).await {
@@ -67,7 +91,7 @@ impl Controller {
         }
         let plan = plan::plan(&world);
         match self.act(&world, plan).await {
-            Ok(()) => Outcome::RequeueAfter(self.config.node_monitor_period),
+            Ok(()) => Outcome::RequeueAfter(world.look_again),
             Err(error) => Outcome::Err(error.into()),
         }
     }

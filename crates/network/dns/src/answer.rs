@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode};
-use hickory_proto::rr::{DNSClass, Record};
+use hickory_proto::rr::{DNSClass, Name, Record, RecordType};
 
 use crate::zone::{self, Answer, Zone};
 
@@ -16,6 +16,17 @@ const PLAIN_PAYLOAD_BYTES: u16 = 512;
 pub struct Request {
     pub message: Message,
     pub query: Query,
+}
+
+impl Request {
+    /// The same question of another name and kind.
+    pub fn about(&self, name: &Name, kind: RecordType) -> Self {
+        let mut query = Query::query(name.clone(), kind);
+        query.set_query_class(self.query.query_class());
+        let mut message = self.message.clone();
+        message.queries = vec![query.clone()];
+        Self { message, query }
+    }
 }
 
 /// What came in.

@@ -56,6 +56,8 @@ pub struct Config {
     pub sockets: usize,
     /// Who is answered. Others get nothing: an answer to a forged source is an attack on its owner.
     pub clients: Clients,
+    /// In which namespace a client lives: its search path is gone through here instead of by questions.
+    pub homes: Homes,
     /// How long questions wait at the start for the caches; after it, what is not known yet is SERVFAIL.
     pub patience: Duration,
 }
@@ -76,6 +78,22 @@ impl std::fmt::Debug for Clients {
     }
 }
 
+/// The namespace of the pod with an address.
+#[derive(Clone)]
+pub struct Homes(pub Arc<dyn Fn(IpAddr) -> Option<String> + Send + Sync>);
+
+impl Default for Homes {
+    fn default() -> Self {
+        Self(Arc::new(|_| None))
+    }
+}
+
+impl std::fmt::Debug for Homes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Homes")
+    }
+}
+
 impl Config {
     pub fn new(listen: Vec<SocketAddr>, domain: &str) -> Self {
         let sockets = std::thread::available_parallelism().map_or(2, |cores| cores.get().min(4));
@@ -86,6 +104,7 @@ impl Config {
             own_addresses: Vec::new(),
             sockets,
             clients: Clients::default(),
+            homes: Homes::default(),
             patience: Duration::ZERO,
         }
     }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use hickory_proto::op::{Message, Query, ResponseCode};
+use hickory_proto::op::{Message, ResponseCode};
 use hickory_proto::rr::{Name, RecordType};
 use stdx::Drain;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -23,7 +23,7 @@ use crate::forward::Forwarder;
 use crate::metrics::Tally;
 use crate::sockets::Sockets;
 use crate::zone::{Answer, Zone};
-use crate::{Caches, Clients, Config, Error, metrics, watch};
+use crate::{Caches, Clients, Config, Error, Homes, metrics, watch, zone};
 
 const TCP_CONNECTIONS_MAX: usize = 256;
 const TCP_IDLE: Duration = Duration::from_secs(10);
@@ -40,6 +40,7 @@ pub struct Server {
     ready: AtomicBool,
     patience: Duration,
     clients: Clients,
+    homes: Homes,
     forwarder: Forwarder,
     /// What the Corefile says, where there is one.
     blocks: RwLock<Arc<Vec<Block>>>,
@@ -73,6 +74,7 @@ impl Server {
             ready: AtomicBool::new(false),
             patience: config.patience,
             clients: config.clients,
+            homes: config.homes,
             forwarder: Forwarder::new(config.resolv_conf, own),
             blocks: RwLock::default(),
             generation: Arc::default(),
@@ -194,9 +196,13 @@ impl Server {
             self.clone().reply_later(socket.clone(), client, *request, started);
             return None;
         };
+        let home = self.home_in_question(&request, &message, client);
+        let found = home.as_ref().and_then(|home| self.along_the_search_path(&request, home));
+        let message = found.unwrap_or(message);
         let bytes = answer::encode_udp(&request.message, &message);
         metrics::count_response(message.metadata.response_code, started.elapsed());
-        if let Some(bytes) = &bytes {
+        // What may be another answer for another client, or soon, is made each time.
+        if let Some(bytes) = bytes.as_ref().filter(|_| home.is_none()) {
             fast.put(datagram, &message, bytes, generation);
         }
         bytes
@@ -287,6 +293,35 @@ impl Server {
         message.or_else(|| self.forwarder.cached(request))
     }
 
+    /// The client's namespace, where the name is not there because the client's resolver has put its first search domain behind another name.
+    fn home_in_question(&self, request: &Request, message: &Message, client: SocketAddr) -> Option<String> {
+        let missing = message.metadata.response_code == ResponseCode::NXDomain;
+        let home = missing.then(|| (self.homes.0)(client.ip().to_canonical())).flatten()?;
+        (!self.read_zone().search_path(request.query.name(), &home).is_empty()).then_some(home)
+    }
+
+    /// What the client would find in the end, as an alias of what it asked (as CoreDNS' autopath); only of what is known here, so that nobody waits
+    /// for others and a missing name is missing at once.
+    fn along_the_search_path(&self, request: &Request, home: &str) -> Option<Message> {
+        let path = self.read_zone().search_path(request.query.name(), home);
+        let (target, found) = path.into_iter().find_map(|target| {
+            let found = self.at_once(&request.about(&target, request.query.query_type()))?;
+            (found.metadata.response_code != ResponseCode::NXDomain).then_some((target, found))
+        })?;
+        // A client that has one family's answer goes no further for the other.
+        let other = match request.query.query_type() {
+            RecordType::A => RecordType::AAAA,
+            RecordType::AAAA => RecordType::A,
+            kind => kind,
+        };
+        self.at_once(&request.about(&target, other)).filter(|_| found.metadata.response_code == ResponseCode::NoError)?;
+        let mut message = answer::reply(&request.message, ResponseCode::NoError);
+        message.add_answer(zone::alias_record(request.query.name(), target));
+        message.add_answers(found.answers);
+        message.add_authorities(found.authorities);
+        Some(message)
+    }
+
     /// Who is asked for a name that is not ours.
     async fn ask(&self, request: &Request) -> Message {
         let upstreams = match corefile::way(&self.blocks(), request.query.name()) {
@@ -329,11 +364,7 @@ impl Server {
     }
 
     async fn resolve_target(&self, request: &Request, target: Name) -> Message {
-        let mut query = Query::query(target, request.query.query_type());
-        query.set_query_class(request.query.query_class());
-        let mut message = request.message.clone();
-        message.queries = vec![query.clone()];
-        let request = Request { message, query };
+        let request = request.about(&target, request.query.query_type());
         match self.at_once(&request) {
             Some(message) => message,
             None => self.ask(&request).await,

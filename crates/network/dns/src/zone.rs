@@ -132,6 +132,25 @@ impl Zone {
         reverse_address(&labels).map_or(Answer::NotOurs, |address| self.pointer(name, address, kind))
     }
 
+    /// The further names that a pod of `namespace` would try after this one, where it is a name of two or more labels below the first domain of the
+    /// pod's search path: `web.prod.default.svc.cluster.local` in `default` may mean `web.prod.svc.cluster.local` or `web.prod`.
+    pub fn search_path(&self, name: &Name, namespace: &str) -> Vec<Name> {
+        let labels: Vec<&[u8]> = name.iter().collect();
+        let suffix: Vec<&[u8]> = self.suffix.iter().map(Vec::as_slice).collect();
+        let first = [&[namespace.as_bytes(), b"svc"][..], &suffix].concat();
+        let Some(split) = labels.len().checked_sub(first.len()).filter(|split| *split >= 2) else { return Vec::new() };
+        let (head, tail) = labels.split_at(split);
+        if !tail.iter().zip(&first).all(|(label, wanted)| label.eq_ignore_ascii_case(wanted)) {
+            return Vec::new();
+        }
+        let whole = |tail: &[&[u8]]| {
+            let mut name = Name::from_labels([head, tail].concat()).ok()?;
+            name.set_fqdn(true);
+            Some(name)
+        };
+        [&first[1..], &suffix, &[]].into_iter().filter_map(whole).collect()
+    }
+
     /// For the authority section of negative answers; its minimum is how long they may be cached.
     pub fn soa(&self) -> Record {
         let under = |label: &str| self.name(label).unwrap_or_else(|| self.domain.clone());
@@ -256,8 +275,11 @@ fn records(answers: Vec<Record>) -> Answer {
 fn alias(name: &Name, target: &str) -> Answer {
     let Ok(mut target) = Name::from_ascii(target) else { return Answer::NoData };
     target.set_fqdn(true);
-    let record = Box::new(Record::from_rdata(name.clone(), TTL, RData::CNAME(CNAME(target.clone()))));
-    Answer::Alias { record, target }
+    Answer::Alias { record: Box::new(alias_record(name, target.clone())), target }
+}
+
+pub fn alias_record(name: &Name, target: Name) -> Record {
+    Record::from_rdata(name.clone(), TTL, RData::CNAME(CNAME(target)))
 }
 
 /// An existing name's addresses of the asked family. A name without any address does not exist (a headless Service without endpoints).

@@ -26,11 +26,17 @@ struct Running {
 }
 
 async fn start(resolver: Option<SocketAddr>) -> Running {
+    start_for(resolver, None).await
+}
+
+/// The same with clients that live in that namespace.
+async fn start_for(resolver: Option<SocketAddr>, home: Option<&'static str>) -> Running {
     let directory = tempfile::tempdir().unwrap();
     let resolv_conf = directory.path().join("resolv.conf");
     std::fs::write(&resolv_conf, resolver.map(|resolver| format!("nameserver {resolver}\n")).unwrap_or_default()).unwrap();
     let mut config = Config::new(vec!["127.0.0.1:0".parse().unwrap()], "cluster.local");
     config.resolv_conf = resolv_conf;
+    config.homes = dns::Homes(Arc::new(move |_| home.map(str::to_owned)));
     let server = Arc::new(Server::bind(config).unwrap());
     let address = server.addresses()[0];
     let caches = Caches { services: Cache::detached(), slices: Cache::detached(), namespaces: Cache::detached() };
@@ -172,6 +178,30 @@ async fn names_outside_go_to_the_resolver_once_and_then_come_from_the_cache() {
         assert_eq!(answer.metadata.id, 77);
     }
     assert_eq!(asked.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pods_search_path_is_gone_through_for_it_as_far_as_the_answers_are_known() {
+    let (resolver, asked) = resolver().await;
+    let server = start_for(Some(resolver), Some("default")).await;
+    server.sync();
+    server.apply("web", json!({"clusterIP": "10.96.0.7", "clusterIPs": ["10.96.0.7"], "ports": [{"port": 80}]}));
+    let ask = async |name: &str| {
+        let answer = server.ask_ready(&question(name, RecordType::A)).await;
+        (answer.metadata.response_code, answer.answers.first().map(Record::record_type), addresses(&answer))
+    };
+    let (missing, alias) = ((ResponseCode::NXDomain, None, Vec::<String>::new()), Some(RecordType::CNAME));
+    assert_eq!(ask("web.default.default.svc.cluster.local.").await, (ResponseCode::NoError, alias, vec!["10.96.0.7".to_owned()]));
+    assert_eq!(ask("www.example.org.default.svc.cluster.local.").await, missing, "nobody is asked for a guess");
+    assert_eq!(asked.load(Ordering::SeqCst), 0);
+    for kind in [RecordType::A, RecordType::AAAA] {
+        server.ask(&question("www.example.org.", kind)).await;
+    }
+    let found = (ResponseCode::NoError, alias, vec!["192.0.2.9".to_owned()]);
+    assert_eq!(ask("www.example.org.default.svc.cluster.local.").await, found);
+    assert_eq!(ask("www.example.org.other.svc.cluster.local.").await, missing, "not its namespace");
+    assert_eq!(ask("nobody.default.svc.cluster.local.").await, missing);
+    assert_eq!(asked.load(Ordering::SeqCst), 2);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -16,6 +16,8 @@ use crate::{Config, LABEL, view};
 const LEASES: &str = "kube-node-lease";
 /// Leases are renewed in so many portions per heartbeat, so that they do not come all at once.
 const PORTIONS: usize = 50;
+/// Renewals under way at once.
+const RENEWALS: usize = 32;
 
 pub(crate) fn name(config: &Config, number: usize) -> String {
     format!("{}{number}", config.prefix)
@@ -102,13 +104,14 @@ pub(crate) async fn heartbeat(config: Arc<Config>, client: Client, nodes: Cache<
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     for portion in (0..PORTIONS).cycle() {
         ticks.tick().await;
-        let due = (0..config.nodes).filter(|number| number % PORTIONS == portion).map(|number| name(&config, number));
+        let due = (portion..config.nodes).step_by(PORTIONS).map(|number| name(&config, number));
         let alive = due.filter(|name| nodes.get("", name).is_some_and(|node| !node.is_down()));
-        futures_util::stream::iter(alive).for_each_concurrent(16, |name| renew(&client, name, config.heartbeat)).await;
+        let renew = |name| tokio::spawn(renew(client.clone(), name, config.heartbeat));
+        futures_util::stream::iter(alive).map(renew).buffer_unordered(RENEWALS).for_each(|_| std::future::ready(())).await;
     }
 }
 
-async fn renew(client: &Client, name: String, heartbeat: Duration) {
+async fn renew(client: Client, name: String, heartbeat: Duration) {
     let now = k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime(jiff::Timestamp::now());
     let patch = Patch::Merge(json!({ "spec": { "renewTime": now } }));
     let renewed = match client.patch::<Lease>(Some(LEASES), &name, &patch, "").await {

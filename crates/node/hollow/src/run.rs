@@ -34,6 +34,12 @@ pub async fn run(config: Config, client: Client, drain: Drain) {
     let nodes = Cache::start_of(&client, ApiResource::of::<Node>(), only_ours, false, drain.clone());
     let pods = Cache::start_of(&client, ApiResource::of::<Pod>(), assigned, false, drain.clone());
     let world = Arc::new(World { config: config.clone(), client: client.clone(), nodes, pods, since: Mutex::default() });
+    // Before all are registered: the first of many would count as silent.
+    tokio::spawn({
+        let (nodes, client, drain) = (world.nodes.clone(), client.clone(), drain.clone());
+        let beats = register::heartbeat(config.clone(), client, nodes);
+        async move { drain.run(beats).await }
+    });
     if drain.run(register::register(&config, &client)).await.is_none() {
         return;
     }
@@ -50,11 +56,6 @@ pub async fn run(config: Config, client: Client, drain: Drain) {
             let pods = ours.upgrade().map(|world| world.pods.list()).unwrap_or_default();
             pods.iter().filter(|pod| pod.spec.node_name == node.name()).for_each(|pod| wake.add(pod.key()));
         }
-    });
-    tokio::spawn({
-        let (nodes, drain) = (world.nodes.clone(), drain.clone());
-        let beats = register::heartbeat(config.clone(), client, nodes);
-        async move { drain.run(beats).await }
     });
     reconcile::run("hollow", queue, config.workers, drain, move |key| {
         let world = world.clone();

@@ -113,11 +113,17 @@ pub struct Usage {
     pub memory: i64,
     pub disk: i64,
     pub pids: i64,
-    /// Memory by container.
+    /// By container, of what the node is short of: memory, or bytes of its layer and logs.
     pub containers: Vec<(String, i64)>,
 }
 
 impl Usage {
+    /// What of the disk a pod holds: its volumes count, whoever of its containers filled them.
+    pub fn on_disk(self, storage: Storage) -> Self {
+        let disk = storage.containers.iter().chain(&storage.volumes).map(|(_, bytes)| bytes).sum();
+        Self { disk, containers: storage.containers, ..self }
+    }
+
     fn of(&self, pressure: Pressure) -> i64 {
         match pressure {
             Pressure::Memory => self.memory,
@@ -154,7 +160,7 @@ pub fn verdict(pod: &Pod, usage: &Usage, threshold: &Threshold, level: Level, gr
         show(threshold.amount(level)),
         kibibytes(level.available, &threshold.signal)
     );
-    if pressure == Pressure::Memory {
+    if pressure != Pressure::Pid && named == resource {
         for (name, used) in &usage.containers {
             let asked = podspec::container(pod, name).and_then(|(_, c)| amounts::requested(c.resources.as_ref(), resource)).unwrap_or(0);
             if *used > asked {
@@ -254,6 +260,15 @@ mod tests {
         ];
         let order: Vec<&str> = rank(&pods, Pressure::Memory).iter().map(|(pod, _)| podspec::name(pod)).collect();
         assert_eq!(order, ["greedier", "greedy", "important", "modest"]);
+    }
+
+    #[test]
+    fn who_filled_a_volume_goes_before_who_did_not() {
+        let stored = |volume: i64| Storage { containers: vec![("c".into(), 1 << 20)], volumes: vec![("v".into(), volume << 20)] };
+        let usage = |volume: i64| Usage { disk: 1 << 20, ..Usage::default() }.on_disk(stored(volume));
+        let pods = [(named("modest", 0, "0"), usage(2)), (named("greedy", 0, "0"), usage(500))];
+        let order: Vec<&str> = rank(&pods, Pressure::Disk).iter().map(|(pod, _)| podspec::name(pod)).collect();
+        assert_eq!((order[0], usage(500).disk), ("greedy", 501 << 20));
     }
 
     #[test]

@@ -339,8 +339,14 @@ fn hosts_file(config: &Config, pod: &Pod, ips: &[String]) -> String {
 
 /// Removes all that pod `uid` left on the disk, its volumes included. What is mounted below is unmounted only where it is ours.
 pub fn remove_pod(config: &Config, uid: &str) -> Result<(), volumes::Error> {
-    for directory in [config.secret_directory(uid), config.pod_directory(uid)] {
-        if let Ok(entries) = std::fs::read_dir(directory.join("volumes/kubernetes.io~empty-dir")) {
+    remove_volumes(config, uid)?;
+    [config.secret_directory(uid), config.pod_directory(uid)].iter().try_for_each(|directory| volumes::teardown::remove(directory))
+}
+
+/// Removes the volumes that are the pod's own; nothing there is success.
+pub fn remove_volumes(config: &Config, uid: &str) -> Result<(), volumes::Error> {
+    for directory in [config.secret_directory(uid), config.pod_directory(uid)].map(|directory| directory.join("volumes")) {
+        if let Ok(entries) = std::fs::read_dir(directory.join("kubernetes.io~empty-dir")) {
             for entry in entries.flatten() {
                 // A container with Bidirectional propagation may have mounted something inside.
                 volumes::teardown::unmount_below(&entry.path())?;

@@ -54,6 +54,7 @@ impl Agent {
         let Some(threshold) = due else { return };
         if threshold.pressure() == Pressure::Disk {
             self.collect_images(u64::MAX).await;
+            self.collect_dead().await;
             let levels = self.levels().await;
             if !threshold.is_met(&levels) {
                 return;
@@ -61,6 +62,24 @@ impl Agent {
         }
         let level = levels.get(threshold.signal.as_str()).copied().unwrap_or_default();
         self.evict_one(&threshold, level).await;
+    }
+
+    /// What containers of pods that are done left on the disk (upstream: `DeleteAllUnusedContainers`); the API keeps how they ended.
+    async fn collect_dead(&self) {
+        let exited = v1::ContainerStateValue { state: v1::ContainerState::ContainerExited as i32 };
+        let filter = Some(v1::ContainerFilter { state: Some(exited), ..Default::default() });
+        let Ok(listed) = self.runtime.list_containers(v1::ListContainersRequest { filter }).await else { return };
+        for container in listed.containers {
+            let record = container.labels.get(crate::crispec::LABEL_UID).and_then(|uid| self.record(uid));
+            let Some(pod) = record.map(|record| lock(&record.wish).pod.clone()).filter(|pod| podspec::is_terminal(pod)) else { continue };
+            if let Err(error) = self.runtime.remove_container(v1::RemoveContainerRequest { container_id: container.id }).await {
+                tracing::warn!(pod = podspec::name(&pod), %error, "remove a dead container");
+            }
+            if let Some(name) = container.metadata.map(|metadata| metadata.name) {
+                let logs = crate::crispec::log_directory(&pod, &self.config).join(name);
+                let _ = tokio::task::spawn_blocking(move || volumes::teardown::remove(&logs)).await;
+            }
+        }
     }
 
     fn threshold(&self, at: usize) -> Option<Pressure> {
@@ -74,7 +93,12 @@ impl Agent {
     }
 
     async fn evict_one(&self, threshold: &Threshold, level: Level) {
-        let pods = self.usages().await;
+        let mut pods = self.usages().await;
+        if threshold.pressure() == Pressure::Disk {
+            for (candidate, usage) in &mut pods {
+                *usage = std::mem::take(usage).on_disk(self.storage(&candidate.pod).await);
+            }
+        }
         for (record, usage) in evict::rank(&pods, threshold.pressure()) {
             let verdict = evict::verdict(&record.pod, usage, threshold, level, self.config.eviction.grace_seconds_max);
             tracing::warn!(signal = threshold.signal, available = level.available, pod = podspec::name(&record.pod), "evicting a pod");

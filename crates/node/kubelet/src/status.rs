@@ -95,7 +95,8 @@ fn container_status(world: &World<'_>, plan: &Plan, role: Role, container: &Cont
             let running = ContainerStateRunning { started_at: seen.started_at.map(time) };
             status.state = Some(ContainerState { running: Some(running), ..Default::default() });
             status.started = Some(is_started(world, container, seen));
-            status.ready = is_ready(world, container, seen);
+            // An init container is ready once it succeeded, an ephemeral one never (upstream: prober_manager.go UpdatePodStatus).
+            status.ready = matches!(role, Role::Main | Role::Sidecar) && is_ready(world, container, seen);
         }
         (State::Exited, Some(waiting)) => {
             status.last_state = Some(terminated(seen));
@@ -435,6 +436,18 @@ mod tests {
         assert_eq!(status["containerStatuses"][0]["state"]["waiting"]["reason"], "PodInitializing");
         assert_eq!(condition(&status, "Initialized"), ("False".into(), "containers with incomplete status: [i]".into()));
         assert_eq!(condition(&status, "Ready"), ("False".into(), "containers with unready status: [a b]".into()));
+    }
+
+    #[test]
+    fn init_container_is_ready_once_it_succeeded() {
+        let init = |state: State, code: i32| {
+            let spec = json!({"initContainers": [{"name": "i"}], "containers": [{"name": "a"}]});
+            let status = shown(spec, &[seen("i", 1, state, code)], false);
+            (status["initContainerStatuses"][0]["ready"].clone(), condition(&status, "Initialized").0)
+        };
+        assert_eq!(init(State::Running, 0), (json!(false), "False".into()));
+        assert_eq!(init(State::Exited, 3), (json!(false), "False".into()));
+        assert_eq!(init(State::Exited, 0), (json!(true), "True".into()));
     }
 
     #[test]

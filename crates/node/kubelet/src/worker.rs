@@ -17,6 +17,7 @@ use crate::env::Facts;
 use crate::evict::Pressure;
 use crate::garbage::Uses;
 use crate::grants::Claims;
+use crate::mounts;
 use crate::objects::Objects;
 use crate::observe::{Observed, observe};
 use crate::plan::{LAST_LOOK, Plan, plan};
@@ -304,21 +305,30 @@ impl Agent {
         let (payloads, placed) = (lock(&scene.record.payloads).clone(), lock(&scene.record.placed).clone());
         let facts = self.pod_facts(scene);
         let mut look = Look { objects: &self.objects, pod: &scene.pod, facts: &facts, now: Timestamp::now(), refresh: None };
-        let prepared = crate::mounts::prepare(&self.config, &self.storage, &mut look, (&payloads, &placed)).await?;
+        let prepared = mounts::prepare(&self.config, &self.storage, &mut look, (&payloads, &placed)).await?;
         *lock(&scene.record.payloads) = prepared.payloads;
         *lock(&scene.record.placed) = prepared.placed;
         Ok(prepared.refresh_at)
     }
 
-    /// A pod that is done holds no claims any more, though its object stays.
+    /// A pod that is done holds no volumes any more, though its object stays: neither claims nor room on the node's disk.
     async fn give_back(&self, scene: &Scene) {
-        if !self.storage.has_any(&scene.record.uid) {
+        if self.storage.has_any(&scene.record.uid) {
+            lock(&scene.record.placed).clear();
+            scene.record.memory().volumes_ready = false;
+            if let Err(error) = self.storage.tear_down(&scene.record.uid).await {
+                return tracing::warn!(pod = podspec::name(&scene.pod), error, "take a pod's volumes away; will retry");
+            }
+        }
+        let (config, uid) = (self.config.clone(), scene.record.uid.clone());
+        if ![config.pod_directory(&uid), config.secret_directory(&uid)].iter().any(|directory| directory.join("volumes").exists()) {
             return;
         }
-        lock(&scene.record.placed).clear();
+        lock(&scene.record.payloads).clear();
         scene.record.memory().volumes_ready = false;
-        if let Err(error) = self.storage.tear_down(&scene.record.uid).await {
-            tracing::warn!(pod = podspec::name(&scene.pod), error, "take a pod's volumes away; will retry");
+        let removed = tokio::task::spawn_blocking(move || mounts::remove_volumes(&config, &uid)).await;
+        if let Ok(Err(error)) = removed {
+            tracing::warn!(pod = podspec::name(&scene.pod), %error, "remove a pod's volumes; will retry");
         }
     }
 

@@ -24,6 +24,42 @@ pub fn traces(dir: &Path, binary: &Path) -> Vec<String> {
     found
 }
 
+/// What the pods of the cluster in `dir` have of this machine: supervisors, mounts, control groups, links, and files below its folders. The
+/// cluster itself may run.
+pub fn of_pods(dir: &Path) -> Vec<String> {
+    let mut found = Vec::new();
+    for process in process::all() {
+        if process.executable().is_some_and(|path| path.starts_with(dir)) && process.command_line().split(' ').nth(1) == Some("shim") {
+            found.push(format!("process {}", process.id));
+        }
+    }
+    mounts(dir, &mut found);
+    links(&mut found);
+    for line in fs::read_to_string("/proc/self/mountinfo").unwrap_or_default().lines() {
+        let Some((left, right)) = line.split_once(" - ") else { continue };
+        if let Some(mount) = left.split(' ').nth(4).filter(|_| right.starts_with("cgroup")) {
+            groups_below(&Path::new(mount).join(names::CGROUP_ROOT), &mut found);
+        }
+    }
+    for folder in ["run/pods/sandboxes", "run/network", "run/kubelet/pods", "data/kubelet/pods", "data/containers/containers", "data/logs"]
+    {
+        let entries = fs::read_dir(dir.join(folder)).into_iter().flatten().flatten();
+        found.extend(entries.map(|entry| format!("file {}", entry.path().display())));
+    }
+    // The last address that was given, not one that is in use; the group of all supervisors, which the first of them makes.
+    found.retain(|trace| !trace.ends_with("run/network/last") && !trace.ends_with("/shims"));
+    found
+}
+
+fn groups_below(group: &Path, found: &mut Vec<String>) {
+    for entry in fs::read_dir(group).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            found.push(format!("cgroup {}", entry.path().display()));
+            groups_below(&entry.path(), found);
+        }
+    }
+}
+
 /// The daemon and supervisors run our copy of the binary; what runs inside containers is found by its control group.
 fn processes(dir: &Path, binary: &Path, found: &mut Vec<String>) {
     for process in process::all() {

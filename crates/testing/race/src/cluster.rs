@@ -16,8 +16,8 @@ apiPort: 38643
 kubeletPort: 38250
 dnsPort: 38053
 podCidr: 10.248.0.0/14
-serviceCidr: 10.239.0.0/16
-nodeCidr: 10.237.0.0/24
+serviceCidr: 10.252.0.0/16
+nodeCidr: 10.253.0.0/24
 cgroupRoot: sternpost-race
 nftTable: sternpost-race
 linkPrefix: sr
@@ -25,6 +25,15 @@ maxPods: 6000
 nodeCidrMaskSize: 19
 context: sternpost-race
 log: warn
+";
+
+/// How full the machine's disk is decides nothing: neither are pods evicted for it nor images collected.
+const KUBELET: &str = "\
+apiVersion: kubelet.config.k8s.io/v1beta1
+kind: KubeletConfiguration
+evictionHard: {memory.available: 100Mi}
+imageGCHighThresholdPercent: 100
+imageGCLowThresholdPercent: 99
 ";
 
 /// Purged when dropped.
@@ -37,7 +46,9 @@ impl Cluster {
     /// Nothing runs yet. The binary is the one in STERNPOST_BIN.
     pub fn new(dir: &Path) -> anyhow::Result<Self> {
         let program = std::env::var_os("STERNPOST_BIN").context("STERNPOST_BIN names no binary; use `cargo xtask race`")?;
-        std::fs::write(dir.join("config.yaml"), CONFIG)?;
+        let kubelet = std::path::absolute(dir.join("kubelet.yaml"))?;
+        std::fs::write(&kubelet, KUBELET)?;
+        std::fs::write(dir.join("config.yaml"), format!("{CONFIG}kubeletConfig: {}\n", kubelet.display()))?;
         Ok(Self { program: program.into(), dir: dir.to_path_buf() })
     }
 

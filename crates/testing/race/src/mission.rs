@@ -30,7 +30,7 @@ const AROUND: Duration = Duration::from_secs(2);
 
 const METHOD: &str = "\
 `up --nodes 10` on one machine: each further node is a process of its own with its own network and mount namespace, runtime, proxy and DNS. A Deployment of \
-sternpost.io/toolbox, real containers, no probes. Running: by a watch. Then every pod is asked for `/hostname` through the Service's cluster IP until each has answered, and once by its own \
+sternpost.io/toolbox, real containers, no probes. Running: by a watch. Then every pod is asked for `/hostname` through the Service's cluster IP, 16 requests at a time, until each has answered, and once by its own \
 address. Eight clients on the first node then ask the Service without a pause, a connection each time, one second of patience, and one asks cluster DNS every 10 ms; one further node's \
 processes are all killed (`node stop`). Detected: its Node is no longer Ready. Recovered: so many pods run on other nodes. One round each, whatever --rounds says. \
 There is no peer: Debian has no Kubernetes.";

@@ -19,6 +19,7 @@ use k8s_openapi::api::storage::v1::CSINode;
 use reconcile::EventRecorder;
 use serde_json::json;
 use sim::{Embedded, Parts};
+use tokio::sync::Notify;
 
 use crate::Options;
 use crate::measure::Spread;
@@ -111,7 +112,7 @@ async fn measure(case: &Case, cluster: &Embedded) -> anyhow::Result<f64> {
     }
     let expected: usize = case.init.iter().filter(|template| !template.waits).map(|template| template.count).sum();
     let before = schedule(cluster);
-    wait(&counts.init, expected).await.context("before the measurement")?;
+    wait(&counts, &counts.init, expected).await.context("before the measurement")?;
     before.stop();
     let others = stdx::drain();
     let start_others = || {
@@ -132,7 +133,7 @@ async fn measure(case: &Case, cluster: &Embedded) -> anyhow::Result<f64> {
         create(&admin, &case.measured, "measured", 0..case.measured.count).await?;
         start_others();
         let after = schedule(cluster);
-        let result = wait(&counts.measured, case.measured.count).await;
+        let result = wait(&counts, &counts.measured, case.measured.count).await;
         after.stop();
         result.and_then(|()| counts.span().context("nothing was bound")).map(|(first, last)| last - first)
     };
@@ -165,7 +166,7 @@ async fn steadily(case: &Case, admin: &Client, counts: &Counts) -> anyhow::Resul
     for first in (0..case.measured.count).step_by(case.portion) {
         let numbers = first..(first + case.portion).min(case.measured.count);
         create(admin, &case.measured, "measured", numbers.clone()).await?;
-        wait(&counts.measured, numbers.end).await?;
+        wait(counts, &counts.measured, numbers.end).await?;
         make(numbers, |number| {
             let (admin, namespace, name) = (admin.clone(), case.measured.namespace(number), format!("measured-{number}"));
             async move { admin.delete::<Pod>(Some(&namespace), &name, &Default::default()).await.map(drop).map_err(Into::into) }
@@ -218,17 +219,19 @@ where
 }
 
 /// Waits until so many are counted.
-async fn wait(counted: &AtomicUsize, expected: usize) -> anyhow::Result<()> {
+async fn wait(counts: &Counts, counted: &AtomicUsize, expected: usize) -> anyhow::Result<()> {
     let (mut last, mut since) = (0, Instant::now());
-    while counted.load(Ordering::Acquire) < expected {
+    loop {
         let now = counted.load(Ordering::Acquire);
+        if now >= expected {
+            return Ok(());
+        }
         if now != last {
             (last, since) = (now, Instant::now());
         }
         anyhow::ensure!(since.elapsed() < STALLED, "{now} of {expected} are bound, and no more");
-        tokio::time::sleep(Duration::from_millis(5)).await;
+        let _ = tokio::time::timeout(Duration::from_secs(1), counts.changed.notified()).await;
     }
-    Ok(())
 }
 
 /// Bindings seen.
@@ -236,6 +239,8 @@ async fn wait(counted: &AtomicUsize, expected: usize) -> anyhow::Result<()> {
 struct Counts {
     init: AtomicUsize,
     measured: AtomicUsize,
+    /// For the one who waits.
+    changed: Notify,
     span: Mutex<Option<(Instant, Instant)>>,
 }
 
@@ -245,12 +250,13 @@ impl Counts {
         let Some(new) = new.filter(|new| bound(new) && !old.is_some_and(bound)) else { return };
         if !new.metadata.name.as_deref().unwrap_or_default().starts_with("measured") {
             self.init.fetch_add(1, Ordering::AcqRel);
-            return;
+            return self.changed.notify_one();
         }
         self.measured.fetch_add(1, Ordering::AcqRel);
         let now = Instant::now();
         let mut span = self.span.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         *span = Some((span.map_or(now, |(first, _)| first), now));
+        self.changed.notify_one();
     }
 
     fn span(&self) -> Option<(Instant, Instant)> {

@@ -43,8 +43,8 @@ impl Embedded {
             admission,
             reads_inflight_max: 4096,
             writes_inflight_max: 4096,
-            // Not served by default, as upstream: gangs are of it.
-            served: schema::resources::Served::parse("scheduling.k8s.io/v1beta1=true")?,
+            // Not served by default, as upstream: gangs are of the one, the pools' status of the other.
+            served: schema::resources::Served::parse("scheduling.k8s.io/v1beta1=true,resource.k8s.io/v1alpha3=true")?,
             ..apiserver::Config::default()
         };
         let server = apiserver::Server::new(config, store)?;

@@ -26,6 +26,7 @@ pub const DEVICE_CLASS: Plain = Plain {
 };
 
 pub const DEVICE_TAINT_RULE: Plain = Plain {
+    status_keeps_metadata: true,
     prepare_create: stamp,
     prepare_update: |new, old, part| {
         if part != Part::Main {

@@ -10,6 +10,7 @@ use crate::printing::{self, AGE, NAME, or_none, shown};
 use crate::value::{at, flag, has, int, list, name, set, text};
 
 pub const FLOW_SCHEMA: Plain = Plain {
+    status_keeps_metadata: true,
     default: |object| {
         if int(object, "spec.matchingPrecedence").unwrap_or(0) == 0 && has(object, "spec") {
             set(object, "spec.matchingPrecedence", 1000);

@@ -73,6 +73,9 @@ impl Rules for Node {
     fn selectable_field_names(&self) -> &'static [&'static str] {
         &["spec.unschedulable"]
     }
+    fn keeps_status_at_creation(&self) -> bool {
+        true
+    }
     fn columns(&self) -> &'static [Column] {
         COLUMNS
     }

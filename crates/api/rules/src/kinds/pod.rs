@@ -140,11 +140,11 @@ impl Rules for Pod {
     fn validate_name(&self, name: &str) -> Vec<String> {
         names::dns1123_subdomain(name)
     }
-    /// A pod that no kubelet runs (unscheduled or finished) goes at once.
+    /// A pod that no kubelet runs (unscheduled or finished) goes at once, whatever was asked for.
     fn default_grace_seconds(&self, object: &Value) -> Option<i64> {
         let finished = matches!(text(object, "status.phase"), "Succeeded" | "Failed");
         if finished || text(object, "spec.nodeName").is_empty() {
-            return Some(0);
+            return None;
         }
         Some(int(object, "spec.terminationGracePeriodSeconds").unwrap_or(30))
     }

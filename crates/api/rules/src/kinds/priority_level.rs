@@ -9,6 +9,7 @@ use crate::printing::{self, AGE, NAME, shown};
 use crate::value::{at, has, int, name, set, set_default, sub, text};
 
 pub const PRIORITY_LEVEL: Plain = Plain {
+    status_keeps_metadata: true,
     default,
     validate,
     counts_generation: true,

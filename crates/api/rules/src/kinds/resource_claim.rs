@@ -16,6 +16,7 @@ use crate::value::{at, has, list, sub, text};
 use crate::{Part, metadata};
 
 pub const RESOURCE_CLAIM: Plain = Plain {
+    status_keeps_metadata: true,
     default: |object| {
         if let Some(spec) = sub(object, "spec") {
             devices::default_claim(spec);

@@ -11,6 +11,8 @@ use crate::printing::{self, AGE, NAME, shown};
 use crate::value::{at, list};
 
 pub const SERVICE_CIDR: Plain = Plain {
+    status_keeps_metadata: true,
+    keeps_status_at_creation: true,
     validate,
     validate_update,
     ..Plain::new(

@@ -10,6 +10,7 @@ use crate::printing::{NAME, shown};
 use crate::value::{at, list, text};
 
 pub const STORAGE_VERSION_MIGRATION: Plain = Plain {
+    status_keeps_metadata: true,
     validate: |object| {
         let (resource, path) = (at(object, "spec.resource"), Path::new("spec").child("resource"));
         let mut errors = formed(resource, &path, "group", names::dns1123_subdomain);

@@ -13,6 +13,7 @@ use crate::printing::{self, AGE, NAME, shown};
 use crate::value::{at, flag, has, text};
 
 pub const VOLUME_ATTACHMENT: Plain = Plain {
+    status_keeps_metadata: true,
     validate,
     validate_create: |object| {
         let path = Path::new("spec");

@@ -89,11 +89,8 @@ impl Rules for CustomRules {
     fn gvk(&self) -> (&'static str, &'static str, &'static str) {
         (self.facts.group, self.facts.version, self.facts.kind)
     }
-    fn prepare_create(&self, object: &mut Value) {
-        let has_status = self.facts.subresource("status").is_some();
-        if let Some(members) = object.as_object_mut().filter(|_| has_status) {
-            members.remove("status");
-        }
+    fn status_keeps_metadata(&self) -> bool {
+        true
     }
     fn validate_create(&self, object: &Value) -> Vec<Error> {
         self.judge(object, None)

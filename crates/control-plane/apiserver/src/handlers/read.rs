@@ -7,7 +7,7 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
 use http::{Response, StatusCode};
-use meta::selector::{FieldSelector, LabelSelector};
+use meta::selector::{FieldSelector, FieldTerm, LabelSelector};
 use meta::{Status, field};
 use serde_json::{Value, json};
 
@@ -47,6 +47,9 @@ pub fn selection(context: &Context, target: Target<'_>) -> Result<Selection, Sta
     let labels = labels.map_err(|error| Status::bad_request(error.to_string()))?;
     let mut fields =
         FieldSelector::parse(query.get("fieldSelector").unwrap_or_default()).map_err(|error| Status::bad_request(error.to_string()))?;
+    if context.info.below_watch && !target.name.is_empty() {
+        name_in_path(&mut fields, target.name)?;
+    }
     let rules = target.kind.storage.rules.clone();
     for term in &mut fields.terms {
         if let Some(stored) = stored_field(target.kind, &term.field) {
@@ -71,6 +74,18 @@ pub fn selection(context: &Context, target: Target<'_>) -> Result<Selection, Sta
         false => Vec::new(),
     };
     Ok(Selection { prefix, labels, fields, late: FieldSelector { terms: late }, shard, rules, single })
+}
+
+/// `watch/…/pods/x` is about `x` alone, which is what the request was authorized for.
+fn name_in_path(fields: &mut FieldSelector, name: &str) -> Result<(), Status> {
+    if fields.is_everything() {
+        fields.terms.push(FieldTerm { field: "metadata.name".into(), value: name.into(), equal: true });
+        return Ok(());
+    }
+    match fields.exact("metadata.name") == Some(name) {
+        true => Ok(()),
+        false => Err(Status::bad_request("fieldSelector metadata.name doesn't match requested name")),
+    }
 }
 
 /// Events have other field names in `events.k8s.io` than where they are stored.

@@ -44,6 +44,10 @@ pub async fn create(server: &Arc<Inner>, context: &Context, target: Target<'_>, 
         "selfsubjectrulesreviews" => rules(server, context, &review),
         _ => access(server, context, target, &review).await?,
     };
+    if target.kind.facts.plural == "selfsubjectreviews" {
+        // Of what was sent nothing comes back, as upstream.
+        review["metadata"] = json!({"creationTimestamp": meta::time::now()});
+    }
     review["status"] = status;
     Ok(created(&review, format))
 }
@@ -65,7 +69,7 @@ async fn access(server: &Inner, context: &Context, target: Target<'_>, review: &
     let spec = &review["spec"];
     let own = target.kind.facts.plural == "selfsubjectaccessreviews";
     let user = if own { UserInfo::clone(&context.user) } else { subject(spec) };
-    check(target, spec, own)?;
+    check(target, review, own)?;
     let (resource, path) = (&spec["resourceAttributes"], &spec["nonResourceAttributes"]);
     let text = |value: &'_ Value, name: &str| value[name].as_str().unwrap_or_default().to_owned();
     let namespace = match target.kind.facts.plural {
@@ -129,8 +133,8 @@ fn subject(spec: &Value) -> UserInfo {
     UserInfo { username: text("user"), uid: text("uid"), groups, extra }
 }
 
-fn check(target: Target<'_>, spec: &Value, own: bool) -> Result<(), Status> {
-    let path = field::Path::new("spec");
+fn check(target: Target<'_>, review: &Value, own: bool) -> Result<(), Status> {
+    let (path, spec) = (field::Path::new("spec"), &review["spec"]);
     let (resource, other) = (spec["resourceAttributes"].is_object(), spec["nonResourceAttributes"].is_object());
     let mut errors = Vec::new();
     if resource && other {
@@ -159,6 +163,18 @@ fn check(target: Target<'_>, spec: &Value, own: bool) -> Result<(), Status> {
         if other {
             let given = spec["nonResourceAttributes"].clone();
             errors.push(field::Error::invalid(&path.child("nonResourceAttributes"), given, "disallowed on this kind of request"));
+        }
+    }
+    let mut metadata = review["metadata"].clone();
+    if let Some(members) = metadata.as_object_mut() {
+        members.remove("managedFields");
+        // The place of the request is its own to say.
+        if target.kind.facts.namespaced {
+            members.remove("namespace");
+        }
+        if !members.is_empty() {
+            let sentence = if target.kind.facts.namespaced { "must be empty except for namespace" } else { "must be empty" };
+            errors.push(field::Error::invalid(&field::Path::new("metadata"), metadata, sentence));
         }
     }
     if errors.is_empty() { Ok(()) } else { Err(target.kind.invalid("", &errors)) }

@@ -178,12 +178,6 @@ impl Rules for Generic {
     fn cells(&self, object: &Value, _now: i64) -> Vec<Value> {
         vec![json!(meta(object, "name")), json!(meta(object, "creationTimestamp"))]
     }
-    fn prepare_create(&self, object: &mut Value) {
-        let has_status = self.0.subresource("status").is_some();
-        if let Some(members) = object.as_object_mut().filter(|_| has_status) {
-            members.remove("status");
-        }
-    }
     fn validate_name(&self, name: &str) -> Vec<String> {
         meta::names::dns1123_subdomain(name)
     }

@@ -251,7 +251,7 @@ fn mark(target: Target<'_>, old: &Value, options: &Options) -> Option<Value> {
 /// Kinds without graceful deletion have none, whatever the options say.
 fn grace_seconds(target: Target<'_>, old: &Value, options: &Options) -> i64 {
     match target.kind.storage.rules.default_grace_seconds(old) {
-        None | Some(0) => 0,
+        None => 0,
         Some(default) => match options.grace_seconds.unwrap_or(default) {
             negative if negative < 0 => 1,
             seconds => seconds,

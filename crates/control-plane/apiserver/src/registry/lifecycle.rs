@@ -65,6 +65,16 @@ pub fn finish_create(kind: &Kind, object: &mut Value) -> Result<(), Status> {
     Ok(())
 }
 
+/// What the status says at creation is not the client's to tell, but for the few kinds whose first writer knows it (a kubelet its node).
+pub fn drop_status(kind: &Kind, object: &mut Value) {
+    if kind.has_status()
+        && !kind.storage.rules.keeps_status_at_creation()
+        && let Some(members) = object.as_object_mut()
+    {
+        members.remove(STATUS);
+    }
+}
+
 /// Writes the empty status that Go writes for the kinds whose struct has one.
 pub fn complete_status(kind: &Kind, object: &mut Value) {
     let Some(field) = kind.storage.schema.field(STATUS).filter(|field| !kind.is_custom() && !field.omit_empty) else { return };
@@ -84,6 +94,7 @@ pub fn validate_create(kind: &Kind, object: &Value) -> Result<(), Status> {
     }
     errors.extend(rules.validate(object));
     errors.extend(rules.validate_create(object));
+    errors.extend(crate::flow::schema::fixed(kind, object));
     if errors.is_empty() { Ok(()) } else { Err(kind.invalid(meta(object, "name"), &errors)) }
 }
 
@@ -119,21 +130,27 @@ pub fn check_preconditions(target: Target<'_>, new: &Value, old: &Value) -> Resu
 /// Keeps what an update may not change.
 pub fn begin_update(kind: &Kind, new: &mut Value, old: &Value, part: Part) {
     let kept = ["uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "generation", "generateName"];
-    let metadata = metadata_mut(new);
-    for name in kept {
-        match old["metadata"].get(name) {
-            Some(value) => metadata.insert(name.into(), value.clone()),
-            None => metadata.remove(name),
-        };
-    }
-    metadata.remove("selfLink");
+    kept.iter().for_each(|name| keep_metadata(new, old, name));
+    metadata_mut(new).remove("selfLink");
     match part {
         Part::Main if kind.has_status() => keep_member(new, old, STATUS),
-        Part::Status => keep_all_but_status(new, old),
+        Part::Status => {
+            keep_all_but_status(new, old);
+            if kind.storage.rules.status_keeps_metadata() {
+                ["labels", "annotations", "finalizers", "ownerReferences"].iter().for_each(|name| keep_metadata(new, old, name));
+            }
+        }
         Part::Subresource(name) => keep_all_but_subresource(new, old, name),
         Part::Main => {}
     }
     crate::handlers::certificate::keep(kind, new, old, part);
+}
+
+fn keep_metadata(new: &mut Value, old: &Value, name: &str) {
+    match old["metadata"].get(name) {
+        Some(value) => drop(metadata_mut(new).insert(name.into(), value.clone())),
+        None => drop(metadata_mut(new).remove(name)),
+    }
 }
 
 /// The fields that a subresource writes; everything else stays.
@@ -212,6 +229,9 @@ pub fn validate_update(target: Target<'_>, new: &Value, old: &Value, part: Part)
         errors.extend(target.kind.storage.rules.validate(new));
     }
     errors.extend(target.kind.storage.rules.validate_update(new, old, part));
+    if part == Part::Main {
+        errors.extend(crate::flow::schema::fixed(target.kind, new));
+    }
     if errors.is_empty() { Ok(()) } else { Err(target.kind.invalid(target.name, &errors)) }
 }
 

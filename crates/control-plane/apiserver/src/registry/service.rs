@@ -13,8 +13,10 @@ use meta::field::{self, Path};
 use serde_json::{Value, json};
 
 use super::catalog::Kind;
+use crate::cache::Caches;
 
 mod families;
+mod ranges;
 
 /// The ranges from which addresses and ports are given out.
 #[derive(Clone, Debug)]
@@ -77,9 +79,6 @@ impl Network {
         let host_bits = self.bits() - u32::from(self.prefix).min(self.bits());
         let last = 1_u128.checked_shl(host_bits).map_or(u128::MAX, |size| size - 1);
         at > first && at - first < last
-    }
-    fn words(&self) -> String {
-        format!("{}/{}", self.first, self.prefix)
     }
 }
 
@@ -144,17 +143,29 @@ impl Allocators {
     }
 
     /// Gives the Service what it needs and lacks. What `old` has is its own already. A dry run shows what would be given and does not keep it.
-    pub fn reserve(&self, kind: &Kind, service: &mut Value, old: Option<&Value>) -> Result<Reservation<'_>, Vec<field::Error>> {
+    pub fn reserve(
+        &self,
+        kind: &Kind,
+        service: &mut Value,
+        old: Option<&Value>,
+        caches: &Caches,
+    ) -> Result<Reservation<'_>, Vec<field::Error>> {
         let mut reserved = Reservation { allocators: self, addresses: Vec::new(), ports: Vec::new(), kept: false };
         if kind.facts.plural != "services" {
             return Ok(reserved);
         }
-        self.reserve_addresses(service, old, &mut reserved)?;
+        self.reserve_addresses(service, old, caches, &mut reserved)?;
         self.reserve_ports(service, old, &mut reserved).map_err(|error| vec![error])?;
         Ok(reserved)
     }
 
-    fn reserve_addresses(&self, service: &mut Value, old: Option<&Value>, reserved: &mut Reservation<'_>) -> Result<(), Vec<field::Error>> {
+    fn reserve_addresses(
+        &self,
+        service: &mut Value,
+        old: Option<&Value>,
+        caches: &Caches,
+        reserved: &mut Reservation<'_>,
+    ) -> Result<(), Vec<field::Error>> {
         if service["spec"]["type"] == "ExternalName" {
             return Ok(());
         }
@@ -170,8 +181,8 @@ impl Allocators {
         let mut all = Vec::new();
         for (index, family) in families.iter().enumerate() {
             let address = match given.get(index) {
-                Some(text) => self.reserve_given(text, &before, reserved),
-                None => self.reserve_free(family, reserved),
+                Some(text) => self.reserve_given(text, &before, caches, reserved),
+                None => self.reserve_free(family, caches, reserved),
             };
             all.push(address.map_err(|error| vec![error])?);
         }
@@ -180,39 +191,45 @@ impl Allocators {
         Ok(())
     }
 
-    fn reserve_free(&self, family: &str, reserved: &mut Reservation<'_>) -> Result<String, field::Error> {
+    fn reserve_free(&self, family: &str, caches: &Caches, reserved: &mut Reservation<'_>) -> Result<String, field::Error> {
         let full = || field::Error::invalid(&addresses_path(), json!([]), "failed to allocate a serviceIP: range is full");
-        let address = self.ranges.of(family).and_then(|network| self.free_address(network)).ok_or_else(full)?;
+        let networks = ranges::ready(&self.ranges.networks, caches).into_iter().filter(|network| network.family() == family);
+        let address = networks.into_iter().find_map(|network| self.free_address(network, caches)).ok_or_else(full)?;
         reserved.addresses.push(address);
         Ok(address.to_string())
     }
 
-    fn reserve_given(&self, text: &str, before: &[IpAddr], reserved: &mut Reservation<'_>) -> Result<String, field::Error> {
-        let refuse = |why: String| field::Error::invalid(&addresses_path(), json!([text]), format!("failed to allocate IP {text}: {why}"));
-        let Ok(address) = text.parse::<IpAddr>() else { return Err(refuse("the provided IP is not an IP address".into())) };
+    fn reserve_given(
+        &self,
+        text: &str,
+        before: &[IpAddr],
+        caches: &Caches,
+        reserved: &mut Reservation<'_>,
+    ) -> Result<String, field::Error> {
+        let refuse = |why: &str| field::Error::invalid(&addresses_path(), json!([text]), format!("failed to allocate IP {text}: {why}"));
+        let Ok(address) = text.parse::<IpAddr>() else { return Err(refuse("the provided IP is not an IP address")) };
         if before.contains(&address) {
             return Ok(text.to_owned());
         }
-        let network = self.ranges.of(family_of(address));
-        if !network.is_some_and(|network| network.contains(address)) {
-            let range = network.map(|network| network.words()).unwrap_or_default();
-            return Err(refuse(format!("the provided IP ({text}) is not in the valid range. The range of valid IPs is {range}")));
+        if !ranges::ready(&self.ranges.networks, caches).iter().any(|network| network.contains(address)) {
+            return Err(refuse("the provided network does not match the current range"));
         }
-        if !self.lock().addresses.insert(address) {
-            return Err(refuse("provided IP is already allocated".into()));
+        if ranges::is_anothers(address, caches) || !self.lock().addresses.insert(address) {
+            return Err(refuse("provided IP is already allocated"));
         }
         reserved.addresses.push(address);
         Ok(text.to_owned())
     }
 
     /// At random in the upper part of the range first; the lower part is for addresses that people choose (KEP-3070).
-    fn free_address(&self, network: Network) -> Option<IpAddr> {
+    fn free_address(&self, network: Network, caches: &Caches) -> Option<IpAddr> {
         let size = network.size();
         let reserved = (size / 16).clamp(16, 256).min(size / 2);
         let mut taken = self.lock();
         let start = reserved + random_below(size.saturating_sub(reserved + 1).max(1));
         let upper = (start..size.saturating_sub(1)).chain(reserved..start);
-        let address = upper.chain(1..reserved).map(|offset| network.nth(offset)).find(|address| !taken.addresses.contains(address))?;
+        let mut all = upper.chain(1..reserved).map(|offset| network.nth(offset)).filter(|address| network.contains(*address));
+        let address = all.find(|address| !taken.addresses.contains(address) && !ranges::is_anothers(*address, caches))?;
         taken.addresses.insert(address);
         Some(address)
     }

@@ -11,6 +11,7 @@ pub fn sample(group: &str, version: &str, kind: &str, name: &str) -> Value {
         ("apiextensions.k8s.io", _) => format!("{name}s.test.example.com"),
         ("apiregistration.k8s.io", _) => format!("v1.{name}.example.com"),
         ("networking.k8s.io", "IPAddress") => "192.168.7.7".into(),
+        ("internal.apiserver.k8s.io", "StorageVersion") => format!("{name}.example.com"),
         _ => name.into(),
     };
     object["metadata"]["name"] = named.into();
@@ -200,7 +201,7 @@ fn other(group: &str, kind: &str) -> Value {
         ("flowcontrol.apiserver.k8s.io", _) => json!({"spec": {"type": "Limited", "limited": {"nominalConcurrencyShares": 5,
             "limitResponse": {"type": "Reject"}}}}),
         ("internal.apiserver.k8s.io", _) => json!({"spec": {}}),
-        ("lifecycle.k8s.io", "EvictionRequest") => json!({"spec": {"intent": "Eviction", "requester": "requester.example.com",
+        ("lifecycle.k8s.io", "EvictionRequest") => json!({"spec": {"intent": "Eviction", "requester": "example.com/requester",
             "target": {"pod": {"name": "p", "uid": "00000000-0000-4000-8000-000000000001"}}}}),
         ("lifecycle.k8s.io", _) => json!({"spec": {"target": {"pod": {"name": "p", "uid": "00000000-0000-4000-8000-000000000001"}}}}),
         ("rbac.authorization.k8s.io", "Role" | "ClusterRole") => {

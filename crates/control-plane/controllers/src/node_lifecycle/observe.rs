@@ -1,28 +1,29 @@
 //! The world of one node.
 
-use std::sync::{Arc, PoisonError};
+use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Node, Pod};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, Time};
 use tokio::time::Instant;
 
-use super::{Controller, LEASE_NAMESPACE, plan};
+use super::{Controller, plan};
 use crate::pods;
+
+/// Past the end of a grace: then it is over for sure.
+const MARGIN: Duration = Duration::from_millis(1);
 
 /// After so much of its grace a silent node is asked whether it is there; it has the rest to answer.
 const ASKED_AT: f64 = 0.6;
 
-/// What changes while a node's agent lives.
-#[derive(Clone, Debug, PartialEq)]
-struct Sign {
-    renewed: Option<MicroTime>,
-    heartbeat: Option<Time>,
-}
+/// When each node was last seen alive, by our own clock.
+#[derive(Default)]
+pub(super) struct Signs(HashMap<String, Seen>);
 
-pub(super) struct Seen {
-    sign: Sign,
+#[derive(Clone, Copy)]
+struct Seen {
     at: Instant,
     /// When it last answered the probe.
     answered: Option<Instant>,
@@ -39,6 +40,34 @@ impl Seen {
     }
 }
 
+impl Signs {
+    /// A heartbeat that differs from the one before is a sign of life; what it says of the time is the node's own business.
+    pub fn observe_node(&mut self, old: Option<&Node>, new: Option<&Node>, now: Instant) {
+        let beat = |node: &Node| plan::condition(node, "Ready").and_then(|condition| condition.last_heartbeat_time.clone());
+        let name = |node: &Node| node.metadata.name.clone().unwrap_or_default();
+        match (old, new) {
+            (Some(old), Some(new)) if beat(old) == beat(new) => {}
+            (_, Some(new)) => drop(self.0.insert(name(new), Seen { at: now, answered: None })),
+            (Some(old), None) => drop(self.0.remove(&name(old))),
+            (None, None) => {}
+        }
+    }
+
+    pub fn observe_lease(&mut self, old: Option<&Lease>, new: &Lease, now: Instant) {
+        let renewed = |lease: &Lease| lease.spec.as_ref().and_then(|spec| spec.renew_time.clone());
+        let name = new.metadata.name.as_deref().unwrap_or_default();
+        if let Some(seen) = self.0.get_mut(name)
+            && old.and_then(renewed) != renewed(new)
+        {
+            *seen = Seen { at: now, answered: None };
+        }
+    }
+
+    fn of(&self, name: &str) -> Option<Seen> {
+        self.0.get(name).copied()
+    }
+}
+
 pub(super) struct World {
     pub node: Arc<Node>,
     /// For how long we have seen no sign of life.
@@ -50,19 +79,20 @@ pub(super) struct World {
     pub may_empty: bool,
     pub pods: Vec<Arc<Pod>>,
     pub now: Timestamp,
+    /// When to look again though nothing changes.
+    pub look_again: Duration,
 }
 
 impl Controller {
     pub(super) fn observe(&self, name: &str) -> Option<World> {
-        let Some(node) = self.nodes.get("", name) else {
-            self.seen.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
-            return None;
-        };
-        let silent_for = self.silence(name, &node);
-        let grace = self.config.node_monitor_grace_period;
+        let node = self.nodes.get("", name)?;
+        let (grace, now) = (self.config.node_monitor_grace_period, Instant::now());
+        let seen = self.signs().of(name).unwrap_or(Seen { at: now, answered: None });
+        let silent_for = seen.silence(self.config.node_stuck_grace_period, now);
         let troubled = silent_for > grace || !plan::is_ready(&node);
-        let full_disruption = troubled && !self.is_another_ready(name);
-        let may_empty = troubled && !full_disruption && !plan::is_emptied(&node) && self.take_turn(&node);
+        let full_disruption = troubled && !self.zones().is_another_ready(&node);
+        let may_empty =
+            troubled && !full_disruption && !plan::is_emptied(&node) && self.zones().take_turn(&node, self.config.node_eviction_pause, now);
         Some(World {
             silent_for,
             grace,
@@ -71,35 +101,15 @@ impl Controller {
             pods: self.pods.by_index(pods::BY_NODE, name),
             node,
             now: Timestamp::now(),
+            look_again: if troubled { self.config.node_monitor_period } else { self.look_again(now.duration_since(seen.at)) },
         })
     }
 
-    fn take_turn(&self, node: &Node) -> bool {
-        self.zones.lock().unwrap_or_else(PoisonError::into_inner).take_turn(
-            node,
-            &self.nodes.list(),
-            self.config.node_eviction_pause,
-            Instant::now(),
-        )
-    }
-
-    /// Only asked about a node in trouble: a healthy cluster never looks at all of its nodes.
-    fn is_another_ready(&self, name: &str) -> bool {
-        self.nodes.list().iter().any(|other| other.metadata.name.as_deref() != Some(name) && plan::is_ready(other))
-    }
-
-    fn silence(&self, name: &str, node: &Node) -> Duration {
-        let lease = self.leases.get(LEASE_NAMESPACE, name);
-        let sign = Sign {
-            renewed: lease.and_then(|lease| lease.spec.as_ref()?.renew_time.clone()),
-            heartbeat: plan::condition(node, "Ready").and_then(|condition| condition.last_heartbeat_time.clone()),
-        };
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = seen.entry(name.to_owned()).or_insert_with(|| Seen { sign: sign.clone(), at: Instant::now(), answered: None });
-        if known.sign != sign {
-            *known = Seen { sign, at: Instant::now(), answered: None };
-        }
-        known.silence(self.config.node_stuck_grace_period, Instant::now())
+    /// A healthy node is looked at when its grace would end, or when it would be asked; one that is being asked as often as one in trouble.
+    fn look_again(&self, silence: Duration) -> Duration {
+        let grace = self.config.node_monitor_grace_period;
+        let next = if self.config.node_probe.is_some() { grace.mul_f64(ASKED_AT) } else { grace };
+        next.checked_sub(silence).map_or(self.config.node_monitor_period, |left| left + MARGIN)
     }
 
     /// Asks a node that will be taken for dead soon whether it is there; false where nothing had to be asked. What is known afterwards may have changed.
@@ -111,15 +121,14 @@ impl Controller {
             return false;
         }
         let answers = tokio::time::timeout(world.grace - soon, probe.ask(world.node.clone())).await.unwrap_or(false);
-        if answers && let Some(known) = self.seen.lock().unwrap_or_else(PoisonError::into_inner).get_mut(name) {
+        if answers && let Some(known) = self.signs().0.get_mut(name) {
             known.answered = Some(Instant::now());
         }
         true
     }
 
     fn is_stuck(&self, name: &str) -> bool {
-        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        seen.get(name).is_some_and(|known| known.at.elapsed() >= self.config.node_stuck_grace_period)
+        self.signs().of(name).is_some_and(|known| known.at.elapsed() >= self.config.node_stuck_grace_period)
     }
 }
 
@@ -131,7 +140,7 @@ mod tests {
     fn an_answer_is_a_sign_of_life_until_the_node_counts_as_stuck() {
         let (start, seconds) = (Instant::now(), Duration::from_secs);
         let silence = |answered: Option<u64>, now: u64| {
-            let seen = Seen { sign: Sign { renewed: None, heartbeat: None }, at: start, answered: answered.map(|at| start + seconds(at)) };
+            let seen = Seen { at: start, answered: answered.map(|at| start + seconds(at)) };
             seen.silence(seconds(15), start + seconds(now)).as_secs()
         };
         for (answered, now, expected) in [(None, 8, 8), (Some(7), 8, 1), (Some(7), 14, 7), (Some(14), 15, 15), (Some(14), 16, 16)] {

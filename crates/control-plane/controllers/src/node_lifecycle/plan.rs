@@ -1,5 +1,6 @@
 //! What silence and conditions of a node mean for its conditions, its taints and its pods.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Node, NodeCondition, Pod, Taint};
@@ -43,8 +44,8 @@ pub(super) fn is_ready(node: &Node) -> bool {
 
 pub(super) fn plan(world: &World) -> Plan {
     let mut plan = Plan::default();
-    let mut node = Node::clone(&world.node);
-    if world.silent_for > world.grace && plan_unknown(world, &mut node) {
+    let mut node = Cow::Borrowed(&*world.node);
+    if world.silent_for > world.grace && plan_unknown(world, node.to_mut()) {
         plan.conditions = node.status.as_ref().and_then(|status| status.conditions.clone());
     }
     let taints = taints(world, &node);
@@ -171,6 +172,7 @@ mod tests {
             may_empty: true,
             pods: vec![Arc::new(serde_json::from_value(pod).unwrap())],
             now: "2026-01-01T00:00:00Z".parse().unwrap(),
+            look_again: Duration::ZERO,
         }
     }
 

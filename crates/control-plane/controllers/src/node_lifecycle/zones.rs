@@ -2,7 +2,6 @@
 //! (upstream: `ComputeZoneState`, `--node-eviction-rate`, `--secondary-node-eviction-rate`, `--unhealthy-zone-threshold`).
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Node;
@@ -31,20 +30,47 @@ fn zone_of(node: &Node) -> String {
     format!("{}:{}", label("topology.kubernetes.io/region"), label("topology.kubernetes.io/zone"))
 }
 
-/// When the last node of each zone was emptied.
+/// The nodes of each zone, counted as they come, change and go: what is asked of all nodes about one in trouble is asked of these.
 #[derive(Default)]
-pub(super) struct Zones(HashMap<String, Instant>);
+pub(super) struct Zones(HashMap<String, Zone>);
+
+#[derive(Default)]
+struct Zone {
+    nodes: usize,
+    ready: usize,
+    /// When its last node was emptied.
+    emptied: Option<Instant>,
+}
 
 impl Zones {
+    /// A node as it was and as it is.
+    pub fn observe(&mut self, old: Option<&Node>, new: Option<&Node>) {
+        if let Some(new) = new {
+            let zone = self.0.entry(zone_of(new)).or_default();
+            zone.nodes += 1;
+            zone.ready += usize::from(is_ready(new));
+        }
+        let Some(old) = old else { return };
+        let name = zone_of(old);
+        let Some(zone) = self.0.get_mut(&name) else { return };
+        zone.nodes = zone.nodes.saturating_sub(1);
+        zone.ready = zone.ready.saturating_sub(usize::from(is_ready(old)));
+        if zone.nodes == 0 {
+            self.0.remove(&name);
+        }
+    }
+
+    pub fn is_another_ready(&self, node: &Node) -> bool {
+        self.0.values().map(|zone| zone.ready).sum::<usize>() > usize::from(is_ready(node))
+    }
+
     /// True where `node` may be emptied now; that is its zone's turn, then.
-    pub fn take_turn(&mut self, node: &Node, all: &[Arc<Node>], usual: Duration, now: Instant) -> bool {
-        let zone = zone_of(node);
-        let here: Vec<&Arc<Node>> = all.iter().filter(|other| zone_of(other) == zone).collect();
-        let ill = here.iter().filter(|other| !is_ready(other)).count();
-        let Some(pause) = pause(here.len(), ill, usual) else { return false };
-        let due = self.0.get(&zone).is_none_or(|last| now >= *last + pause);
+    pub fn take_turn(&mut self, node: &Node, usual: Duration, now: Instant) -> bool {
+        let Some(zone) = self.0.get_mut(&zone_of(node)) else { return false };
+        let Some(pause) = pause(zone.nodes, zone.nodes - zone.ready.min(zone.nodes), usual) else { return false };
+        let due = zone.emptied.is_none_or(|last| now >= last + pause);
         if due {
-            self.0.insert(zone, now);
+            zone.emptied = Some(now);
         }
         due
     }
@@ -74,15 +100,34 @@ mod tests {
         }
     }
 
+    fn node(name: &str, zone: &str, ready: &str) -> Node {
+        let conditions = json!([{"type": "Ready", "status": ready}]);
+        let labels = json!({"topology.kubernetes.io/zone": zone});
+        serde_json::from_value(json!({"metadata": {"name": name, "labels": labels}, "status": {"conditions": conditions}})).unwrap()
+    }
+
     #[test]
     fn nodes_of_a_zone_take_turns_and_zones_do_not_wait_for_each_other() {
-        let node = |name: &str, zone: &str| -> Arc<Node> {
-            let labels = json!({"topology.kubernetes.io/zone": zone});
-            Arc::new(serde_json::from_value(json!({"metadata": {"name": name, "labels": labels}})).unwrap())
-        };
-        let all = [node("a", "x"), node("b", "x"), node("c", "y")];
+        let all = [node("a", "x", "True"), node("b", "x", "True"), node("c", "y", "True")];
         let (mut zones, start) = (Zones::default(), Instant::now());
-        let mut turn = |index: usize, seconds: u64| zones.take_turn(&all[index], &all, PAUSE, start + Duration::from_secs(seconds));
+        all.iter().for_each(|node| zones.observe(None, Some(node)));
+        let mut turn = |index: usize, seconds: u64| zones.take_turn(&all[index], PAUSE, start + Duration::from_secs(seconds));
         assert!(turn(0, 0) && !turn(1, 5) && turn(2, 5) && turn(1, 10));
+    }
+
+    #[test]
+    fn nodes_are_counted_as_they_come_fall_ill_and_go() {
+        let (mut zones, well, ill) = (Zones::default(), node("a", "x", "True"), node("a", "x", "Unknown"));
+        let other = node("b", "y", "True");
+        zones.observe(None, Some(&well));
+        assert!(!zones.is_another_ready(&well), "it is the only one");
+        zones.observe(None, Some(&other));
+        assert!(zones.is_another_ready(&well));
+        zones.observe(Some(&other), Some(&node("b", "y", "False")));
+        zones.observe(Some(&well), Some(&ill));
+        assert!(!zones.is_another_ready(&ill));
+        zones.observe(Some(&ill), None);
+        zones.observe(Some(&node("b", "y", "False")), None);
+        assert!(zones.0.is_empty());
     }
 }

@@ -31,11 +31,13 @@ impl Containerd {
         let (root, socket) = (root(), directory.join("containerd.sock"));
         let path = format!("{0}/usr/bin:{0}/usr/sbin:{1}", root.display(), std::env::var("PATH").unwrap_or_default());
         std::fs::create_dir_all(directory.join("cni")).expect("a directory");
-        let subnet = serde_json::json!({
+        // Of its own for each process: what another test's end left of a network must not lead our packets astray.
+        let subnet = format!("10.199.{}.0/24", std::process::id() % 256);
+        let network = serde_json::json!({
             "cniVersion": "0.4.0", "name": "test", "plugins": [{
                 "type": "ptp", "ipMasq": false,
-                "ipam": {"type": "host-local", "dataDir": directory.join("ipam"), "ranges": [[{"subnet": "10.199.0.0/24"}]]}}]});
-        std::fs::write(directory.join("cni/10-test.conflist"), subnet.to_string()).expect("the network's configuration");
+                "ipam": {"type": "host-local", "dataDir": directory.join("ipam"), "ranges": [[{"subnet": subnet}]]}}]});
+        std::fs::write(directory.join("cni/10-test.conflist"), network.to_string()).expect("the network's configuration");
         let config = directory.join("config.toml");
         std::fs::write(&config, configuration(directory, &socket, &root, low_level)).expect("the configuration");
         let log = std::fs::File::create(directory.join("log")).expect("a log");
@@ -71,20 +73,30 @@ impl Containerd {
 
     /// Removes every pod and ends the daemon.
     pub async fn stop(mut self) {
+        self.remove_pods().await;
+        let _ = Command::new("kill").arg(self.process.id().to_string()).status();
+        let _ = self.process.wait();
+    }
+
+    async fn remove_pods(&self) {
         let client = remote::Remote::new(&self.socket);
-        let left = client.list_pod_sandbox(v1::ListPodSandboxRequest::default()).await.expect("a list").items;
+        let left = client.list_pod_sandbox(v1::ListPodSandboxRequest::default()).await.map(|listed| listed.items).unwrap_or_default();
         for sandbox in left {
             let _ = client.stop_pod_sandbox(v1::StopPodSandboxRequest { pod_sandbox_id: sandbox.id.clone() }).await;
             let _ = client.remove_pod_sandbox(v1::RemovePodSandboxRequest { pod_sandbox_id: sandbox.id }).await;
         }
-        let _ = Command::new("kill").arg(self.process.id().to_string()).status();
-        let _ = self.process.wait();
     }
 }
 
-/// A test that fails leaves no daemon behind.
+/// A test that fails leaves no daemon behind, nor pods of it: their network namespaces and routes would be in the next one's way.
 impl Drop for Containerd {
     fn drop(&mut self) {
+        if self.process.try_wait().is_ok_and(|ended| ended.is_none()) {
+            std::thread::scope(|scope| {
+                let removal = scope.spawn(|| tokio::runtime::Runtime::new().expect("tokio").block_on(self.remove_pods()));
+                let _ = removal.join();
+            });
+        }
         let _ = self.process.kill();
         let _ = self.process.wait();
     }

@@ -23,6 +23,7 @@ import (
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/leaderelection"
 	"k8s.io/client-go/tools/leaderelection/resourcelock"
+	"k8s.io/client-go/util/retry"
 )
 
 func quantity(text string) resource.Quantity { return resource.MustParse(text) }
@@ -43,12 +44,20 @@ func subresources(w *world) error {
 	if err != nil || extracted.Spec == nil || *extracted.Spec.Replicas != 0 {
 		return fmt.Errorf("extract what was applied: %v, %w", extracted, err)
 	}
-	scale, err := deployments.GetScale(w, "parts", meta1.GetOptions{})
-	if err != nil || scale.Status.Selector != "app=parts" {
-		return fmt.Errorf("scale: %v, %w", scale, err)
-	}
-	scale.Spec.Replicas = 0
-	if _, err = deployments.UpdateScale(w, "parts", scale, meta1.UpdateOptions{}); err != nil {
+	// The controller writes the status at the same time.
+	err = retry.RetryOnConflict(retry.DefaultRetry, func() error {
+		scale, err := deployments.GetScale(w, "parts", meta1.GetOptions{})
+		if err != nil {
+			return err
+		}
+		if scale.Status.Selector != "app=parts" {
+			return fmt.Errorf("selector %q", scale.Status.Selector)
+		}
+		scale.Spec.Replicas = 0
+		_, err = deployments.UpdateScale(w, "parts", scale, meta1.UpdateOptions{})
+		return err
+	})
+	if err != nil {
 		return fmt.Errorf("scale: %w", err)
 	}
 	if err = deployments.Delete(w, "parts", meta1.DeleteOptions{}); err != nil {

@@ -144,6 +144,23 @@ describe node NS => Unschedulable:      true
 delete node NS => deleted
 "#;
 
+/// The user's own configuration: nothing that a server sees, on a copy.
+const SETTINGS: &str = r#"
+config set-cluster other --server=https://192.0.2.1 => Cluster "other" set
+config set-credentials me --token=x => User "me" set
+config set-context mine --cluster=other --user=me => Context "mine" created
+config get-clusters => other
+config get-users => me
+config use-context mine => Switched to context "mine"
+config current-context => mine
+config rename-context mine yours => Context "mine" renamed to "yours"
+config set contexts.yours.namespace m => Property "contexts.yours.namespace" set
+config unset contexts.yours.namespace => Property "contexts.yours.namespace" unset
+config delete-context yours => deleted context yours
+config delete-user me => deleted user me
+config delete-cluster other => deleted cluster other
+"#;
+
 struct Kubectl<'n> {
     program: &'n Path,
     ns: &'n Namespace,
@@ -187,11 +204,21 @@ pub fn tour(program: &Path, version: &str, topic: &str) {
     let said = kubectl.with(&["version", "--client"], "");
     assert!(said.contains(&format!("v{version}.")), "{said}");
     DAILY.lines().filter(|line| !line.is_empty()).for_each(|line| kubectl.line(line));
+    settings(&kubectl);
     manifests(&kubectl);
     signing_requests(&kubectl);
     proxy(&kubectl);
     kubectl.with(&["create", "-f", "-"], &format!("apiVersion: v1\nkind: Node\nmetadata: {{name: {}}}\n", ns.name));
     NODES.lines().filter(|line| !line.is_empty()).for_each(|line| kubectl.line(line));
+}
+
+fn settings(kubectl: &Kubectl<'_>) {
+    let copy = kubectl.ns.cluster.dir().join(format!("{}.kubeconfig", kubectl.ns.name));
+    std::fs::copy(kubectl.ns.cluster.kubeconfig(), &copy).expect("a copy");
+    for line in SETTINGS.lines().filter(|line| !line.is_empty()) {
+        let (words, wanted) = line.split_once(" =>").unwrap_or((line, ""));
+        kubectl.line(&format!("{words} --kubeconfig={} =>{wanted}", copy.display()));
+    }
 }
 
 const MANIFEST: &str = "
@@ -249,9 +276,21 @@ fn manifests(kubectl: &Kubectl<'_>) {
     assert!(kubectl.with(&["kustomize", &folder], "").contains("name: k-made-"));
     assert!(kubectl.with(&["apply", "-k", &folder], "").contains("configmap/k-made-"));
     assert!(kubectl.with(&["delete", "-k", &folder], "").contains("k-made-"));
+    last_applied(kubectl);
     let bad = run(&mut kubectl.command(&["apply", "-f", "-"]), &MANIFEST.replace("\ndata:", "\ndada:")).fails();
     assert!(bad.contains("unknown field \"dada\""), "{bad}");
     apply_set(kubectl);
+}
+
+/// What was applied last, said afterwards and edited.
+fn last_applied(kubectl: &Kubectl<'_>) {
+    kubectl.line("create configmap said --from-literal=a=1 => created");
+    let object = format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: said, namespace: {}}}\ndata: {{a: '1'}}\n", kubectl.ns.name);
+    assert!(kubectl.with(&["apply", "set-last-applied", "--create-annotation", "-f", "-"], &object).contains("configmap/said configured"));
+    let mut edit = kubectl.command(&["apply", "edit-last-applied", "configmap", "said"]);
+    edit.env("KUBE_EDITOR", "sed -i 's/a: \"1\"/a: \"2\"/'");
+    assert!(run(&mut edit, "").ok().contains("configmap/said edited"));
+    kubectl.line("apply view-last-applied configmap said => a: \"2\"");
 }
 
 /// How this version of kubectl ends the sentence about a deletion: newer ones name the namespace.
@@ -306,7 +345,7 @@ fn proxy(kubectl: &Kubectl<'_>) {
 
 #[test]
 fn every_line_of_the_tour_says_what_it_expects() {
-    for line in DAILY.lines().chain(NODES.lines()).filter(|line| !line.is_empty()) {
+    for line in DAILY.lines().chain(NODES.lines()).chain(SETTINGS.lines()).filter(|line| !line.is_empty()) {
         assert!(line.contains("=>"), "{line}");
     }
     let _ = Cluster::shared;

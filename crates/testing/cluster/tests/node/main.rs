@@ -1,5 +1,6 @@
 //! A node with settings of its own: who gets processors, memory and devices for itself, and what all pods get together.
 
+mod chaos;
 mod other_runtime;
 mod plugin;
 

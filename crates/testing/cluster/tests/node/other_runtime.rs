@@ -47,7 +47,7 @@ const RUNNING: &[(&str, &str, &str)] = &[
     (
         "web",
         "",
-        "command: [sh, -c, 'mkdir /w; echo hello > /w/index.html; exec httpd -f -p 8080 -h /w'], readinessProbe: {exec: {command: [wget, -q, -O, /dev/null, 'http://localhost:8080/']}, periodSeconds: 1}",
+        "command: [sh, -c, 'mkdir /w; echo hello > /w/index.html; exec httpd -f -p 8080 -h /w'], readinessProbe: {httpGet: {path: /, port: 8080}, periodSeconds: 1}",
     ),
     (
         "sick",

@@ -176,7 +176,8 @@ fn unbound(dir: &Path) -> anyhow::Result<Option<Peer>> {
     let port = free_port()?;
     let mut text = format!(
         "server:\n interface: 127.0.0.1@{port}\n num-threads: {THREADS}\n so-reuseport: yes\n do-daemonize: no\n username: \"\"\n chroot: \"\"\n \
-         pidfile: \"\"\n use-syslog: no\n local-zone: \"cluster.local.\" static\n"
+         pidfile: \"\"\n directory: \"{}\"\n use-syslog: no\n local-zone: \"cluster.local.\" static\n",
+        dir.display()
     );
     for number in 0..SERVICES {
         writeln!(text, " local-data: \"s{number}.default.svc.cluster.local. 30 IN A {}\"", Ipv4Addr::from(0x0a60_0000 + number + 1))?;

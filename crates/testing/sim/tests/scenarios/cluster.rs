@@ -22,7 +22,7 @@ use crate::script::Step;
 const BEAT: Duration = Duration::from_millis(200);
 
 /// What is looked at: kind, group-version and plural, and whether it is in namespaces.
-const KINDS: [(&str, &str, &str, bool); 37] = [
+const KINDS: [(&str, &str, &str, bool); 41] = [
     ("Namespace", "v1", "namespaces", false),
     ("Node", "v1", "nodes", false),
     ("Pod", "v1", "pods", true),
@@ -58,6 +58,10 @@ const KINDS: [(&str, &str, &str, bool); 37] = [
     ("ResourceClaimTemplate", "resource.k8s.io/v1", "resourceclaimtemplates", true),
     ("ResourceSlice", "resource.k8s.io/v1", "resourceslices", false),
     ("DeviceClass", "resource.k8s.io/v1", "deviceclasses", false),
+    ("DeviceTaintRule", "resource.k8s.io/v1", "devicetaintrules", false),
+    ("ResourcePoolStatusRequest", "resource.k8s.io/v1alpha3", "resourcepoolstatusrequests", false),
+    ("StorageVersionMigration", "storagemigration.k8s.io/v1", "storageversionmigrations", false),
+    ("PodMetrics", "metrics.k8s.io/v1beta1", "pods", true),
     ("ValidatingAdmissionPolicy", "admissionregistration.k8s.io/v1", "validatingadmissionpolicies", false),
     ("CustomResourceDefinition", "apiextensions.k8s.io/v1", "customresourcedefinitions", false),
 ];
@@ -158,6 +162,10 @@ impl Cluster {
                 self.alive.lock().unwrap().remove(*node).inspect(Drain::stop);
                 Ok(())
             }
+            // The claim is allocated, and reserved for the pod.
+            ["use", claim, pod] => self.reserve(claim, pod, serde_saphyr::from_str(&step.input)?).await,
+            // What a metrics server would say of all pods with the labels.
+            ["measured", labels @ ..] => self.measure(&serde_saphyr::from_str(&step.input)?, labels).await,
             // Makes a ConfigMap that those own.
             ["own", object, owners @ ..] => self.own(object, owners).await,
             ["wait", seconds] => {
@@ -217,6 +225,29 @@ impl Cluster {
         Ok(())
     }
 
+    async fn reserve(&self, claim: &str, pod: &str, mut status: Value) -> anyhow::Result<()> {
+        let found: Value = self.admin.request_json(Method::GET, &path_of(pod, "")?, None).await?;
+        let meta = &found["metadata"];
+        status["reservedFor"] = json!([{ "resource": "pods", "name": meta["name"], "uid": meta["uid"] }]);
+        self.patch(claim, "status", json!({ "status": status })).await
+    }
+
+    async fn measure(&self, container: &Value, labels: &[&str]) -> anyhow::Result<()> {
+        for pod in self.labelled(labels).await? {
+            let meta = json!({ "name": pod["metadata"]["name"], "labels": pod["metadata"]["labels"] });
+            let container = json!({ "name": pod["spec"]["containers"][0]["name"], "usage": container["usage"] });
+            let now = jiff::Timestamp::now().to_string();
+            self.create(json!({ "kind": "PodMetrics", "metadata": meta, "timestamp": now, "window": "10s", "containers": [container] }))
+                .await?;
+        }
+        Ok(())
+    }
+
+    async fn labelled(&self, labels: &[&str]) -> anyhow::Result<Vec<Value>> {
+        let params = ListParams::in_namespace("default").labels(labels.join(","));
+        Ok(self.admin.list_of::<Value>(&ApiResource::of::<Pod>(), &params, false).await?.items)
+    }
+
     async fn own(&self, object: &str, owners: &[&str]) -> anyhow::Result<()> {
         let mut references = Vec::new();
         for owner in owners {
@@ -230,8 +261,7 @@ impl Cluster {
 
     /// What a kubelet would say of all pods with the labels: `Running` and ready, `Unready`, `Succeeded`, `Failed`.
     async fn pods(&self, state: &str, labels: &[&str]) -> anyhow::Result<()> {
-        let params = ListParams::in_namespace("default").labels(labels.join(","));
-        let pods = self.admin.list_of::<Value>(&ApiResource::of::<Pod>(), &params, false).await?.items;
+        let pods = self.labelled(labels).await?;
         for (number, pod) in pods.iter().filter(|pod| !matches!(pod["status"]["phase"].as_str(), Some("Succeeded" | "Failed"))).enumerate()
         {
             let name = pod["metadata"]["name"].as_str().unwrap_or_default();
@@ -243,7 +273,7 @@ impl Cluster {
             let container = pod["spec"]["containers"][0]["name"].clone();
             let ip = pod["status"]["podIP"].as_str().map_or_else(|| format!("10.0.0.{}", number + 1), str::to_owned);
             let status = json!({
-                "phase": phase, "podIP": ip, "podIPs": [{ "ip": ip }],
+                "phase": phase, "startTime": "2026-01-01T00:00:00Z", "podIP": ip, "podIPs": [{ "ip": ip }],
                 "conditions": [{ "type": "Ready", "status": ready, "lastTransitionTime": "2026-01-01T00:00:00Z" }],
                 "containerStatuses": [{ "name": container, "image": "i", "imageID": "", "ready": !ended, "restartCount": 0, "state": running }],
             });
@@ -269,7 +299,9 @@ impl Drop for Cluster {
 fn is_told(kind: &str, object: &Value) -> bool {
     let meta = &object["metadata"];
     let name = meta["name"].as_str().unwrap_or_default();
-    let own_namespace = meta["namespace"].as_str().is_none_or(|namespace| !namespace.starts_with("kube-"));
+    let own_namespace = meta["namespace"].as_str().is_none_or(|namespace| !namespace.starts_with("kube-"))
+        || name == "cluster-info"
+        || object["type"] == "bootstrap.kubernetes.io/token";
     let first = match kind {
         "Namespace" => name.starts_with("kube-"),
         "ServiceCIDR" => name == "kubernetes",

@@ -168,11 +168,11 @@ fn the_qos_class_follows_from_requests_and_limits() {
 #[test]
 fn pods_nobody_runs_are_deleted_at_once() {
     let mut object = pod(json!({"containers": [{"name": "a", "image": "b"}]}));
-    assert_eq!(Pod.default_grace_seconds(&object), Some(0));
+    assert_eq!(Pod.default_grace_seconds(&object), None);
     set(&mut object, "spec.nodeName", "n");
     assert_eq!(Pod.default_grace_seconds(&object), Some(30));
     set(&mut object, "status.phase", "Failed");
-    assert_eq!(Pod.default_grace_seconds(&object), Some(0));
+    assert_eq!(Pod.default_grace_seconds(&object), None);
 }
 
 #[test]
