@@ -210,7 +210,7 @@ impl Certificates {
 /// Of all pods only what policies look at is kept.
 fn all_pods(client: &Client, drain: &stdx::Drain) -> Arc<dyn Fn() -> Cache<Pod> + Send + Sync> {
     let (client, drain) = (node::network_client(client), drain.clone());
-    Arc::new(move || Cache::start_trimmed(&client, Scope::all(), policy::read::trim, drain.clone()))
+    Arc::new(move || Cache::start_trimmed(&client, Scope::all(), Arc::new(policy::read::trim), drain.clone()))
 }
 
 /// A share of the node's transport.

@@ -10,7 +10,7 @@ use clap::Args;
 use client::{ApiResource, Client, DeleteParams, Https, ListParams};
 use futures_util::StreamExt;
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
-use reconcile::{Cache, Caches, EventRecorder, PartialObject, Scope};
+use reconcile::{Cache, Caches, EventRecorder, PartialObject, Scope, trim};
 use serde_json::json;
 use stdx::Drain;
 
@@ -115,7 +115,10 @@ async fn embedded(config: &Config, drain: &Drain) -> anyhow::Result<Client> {
     let server = apiserver::Server::new(settings, Arc::new(store::memory::Memory::new()))?;
     server.bootstrap().await?;
     let client = |name: &str, groups: &[&str]| transport::client(&server, UserInfo::authenticated(name, groups));
-    let caches = Caches::new(&client("system:apiserver", &["system:masters"]), drain.clone());
+    let system = client("system:apiserver", &["system:masters"]);
+    let caches = Caches::new(&system, drain.clone());
+    // No node is here.
+    caches.set(Cache::start_trimmed(&system, Scope::all(), trim::pods_elsewhere(""), drain.clone()));
     let manager = client("system:kube-controller-manager", &["system:masters"]);
     tokio::spawn(controllers::run_on(manager, caches.clone(), controllers::Config::default(), drain.clone()));
     let scheduler = client("system:kube-scheduler", &[]).named("kube-scheduler");
@@ -127,7 +130,7 @@ async fn embedded(config: &Config, drain: &Drain) -> anyhow::Result<Client> {
 async fn simulate(args: &SimulateArgs, hollow: hollow::Config, client: &Client, drain: &Drain) -> anyhow::Result<()> {
     let start = Instant::now();
     let ours = Scope { label_selector: Some(hollow::LABEL.into()), ..Scope::default() };
-    let nodes = Cache::<PartialObject>::start_of(client, ApiResource::of::<Node>(), ours, true, |_| {}, drain.clone());
+    let nodes = Cache::<PartialObject>::start_of(client, ApiResource::of::<Node>(), ours, true, drain.clone());
     let running = tokio::spawn(hollow::run(hollow, client.clone(), drain.clone()));
     wait(&nodes, args.nodes, "nodes", start).await;
     if args.pods > 0 {
@@ -137,7 +140,7 @@ async fn simulate(args: &SimulateArgs, hollow: hollow::Config, client: &Client, 
             _ => {}
         }
         let in_phase = |phase: &str| Scope { namespace: Some(NAMESPACE.into()), field_selector: Some(phase.into()), ..Scope::default() };
-        let pods = |scope| Cache::<PartialObject>::start_of(client, ApiResource::of::<Pod>(), scope, true, |_| {}, drain.clone());
+        let pods = |scope| Cache::<PartialObject>::start_of(client, ApiResource::of::<Pod>(), scope, true, drain.clone());
         let (bound, runs) = (pods(in_phase("spec.nodeName!=")), pods(in_phase("status.phase=Running")));
         create_pods(client, args.pods).await?;
         say(start, &format!("{} pods created", args.pods));

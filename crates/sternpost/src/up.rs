@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use auth::UserInfo;
 use k8s_openapi::api::core::v1::Node;
-use reconcile::{Caches, EventRecorder};
+use reconcile::{Cache, Caches, EventRecorder, Scope, trim};
 use stdx::Drain;
 use store::Store;
 use tokio::task::JoinSet;
@@ -120,6 +120,7 @@ async fn cluster(config: Config, args: &UpArgs, progress: &mut Progress) -> anyh
 
     let system = transport::client(&server, UserInfo::authenticated("system:apiserver", &["system:masters"]));
     let caches = Caches::new(&system, drain.clone());
+    caches.set(Cache::start_trimmed(&system, Scope::all(), trim::pods_elsewhere(&config.node_name), drain.clone()));
     let parts = Arc::new(Parts { config, certificates, node_ip, server, caches, drain: drain.clone() });
     start_control_plane(&parts, scheduler, ranges, &mut tasks);
     progress.step("controllers", "and scheduler");

@@ -30,6 +30,8 @@ impl Scope {
 
 /// Looked at for each change, in the order of the changes: the object before and after (`None`: it was not, or is no longer, there).
 type Callback<K> = Box<dyn Fn(Option<&Arc<K>>, Option<&Arc<K>>) + Send>;
+/// Run on each object before it is kept, to drop what the readers do not need.
+pub type Trim<K> = Arc<dyn Fn(&mut K) + Send + Sync>;
 type IndexFn<K> = Box<dyn Fn(&K) -> Vec<String> + Send + Sync>;
 
 /// A live copy of one kind; cloning shares it. Reads never wait for the server.
@@ -64,20 +66,23 @@ struct Index<K> {
 impl<K: Object> Cache<K> {
     /// Starts the cache's task; it ends with `drain`.
     pub fn start(client: &Client, scope: Scope, drain: Drain) -> Self {
-        Self::start_of(client, ApiResource::of::<K>(), scope, false, |_| {}, drain)
+        Self::start_of(client, ApiResource::of::<K>(), scope, false, drain)
     }
 
-    /// The same with `trim` run on each object before it is kept, to drop what the readers do not need.
-    pub fn start_trimmed(client: &Client, scope: Scope, trim: fn(&mut K), drain: Drain) -> Self {
-        Self::start_of(client, ApiResource::of::<K>(), scope, false, trim, drain)
+    /// The same with less of each object.
+    pub fn start_trimmed(client: &Client, scope: Scope, trim: Trim<K>, drain: Drain) -> Self {
+        Self::from(reflector::Source { client: client.clone(), resource: ApiResource::of::<K>(), scope, metadata_only: false, trim }, drain)
     }
 }
 
 impl<K: Cached> Cache<K> {
     /// A cache of any resource, decoded as `K`; `metadata_only` asks the server for `PartialObjectMetadata`.
-    pub fn start_of(client: &Client, resource: ApiResource, scope: Scope, metadata_only: bool, trim: fn(&mut K), drain: Drain) -> Self {
+    pub fn start_of(client: &Client, resource: ApiResource, scope: Scope, metadata_only: bool, drain: Drain) -> Self {
+        Self::from(reflector::Source { client: client.clone(), resource, scope, metadata_only, trim: Arc::new(|_| {}) }, drain)
+    }
+
+    fn from(source: reflector::Source<K>, drain: Drain) -> Self {
         let cache = Self::detached();
-        let source = reflector::Source { client: client.clone(), resource, scope, metadata_only, trim };
         let target = cache.clone();
         tokio::spawn(async move { drain.run(reflector::follow(source, target)).await });
         cache

@@ -8,7 +8,7 @@
 //! What flows where: server → cache task → callbacks (synchronous, in the order of the revisions) → queue → reconcile → client.
 //! [`EventRecorder`] has one task and a bounded channel; when that is full, events are dropped: they are advice, never state.
 //!
-//! Read in this order: [`cache`], [`queue`], [`expectations`], [`events`], [`leader`].
+//! Read in this order: [`cache`], [`trim`], [`queue`], [`expectations`], [`events`], [`leader`].
 
 pub mod cache;
 pub mod caches;
@@ -17,6 +17,7 @@ pub mod expectations;
 pub mod leader;
 pub mod object;
 pub mod queue;
+pub mod trim;
 
 pub use cache::{Cache, Scope, Wakeups};
 pub use caches::Caches;

@@ -56,7 +56,8 @@ pub async fn answered(server: &Inner, context: &Context, response: Response<Body
     if !choice.tells(stage) {
         return response;
     }
-    let (response, body) = if choice.level == Level::RequestResponse && !streams { whole(response).await } else { (response, None) };
+    let (response, body) =
+        if choice.level == Level::RequestResponse && !streams { Box::pin(whole(response)).await } else { (response, None) };
     send(server, trail, context, stage, Some((response.status().as_u16(), body)));
     response
 }
@@ -122,7 +123,7 @@ pub async fn keep_body(context: &mut Context, request: http::Request<Body>) -> R
         return Ok(request);
     }
     let (parts, body) = request.into_parts();
-    let bytes = crate::handlers::read_body(http::Request::new(body)).await?;
+    let bytes = Box::pin(crate::handlers::read_body(http::Request::new(body))).await?;
     context.audit.request = Some(bytes.clone());
     Ok(http::Request::from_parts(parts, crate::reply::full(bytes)))
 }

@@ -38,11 +38,7 @@ pub async fn run(server: &Inner) -> Result<(), Error> {
     try_join_all(namespaces).await.map_err(fail("namespaces"))?;
     let classes = priority_classes().map(|class| ensure(server, "scheduling.k8s.io", "priorityclasses", class, |_, _| {}));
     let roles = roles::all().into_iter().map(|(plural, object)| ensure(server, "rbac.authorization.k8s.io", plural, object, roles::repair));
-    let (levels, schemas) = crate::flow::schema::standard();
-    let levels = levels.into_iter().map(|level| ("prioritylevelconfigurations", level));
-    let flows = levels.chain(schemas.into_iter().map(|schema| ("flowschemas", schema)));
-    let flows = flows.map(|(plural, object)| ensure(server, crate::flow::GROUP, plural, object, crate::flow::schema::repair));
-    let (classes, roles, flows) = tokio::join!(try_join_all(classes), try_join_all(roles), try_join_all(flows));
+    let (classes, roles, flows) = tokio::join!(try_join_all(classes), try_join_all(roles), flows(server));
     flows.map_err(fail("flows and priority levels"))?;
     classes.map_err(fail("priority classes"))?;
     roles.map_err(fail("roles"))?;
@@ -57,6 +53,15 @@ pub async fn run(server: &Inner) -> Result<(), Error> {
         true => Ok(()),
         false => Err(fail("reading back")(Status::internal("the watch cache did not follow"))),
     }
+}
+
+/// The mandatory and the suggested objects of flow control, as they should be: at start, and again when somebody changed or deleted one.
+pub async fn flows(server: &Inner) -> Result<(), Status> {
+    let (levels, schemas) = crate::flow::schema::standard();
+    let levels = levels.into_iter().map(|level| ("prioritylevelconfigurations", level));
+    let flows = levels.chain(schemas.into_iter().map(|schema| ("flowschemas", schema)));
+    let flows = flows.map(|(plural, object)| ensure(server, crate::flow::GROUP, plural, object, crate::flow::schema::repair));
+    try_join_all(flows).await.map(drop)
 }
 
 /// Extension API servers follow this object.

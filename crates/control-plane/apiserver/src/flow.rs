@@ -123,7 +123,7 @@ impl Flow {
         let Some(entry) = self.enter_now(caches, context) else { return Ok(Place::free()) };
         let why = match entry {
             Entry::Now(place) => return Ok(place),
-            Entry::Wait(waiting) => match waiting.place(WAIT_MAX).await {
+            Entry::Wait(waiting) => match Box::pin(waiting.place(WAIT_MAX)).await {
                 Some(place) => return Ok(place),
                 None => "time-out",
             },
@@ -260,6 +260,15 @@ pub async fn tell(server: &Inner) {
     dangling::tell(server).await;
 }
 
+/// What every cluster has comes back when it was deleted. `false` where a write failed: it is tried again.
+async fn restored(server: &Inner) -> bool {
+    let outcome = crate::bootstrap::flows(server).await;
+    if let Err(status) = &outcome {
+        tracing::warn!(%status, "the flows and levels that every cluster has cannot be written");
+    }
+    outcome.is_ok()
+}
+
 /// Lends seats, and tells FlowSchemas what became of their levels, until the server stops.
 pub async fn run(server: Arc<Inner>) {
     let mut told = None;
@@ -268,7 +277,7 @@ pub async fn run(server: Arc<Inner>) {
         let mut due = tokio::time::Instant::now() + ADJUST_PERIOD;
         loop {
             let seen = server.flow.sources.each_ref().map(|cache| cache.revision());
-            if told != Some(seen) && dangling::tell(&server).await {
+            if told != Some(seen) && restored(&server).await && dangling::tell(&server).await {
                 told = Some(seen);
             }
             let open = tokio::select! {

@@ -72,14 +72,15 @@ pub async fn resource(server: &Arc<Inner>, context: &Context, request: http::Req
         return Err(Status::method_not_supported(&kind.group_resource(), request.method().as_str()).code_405());
     }
     match verb {
-        "get" | "list" if kind.facts.plural == "componentstatuses" => component_status::read(server, context, target).await,
+        "get" | "list" if kind.facts.plural == "componentstatuses" => Box::pin(component_status::read(server, context, target)).await,
         "get" => read::get(server, context, target).await,
-        "list" => read::list(server, context, target).await,
+        // Their state is large, and a write's too: a request's future is moved several times, and whoever reads one object should not have to
+        // carry them along.
+        "list" => Box::pin(read::list(server, context, target)).await,
         "watch" if websocket::is_asked(request.headers()) => {
-            websocket::send(request, watch::watch(server, context, target).await?, websocket::Messages::Lines)
+            websocket::send(request, Box::pin(watch::watch(server, context, target)).await?, websocket::Messages::Lines)
         }
-        "watch" => watch::watch(server, context, target).await,
-        // A write's state is large; a read should not have to carry it along.
+        "watch" => Box::pin(watch::watch(server, context, target)).await,
         _ => Box::pin(write(server, context, target, request)).await,
     }
 }

@@ -195,6 +195,8 @@ pub(crate) struct Inner {
     pub aggregator: aggregation::Aggregator,
     pub openapi: Arc<openapi::Documents>,
     pub served: schema::resources::Served,
+    /// Of the connections, once they are served.
+    turns: std::sync::OnceLock<Arc<serve::turns::Turns>>,
     bootstrapped: AtomicBool,
 }
 
@@ -261,6 +263,7 @@ impl Server {
             kubelet_client: config.kubelet_client,
             openapi: Arc::new(openapi::Documents::new(config.served.clone(), registry_custom)),
             served: config.served,
+            turns: std::sync::OnceLock::new(),
             resolver: config.resolver,
             aggregator: aggregation::Aggregator::new(config.front_proxy),
             bootstrapped: AtomicBool::new(false),

@@ -44,7 +44,12 @@ async fn stages(server: &Arc<Inner>, request: Request<Body>, identity: Option<Us
     let info = RequestInfo::parse(request.method(), request.uri().path(), &query);
     let headers = request.headers().clone();
     let user = match identity {
-        Some(user) => Ok((Arc::new(user), None)),
+        Some(user) => {
+            if let Some(turns) = server.turns.get() {
+                turns.is_busy_inside(started);
+            }
+            Ok((Arc::new(user), None))
+        }
         None => server.access.authenticate(&server.registry, &request).await,
     };
     if let Some(metrics) = crate::access::metrics() {
@@ -128,7 +133,7 @@ async fn admitted(server: &Arc<Inner>, context: &mut Context, mut request: Reque
     if context.info.is_resource {
         let outcome = handlers::resource(server, context, request).await;
         if outcome.is_ok() && writes_rules(context) {
-            server.registry.caches.reach(server.registry.store.revision(), RULES_PATIENCE).await;
+            Box::pin(server.registry.caches.reach(server.registry.store.revision(), RULES_PATIENCE)).await;
         }
         return outcome;
     }
@@ -184,4 +189,18 @@ fn audit_id(request: &Request<Body>) -> String {
 fn warning_header(sentence: &str) -> String {
     let printable: String = sentence.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
     format!("299 - \"{}\"", printable.replace('\\', "\\\\").replace('"', "\\\""))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// It is moved from call to call and lies in one block per request: all that only some requests need is in boxes of its own.
+    #[tokio::test]
+    async fn the_future_of_a_request_is_small() {
+        let server = crate::Server::new(crate::Config::default(), Arc::new(store::memory::Memory::new())).unwrap();
+        let request = Request::new(reply::empty());
+        let size = std::mem::size_of_val(&server.handle(request, None));
+        assert!(size < 8_000, "{size} bytes");
+    }
 }

@@ -73,7 +73,7 @@ impl Server {
         let graceful = GracefulShutdown::new();
         let acceptor = tls.map(TlsAcceptor::from);
         let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-        let turns = Turns::of_runtime();
+        let turns = self.0.turns.get_or_init(Turns::of_runtime).clone();
         while let Some(Ok(place)) = drain.run(places.clone().acquire_owned()).await
             && let Some(accepted) = drain.run(listener.accept()).await
         {

@@ -9,6 +9,7 @@ use harness::Api;
 use http::Request;
 use http_body_util::{BodyExt, StreamBody};
 use serde_json::json;
+use store::Store;
 
 const FLOW: &str = "/apis/flowcontrol.apiserver.k8s.io/v1";
 
@@ -26,6 +27,36 @@ async fn the_default_flows_are_there_and_named_in_every_answer() {
         let answer = api.send(Request::builder().uri("/version").body(harness::body("")).unwrap(), user).await;
         assert_eq!(answer.headers["x-kubernetes-pf-flowschema-uid"], uid(schema), "{schema}");
         assert!(answer.headers.contains_key("x-kubernetes-pf-prioritylevel-uid"));
+    }
+}
+
+#[tokio::test]
+async fn nobody_gives_the_last_resort_another_form() {
+    let api = Api::new().await;
+    for (path, patch, code) in [
+        ("flowschemas/catch-all", json!({"spec": {"matchingPrecedence": 5}}), 422),
+        ("flowschemas/exempt", json!({"spec": {"rules": []}}), 422),
+        ("prioritylevelconfigurations/catch-all", json!({"spec": {"limited": {"nominalConcurrencyShares": 500}}}), 422),
+        ("prioritylevelconfigurations/exempt", json!({"spec": {"exempt": {"nominalConcurrencyShares": 5}}}), 200),
+        ("flowschemas/catch-all", json!({"metadata": {"labels": {"a": "b"}}}), 200),
+        ("flowschemas/service-accounts", json!({"spec": {"matchingPrecedence": 8000}}), 200),
+    ] {
+        let answer = api.merge(&format!("{FLOW}/{path}"), patch).await;
+        assert_eq!(answer.code, code, "{path}: {}", answer.message());
+        assert!(code == 200 || answer.message().contains("must equal the fixed value"), "{path}: {}", answer.message());
+    }
+}
+
+#[tokio::test]
+async fn what_every_cluster_has_is_written_once_and_comes_back() {
+    let api = Api::new().await;
+    let before = api.store.revision();
+    api.server.bootstrap().await.unwrap();
+    assert_eq!(api.store.revision(), before, "what is right is not written again");
+    for path in ["flowschemas/exempt", "prioritylevelconfigurations/workload-low"] {
+        assert_eq!(api.delete(&format!("{FLOW}/{path}")).await.code, 200);
+        api.server.bootstrap().await.unwrap();
+        assert_eq!(api.get(&format!("{FLOW}/{path}")).await.code, 200, "{path}");
     }
 }
 

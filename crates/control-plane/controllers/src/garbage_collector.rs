@@ -118,7 +118,7 @@ impl Controller {
     }
 
     fn watch(self: &Arc<Self>, resource: &ApiResource, drain: Drain) -> Cache<PartialObject> {
-        let cache = Cache::start_of(&self.client, resource.clone(), Scope::all(), true, |_: &mut PartialObject| {}, drain);
+        let cache = Cache::start_of(&self.client, resource.clone(), Scope::all(), true, drain);
         let (this, resource) = (self.clone(), Arc::new(resource.clone()));
         cache.on_change(move |old, new| {
             let woken = match (old, new) {

@@ -177,7 +177,7 @@ impl Controller {
             return Ok(Some(cache.clone()));
         }
         let drain = self.context.drain.clone();
-        let cache: Cache<PartialObject> = Cache::start_of(&self.context.reader, found.resource, Scope::all(), true, |_| {}, drain);
+        let cache: Cache<PartialObject> = Cache::start_of(&self.context.reader, found.resource, Scope::all(), true, drain);
         let this = self.clone();
         cache.on_change(move |old, new| {
             if let Some(old) = old.filter(|_| new.is_none()) {

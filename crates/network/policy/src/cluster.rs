@@ -76,7 +76,7 @@ impl Policies {
             kind: "CustomResourceDefinition".into(),
             namespaced: false,
         };
-        let definitions = Cache::<PartialObject>::start_of(client, resource, Scope::all(), true, |_| {}, drain.clone());
+        let definitions = Cache::<PartialObject>::start_of(client, resource, Scope::all(), true, drain.clone());
         let (policies, client) = (this.clone(), client.clone());
         let handle = tokio::runtime::Handle::current();
         definitions.on_change(move |_, new| {
@@ -99,7 +99,7 @@ impl Policies {
         }
         let resource =
             ApiResource { group: GROUP.into(), version: version.into(), plural: plural.into(), kind: kind.into(), namespaced: false };
-        let cache = Cache::<Object>::start_of(client, resource, Scope::all(), false, |_| {}, drain.clone());
+        let cache = Cache::<Object>::start_of(client, resource, Scope::all(), false, drain.clone());
         if let Some(wake) = &state.wake {
             wake_on(&cache, wake);
         }

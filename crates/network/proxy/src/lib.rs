@@ -5,7 +5,7 @@
 //! wake-up ([`table`]). Keys of changed Services flow through one queue; many changes that come while a batch is under way share the
 //! next one.
 //!
-//! The program has two maps per IP family: *(address, protocol, port) → what chain serves it* (one for each k endpoints), and *(address, protocol, port, random
+//! The program has two maps per IP family: *(address, protocol, port) → chain for k endpoints*, and *(address, protocol, port, random
 //! number below k) → endpoint*. A Service is one element of the first and k of the second, whatever its size the rules stay the
 //! same, and a changed endpoint is one or two elements. A chain per endpoint, upstream's layout, takes seconds where this takes
 //! milliseconds.

@@ -2,14 +2,15 @@
 //!
 //! ```text
 //! svc-prerouting, svc-output (nat, before routing)      jump svc-dispatch
-//! svc-dispatch     ip daddr . l4proto . dport map @svc-frontends4  vmap @svc-chains
-//!                  fib daddr type local, l4proto . dport map @svc-nodeports4  vmap @svc-chains
+//! svc-dispatch     ip daddr . l4proto . dport vmap @svc-frontends4
+//!                  fib daddr type local, l4proto . dport vmap @svc-nodeports4
 //! svc-c4-3         (3 endpoints, ClusterIP)             source is no pod: mark;  dnat to daddr . proto . dport . random 3 map @svc-endpoints4
 //! svc-filter-…     (filter, just before) ct state new   the same two lookups in @svc-refusals4, @svc-nodeport-refusals4: reject or drop
 //! svc-postrouting  (nat, after routing)                 marked, or an endpoint that reaches itself: masquerade
 //! ```
-//! and all again for IPv6. A frontend's element does not name its chain but says what the chain is like, and a small map knows the chain: whenever
-//! something that leads to a chain is added, the kernel walks all that do, which took 10 ms and more where every Service was one. Names of ours begin with `svc-`: the pod network's chains share the table.
+//! and all again for IPv6. A Service whose number of endpoints changes leads to another chain, and the kernel then walks all that lead to chains:
+//! that change is linear in the Services (a replaced endpoint is not). A map from Services to numbers before a small map of chains would be
+//! constant, but nftables 1.0.6 (Debian 12) fails an assertion when it lists such a rule, and with it every table of the machine. Names of ours begin with `svc-`: the pod network's chains share the table.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -100,14 +101,11 @@ impl Proxier {
         }
         for chain in &change.new_chains {
             rules::install_chain(batch, &self.config, chain);
-            let there = nft::Verdict::Goto(rules::chain_name(chain));
-            batch.add_elements(rules::CHAIN_MAP, &[Element::verdict(rules::chain_key(chain), there)]);
         }
         for (set, elements) in grouped(change.add.iter().map(|(key, value)| (*key, Some(*value)))) {
             batch.add_elements(&set, &elements);
         }
         for chain in &change.unused_chains {
-            batch.delete_elements(rules::CHAIN_MAP, &[Element::key(rules::chain_key(chain))]);
             let name = rules::chain_name(chain);
             batch.flush_chain(&name);
             batch.delete_chain(&name);
@@ -205,9 +203,9 @@ fn element(key: &Key, value: Option<Value>) -> Element {
     };
     match value {
         None | Some(Value::Present) => Element::key(bytes),
-        Some(Value::Chain(chain)) => Element::value(bytes, rules::chain_key(&chain)),
-        Some(Value::Reject) => Element::value(bytes, nft::Value::new().mark(rules::REJECT)),
-        Some(Value::Drop) => Element::value(bytes, nft::Value::new().mark(rules::DROP)),
+        Some(Value::Chain(chain)) => Element::verdict(bytes, nft::Verdict::Goto(rules::chain_name(&chain))),
+        Some(Value::Reject) => Element::verdict(bytes, nft::Verdict::Goto(rules::REJECT_CHAIN.to_owned())),
+        Some(Value::Drop) => Element::verdict(bytes, nft::Verdict::Drop),
         Some(Value::Endpoint(endpoint)) => Element::value(bytes, nft::Value::new().address(endpoint.address).port(endpoint.port)),
     }
 }

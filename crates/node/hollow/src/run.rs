@@ -31,8 +31,8 @@ pub async fn run(config: Config, client: Client, drain: Drain) {
     let config = Arc::new(config);
     let only_ours = Scope { label_selector: Some(crate::LABEL.into()), ..Scope::default() };
     let assigned = Scope::fields("spec.nodeName!=");
-    let nodes = Cache::start_of(&client, ApiResource::of::<Node>(), only_ours, false, |_| {}, drain.clone());
-    let pods = Cache::start_of(&client, ApiResource::of::<Pod>(), assigned, false, |_| {}, drain.clone());
+    let nodes = Cache::start_of(&client, ApiResource::of::<Node>(), only_ours, false, drain.clone());
+    let pods = Cache::start_of(&client, ApiResource::of::<Pod>(), assigned, false, drain.clone());
     let world = Arc::new(World { config: config.clone(), client: client.clone(), nodes, pods, since: Mutex::default() });
     // Before all are registered: the first of many would count as silent.
     tokio::spawn({

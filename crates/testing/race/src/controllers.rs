@@ -120,7 +120,7 @@ impl Bench {
         let client = Client::new(Arc::new(InProcess(server, UserInfo::authenticated("race", &["system:masters"]))));
         let drain = stdx::drain();
         tokio::spawn(controllers::run(client.clone(), controllers::Config::default(), drain.clone()));
-        let pods = Cache::start_of(&client, ApiResource::of::<Pod>(), Scope::all(), true, |_| {}, drain.clone());
+        let pods = Cache::start_of(&client, ApiResource::of::<Pod>(), Scope::all(), true, drain.clone());
         let slices = Cache::start(&client, Scope::all(), drain.clone());
         let namespace: Namespace = serde_json::from_value(json!({"metadata": {"name": "race"}}))?;
         client.create(&namespace).await?;

@@ -7,7 +7,7 @@ use client::{ApiResource, Client, Error, ListParams, WatchEvent, WatchParams, Wa
 use stdx::Backoff;
 use tracing::{debug, warn};
 
-use super::{Cache, Scope};
+use super::{Cache, Scope, Trim};
 use crate::object::{Cached, ObjectKey};
 
 /// Objects per page where the server has no streaming lists.
@@ -18,7 +18,7 @@ pub(super) struct Source<K> {
     pub resource: ApiResource,
     pub scope: Scope,
     pub metadata_only: bool,
-    pub trim: fn(&mut K),
+    pub trim: Trim<K>,
 }
 
 /// What a watch ended with.

@@ -104,6 +104,11 @@ impl Authorizer {
         if let Some(decision) = self.decide_here(caches, user, asked) {
             return decision;
         }
+        // Boxed: hardly any request has to carry what asking outside needs.
+        Box::pin(self.ask_outside(caches, user, asked)).await
+    }
+
+    async fn ask_outside(&self, caches: &Caches, user: &UserInfo, asked: &Attributes<'_>) -> Decision {
         let chain = self.chain.load_full();
         let mut against = Against::default();
         for step in &chain.steps {

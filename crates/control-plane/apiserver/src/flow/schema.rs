@@ -4,7 +4,11 @@
 
 use auth::UserInfo;
 use auth::authorize::Attributes;
+use meta::field::{Error, Path};
 use serde_json::{Value, json};
+
+use crate::object::meta;
+use crate::registry::catalog::Kind;
 
 /// A FlowSchema.
 #[derive(Clone, Debug)]
@@ -254,6 +258,27 @@ pub fn standard() -> (Vec<Value>, Vec<Value>) {
         schema("catch-all", "catch-all", 10_000, users, all(everybody())),
     ];
     (levels, schemas)
+}
+
+/// Nobody gives the last resort another form. Source: `pkg/apis/flowcontrol/validation` (`MandatoryFlowSchemas`).
+pub fn fixed(kind: &Kind, object: &Value) -> Option<Error> {
+    let name = meta(object, "name");
+    let schema = match kind.facts.plural {
+        "flowschemas" => true,
+        "prioritylevelconfigurations" => false,
+        _ => return None,
+    };
+    // The shares of the exempt level are its administrator's.
+    if kind.facts.group != super::GROUP || !(name == "catch-all" || name == "exempt" && schema) {
+        return None;
+    }
+    let (levels, schemas) = standard();
+    let mut wanted = if schema { schemas } else { levels }.into_iter().find(|object| meta(object, "name") == name)?;
+    wanted["kind"] = kind.facts.kind.into();
+    wanted["apiVersion"] = kind.api_version().into();
+    crate::codec::default(kind, &mut wanted);
+    let same = rules::value::same(&wanted["spec"], &object["spec"]);
+    (!same).then(|| Error::invalid(&Path::new("spec"), object["spec"].clone(), format!("spec of '{name}' must equal the fixed value")))
 }
 
 /// The specs of the mandatory ones are kept; those of suggested ones too, as long as their annotation says so.

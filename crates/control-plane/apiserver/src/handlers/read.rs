@@ -34,7 +34,7 @@ pub async fn get(server: &Arc<Inner>, context: &Context, target: Target<'_>) -> 
     if let Some(wanted) = parse_version(context.query.text("resourceVersion"))?
         && wanted > server.registry.store.revision()
     {
-        reach(server, wanted).await?;
+        Box::pin(reach(server, wanted)).await?;
     }
     let object = server.registry.get(target).await?;
     super::respond(context, target.kind, StatusCode::OK, &object, format)

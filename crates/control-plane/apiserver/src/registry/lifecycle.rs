@@ -94,6 +94,7 @@ pub fn validate_create(kind: &Kind, object: &Value) -> Result<(), Status> {
     }
     errors.extend(rules.validate(object));
     errors.extend(rules.validate_create(object));
+    errors.extend(crate::flow::schema::fixed(kind, object));
     if errors.is_empty() { Ok(()) } else { Err(kind.invalid(meta(object, "name"), &errors)) }
 }
 
@@ -228,6 +229,9 @@ pub fn validate_update(target: Target<'_>, new: &Value, old: &Value, part: Part)
         errors.extend(target.kind.storage.rules.validate(new));
     }
     errors.extend(target.kind.storage.rules.validate_update(new, old, part));
+    if part == Part::Main {
+        errors.extend(crate::flow::schema::fixed(target.kind, new));
+    }
     if errors.is_empty() { Ok(()) } else { Err(target.kind.invalid(target.name, &errors)) }
 }
 

@@ -6,7 +6,8 @@
 //! free to see who comes. Who finds no place waits in the line of their user, and the line goes next whose user had least of the processors
 //! lately (start-time fair queuing, by measured time). No line has all the places: however long one poll of it takes, another finds room.
 //!
-//! Who is alone has no need of all that: as long as nobody else's work was seen for a while, polls are neither counted nor limited.
+//! Who is alone has no need of all that: as long as nobody else's work was seen for a while, polls are neither counted nor limited. Components
+//! inside the process come on no connection and wait in no line, but while they are busy nobody is alone.
 //!
 //! This is below API Priority and Fairness ([`crate::flow`]), which knows what a request asks for and divides requests that last; it divides
 //! processors among requests that are read, answered and gone. Upstream leaves this to Go's scheduler.
@@ -30,6 +31,8 @@ const POLL_NANOS: u64 = 20_000;
 const SLICE: Duration = Duration::from_micros(200);
 /// A user is alone when nobody else's work was seen for so long.
 const ALONE_AFTER: Duration = Duration::from_secs(1);
+/// The same of components inside the process: short, because one or the other renews a Lease all the time.
+const ALONE_AFTER_INSIDE: Duration = Duration::from_millis(50);
 /// The number of the line of all connections of which nothing is known yet.
 const NEWCOMERS: u64 = 0;
 /// Names of lines that nobody holds any more are forgotten when there are so many.
@@ -153,13 +156,25 @@ impl Turns {
         if line.number == NEWCOMERS {
             return false;
         }
-        let since = |time: Instant| u64::try_from(time.duration_since(self.born).as_nanos()).unwrap_or(u64::MAX);
         if self.last.load(Ordering::Relaxed) != line.number {
             self.last.store(line.number, Ordering::Relaxed);
-            self.company.store(since(now + ALONE_AFTER), Ordering::Relaxed);
+            self.company.store(self.nanos(now + ALONE_AFTER), Ordering::Relaxed);
             return false;
         }
-        since(now) >= self.company.load(Ordering::Relaxed)
+        self.nanos(now) >= self.company.load(Ordering::Relaxed)
+    }
+
+    /// A component inside the process is at work.
+    pub fn is_busy_inside(&self, now: Instant) {
+        // Not every one of its requests needs to say so.
+        let company = self.company.load(Ordering::Relaxed);
+        if company < self.nanos(now + ALONE_AFTER_INSIDE / 2) {
+            self.company.fetch_max(self.nanos(now + ALONE_AFTER_INSIDE), Ordering::Relaxed);
+        }
+    }
+
+    fn nanos(&self, time: Instant) -> u64 {
+        u64::try_from(time.duration_since(self.born).as_nanos()).unwrap_or(u64::MAX)
     }
 
     fn line(&self, name: &str) -> Arc<Line> {

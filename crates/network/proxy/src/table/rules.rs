@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use nft::Expression as E;
 use nft::{
-    ADDRESS_TYPE_LOCAL, Batch, CT_STATE_NEW, CT_STATUS_DNAT, ChainKind, Ct, Element, FIB_DESTINATION, FIB_SOURCE, FibResult, Field, Hook,
-    HookPoint, MapsTo, Meta, Register, Reject, Set, Verdict,
+    ADDRESS_TYPE_LOCAL, Batch, CT_STATE_NEW, CT_STATUS_DNAT, ChainKind, Ct, FIB_DESTINATION, FIB_SOURCE, FibResult, Field, Hook, HookPoint,
+    MapsTo, Meta, Register, Reject, Set, Verdict,
 };
 
 use crate::Config;
@@ -13,13 +13,7 @@ use crate::plan::{Family, Frontend, Masquerade};
 use crate::program::{Chain, LOCAL_INDEX};
 
 pub const PREFIX: &str = "svc-";
-const REJECT_CHAIN: &str = "svc-reject";
-/// From what a chain is like to the chain.
-pub const CHAIN_MAP: &str = "svc-chains";
-/// From a kind of refusal to what is done.
-const REFUSAL_MAP: &str = "svc-refusal-kinds";
-pub const REJECT: u32 = 1;
-pub const DROP: u32 = 2;
+pub const REJECT_CHAIN: &str = "svc-reject";
 const DISPATCH_CHAIN: &str = "svc-dispatch";
 const REFUSE_CHAIN: &str = "svc-refuse";
 const POSTROUTING_CHAIN: &str = "svc-postrouting";
@@ -66,21 +60,6 @@ pub fn guarded_set(family: Family) -> String {
 pub fn source_set(family: Family) -> String {
     format!("{PREFIX}sources{}", digit(family))
 }
-
-/// All that makes a chain what it is, in [`CHAIN_KEY`]'s fields: endpoints; those for outside clients and a bit, where they get others; the rest.
-pub fn chain_key(chain: &Chain) -> nft::Value {
-    let masquerade = match chain.masquerade {
-        Masquerade::NonPods => 0,
-        Masquerade::Always => 1,
-        Masquerade::Never => 2,
-    };
-    let (v6, any) = (u32::from(chain.family == Family::V6), u32::from(chain.any_address));
-    // At most a day of seconds, and 0 is no affinity (the API refuses it).
-    let rest = chain.affinity_seconds.unwrap_or(0) << 4 | masquerade << 2 | v6 << 1 | any;
-    nft::Value::new().mark(chain.endpoints).mark(chain.local.map_or(0, |local| local | LOCAL_INDEX)).mark(rest)
-}
-
-const CHAIN_KEY: [Field; 3] = [Field::Mark; 3];
 
 /// Such as `svc-c4-3`: ClusterIP (x: external, h: source kept), IPv4, three endpoints; `n`: on any address of the node.
 pub fn chain_name(chain: &Chain) -> String {
@@ -160,16 +139,14 @@ impl Layout {
 
 /// The maps, the base chains and what they always hold; endpoints and frontends come as elements.
 pub fn install(batch: &mut Batch, config: &Config) {
-    FAMILIES.into_iter().flat_map(sets).chain(verdicts()).for_each(|set| batch.add_set(&set));
+    FAMILIES.into_iter().flat_map(sets).for_each(|set| batch.add_set(&set));
     for chain in [DISPATCH_CHAIN, REFUSE_CHAIN, REJECT_CHAIN] {
         batch.add_chain(chain, None);
     }
     batch.add_rule(REJECT_CHAIN, &[E::Reject(Reject::PortUnreachable)]);
-    let kinds = [(REJECT, Verdict::Goto(REJECT_CHAIN.to_owned())), (DROP, Verdict::Drop)];
-    batch.add_elements(REFUSAL_MAP, &kinds.map(|(kind, what)| Element::verdict(nft::Value::new().mark(kind), what)));
     for layout in FAMILIES.map(Layout::of) {
-        dispatch(batch, config, layout, DISPATCH_CHAIN, (frontend_map, CHAIN_MAP));
-        dispatch(batch, config, layout, REFUSE_CHAIN, (refusal_map, REFUSAL_MAP));
+        dispatch(batch, config, layout, DISPATCH_CHAIN, frontend_map);
+        dispatch(batch, config, layout, REFUSE_CHAIN, refusal_map);
         batch.add_rule(REFUSE_CHAIN, &drop_other_sources(layout));
     }
     for (point, name) in [(HookPoint::Prerouting, "prerouting"), (HookPoint::Output, "output")] {
@@ -190,16 +167,21 @@ fn sets(family: Family) -> Vec<Set> {
     let address = layout.address_field();
     let on_address =
         |name: String, maps_to| Set { name, key: vec![address, Field::Protocol, Field::Port], maps_to, dynamic: false, intervals: false };
-    let on_any = |name: String, maps_to| Set { name, key: vec![Field::Protocol, Field::Port], maps_to, dynamic: false, intervals: false };
+    let on_any = |name: String| Set {
+        name,
+        key: vec![Field::Protocol, Field::Port],
+        maps_to: Some(MapsTo::Verdict),
+        dynamic: false,
+        intervals: false,
+    };
     let some = Frontend { family, address: Some(super::unspecified(family)), protocol: 0, port: 0 };
     let any = Frontend { address: None, ..some };
     let endpoint = MapsTo::Fields(vec![address, Field::Port]);
-    let (chain, refusal) = (MapsTo::Fields(CHAIN_KEY.to_vec()), MapsTo::Fields(vec![Field::Mark]));
     vec![
-        on_address(frontend_map(&some), Some(chain.clone())),
-        on_address(refusal_map(&some), Some(refusal.clone())),
-        on_any(frontend_map(&any), Some(chain)),
-        on_any(refusal_map(&any), Some(refusal)),
+        on_address(frontend_map(&some), Some(MapsTo::Verdict)),
+        on_address(refusal_map(&some), Some(MapsTo::Verdict)),
+        on_any(frontend_map(&any)),
+        on_any(refusal_map(&any)),
         Set {
             name: endpoint_map(family),
             key: vec![address, Field::Protocol, Field::Port, Field::Mark],
@@ -232,35 +214,21 @@ fn sets(family: Family) -> Vec<Set> {
     ]
 }
 
-/// The maps that lead on.
-fn verdicts() -> [Set; 2] {
-    [(CHAIN_MAP, &CHAIN_KEY[..]), (REFUSAL_MAP, &[Field::Mark])].map(|(name, key)| Set {
-        name: name.to_owned(),
-        key: key.to_vec(),
-        maps_to: Some(MapsTo::Verdict),
-        dynamic: false,
-        intervals: false,
-    })
-}
-
-/// Looks the destination up in the map of addresses, then (when it is the node's) in the map of ports; what is found there leads on by `verdicts`.
-fn dispatch(batch: &mut Batch, config: &Config, layout: Layout, chain: &str, (map, verdicts): (fn(&Frontend) -> String, &str)) {
-    let lead_on = |map: String, key: Register| {
-        [E::Lookup { map, key, to: layout.index() }, E::LookupVerdict { map: verdicts.to_owned(), key: layout.index() }]
-    };
+/// Looks the destination up in the map of addresses, then (when it is the node's) in the map of ports.
+fn dispatch(batch: &mut Batch, config: &Config, layout: Layout, chain: &str, map: fn(&Frontend) -> String) {
     let some = Frontend { family: layout.family, address: Some(super::unspecified(layout.family)), protocol: 0, port: 0 };
     let any = Frontend { address: None, ..some };
     let mut by_address = layout.is_family().to_vec();
     by_address.push(layout.load_destination());
     by_address.extend(layout.load_protocol_and_port());
-    by_address.extend(lead_on(map(&some), layout.destination()));
+    by_address.push(E::LookupVerdict { map: map(&some), key: layout.destination() });
     batch.add_rule(chain, &by_address);
     for restriction in node_port_addresses(config, layout) {
         let mut by_port = layout.is_family().to_vec();
         by_port.extend(layout.is_local(FIB_DESTINATION));
         by_port.extend(restriction);
         by_port.extend(layout.load_protocol_and_port());
-        by_port.extend(lead_on(map(&any), layout.protocol()));
+        by_port.push(E::LookupVerdict { map: map(&any), key: layout.protocol() });
         batch.add_rule(chain, &by_port);
     }
 }

@@ -75,7 +75,7 @@ fn fill(services: u32, endpoints: u8) -> anyhow::Result<(f64, Vec<f64>)> {
     let full = started.elapsed().as_secs_f64();
     let mut changes = Vec::new();
     for change in 0..CHANGES {
-        // One endpoint more or less is another chain, the dearer kind of change.
+        // One endpoint more or less is another chain, the dearer kind of change: the kernel walks all that lead to chains.
         let fewer = vec![(owner(7), plan(7, endpoints - change % 2))];
         let started = Instant::now();
         proxier.update(fewer)?;

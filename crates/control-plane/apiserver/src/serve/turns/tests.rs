@@ -40,6 +40,8 @@ fn who_is_alone_has_everything_until_somebody_comes() {
     assert!(!turns.is_alone(&line(&other), later(4)));
     assert!(!turns.is_alone(&line(&one), later(4)), "the other was there just now");
     assert!(turns.is_alone(&line(&one), later(6)));
+    turns.is_busy_inside(later(7));
+    assert!(!turns.is_alone(&line(&one), later(7)) && turns.is_alone(&line(&one), later(8)));
     turns.company.store(0, Ordering::SeqCst);
     let inside = |_: &mut Context<'_>| {
         assert!((0..5).all(|_| poll(&mut one.take(async {})).is_ready()), "as many at once as there are");
