@@ -284,7 +284,7 @@ fn selectable(version: &Value, schema: &Node, path: &Path, errors: &mut Vec<Erro
             errors.push(Error::invalid(&here, given, "is an invalid path: expected [ or . but got: ".to_owned() + given));
             continue;
         };
-        let found = names.iter().try_fold(schema, |node, name| node.properties.get(*name));
+        let found = names.iter().try_fold(schema, |node, name| Some(&**node.properties.get(*name)?));
         match found {
             _ if names.first() == Some(&"metadata") => {
                 errors.push(Error::invalid(&here, given, "must not point to fields in metadata"));

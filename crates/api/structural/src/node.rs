@@ -11,7 +11,8 @@ pub struct Node {
     pub format: String,
     pub nullable: bool,
     pub default: Option<Value>,
-    pub properties: BTreeMap<String, Node>,
+    /// Boxed: a tree's leaf has room for eleven, and most objects have few.
+    pub properties: BTreeMap<String, Box<Node>>,
     pub additional: Option<Additional>,
     pub items: Option<Box<Node>>,
     pub required: Vec<String>,
@@ -80,7 +81,7 @@ impl Node {
                 .as_object()
                 .into_iter()
                 .flatten()
-                .map(|(name, value)| (name.clone(), Node::read(value)))
+                .map(|(name, value)| (name.clone(), Box::new(Node::read(value))))
                 .collect(),
             additional: match &schema["additionalProperties"] {
                 Value::Bool(any) => Some(Additional::Any(*any)),
@@ -126,7 +127,7 @@ impl Node {
 
     /// The schema of a property, declared or additional.
     pub fn property(&self, name: &str) -> Option<&Node> {
-        self.properties.get(name).or_else(|| self.additional_schema())
+        self.properties.get(name).map(Box::as_ref).or_else(|| self.additional_schema())
     }
 }
 

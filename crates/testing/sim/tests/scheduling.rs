@@ -1,21 +1,26 @@
 //! The scheduler against the real API server, in one process: what it writes, and when.
 
+use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use client::{Client, DeleteParams, ListParams, Object, Patch};
+use bytes::Bytes;
+use client::{Body, Client, DeleteParams, ListParams, Object, Patch, Transport};
 use k8s_openapi::api::core::v1::{Event, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, ServiceAccount};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::scheduling::v1::PriorityClass;
 use k8s_openapi::api::storage::v1::StorageClass;
+use reconcile::EventRecorder;
 use serde_json::{Value, json};
 use sim::{Embedded, Parts};
+use tokio::sync::Notify;
 
 const NAMESPACE: &str = "default";
 
 struct Cluster {
     api: Client,
-    _embedded: Embedded,
+    embedded: Embedded,
 }
 
 async fn cluster(nodes: &[(&str, Value)]) -> Cluster {
@@ -23,8 +28,12 @@ async fn cluster(nodes: &[(&str, Value)]) -> Cluster {
 }
 
 async fn cluster_with(nodes: &[(&str, Value)], config: scheduler::Config) -> Cluster {
+    cluster_of(nodes, Some(config)).await
+}
+
+async fn cluster_of(nodes: &[(&str, Value)], scheduler: Option<scheduler::Config>) -> Cluster {
     let store = Arc::new(store::memory::Memory::new());
-    let embedded = Embedded::start(store, Parts { controllers: None, scheduler: Some(config), taints: false }).await.unwrap();
+    let embedded = Embedded::start(store, Parts { controllers: None, scheduler, taints: false }).await.unwrap();
     let api = embedded.admin();
     if let Err(error) = api.create::<Namespace>(&object(json!({ "metadata": { "name": NAMESPACE } }))).await {
         assert!(error.is_already_exists(), "{error}");
@@ -39,7 +48,7 @@ async fn cluster_with(nodes: &[(&str, Value)], config: scheduler::Config) -> Clu
         merge(&mut node, more.clone());
         api.create::<Node>(&object(node)).await.unwrap();
     }
-    Cluster { api, _embedded: embedded }
+    Cluster { api, embedded }
 }
 
 fn merge(into: &mut Value, from: Value) {
@@ -119,6 +128,44 @@ async fn a_pod_that_fits_nowhere_says_so_and_goes_where_room_is_made() {
     };
     assert_eq!(of("first", "Scheduled").as_deref(), Some("Successfully assigned default/first to a"));
     assert!(of("second", "FailedScheduling").is_some());
+}
+
+/// Keeps the first binding back until it is let go.
+struct Held {
+    inner: Arc<dyn Transport>,
+    taken: AtomicBool,
+    arrived: Notify,
+    go: Notify,
+}
+
+impl Transport for Held {
+    fn send(&self, request: http::Request<Bytes>) -> Pin<Box<dyn Future<Output = std::io::Result<http::Response<Body>>> + Send + '_>> {
+        Box::pin(async move {
+            if request.uri().path().ends_with("/binding") && !self.taken.swap(true, Ordering::SeqCst) {
+                self.arrived.notify_one();
+                self.go.notified().await;
+            }
+            self.inner.send(request).await
+        })
+    }
+}
+
+#[tokio::test]
+async fn a_pod_made_anew_under_its_name_while_the_former_is_being_bound_is_scheduled() {
+    let cluster = cluster_of(&[("a", json!({}))], None).await;
+    let inner = cluster.embedded.transport("system:kube-scheduler", &[]);
+    let held = Arc::new(Held { inner, taken: AtomicBool::new(false), arrived: Notify::new(), go: Notify::new() });
+    let (client, drain) = (Client::new(held.clone()), cluster.embedded.drain.clone());
+    let recorder = EventRecorder::start(&client, "default-scheduler", None, drain.clone());
+    tokio::spawn(scheduler::run(scheduler::Config::default(), client, cluster.embedded.caches.clone(), recorder, drain));
+    cluster.pod("one", json!({})).await;
+    held.arrived.notified().await;
+    cluster.api.delete::<Pod>(Some(NAMESPACE), "one", &DeleteParams::default()).await.unwrap();
+    cluster.pod("one", json!({})).await;
+    // The scheduler sees the new one while it still waits for the answer about the other.
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    held.go.notify_one();
+    assert_eq!(cluster.node_of("one").await, "a");
 }
 
 #[tokio::test]

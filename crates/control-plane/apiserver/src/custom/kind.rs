@@ -37,7 +37,8 @@ fn of_version(crd: &Value, version: &Value, since: u64, strategy: Arc<Strategy>)
     let preserve = crd["spec"]["preserveUnknownFields"] == true;
     let name = format!("{}.{}.{}", reversed(facts.group), facts.version, facts.kind);
     let found = model::root(&node, &name, preserve);
-    let rules = RulesRef::Owned(Arc::new(CustomRules::new(facts, version, versions, node.clone(), expressions::compile(&node))));
+    let compiled = expressions::compile(&node);
+    let rules = RulesRef::Owned(Arc::new(CustomRules::new(facts, version, versions, node, compiled)));
     let storage = Storage {
         prefix: format!("/registry/{}/{}/", facts.group, facts.plural),
         group: facts.group,

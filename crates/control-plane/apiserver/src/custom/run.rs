@@ -16,7 +16,7 @@ use super::kind;
 use crate::Inner;
 use crate::cache::Changes;
 use crate::context::Context;
-use crate::object::{meta, metadata_mut};
+use crate::object::{Object, meta, metadata_mut};
 use crate::registry::catalog::{self, Kind};
 use crate::registry::{Target, deletion};
 use crate::selection::Selection;
@@ -65,32 +65,55 @@ pub async fn run(server: Arc<Inner>) {
     }
 }
 
-fn all(server: &Inner) -> Vec<(Value, u64)> {
+fn all(server: &Inner) -> Vec<Arc<Object>> {
     let Some(kind) = catalog::stored(GROUP, PLURAL) else { return Vec::new() };
     let selection = Selection::all(kind.prefix(""), kind.storage.rules.clone());
     let cache = server.registry.caches.of(kind.storage.prefix.as_bytes());
-    let page = cache.list(&selection.prefix, b"", 0, &selection, 0);
-    page.objects.iter().map(|object| (object.value(), object.revision)).collect()
+    cache.list(&selection.prefix, b"", 0, &selection, 0).objects
 }
 
-/// `true`: a deletion waits for others.
+/// The names that a CRD has.
+struct Names {
+    uid: String,
+    group: String,
+    accepted: Value,
+}
+
+impl Names {
+    fn of(crd: &Value) -> Self {
+        let group = crd["spec"]["group"].as_str().unwrap_or_default().to_owned();
+        Self { uid: meta(crd, "uid").to_owned(), group, accepted: crd["status"]["acceptedNames"].clone() }
+    }
+}
+
+/// `true`: a deletion waits for others. One CRD is decoded at a time: as a tree it has many times the size of its text.
 async fn step(server: &Inner, made: &mut HashMap<String, Made>) -> Result<bool, Status> {
     let crds = all(server);
-    let mut planned: Vec<(Value, Value, u64)> = Vec::new();
-    for (crd, revision) in &crds {
-        planned.push((crd.clone(), plan(crd, &crds), *revision));
-    }
-    serve(server, &planned, made);
-    for (before, after, _) in &planned {
-        if before["status"] != after["status"] {
-            write(server, after).await?;
+    let names: Vec<Names> = crds.iter().map(|object| Names::of(&object.value())).collect();
+    let (mut changed, mut served, mut going) = (Vec::new(), Vec::new(), Vec::new());
+    let mut anew = false;
+    for object in &crds {
+        let before = object.value();
+        let after = plan(&before, &names);
+        if established(&after) {
+            served.push(meta(&after, "uid").to_owned());
+            anew |= make(server, &after, made);
         }
+        let ends = after["metadata"]["deletionTimestamp"].is_string() && finalizers(&after).any(|finalizer| finalizer == FINALIZER);
+        if before["status"] != after["status"] {
+            changed.push(after.clone());
+        }
+        if ends {
+            going.push(after);
+        }
+    }
+    serve(server, anew, &served, made);
+    for after in &changed {
+        write(server, after).await?;
     }
     let mut waits = false;
-    for (_, after, _) in &planned {
-        if after["metadata"]["deletionTimestamp"].is_string() && finalizers(after).any(|finalizer| finalizer == FINALIZER) {
-            waits |= !clean(server, after).await?;
-        }
+    for after in &going {
+        waits |= !clean(server, after).await?;
     }
     Ok(waits)
 }
@@ -104,7 +127,7 @@ fn established(crd: &Value) -> bool {
 }
 
 /// The CRD with the status it ought to have.
-fn plan(crd: &Value, all: &[(Value, u64)]) -> Value {
+fn plan(crd: &Value, all: &[Names]) -> Value {
     let mut wanted = crd.clone();
     let names = &crd["spec"]["names"];
     let taken = conflict(crd, all);
@@ -161,15 +184,15 @@ pub fn begin_deletion(crd: &mut Value) {
 }
 
 /// Why the names cannot be had: an older CRD of the group, or a built-in kind, has them.
-fn conflict(crd: &Value, all: &[(Value, u64)]) -> Option<(&'static str, String)> {
+fn conflict(crd: &Value, all: &[Names]) -> Option<(&'static str, String)> {
     let group = crd["spec"]["group"].as_str().unwrap_or_default();
     let mut resources: Vec<String> = Vec::new();
     let mut kinds: Vec<String> = Vec::new();
-    for (other, _) in all {
-        if meta(other, "uid") == meta(crd, "uid") || other["spec"]["group"] != group {
+    for other in all {
+        if other.uid == meta(crd, "uid") || other.group != group {
             continue;
         }
-        let accepted = &other["status"]["acceptedNames"];
+        let accepted = &other.accepted;
         let text = |name: &str| accepted[name].as_str().filter(|text| !text.is_empty()).map(str::to_owned);
         resources.extend(text("plural"));
         resources.extend(text("singular"));
@@ -230,34 +253,28 @@ fn digest(crd: &Value) -> [u8; 32] {
     hash.finalize().into()
 }
 
-/// Replaces what is served by what the established CRDs say. Kinds of CRDs that did not change stay the same.
-fn serve(server: &Inner, planned: &[(Value, Value, u64)], made: &mut HashMap<String, Made>) {
-    let mut changed = false;
-    let mut seen: Vec<&str> = Vec::new();
-    let since = server.registry.store.revision();
-    for (_, crd, _) in planned {
-        if !established(crd) {
-            continue;
-        }
-        let uid = meta(crd, "uid");
-        seen.push(uid);
-        let digest = digest(crd);
-        if made.get(uid).is_some_and(|made| made.digest == digest) {
-            continue;
-        }
-        let kinds = kind::of_crd(crd, since);
-        let lookup: Arc<dyn admission::Lookup> = server.registry.reader.clone();
-        for kind in &kinds {
-            if let Some(form) = &kind.custom {
-                form.strategy.resolve_with(&lookup);
-            }
-        }
-        made.insert(uid.to_owned(), Made { digest, kinds });
-        changed = true;
+/// The kinds of an established CRD; `false` where they are made already.
+fn make(server: &Inner, crd: &Value, made: &mut HashMap<String, Made>) -> bool {
+    let (uid, digest) = (meta(crd, "uid"), digest(crd));
+    if made.get(uid).is_some_and(|made| made.digest == digest) {
+        return false;
     }
+    let kinds = kind::of_crd(crd, server.registry.store.revision());
+    let lookup: Arc<dyn admission::Lookup> = server.registry.reader.clone();
+    for kind in &kinds {
+        if let Some(form) = &kind.custom {
+            form.strategy.resolve_with(&lookup);
+        }
+    }
+    made.insert(uid.to_owned(), Made { digest, kinds });
+    true
+}
+
+/// Replaces what is served by what the established CRDs say. Kinds of CRDs that did not change stay the same.
+fn serve(server: &Inner, anew: bool, established: &[String], made: &mut HashMap<String, Made>) {
     let before = made.len();
-    made.retain(|uid, _| seen.contains(&uid.as_str()));
-    if changed || made.len() != before {
+    made.retain(|uid, _| established.contains(uid));
+    if anew || made.len() != before {
         server.registry.custom.replace(made.values().flat_map(|made| made.kinds.iter().cloned()).collect());
     }
 }
