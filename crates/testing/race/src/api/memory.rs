@@ -67,7 +67,7 @@ pub async fn peer_list(options: &Options, etcd: &Etcd, size: usize) -> anyhow::R
     const WRITERS: usize = 64;
     let connection = etcd.connect().await?;
     let key = |number: usize| Bytes::from(format!("/registry/pods/race/p-{number:06}"));
-    let value = Bytes::from(requests::pod("p-000000", "many").to_string().repeat(2)).slice(..2_800);
+    let value = Bytes::from(requests::pod("p-000000", "many").to_string().repeat(3)).slice(..2_800);
     let next = Arc::new(std::sync::atomic::AtomicUsize::new(0));
     let mut writers = tokio::task::JoinSet::new();
     for _ in 0..WRITERS {
