@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use crate::Attachment;
 
 const SUFFIX: &str = ".json";
+/// Of a file that is being written.
+const UNFINISHED: &str = "tmp";
 /// Holds the addresses given out last, so that a restart does not begin again with the first.
 const LAST: &str = "last";
 
@@ -19,11 +21,15 @@ impl Files {
         fs::create_dir_all(directory)?;
         Ok(Self(directory.to_owned()))
     }
-    /// Everything readable; an unreadable file was cut short by a power loss and is removed.
+    /// Everything readable; an unreadable file was cut short by a power loss and is removed, and so is what a killed daemon was writing. To be
+    /// asked once, before anything is saved.
     pub fn load(&self) -> io::Result<Vec<Attachment>> {
         let mut found = Vec::new();
         for entry in fs::read_dir(&self.0)? {
             let path = entry?.path();
+            if path.extension().is_some_and(|end| end == UNFINISHED) {
+                fs::remove_file(&path)?;
+            }
             if !path.to_string_lossy().ends_with(SUFFIX) {
                 continue;
             }
@@ -54,7 +60,7 @@ impl Files {
     }
     /// Readers see the old content or the new, never a part.
     fn replace(&self, path: &Path, content: &[u8]) -> io::Result<()> {
-        let temporary = path.with_extension("tmp");
+        let temporary = path.with_extension(UNFINISHED);
         fs::write(&temporary, content)?;
         fs::rename(&temporary, path)
     }
@@ -78,8 +84,9 @@ mod tests {
         let attachment = Attachment { sandbox_id: "a1".into(), addresses: vec!["10.0.0.2".parse().unwrap()], host_link: "sp1".into() };
         files.save(&attachment).unwrap();
         fs::write(directory.path().join("b2.json"), b"{\"sandbox").unwrap();
+        fs::write(directory.path().join("c3.tmp"), b"{\"sandbox").unwrap();
         assert_eq!(files.load().unwrap(), [attachment]);
-        assert!(!directory.path().join("b2.json").exists());
+        assert!(!directory.path().join("b2.json").exists() && !directory.path().join("c3.tmp").exists());
         files.remove("a1").unwrap();
         files.remove("a1").unwrap();
         assert_eq!(files.load().unwrap(), []);
