@@ -103,7 +103,7 @@ async fn serve(config: Config, args: &AgentArgs, progress: &mut Progress) -> any
         tasks.spawn(certificates.clone().keep(around.clone(), joined));
         progress.step("Ready", &around.config.node_name);
         progress.done();
-        memory::give_back();
+        memory::give_back_later();
         tokio::select! {
             () = signals.next() => {}
             Some(ended) = tasks.join_next() => anyhow::bail!("a component ended by itself: {ended:?}"),

@@ -144,7 +144,7 @@ async fn cluster(config: Config, args: &UpArgs, progress: &mut Progress) -> anyh
         }
         greet(&parts, args, progress)?;
         progress.done();
-        memory::give_back();
+        memory::give_back_later();
         tokio::select! {
             () = signals.next() => {}
             Some(ended) = tasks.join_next() => anyhow::bail!("a component ended by itself: {ended:?}"),
