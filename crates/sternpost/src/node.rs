@@ -320,11 +320,13 @@ fn start_dns(around: &Surroundings, tasks: &mut JoinSet<()>) -> anyhow::Result<(
     let server = Arc::new(dns::Server::on(sockets, settings)?);
     let caches = dns::Caches { services: around.caches.of(), slices: around.caches.of(), namespaces: around.caches.of() };
     follow_corefile(around, &server);
-    let drain = around.drain.clone();
-    tasks.spawn(async move {
-        server.run(caches, drain).await;
+    // Names are answered until the process ends, whatever others still finish; after that questions wait in the kept sockets.
+    let serving = tokio::spawn(async move {
+        server.run(caches, stdx::drain()).await;
         drop(kept);
     });
+    let drain = around.drain.clone();
+    tasks.spawn(async move { drop(drain.run(serving).await) });
     Ok(())
 }
 

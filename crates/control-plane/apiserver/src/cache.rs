@@ -298,7 +298,7 @@ impl Caches {
 
     /// Ends every watch: the server stops.
     pub fn close(&self) {
-        self.all().iter().for_each(|(_, cache)| cache.watchers().close(false));
+        self.all().iter().for_each(|(_, cache)| cache.watchers().end());
     }
 
     /// How many objects there are, by key prefix.

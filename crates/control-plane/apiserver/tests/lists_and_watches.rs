@@ -281,3 +281,15 @@ async fn an_old_watch_of_one_name_sees_that_object_alone() {
         assert_eq!(api.ask(method, &path, "application/json", "{}").await.code, code, "{method} {path}");
     }
 }
+
+#[tokio::test]
+async fn a_watch_that_comes_while_the_server_stops_ends_at_once_like_those_before_it() {
+    let api = Api::new().await;
+    let path = "/api/v1/namespaces/default/configmaps?watch=1";
+    let mut before = api.watch(path).await;
+    api.server.stop();
+    let mut after = api.watch(path).await;
+    let ended = async { (before.next().await, after.next().await) };
+    let ended = tokio::time::timeout(std::time::Duration::from_secs(20), ended).await;
+    assert_eq!(ended.expect("they end"), (None, None));
+}

@@ -24,10 +24,15 @@ pub struct Watchers {
     by_node: HashMap<Box<str>, Vec<Watcher>>,
     /// Since those whose reader is gone were last looked for.
     added: usize,
+    /// The server stops: who comes now is closed at once, or its connection would hold up the end.
+    ended: bool,
 }
 
 impl Watchers {
     pub fn add(&mut self, selection: Arc<Selection>, queue: Arc<Queue>) {
+        if self.ended {
+            return queue.close(false);
+        }
         self.added += 1;
         if self.added > 64.max(2 * self.len()) {
             self.sweep();
@@ -67,7 +72,13 @@ impl Watchers {
     pub fn close(&mut self, lagged: bool) {
         let filed = self.by_key.values().chain(self.by_node.values()).flatten();
         self.broad.iter().chain(filed).for_each(|watcher| watcher.queue.close(lagged));
-        *self = Self::default();
+        *self = Self { ended: self.ended, ..Self::default() };
+    }
+
+    /// Ends every watch, and those that are still to come.
+    pub fn end(&mut self) {
+        self.close(false);
+        self.ended = true;
     }
 
     fn sweep(&mut self) {
