@@ -14,6 +14,7 @@ use client::{Body, Client, Https, ListParams, Transport};
 use k8s_openapi::api::certificates::v1::ClusterTrustBundle;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use reconcile::{Cache, Caches, Scope};
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
 use crate::cli::AgentArgs;
@@ -27,6 +28,8 @@ use crate::{control, memory, node, preflight};
 /// How often certificates are looked at by the wall clock, and how soon a failure is tried again.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
 const RETRY: Duration = Duration::from_secs(5);
+/// The bundles that vouch for the API server.
+const AUTHORITIES: &str = "spec.signerName=kubernetes.io/kube-apiserver-serving";
 
 /// Runs the node until SIGINT or SIGTERM; its pods go on afterwards.
 pub fn run(config: Config, args: &AgentArgs) -> anyhow::Result<i32> {
@@ -142,33 +145,32 @@ impl Certificates {
         }))
     }
 
-    /// Renews what ends soon, or was issued by an authority of before, until the daemon stops. After a first join the serving certificate is still our own work.
+    /// Renews what ends soon, or was issued by an authority of before, until the daemon stops: by the wall clock, and as soon as the cluster's
+    /// authorities change, for the former one may be trusted no longer a moment later. After a first join the serving certificate is still our own
+    /// work.
     async fn keep(self: Arc<Self>, around: node::Surroundings, joined: bool) {
         let mut serving_is_due = joined;
+        let bundles = Cache::<ClusterTrustBundle>::start(&around.client, Scope::fields(AUTHORITIES), around.drain.clone());
+        let changed = Arc::new(Notify::new());
+        let wake = changed.clone();
+        bundles.on_change(move |_, _| wake.notify_one());
         loop {
             let mut patience = LOOK_EVERY.min(lasts(&lock(&self.client)) / 12);
-            if let Err(error) = self.renew(&around, serving_is_due).await {
+            if let Err(error) = self.renew(&around, &mut serving_is_due).await {
                 tracing::warn!(error = format!("{error:#}"), "renew the node's certificates; will retry");
-                patience = RETRY;
-            } else {
-                serving_is_due = false;
+                patience = RETRY.min(patience);
             }
-            if around.drain.run(tokio::time::sleep(patience)).await.is_none() {
+            if around.drain.run(tokio::time::timeout(patience, changed.notified())).await.is_none() {
                 return;
             }
         }
     }
 
-    async fn renew(&self, around: &node::Surroundings, serving_is_due: bool) -> anyhow::Result<()> {
+    /// Without its client certificate a node has no way back, so that goes first, and what became of the other does not matter to it.
+    async fn renew(&self, around: &node::Surroundings, serving_is_due: &mut bool) -> anyhow::Result<()> {
         self.follow_authorities(around).await?;
-        let (client, shown) = (lock(&self.client).clone(), lock(&self.shown).clone());
         let due = |pair: &Pair| ends_soon(pair) || !auth::csr::is_issued_by(&pair.certificate, &lock(&self.ca));
-        if serving_is_due || due(&shown) {
-            let fresh = join::serving(&around.client, &around.config, around.address).await?;
-            self.serving.rotate(&fresh)?;
-            *lock(&self.shown) = fresh;
-            self.write(around)?;
-        }
+        let client = lock(&self.client).clone();
         if due(&client) {
             let fresh = join::own(&around.client, &around.config).await?;
             self.api.store(Arc::new(https(&self.server, &lock(&self.ca), &fresh)?));
@@ -176,12 +178,20 @@ impl Certificates {
             *lock(&self.client) = fresh;
             self.write(around)?;
         }
+        let shown = lock(&self.shown).clone();
+        if *serving_is_due || due(&shown) {
+            let fresh = join::serving(&around.client, &around.config, around.address).await?;
+            self.serving.rotate(&fresh)?;
+            *lock(&self.shown) = fresh;
+            *serving_is_due = false;
+            self.write(around)?;
+        }
         Ok(())
     }
 
     /// The cluster may be about to exchange its authority: what vouches for the API server is published as ClusterTrustBundles.
     async fn follow_authorities(&self, around: &node::Surroundings) -> anyhow::Result<()> {
-        let wanted = ListParams::default().fields("spec.signerName=kubernetes.io/kube-apiserver-serving");
+        let wanted = ListParams::default().fields(AUTHORITIES);
         let bundles = match around.client.list::<ClusterTrustBundle>(&wanted).await {
             Ok(found) => found.items,
             // Where they are not served, the authority stays what it was.
@@ -242,16 +252,16 @@ impl Transport for Impersonating {
     }
 }
 
-/// How long it is valid, all in all; an hour where it does not say.
+/// How long it is of use, all in all; an hour where it does not say.
 fn lasts(pair: &Pair) -> Duration {
-    let (begin, end) = auth::csr::validity(&pair.certificate).unwrap_or((0, 3_600));
-    Duration::from_secs(u64::try_from(end - begin).unwrap_or_default())
+    let (issued, end) = auth::csr::use_of(&pair.certificate).unwrap_or((0, 3_600));
+    Duration::from_secs(u64::try_from(end - issued).unwrap_or_default())
 }
 
 /// Less than a third of its time is left.
 fn ends_soon(pair: &Pair) -> bool {
     let now = jiff::Timestamp::now().as_second();
-    auth::csr::validity(&pair.certificate).is_some_and(|(begin, end)| end - now < (end - begin) / 3)
+    auth::csr::use_of(&pair.certificate).is_some_and(|(issued, end)| end - now < (end - issued) / 3)
 }
 
 fn https(server: &str, ca: &str, keys: &Pair) -> anyhow::Result<Https> {

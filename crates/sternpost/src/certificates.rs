@@ -227,7 +227,8 @@ fn with_authority(pair: &Pair, authority: &str) -> Pair {
     Pair { certificate: format!("{}{authority}", pair.certificate), key: pair.key.clone() }
 }
 
-fn lifetimes(config: &Config) -> Lifetimes {
+/// What the configuration says of them.
+pub fn lifetimes(config: &Config) -> Lifetimes {
     let seconds = |seconds: u64| i64::try_from(seconds).unwrap_or(i64::MAX / 4);
     let leaf = seconds(config.certificate_lifetime_seconds);
     Lifetimes { ca: seconds(config.authority_lifetime_seconds), leaf, renew_before: leaf / 6 }

@@ -23,7 +23,7 @@ use crate::config::{Config, outward_address};
 use crate::preflight;
 use crate::progress::Progress;
 use crate::up::{Parts, wait_for_node};
-use crate::{daemon, keeper};
+use crate::{certificates, daemon, keeper};
 
 mod drain;
 mod loss;
@@ -235,7 +235,8 @@ impl Local {
         }
         fs::create_dir_all(&config.run_dir)?;
         fs::create_dir_all(&config.data_dir)?;
-        NodeKeys::issue(&host.pki_dir(), &config.pki_dir(), &name, &[address, IpAddr::from([127, 0, 0, 1])])?;
+        let answers_at = [address, IpAddr::from([127, 0, 0, 1])];
+        NodeKeys::issue(&host.pki_dir(), &config.pki_dir(), &name, &answers_at, &certificates::lifetimes(host))?;
         fs::write(folder.join("config.yaml"), written(&config))?;
         let server = format!("https://{node_ip}:{}", host.api_port);
         let netns = folder.join("netns");

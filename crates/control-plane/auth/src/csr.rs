@@ -384,6 +384,12 @@ pub fn validity(certificate: &str) -> Option<(i64, i64)> {
     Some((validity.not_before.timestamp(), validity.not_after.timestamp()))
 }
 
+/// When a certificate (PEM) of [`Signer`] was issued and when it ends, in seconds since the epoch: it begins earlier than that, for clocks that differ.
+pub fn use_of(certificate: &str) -> Option<(i64, i64)> {
+    let (begin, end) = validity(certificate)?;
+    Some(((begin + BACKDATE).min(end), end))
+}
+
 /// Whether the first authority of a bundle signed a certificate (both PEM): the one that issues stands first.
 pub fn is_issued_by(certificate: &str, authorities: &str) -> bool {
     let der = |pem: &str| CertificateDer::from_pem_slice(pem.as_bytes()).ok();

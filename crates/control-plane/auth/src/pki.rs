@@ -158,10 +158,9 @@ pub struct NodeKeys {
 
 impl NodeKeys {
     /// Makes, renews or reads in `node_dir` the keys of another node, signed by the authority in `dir`.
-    pub fn issue(dir: &Path, node_dir: &Path, name: &str, addresses: &[IpAddr]) -> Result<Self, Error> {
+    pub fn issue(dir: &Path, node_dir: &Path, name: &str, addresses: &[IpAddr], lifetimes: &Lifetimes) -> Result<Self, Error> {
         make_dir(node_dir)?;
-        let lifetimes = Lifetimes::default();
-        let (issuing, issuer) = Authority::Cluster.open(dir, &lifetimes)?;
+        let (issuing, issuer) = Authority::Cluster.open(dir, lifetimes)?;
         let ca = Authority::Cluster.bundle(dir, &issuing)?;
         write(&node_dir.join("ca.crt"), &ca)?;
         let names = Names {
@@ -171,8 +170,8 @@ impl NodeKeys {
             node_name: name.to_owned(),
             node_addresses: addresses.to_vec(),
         };
-        let client = client("kubelet-client", &format!("system:node:{name}"), Some("system:nodes")).open(node_dir, &issuer, &lifetimes)?;
-        Ok(Self { ca, client, server: kubelet_server(&names).open(node_dir, &issuer, &lifetimes)? })
+        let client = client("kubelet-client", &format!("system:node:{name}"), Some("system:nodes")).open(node_dir, &issuer, lifetimes)?;
+        Ok(Self { ca, client, server: kubelet_server(&names).open(node_dir, &issuer, lifetimes)? })
     }
 
     /// Keeps keys that came from certificate requests where [`NodeKeys::read`] finds them.

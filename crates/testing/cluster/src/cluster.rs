@@ -118,6 +118,21 @@ impl Cluster {
         self.data_dir().join("sternpost.log")
     }
 
+    /// Where a further node of `up --nodes` keeps what is its own.
+    pub fn node_data_dir(&self, name: &str) -> PathBuf {
+        self.data_dir().join("nodes").join(name)
+    }
+
+    /// The daemon's own, and those of the further nodes.
+    fn log_files(&self) -> Vec<(String, PathBuf)> {
+        let mut all = vec![("the daemon".to_owned(), self.log_file())];
+        for node in fs::read_dir(self.data_dir().join("nodes")).into_iter().flatten().flatten() {
+            all.push((node.file_name().to_string_lossy().into_owned(), node.path().join("sternpost.log")));
+        }
+        all.sort();
+        all
+    }
+
     /// The running daemon.
     #[track_caller]
     pub fn daemon(&self) -> Process {
@@ -175,10 +190,12 @@ impl Cluster {
 impl Drop for Cluster {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            let log = fs::read_to_string(self.log_file()).unwrap_or_default();
-            let lines: Vec<&str> = log.lines().collect();
-            eprintln!("--- the end of the daemon's log:");
-            lines.iter().skip(lines.len().saturating_sub(40)).for_each(|line| eprintln!("{line}"));
+            for (whose, file) in self.log_files() {
+                let log = fs::read_to_string(file).unwrap_or_default();
+                let lines: Vec<&str> = log.lines().collect();
+                eprintln!("--- the end of the log of {whose}:");
+                lines.iter().skip(lines.len().saturating_sub(40)).for_each(|line| eprintln!("{line}"));
+            }
         }
         drop(self.watcher.stdin.take());
         let _ = self.watcher.wait();

@@ -97,12 +97,22 @@ fn further_nodes_follow_the_exchange_of_the_authority_and_front_proxies_have_one
         let ready = r#"jsonpath={.status.conditions[?(@.type=="Ready")].status}"#;
         assert_eq!(cluster.kubectl(&["get", "node", &second, "-o", ready]).ok(), "True");
     };
+    // A certificate of the former authority is of no use after the last step: the node has others before it.
+    let keys = cluster.node_data_dir(&second).join("pki");
+    let own = |name: &str| fs::read_to_string(keys.join(name)).expect("a certificate of the node");
     works();
     cluster.sternpost(&["rotate", "ca"]).ok();
-    std::thread::sleep(Duration::from_secs(15));
+    wait_for("the node believes both authorities", 15, || {
+        ensure(own("ca.crt").matches("BEGIN CERTIFICATE").count() == 2, own("ca.crt"))
+    });
     works();
+    let former = [own("kubelet-client.crt"), own("kubelet.crt")];
     cluster.sternpost(&["rotate", "ca", "--promote"]).ok();
-    std::thread::sleep(Duration::from_secs(20));
+    wait_for("both certificates of the node come from the next authority", 15, || {
+        let issuing = read(&cluster, "ca.crt");
+        let fresh = [own("kubelet-client.crt"), own("kubelet.crt")];
+        ensure(fresh.iter().all(|pem| auth::csr::is_issued_by(pem, &issuing)), format!("{fresh:?}, of before: {former:?}"))
+    });
     works();
     cluster.sternpost(&["rotate", "ca", "--retire"]).ok();
     // Longer than a node may be silent.
