@@ -422,7 +422,7 @@ pub fn api_config(config: &Config, certificates: &Certificates, node_ip: IpAddr)
         services: service_ranges(config)?,
         advertise,
         port: config.api_port,
-        served: schema::resources::Served::parse(&config.runtime_config).context("runtimeConfig")?,
+        served: served(config)?,
         admission: admission_options(config)?,
         front_proxy: Some(certificates.front_proxy.clone()),
         authentication: identity::authentication(config)?,
@@ -431,6 +431,18 @@ pub fn api_config(config: &Config, certificates: &Certificates, node_ip: IpAddr)
         resolver: Some(Arc::new(|host| Box::pin(host_addresses(host)))),
         ..apiserver::Config::default()
     })
+}
+
+/// Which of the built-in APIs there are. Leases must be among them: a node says by its own that it lives, controllers and scheduler work only
+/// while they hold theirs.
+fn served(config: &Config) -> anyhow::Result<schema::resources::Served> {
+    let served = schema::resources::Served::parse(&config.runtime_config).context("runtimeConfig")?;
+    let leases = schema::resources::find("coordination.k8s.io", "v1", "leases").is_some_and(|leases| served.contains(leases));
+    anyhow::ensure!(
+        leases,
+        "runtimeConfig: nodes, controllers and the scheduler cannot do without coordination.k8s.io/v1 leases: add coordination.k8s.io/v1=true"
+    );
+    Ok(served)
 }
 
 /// For webhooks that are configured with a host's name.
