@@ -89,9 +89,13 @@ fn main() -> anyhow::Result<ExitCode> {
     }
 }
 
-/// The checkout.
+/// The checkout that cargo runs us in: a target folder may serve several, so what was compiled in may name another.
 fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in the workspace")
+    static ROOT: std::sync::OnceLock<PathBuf> = std::sync::OnceLock::new();
+    ROOT.get_or_init(|| {
+        let own = std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
+        own.parent().expect("xtask lies in the workspace").to_owned()
+    })
 }
 
 /// The cargo that runs us.

@@ -102,9 +102,7 @@ fn further_nodes_follow_the_exchange_of_the_authority_and_front_proxies_have_one
     let own = |name: &str| fs::read_to_string(keys.join(name)).expect("a certificate of the node");
     works();
     cluster.sternpost(&["rotate", "ca"]).ok();
-    wait_for("the node believes both authorities", 15, || {
-        ensure(own("ca.crt").matches("BEGIN CERTIFICATE").count() == 2, own("ca.crt"))
-    });
+    wait_for("the node believes both authorities", 15, || ensure(own("ca.crt").matches("BEGIN CERTIFICATE").count() == 2, own("ca.crt")));
     works();
     let former = [own("kubelet-client.crt"), own("kubelet.crt")];
     cluster.sternpost(&["rotate", "ca", "--promote"]).ok();

@@ -35,7 +35,7 @@ answers as many bytes and does nothing else: what a server can do here beside th
 without TLS, linearizable reads. GET and CREATE are of ConfigMaps of 1 KiB, writes are durable in both; LIST 500 selects by a label among all ConfigMaps; the large \
 lists are of pods of about 2.8 KiB, whole. Fan-out: so many watch connections see every write of the writers; a delay is from before the write to the \
 delivery; the floor sends lines of the same size without end. “µs” is processor time of the server per request (or delivery, or MB). A pod's memory is what the server's \
-RSS grew by while they were made, the caches of controllers and scheduler in the same process included, “API server and store alone” without those; \
+anonymous memory grew by while they were made, the caches of controllers and scheduler in the same process included, “API server and store alone” without those; \
 an idle watch's, over HTTP/2 with 250 on a connection.";
 const HEAD: [&str; 8] = ["what", "clients", "ours, a second", "floor", "ours / floor", "etcd", "p50 / p99 ms", "µs: ours / floor"];
 const ENDLESS: u64 = u64::MAX;

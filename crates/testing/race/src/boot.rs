@@ -33,7 +33,7 @@ pub async fn race(options: &Options, dir: &Path) -> anyhow::Result<Outcome> {
     tokio::time::sleep(SETTLE).await;
     let before = footprint(&cluster.program);
     tokio::time::sleep(WATCH).await;
-    let Footprint { processes, rss_mib, pss_mib, cpu_seconds } = footprint(&cluster.program);
+    let Footprint { processes, rss_mib, pss_mib, cpu_seconds, .. } = footprint(&cluster.program);
     let cpu_percent = (cpu_seconds - before.cpu_seconds) / WATCH.as_secs_f64() * 100.0;
     let binary_mib = cluster.program.metadata()?.len() as f64 / 1024.0 / 1024.0;
     cluster.purge()?;

@@ -54,7 +54,7 @@ pub struct Options {
     /// The case api measures this server instead of a cluster of its own.
     #[arg(long)]
     kubeconfig: Option<std::path::PathBuf>,
-    /// Only the measurements of the cases api and scheduler, or the part (services, paths, policies, names) of the case network, with one of
+    /// Only the measurements of the cases api, admission and scheduler, or the part (services, paths, policies, names) of the case network, with one of
     /// these in the name.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
@@ -70,7 +70,7 @@ pub struct Options {
     /// Replicas of the case pods.
     #[arg(long, default_value_t = 100)]
     replicas: usize,
-    /// The cases scheduler and controllers begin no further round after so many minutes; the first is always run.
+    /// The cases admission, scheduler and controllers begin no further round after so many minutes; the first is always run.
     #[arg(long, default_value_t = 8.0)]
     minutes: f64,
     /// A tenth of the objects of the cases scheduler and network.

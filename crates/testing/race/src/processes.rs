@@ -13,6 +13,8 @@ pub const TICKS_PER_SECOND: f64 = 100.0;
 pub struct Footprint {
     pub processes: usize,
     pub rss_mib: f64,
+    /// What was written to and is no file's: code comes and goes with what runs.
+    pub anonymous_mib: f64,
     /// Shared pages divided among their users: the honest sum.
     pub pss_mib: f64,
     pub cpu_seconds: f64,
@@ -51,6 +53,7 @@ pub fn footprint(program: &Path) -> Footprint {
         };
         sum.processes += 1;
         sum.rss_mib += kib("Rss:") / 1024.0;
+        sum.anonymous_mib += kib("Anonymous:") / 1024.0;
         sum.pss_mib += kib("Pss:") / 1024.0;
         sum.cpu_seconds += ticks(&format!("/proc/{pid}/stat"), 4) / TICKS_PER_SECOND;
     }
@@ -75,5 +78,6 @@ mod tests {
         assert!(running(&program).contains(&(std::process::id() as i32)));
         let own = footprint(&program);
         assert!(own.rss_mib >= own.pss_mib && own.pss_mib > 0.0, "{own:?}");
+        assert!(own.rss_mib > own.anonymous_mib && own.anonymous_mib > 0.0, "{own:?}");
     }
 }

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::{MAPS, STORED, make};
+use crate::api::constant::Constant;
 use crate::api::wire::{Call, Protocol, Remote};
 use crate::measure::quantile;
 
@@ -25,14 +26,17 @@ const TENANT_PAUSE: Duration = Duration::from_millis(1);
 const FLOOD_CLIENTS: usize = 200;
 /// The flood's clients have the processors only when nobody else wants them.
 const NICEST: i32 = 19;
+/// Bytes of the other server's answers: a single object's.
+const ANSWER: usize = 1_200;
 /// Until the flood's connections are all there.
 const FLOOD_GROWS: Duration = Duration::from_millis(700);
 
 /// What a tenant's process is told on its standard input.
-#[derive(Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 struct Orders {
     server: String,
-    ca: String,
+    /// None: nobody vouches for the server.
+    ca: Option<String>,
     certificate: String,
     key: String,
     /// Each client asks for these in turn.
@@ -75,12 +79,15 @@ pub const MANNERS: [Manner; 4] = [
 pub struct Shared {
     pki: Pki,
     address: std::net::SocketAddr,
+    /// What the same flood is sent to for comparison.
+    elsewhere: Constant,
     pub drain: stdx::Drain,
 }
 
-/// The tenant's legs alone and beside the flood, and what the flood got through.
+/// The tenant's legs alone, beside a flood on another server, and beside the flood on its own; and what that flood got through.
 pub struct Leg {
     pub alone: Told,
+    pub elsewhere: Told,
     pub beside: Told,
     pub flood: Told,
 }
@@ -105,7 +112,7 @@ impl Shared {
         let (drain, config) = (stdx::drain(), tls.config()?);
         let stop = drain.clone();
         tokio::spawn(async move { server.serve(listener, Some(config), stop).await });
-        Ok(Self { pki, address, drain })
+        Ok(Self { pki, address, elsewhere: Constant::start()?, drain })
     }
 
     pub async fn flooded(&self, manner: Manner, length: Duration) -> anyhow::Result<Leg> {
@@ -116,17 +123,27 @@ impl Shared {
         let alone = Process::start(&tenant(length.as_secs_f64())?)?.told().await?;
         let mut orders = self.orders("flood", asked, (FLOOD_CLIENTS, Duration::ZERO), (length + 2 * FLOOD_GROWS).as_secs_f64())?;
         (orders.nice, orders.h2) = (manner.nice, manner.h2);
-        let flood = Process::start(&orders)?;
+        let mut apart = orders.clone();
+        (apart.server, apart.ca) = (format!("https://{}", self.elsewhere.remote.address()), None);
+        apart.paths = vec![format!("/{ANSWER}")];
+        let (elsewhere, _) = Self::both(&apart, &tenant(length.as_secs_f64())?).await?;
+        let (beside, flood) = Self::both(&orders, &tenant(length.as_secs_f64())?).await?;
+        Ok(Leg { alone, elsewhere, beside, flood })
+    }
+
+    /// What the tenant is told while there is a flood, and what the flood is told.
+    async fn both(flood: &Orders, tenant: &Orders) -> anyhow::Result<(Told, Told)> {
+        let flood = Process::start(flood)?;
         tokio::time::sleep(FLOOD_GROWS).await;
-        let beside = Process::start(&tenant(length.as_secs_f64())?)?.told().await?;
-        Ok(Leg { alone, beside, flood: flood.told().await? })
+        let tenant = Process::start(tenant)?.told().await?;
+        Ok((tenant, flood.told().await?))
     }
 
     fn orders(&self, user: &str, paths: Vec<String>, (clients, pause): (usize, Duration), seconds: f64) -> anyhow::Result<Orders> {
         let (certificate, key) = crate::auth::identity(&self.pki, user)?;
         Ok(Orders {
             server: format!("https://{}", self.address),
-            ca: self.pki.ca.clone(),
+            ca: Some(self.pki.ca.clone()),
             certificate: String::from_utf8(certificate)?,
             key: String::from_utf8(key)?,
             paths,
@@ -192,7 +209,8 @@ pub fn run() -> anyhow::Result<()> {
 async fn tenant(orders: Orders) -> anyhow::Result<()> {
     let access = Access {
         server: orders.server,
-        ca: Some(orders.ca.into_bytes()),
+        insecure: orders.ca.is_none(),
+        ca: orders.ca.map(String::into_bytes),
         identity: Some((orders.certificate.into_bytes(), orders.key.into_bytes())),
         ..Access::default()
     };

@@ -94,7 +94,7 @@ async fn leg(dir: &Path, clients: usize, pods: usize, found: &mut [(Step, Found)
     admin.create::<Namespace>(&serde_json::from_value(json!({"metadata": {"name": NAMESPACE}}))?).await?;
     admin.create::<ServiceAccount>(&serde_json::from_value(json!({"metadata": {"name": "default", "namespace": NAMESPACE}}))?).await?;
     for (step, found) in found {
-        let (start, before, small) = (Instant::now(), cpu_seconds(), rss_bytes());
+        let (start, before, small) = (Instant::now(), cpu_seconds(), anonymous_bytes());
         let mut running =
             futures_util::stream::iter(0..pods).map(|number| tokio::spawn(step.run(admin.clone(), number))).buffer_unordered(clients);
         while let Some(result) = running.next().await {
@@ -105,7 +105,7 @@ async fn leg(dir: &Path, clients: usize, pods: usize, found: &mut [(Step, Found)
         if let Step::Create = step {
             let request = http::Request::get(format!("/api/v1/namespaces/{NAMESPACE}/pods/p-000000")).body(bytes::Bytes::new())?;
             let wire = admin.send(request).await?.into_body().collect().await?.to_bytes().len();
-            found.memory.push((rss_bytes() - small) / (pods * wire) as f64);
+            found.memory.push((anonymous_bytes() - small) / (pods * wire) as f64);
         }
     }
     cluster.stop();
@@ -114,9 +114,9 @@ async fn leg(dir: &Path, clients: usize, pods: usize, found: &mut [(Step, Found)
     Ok(())
 }
 
-fn rss_bytes() -> f64 {
+fn anonymous_bytes() -> f64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let kib = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.split_whitespace().next()?.parse::<f64>().ok());
+    let kib = status.lines().find_map(|line| line.strip_prefix("RssAnon:")?.split_whitespace().next()?.parse::<f64>().ok());
     kib.unwrap_or(f64::NAN) * 1024.0
 }
 

@@ -27,23 +27,24 @@ const SETTLE: Duration = Duration::from_secs(1);
 /// Makes the pods of these numbers; then what they cost, and what listing them all costs beside.
 pub async fn pods(options: &Options, servers: &Servers, numbers: Range<usize>, table: &mut Table) -> anyhow::Result<()> {
     let program = servers.cluster.as_ref().map(|cluster| cluster.program.clone());
-    let rss = || program.as_ref().map_or(f64::NAN, |program| footprint(program).rss_mib * MIB);
-    let before = rss();
+    let anonymous = || program.as_ref().map_or(f64::NAN, |program| footprint(program).anonymous_mib * MIB);
+    let before = anonymous();
     let askers = servers.ours.askers(Protocol::Http1, 16).await?;
     let leg =
         closed_loop(askers, Duration::from_secs(600), numbers.len() as u64, &requests::create_pod()).await.context("make the pods")?;
     eprintln!("{} pods made, {:.0} a second", numbers.len(), leg.per_second);
     tokio::time::sleep(SETTLE).await;
-    let after = rss();
+    let after = anonymous();
+    let whole = program.as_ref().map_or(f64::NAN, |program| footprint(program).rss_mib * MIB);
     let peak_reset = program.as_deref().is_some_and(reset_peak);
     let wire = servers.ours.connect().await?.ask(&requests::list_pods()(0)).await?.body_bytes;
     let share = numbers.len() as f64 / numbers.end as f64;
-    eprintln!("{} pods are {:.1} MB on the wire, RSS grew by {:.1} MB", numbers.end, wire as f64 / 1e6, (after - before) / 1e6);
+    eprintln!("{} pods are {:.1} MB on the wire, memory grew by {:.1} MB", numbers.end, wire as f64 / 1e6, (after - before) / 1e6);
     let count = number(numbers.end as f64);
     table.alone("CREATE of pods, a second", "16", leg.per_second);
     table.alone(&format!("memory of {count} pods / their size on the wire"), "–", (after - before) / (wire as f64 * share));
     if let Some(peak) = program.as_deref().and_then(peak).filter(|_| peak_reset && options.wants("memory")) {
-        table.alone(&format!("extra memory of a LIST of {count} pods, MiB"), "1", (peak - after) / MIB);
+        table.alone(&format!("extra memory of a LIST of {count} pods, MiB"), "1", (peak - whole) / MIB);
     }
     Ok(())
 }
@@ -100,7 +101,7 @@ pub async fn peer_list(options: &Options, etcd: &Etcd, size: usize) -> anyhow::R
 /// so that what the server had in hand is used up.
 pub async fn idle_watches(cluster: &Cluster, number: usize, table: &mut Table) -> anyhow::Result<()> {
     const PER_CONNECTION: usize = 250;
-    let rss = || footprint(&cluster.program).rss_mib * 1024.0;
+    let anonymous = || footprint(&cluster.program).anonymous_mib * 1024.0;
     let connections: Vec<Client> = (0..number.div_ceil(PER_CONNECTION)).map(|_| cluster.client()).collect::<anyhow::Result<_>>()?;
     for connection in &connections {
         drop(connection.get::<Node>(None, "nobody").await);
@@ -109,12 +110,12 @@ pub async fn idle_watches(cluster: &Cluster, number: usize, table: &mut Table) -
     for index in 0..number {
         if index == number / 4 {
             tokio::time::sleep(SETTLE).await;
-            before = rss();
+            before = anonymous();
         }
         let params = WatchParams { label_selector: Some(format!("idle={index}")), resource_version: None, ..WatchParams::default() };
         open.push(connections[index / PER_CONNECTION].watch::<ConfigMap>(&params).await?);
     }
     tokio::time::sleep(SETTLE).await;
-    table.alone("memory of an idle watch, KiB", &number.to_string(), (rss() - before) / (number - number / 4) as f64);
+    table.alone("memory of an idle watch, KiB", &number.to_string(), (anonymous() - before) / (number - number / 4) as f64);
     Ok(())
 }

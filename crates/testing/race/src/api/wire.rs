@@ -62,6 +62,10 @@ impl Remote {
         Ok(Self { address, name: ServerName::IpAddress(address.ip().into()), access })
     }
 
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
     async fn open(&self, protocol: &[u8]) -> anyhow::Result<TlsStream<TcpStream>> {
         let mut config = client::tls_config(&self.access)?;
         config.alpn_protocols = vec![protocol.to_vec()];
