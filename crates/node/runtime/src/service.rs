@@ -2,7 +2,7 @@
 
 use std::pin::Pin;
 
-use cri::streams::Streams;
+use cri::streams::{Forward, Streams};
 use cri::v1;
 use futures_util::stream::unfold;
 use tokio::sync::broadcast::error::RecvError;
@@ -190,8 +190,8 @@ impl cri::RuntimeService for Runtime {
         Box::pin(async move { Ok(self.inner.attach(request).await?) })
     }
 
-    fn port_forward(&self, pod_sandbox_id: String, port: u16) -> Call<'_, tokio::net::TcpStream> {
-        Box::pin(async move { Ok(self.inner.port_forward(&pod_sandbox_id, port).await?) })
+    fn port_forward(&self, pod_sandbox_id: String, port: u16) -> Call<'_, Forward> {
+        Box::pin(async move { Ok(self.inner.port_forward(&pod_sandbox_id, port).await?.into()) })
     }
 
     fn container_stats(&self, request: v1::ContainerStatsRequest) -> Call<'_, v1::ContainerStatsResponse> {

@@ -7,13 +7,15 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use bytes::Bytes;
 use client::{ApiResource, Client, ListParams, Patch};
-use controllers::Config;
+use controllers::{Config, RootCa};
 use http::Method;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Value, json};
 use sim::{Embedded, Parts};
 use stdx::Drain;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
 
 use crate::facts::{Facts, facts_of, nicknames};
 use crate::script::Step;
@@ -22,7 +24,7 @@ use crate::script::Step;
 const BEAT: Duration = Duration::from_millis(200);
 
 /// What is looked at: kind, group-version and plural, and whether it is in namespaces.
-const KINDS: [(&str, &str, &str, bool); 41] = [
+const KINDS: [(&str, &str, &str, bool); 43] = [
     ("Namespace", "v1", "namespaces", false),
     ("Node", "v1", "nodes", false),
     ("Pod", "v1", "pods", true),
@@ -52,6 +54,8 @@ const KINDS: [(&str, &str, &str, bool); 41] = [
     ("PodDisruptionBudget", "policy/v1", "poddisruptionbudgets", true),
     ("ClusterRole", "rbac.authorization.k8s.io/v1", "clusterroles", false),
     ("CertificateSigningRequest", "certificates.k8s.io/v1", "certificatesigningrequests", false),
+    ("ClusterTrustBundle", "certificates.k8s.io/v1", "clustertrustbundles", false),
+    ("Lease", "coordination.k8s.io/v1", "leases", true),
     ("IPAddress", "networking.k8s.io/v1", "ipaddresses", false),
     ("ServiceCIDR", "networking.k8s.io/v1", "servicecidrs", false),
     ("ResourceClaim", "resource.k8s.io/v1", "resourceclaims", true),
@@ -74,17 +78,38 @@ pub struct Cluster {
     /// Generated names that were ever seen: events speak of them after their objects.
     nicknames: Mutex<BTreeMap<String, String>>,
     alive: Mutex<BTreeMap<String, Drain>>,
+    authority: watch::Sender<String>,
+    /// What candidates would run.
+    config: Config,
+    candidates: Mutex<BTreeMap<String, (Drain, JoinHandle<()>)>>,
 }
+
+/// In the middle of a scenario, candidates are as slow as the machine.
+const LEASE_SECONDS: u64 = 6;
 
 fn seconds(settings: &BTreeMap<String, String>, name: &str, default: Duration) -> Duration {
     settings.get(name).and_then(|value| value.parse().ok()).map_or(default, Duration::from_secs_f64)
 }
 
+fn signer() -> Arc<auth::csr::Signer> {
+    let names = auth::pki::Names {
+        api_hosts: Vec::new(),
+        api_addresses: Vec::new(),
+        cluster_domain: String::new(),
+        node_name: "n".into(),
+        node_addresses: Vec::new(),
+    };
+    let pki = auth::pki::Pki::open(tempfile::tempdir().unwrap().path(), &names).unwrap();
+    Arc::new(auth::csr::Signer::new(&pki.issuing, &pki.ca_key).unwrap())
+}
+
 impl Cluster {
     pub async fn start(settings: &BTreeMap<String, String>) -> Self {
         let usual = Config::default();
+        let authority = watch::Sender::new("the authority".to_owned());
         let config = Config {
-            root_ca: "the authority".into(),
+            root_ca: RootCa::new(authority.subscribe()),
+            signer: settings.contains_key("signer").then(signer),
             node_monitor_grace_period: seconds(settings, "grace", usual.node_monitor_grace_period),
             node_monitor_period: Duration::from_millis(200),
             node_eviction_pause: Duration::from_millis(10),
@@ -92,7 +117,8 @@ impl Cluster {
             cluster_ranges: settings.get("ranges").and_then(|text| range(text)).into_iter().collect(),
             ..usual
         };
-        let parts = Parts { controllers: Some(config), scheduler: None, taints: true };
+        let elected = settings.contains_key("elected");
+        let parts = Parts { controllers: (!elected).then(|| config.clone()), scheduler: None, taints: true };
         let embedded = Embedded::start(Arc::new(store::memory::Memory::new()), parts).await.unwrap();
         let admin = embedded.admin();
         let cluster = Self {
@@ -101,7 +127,13 @@ impl Cluster {
             events: settings.get("events").is_none_or(|value| value != "no"),
             nicknames: Mutex::default(),
             alive: Mutex::default(),
+            authority,
+            config,
+            candidates: Mutex::default(),
         };
+        if elected {
+            return cluster;
+        }
         for path in ["/api/v1/namespaces/default/serviceaccounts/default", "/api/v1/namespaces/default/configmaps/kube-root-ca.crt"] {
             while cluster.admin.request_json::<Value>(Method::GET, path, None).await.is_err() {
                 tokio::time::sleep(Duration::from_millis(20)).await;
@@ -141,8 +173,9 @@ impl Cluster {
     pub async fn carry_out(&self, step: &Step) -> anyhow::Result<()> {
         let words: Vec<&str> = step.command.split_whitespace().collect();
         match words.as_slice() {
-            ["create"] => {
-                for text in step.input.split("---\n") {
+            ["create", times @ ..] => {
+                let times = times.first().map_or(Ok(1), |times| times.parse())?;
+                for text in std::iter::repeat_n(&step.input, times).flat_map(|input| input.split("---\n")) {
                     self.create(serde_saphyr::from_str(text)?).await?;
                 }
                 Ok(())
@@ -162,6 +195,18 @@ impl Cluster {
                 self.alive.lock().unwrap().remove(*node).inspect(Drain::stop);
                 Ok(())
             }
+            // The authority of the API server is another.
+            ["authority"] => {
+                self.authority.send_replace(step.input.clone());
+                Ok(())
+            }
+            // A process with all controllers that would lead; one that ends in order; one that is gone from one moment to the next.
+            ["candidate", name] => {
+                self.candidate(name);
+                Ok(())
+            }
+            ["stop", name] => self.ended(name, false).await,
+            ["kill", name] => self.ended(name, true).await,
             // The claim is allocated, and reserved for the pod.
             ["use", claim, pod] => self.reserve(claim, pod, serde_saphyr::from_str(&step.input)?).await,
             // What a metrics server would say of all pods with the labels.
@@ -222,6 +267,31 @@ impl Cluster {
                 }
             }
         });
+        Ok(())
+    }
+
+    fn candidate(&self, name: &str) {
+        let drain = stdx::drain();
+        let election = reconcile::leader::Config {
+            lease_duration: Duration::from_secs(LEASE_SECONDS),
+            renew_deadline: Duration::from_secs(LEASE_SECONDS - 1),
+            retry_period: BEAT,
+            ..reconcile::leader::Config::new("default", "kube-controller-manager", name)
+        };
+        let client = self.embedded.client("system:kube-controller-manager", &["system:masters"]);
+        let task = tokio::spawn(controllers::run_as_leader(client, self.config.clone(), election, drain.clone()));
+        self.candidates.lock().unwrap().insert(name.to_owned(), (drain, task));
+    }
+
+    async fn ended(&self, name: &str, at_once: bool) -> anyhow::Result<()> {
+        let (drain, task) = self.candidates.lock().unwrap().remove(name).context("no such candidate")?;
+        if at_once {
+            task.abort();
+            let _ = task.await;
+        } else {
+            drain.stop();
+            task.await?;
+        }
         Ok(())
     }
 
@@ -291,6 +361,7 @@ impl Cluster {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
+        self.candidates.lock().unwrap().values().for_each(|(drain, _)| drain.stop());
         self.embedded.stop();
     }
 }
@@ -318,11 +389,12 @@ fn collection(group_version: &str, plural: &str, namespace: Option<&str>) -> Str
     format!("/{root}/{group_version}{namespace}/{plural}")
 }
 
-/// The path of `Kind/name`.
+/// The path of `Kind/name` or `Kind/namespace/name`.
 fn path_of(object: &str, subresource: &str) -> anyhow::Result<String> {
     let (kind, name) = object.split_once('/').context("Kind/name")?;
+    let (namespace, name) = name.split_once('/').unwrap_or(("default", name));
     let (_, group_version, plural, namespaced) = KINDS.iter().find(|(known, ..)| *known == kind).with_context(|| kind.to_owned())?;
-    let path = format!("{}/{name}", collection(group_version, plural, namespaced.then_some("default")));
+    let path = format!("{}/{name}", collection(group_version, plural, namespaced.then_some(namespace)));
     Ok(if subresource.is_empty() { path } else { format!("{path}/{subresource}") })
 }
 

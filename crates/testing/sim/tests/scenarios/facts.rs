@@ -32,6 +32,8 @@ fn told_of_spec(kind: &str) -> &'static [&'static str] {
         "ReplicaSet" | "ReplicationController" => &["/spec/replicas"],
         "Job" => &["/spec/suspend"],
         "Node" => &["/spec/taints", "/spec/podCIDR"],
+        "Lease" => &["/spec/holderIdentity"],
+        "ClusterTrustBundle" => &["/spec/signerName"],
         "PersistentVolumeClaim" => &["/spec/volumeName", "/spec/resources/requests/storage"],
         "PersistentVolume" => &["/spec/claimRef/name"],
         "VolumeAttachment" => &["/spec/attacher", "/spec/nodeName", "/spec/source/persistentVolumeName"],
@@ -119,6 +121,7 @@ pub fn facts_of(kind: &str, object: &Value, nicknames: &BTreeMap<String, String>
                 tell("Ready", &condition["status"]);
             }
             tell("volumesAttached", &object["status"]["volumesAttached"]);
+            tell("ttl", &meta["annotations"]["node.alpha.kubernetes.io/ttl"]);
         }
         _ => tell("", &object["status"]),
     }
@@ -139,7 +142,7 @@ fn flatten(path: &str, value: &Value, tell: &mut impl FnMut(String)) {
             }
         }
         Value::Array(items) => items.iter().for_each(|item| flatten(path, item, tell)),
-        Value::String(text) if text.parse::<jiff::Timestamp>().is_ok() => tell(format!("{path} is set")),
+        Value::String(text) if path == "certificate" || text.parse::<jiff::Timestamp>().is_ok() => tell(format!("{path} is set")),
         Value::String(text) => tell(format!("{path}={text}")),
         other => tell(format!("{path}={other}")),
     }
