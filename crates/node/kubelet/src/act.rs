@@ -303,7 +303,11 @@ impl Agent {
             message_file: &files.message_file,
             image_user: self.image_user(scene, container, &image_ref).await,
             image_ref: &image_ref,
-            node: crispec::Node { memory_bytes: self.memory_bytes, swap_bytes: self.config.limited_swap.then_some(self.swap_bytes) },
+            node: crispec::Node {
+                memory_bytes: self.memory_bytes,
+                swap_bytes: self.config.limited_swap.then_some(self.swap_bytes),
+                kills_together: self.kills_together,
+            },
             seccomp_default: self.config.seccomp_default,
             seccomp_directory: &self.config.seccomp_directory,
             target_id: self.target_id(scene, container),
