@@ -99,7 +99,7 @@ async fn stages(server: &Arc<Inner>, request: Request<Body>, identity: Option<Us
 /// Until its deadline. A write that was under way then may still happen, as upstream.
 async fn in_time(server: &Arc<Inner>, context: &mut Context, request: Request<Body>) -> Result<Response<Body>, Status> {
     match deadline::of(context)? {
-        None => admitted(server, context, request).await,
+        None => Ok(deadline::until_stop(admitted(server, context, request).await?, &server.drain)),
         Some(limit) => {
             let mut work = std::pin::pin!(admitted(server, context, request));
             // Most reads are answered at once, and never need a timer.
