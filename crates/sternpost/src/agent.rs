@@ -15,14 +15,14 @@ use k8s_openapi::api::certificates::v1::ClusterTrustBundle;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use reconcile::{Cache, Caches, Scope};
 use tokio::sync::Notify;
-use tokio::task::JoinSet;
 
 use crate::cli::AgentArgs;
+use crate::components::Components;
 use crate::config::{Config, outward_address};
 use crate::daemon::{self, PidFile};
 use crate::join::{self, Invitation};
 use crate::progress::Progress;
-use crate::up::{GRACE, Signals, wait_for_node};
+use crate::up::{GRACE, Signals, wait_for_node, warn_of_late};
 use crate::{control, memory, node, preflight};
 
 /// How often certificates are looked at by the wall clock, and how soon a failure is tried again.
@@ -93,27 +93,31 @@ async fn serve(config: Config, args: &AgentArgs, progress: &mut Progress) -> any
     let pods = all_pods(&client, &drain);
     let to_nodes = certificates.to_nodes.config(&lock(&certificates.ca))?;
     let around = node::Surroundings { config, address, client, caches, pods, tls, to_nodes, drain: drain.clone() };
-    let mut tasks = JoinSet::new();
-    let parts = node::start(&around, &mut tasks).await?;
+    let mut components = Components::default();
+    let parts = node::start(&around, &mut components).await?;
     progress.step("node", "runtime, kubelet, network, Services, DNS");
-    tasks.spawn(control::serve(around.config.clone(), drain.clone(), control::Served { node: parts, cluster: None }));
+    let served = control::Served { node: parts, cluster: None };
+    components.spawn("control socket", control::serve(around.config.clone(), drain.clone(), served));
     let nodes = around.caches.of::<Node>();
     let ready = tokio::select! {
         ready = wait_for_node(&nodes, &around.config.node_name) => ready.map(|()| true)?,
         () = signals.next() => false,
     };
     if ready {
-        tasks.spawn(certificates.clone().keep(around.clone(), joined));
+        let (keeping, drain) = (certificates.clone().keep(around.clone(), joined), drain.clone());
+        components.spawn("certificates", async move {
+            drain.run(keeping).await;
+        });
         progress.step("Ready", &around.config.node_name);
         progress.done();
         memory::give_back_later();
         tokio::select! {
             () = signals.next() => {}
-            Some(ended) = tasks.join_next() => anyhow::bail!("a component ended by itself: {ended:?}"),
+            ended = components.ended() => anyhow::bail!("a component ended by itself: {ended}"),
         }
     }
     drain.stop();
-    let _ = tokio::time::timeout(GRACE, async { while tasks.join_next().await.is_some() {} }).await;
+    warn_of_late(&components.finish(GRACE).await);
     Ok(())
 }
 
@@ -160,9 +164,7 @@ impl Certificates {
                 tracing::warn!(error = format!("{error:#}"), "renew the node's certificates; will retry");
                 patience = RETRY.min(patience);
             }
-            if around.drain.run(tokio::time::timeout(patience, changed.notified())).await.is_none() {
-                return;
-            }
+            let _ = tokio::time::timeout(patience, changed.notified()).await;
         }
     }
 

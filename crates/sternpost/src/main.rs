@@ -7,6 +7,7 @@ mod agent;
 mod build;
 mod certificates;
 mod cli;
+mod components;
 mod config;
 mod control;
 mod daemon;

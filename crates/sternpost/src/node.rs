@@ -13,6 +13,7 @@ use serde_json::json;
 use tokio::task::JoinSet;
 
 use crate::certificates::{Certificates, client_authorities};
+use crate::components::Components;
 use crate::config::{Cidr, Config, Network, outward_address, outward_address_v6};
 use crate::names;
 use crate::toolbox;
@@ -108,11 +109,11 @@ pub struct Surroundings {
 }
 
 /// Starts the node's components.
-pub async fn start(around: &Surroundings, tasks: &mut JoinSet<()>) -> anyhow::Result<NodeParts> {
+pub async fn start(around: &Surroundings, components: &mut Components) -> anyhow::Result<NodeParts> {
     let mut settings = kubelet_settings(around)?;
     let node = open(&around.config).await?;
     let runtime = node.runtime.clone();
-    let registry = registry::start(around, &node.images, tasks).await;
+    let registry = registry::start(around, &node.images, components).await;
     if registry.to_peers {
         settings.kubelet.labels.insert(registry::PORT_LABEL.into(), around.config.registry_peer_port.to_string());
     }
@@ -125,13 +126,13 @@ pub async fn start(around: &Surroundings, tasks: &mut JoinSet<()>) -> anyhow::Re
         }
         None => (runtime, images),
     };
-    start_network(around, tasks)?;
-    start_policies(around, tasks);
+    start_network(around, components)?;
+    start_policies(around, components);
     if around.config.network == Network::Embedded {
-        peers::start(around, tasks)?;
+        peers::start(around, components)?;
     }
-    start_dns(around, tasks)?;
-    start_kubelet(around, settings.kubelet, runtime, images, tasks);
+    start_dns(around, components)?;
+    start_kubelet(around, settings.kubelet, runtime, images, components);
     Ok(node)
 }
 
@@ -140,7 +141,8 @@ async fn open(config: &Config) -> anyhow::Result<NodeParts> {
     let images = images::Store::open(&places.images).context("open the image store")?;
     add_toolbox(&images).context("the built-in image")?;
     let network = pod_network(config, &places)?;
-    let settings = runtime::Config::new(&places.runtime_data, &places.runtime_run, &config.cgroup_root);
+    let mut settings = runtime::Config::new(&places.runtime_data, &places.runtime_run, &config.cgroup_root);
+    settings.handlers = config.runtime_handlers.clone();
     let runtime = runtime::Runtime::open(settings, images.clone(), Some(network)).await.context("open the runtime")?;
     // What a build that was cut off left behind.
     if places.builds.exists() {
@@ -248,10 +250,10 @@ fn start_kubelet(
     settings: kubelet::Config,
     runtime: Arc<dyn RuntimeService>,
     images: Arc<dyn ImageService>,
-    tasks: &mut JoinSet<()>,
+    components: &mut Components,
 ) {
     let (client, drain) = (around.client.named("kubelet"), around.drain.clone());
-    tasks.spawn(async move {
+    components.spawn("kubelet", async move {
         if let Err(error) = kubelet::run(settings, client, runtime, images, drain).await {
             tracing::error!(%error, "the kubelet ended");
         }
@@ -266,7 +268,7 @@ pub async fn label(parts: &Parts) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn start_network(around: &Surroundings, tasks: &mut JoinSet<()>) -> anyhow::Result<()> {
+fn start_network(around: &Surroundings, components: &mut Components) -> anyhow::Result<()> {
     let config = &around.config;
     let mut settings = proxy::Config::new(&config.node_name, pairs(config.pods()?));
     settings.table = config.nft_table.clone();
@@ -277,7 +279,7 @@ fn start_network(around: &Surroundings, tasks: &mut JoinSet<()>) -> anyhow::Resu
         nodes: Some(around.caches.of()),
     };
     let drain = around.drain.clone();
-    tasks.spawn(async move {
+    components.spawn("service proxy", async move {
         if let Err(error) = proxy::run(settings, caches, drain).await {
             tracing::error!(%error, "the service proxy ended");
         }
@@ -285,7 +287,7 @@ fn start_network(around: &Surroundings, tasks: &mut JoinSet<()>) -> anyhow::Resu
     Ok(())
 }
 
-fn start_policies(around: &Surroundings, tasks: &mut JoinSet<()>) {
+fn start_policies(around: &Surroundings, components: &mut Components) {
     let settings = policy::Config { node_name: around.config.node_name.clone(), table: around.config.nft_table.clone() };
     let caches = policy::Caches {
         policies: around.caches.of(),
@@ -295,7 +297,7 @@ fn start_policies(around: &Surroundings, tasks: &mut JoinSet<()>) {
         cluster: policy::cluster::Policies::start(&network_client(&around.client), around.drain.clone()),
     };
     let drain = around.drain.clone();
-    tasks.spawn(async move {
+    components.spawn("network policies", async move {
         if let Err(error) = policy::run(settings, caches, drain).await {
             tracing::error!(%error, "network policies ended");
         }
@@ -307,7 +309,7 @@ pub fn network_client(client: &client::Client) -> client::Client {
     client.as_account("kube-system", "sternpost-network").named("network")
 }
 
-fn start_dns(around: &Surroundings, tasks: &mut JoinSet<()>) -> anyhow::Result<()> {
+fn start_dns(around: &Surroundings, components: &mut Components) -> anyhow::Result<()> {
     let config = &around.config;
     let listen = SocketAddr::new(around.address, config.dns_port);
     let service = config.dns_service_ip()?;
@@ -326,7 +328,7 @@ fn start_dns(around: &Surroundings, tasks: &mut JoinSet<()>) -> anyhow::Result<(
         drop(kept);
     });
     let drain = around.drain.clone();
-    tasks.spawn(async move { drop(drain.run(serving).await) });
+    components.spawn("DNS", async move { drop(drain.run(serving).await) });
     Ok(())
 }
 
@@ -422,7 +424,7 @@ pub fn api_config(config: &Config, certificates: &Certificates, node_ip: IpAddr)
         services: service_ranges(config)?,
         advertise,
         port: config.api_port,
-        served: schema::resources::Served::parse(&config.runtime_config).context("runtimeConfig")?,
+        served: served(config)?,
         admission: admission_options(config)?,
         front_proxy: Some(certificates.front_proxy.clone()),
         authentication: identity::authentication(config)?,
@@ -431,6 +433,18 @@ pub fn api_config(config: &Config, certificates: &Certificates, node_ip: IpAddr)
         resolver: Some(Arc::new(|host| Box::pin(host_addresses(host)))),
         ..apiserver::Config::default()
     })
+}
+
+/// Which of the built-in APIs there are. Leases must be among them: a node says by its own that it lives, controllers and scheduler work only
+/// while they hold theirs.
+fn served(config: &Config) -> anyhow::Result<schema::resources::Served> {
+    let served = schema::resources::Served::parse(&config.runtime_config).context("runtimeConfig")?;
+    let leases = schema::resources::find("coordination.k8s.io", "v1", "leases").is_some_and(|leases| served.contains(leases));
+    anyhow::ensure!(
+        leases,
+        "runtimeConfig: nodes, controllers and the scheduler cannot do without coordination.k8s.io/v1 leases: add coordination.k8s.io/v1=true"
+    );
+    Ok(served)
 }
 
 /// For webhooks that are configured with a host's name.

@@ -54,9 +54,22 @@ fn filesystems(_: &Config, faults: &mut Vec<String>) {
     if !has("overlay") && !module_available("overlay") {
         faults.push("no overlayfs in this kernel: container images cannot be mounted (module overlay)".into());
     }
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    if is_initial_ram_disk(&mounts) {
+        faults.push(
+            "/ is the kernel's initial RAM disk (rootfs), which no container can leave (pivot_root): switch_root to a mounted one first"
+                .into(),
+        );
+    }
     if !has("cgroup") && !has("cgroup2") {
         faults.push("no control groups in this kernel: containers cannot be limited".into());
     }
+}
+
+/// By `/proc/self/mountinfo`: the last mount at `/` is what processes see.
+fn is_initial_ram_disk(mounts: &str) -> bool {
+    let root = mounts.lines().rfind(|line| line.split(' ').nth(4) == Some("/"));
+    root.and_then(|line| line.split(" - ").nth(1)?.split(' ').next()) == Some("rootfs")
 }
 
 fn namespaces(_: &Config, faults: &mut Vec<String>) {
@@ -231,5 +244,18 @@ mod tests {
         let faults = check(&config).join("\n");
         assert!(faults.contains(&format!("TCP port {port} (API server) is taken by process {}", std::process::id())), "{faults}");
         assert!(faults.contains("serviceCidr: \"nonsense\" is not an address range"), "{faults}");
+    }
+
+    #[test]
+    fn the_initial_ram_disk_is_known_by_the_last_mount_at_the_root() {
+        let ram = "1 1 0:2 / / rw - rootfs rootfs rw,size=2997508k\n22 1 0:21 / /proc rw,relatime - proc proc rw\n";
+        for (mounts, ram_disk) in [
+            (ram.to_owned(), true),
+            (format!("{ram}30 1 0:26 / / rw,relatime - tmpfs tmpfs rw\n"), false),
+            ("25 30 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw\n".to_owned(), false),
+            (String::new(), false),
+        ] {
+            assert_eq!(is_initial_ram_disk(&mounts), ram_disk, "{mounts}");
+        }
     }
 }

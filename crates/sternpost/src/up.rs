@@ -1,4 +1,8 @@
 //! The daemon's life: config, build, spawn, signal, drain.
+//!
+//! It stops in the reverse order of its start, so that nobody waits for what has gone before them: first the components, whose last writes and
+//! reads find the API as it always was; then the API server, in its own order (no new connections, watches end, connections finish); then the
+//! store is closed. The node's names are answered until the process ends.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::FromRawFd;
@@ -11,17 +15,17 @@ use k8s_openapi::api::core::v1::Node;
 use reconcile::{Cache, Caches, EventRecorder, Scope, trim};
 use stdx::Drain;
 use store::Store;
-use tokio::task::JoinSet;
 
 use crate::certificates::Certificates;
 use crate::cli::UpArgs;
+use crate::components::Components;
 use crate::config::{Config, outward_address};
 use crate::daemon::{self, PidFile};
 use crate::kubeconfig::{self, Invoker};
 use crate::progress::Progress;
 use crate::{control, dns_service, memory, node, nodes, preflight, status, transport};
 
-/// How long components may take to finish after the signal.
+/// How long all components together may take to finish after the signal, and after them the API server.
 pub const GRACE: Duration = Duration::from_secs(10);
 /// How long the node may take to become ready before the start says that something is wrong.
 const READY_WITHIN: Duration = Duration::from_secs(60);
@@ -113,50 +117,66 @@ async fn cluster(config: Config, args: &UpArgs, progress: &mut Progress) -> anyh
     let (store, objects) = open_store(&config).await?;
     progress.step("store", &format!("{objects} objects"));
 
-    let drain = stdx::drain();
-    let mut tasks = JoinSet::new();
-    let server = start_api(&config, &certificates, node_ip, store.clone(), &drain, &mut tasks).await?;
+    let (drain, last) = (stdx::drain(), stdx::drain());
+    let (mut components, mut api) = (Components::default(), Components::default());
+    let server = start_api(&config, &certificates, node_ip, store.clone(), &last, &mut api).await?;
     progress.step("API server", &format!("https://{node_ip}:{}", config.api_port));
 
     let system = transport::client(&server, UserInfo::authenticated("system:apiserver", &["system:masters"]));
-    let caches = Caches::new(&system, drain.clone());
-    caches.set(Cache::start_trimmed(&system, Scope::all(), trim::pods_elsewhere(&config.node_name), drain.clone()));
+    // They outlive their readers, who may be waiting for them when the stop comes.
+    let caches = Caches::new(&system, last.clone());
+    caches.set(Cache::start_trimmed(&system, Scope::all(), trim::pods_elsewhere(&config.node_name), last.clone()));
     let parts = Arc::new(Parts { config, certificates, node_ip, server, caches, drain: drain.clone() });
-    start_control_plane(&parts, scheduler, ranges, &mut tasks);
+    start_control_plane(&parts, scheduler, ranges, &mut components);
     progress.step("controllers", "and scheduler");
-    let node = node::start(&surroundings(&parts)?, &mut tasks).await?;
-    tasks.spawn(dns_service::keep(parts.clone()));
+    let node = node::start(&surroundings(&parts)?, &mut components).await?;
+    components.spawn("endpoints of DNS", dns_service::keep(parts.clone()));
     progress.step("node", "runtime, kubelet, network, Services, DNS");
-    tasks.spawn(control::serve(parts.config.clone(), drain.clone(), control::Served { node, cluster: Some(parts.clone()) }));
-    tasks.spawn(compact(store.clone(), drain.clone()));
+    let served = control::Served { node, cluster: Some(parts.clone()) };
+    components.spawn("control socket", control::serve(parts.config.clone(), drain.clone(), served));
+    components.spawn("compaction", compact(store.clone(), drain.clone()));
     let rotating = parts.clone();
-    tasks.spawn(async move { rotating.certificates.rotate(&rotating.config, &rotating.server, &rotating.drain).await });
+    components.spawn("rotation of certificates", async move {
+        rotating.certificates.rotate(&rotating.config, &rotating.server, &rotating.drain).await;
+    });
 
     tokio::select! {
-        ready = wait_until_ready(&parts) => ready?,
-        () = signals.next() => drain.stop(),
-    }
-    if !drain.is_stopping() {
-        progress.step("Ready", &parts.config.node_name);
-        node::label(&parts).await?;
-        if let Some(count) = args.nodes {
-            nodes::start_all(&parts, count, progress).await?;
+        ready = get_ready(&parts, args, progress) => {
+            ready?;
+            tokio::select! {
+                () = signals.next() => {}
+                ended = components.ended() => anyhow::bail!("a component ended by itself: {ended}"),
+                ended = api.ended() => anyhow::bail!("a component ended by itself: {ended}"),
+            }
         }
-        greet(&parts, args, progress)?;
-        progress.done();
-        memory::give_back_later();
-        tokio::select! {
-            () = signals.next() => {}
-            Some(ended) = tasks.join_next() => anyhow::bail!("a component ended by itself: {ended:?}"),
-        }
+        () = signals.next() => {}
     }
     drain.stop();
-    parts.server.stop();
-    let finished = tokio::time::timeout(GRACE, async { while tasks.join_next().await.is_some() {} }).await;
-    if finished.is_err() {
-        tracing::warn!("some components did not finish in time");
-    }
+    warn_of_late(&components.finish(GRACE).await);
+    last.stop();
+    warn_of_late(&api.finish(GRACE).await);
     store.close().await.context("close the store")
+}
+
+/// Until the cluster is what was asked for, and the user has been told.
+async fn get_ready(parts: &Arc<Parts>, args: &UpArgs, progress: &mut Progress) -> anyhow::Result<()> {
+    wait_until_ready(parts).await?;
+    progress.step("Ready", &parts.config.node_name);
+    node::label(parts).await?;
+    if let Some(count) = args.nodes {
+        nodes::start_all(parts, count, progress).await?;
+    }
+    greet(parts, args, progress)?;
+    progress.done();
+    memory::give_back_later();
+    Ok(())
+}
+
+/// Says who was not waited for any longer.
+pub fn warn_of_late(names: &[&str]) {
+    if !names.is_empty() {
+        tracing::warn!(components = names.join(", "), "did not stop in time");
+    }
 }
 
 /// The node in this process: its requests go the short way, and everything else shares its caches.
@@ -190,7 +210,7 @@ async fn start_api(
     node_ip: IpAddr,
     store: Arc<dyn Store>,
     drain: &Drain,
-    tasks: &mut JoinSet<()>,
+    api: &mut Components,
 ) -> anyhow::Result<apiserver::Server> {
     let server = apiserver::Server::new(node::api_config(config, certificates, node_ip)?, store)?;
     server.bootstrap().await?;
@@ -198,7 +218,7 @@ async fn start_api(
     let listener = tokio::net::TcpListener::bind(address).await.with_context(|| format!("listen on {address}"))?;
     let tls = certificates.api_server.config()?;
     let (serving, drain) = (server.clone(), drain.clone());
-    tasks.spawn(async move {
+    api.spawn("API server", async move {
         if let Err(error) = serving.serve(listener, Some(tls), drain).await {
             tracing::error!(%error, "the API server ended");
         }
@@ -206,7 +226,12 @@ async fn start_api(
     Ok(server)
 }
 
-fn start_control_plane(parts: &Arc<Parts>, scheduler: scheduler::Config, ranges: Vec<controllers::ClusterRange>, tasks: &mut JoinSet<()>) {
+fn start_control_plane(
+    parts: &Arc<Parts>,
+    scheduler: scheduler::Config,
+    ranges: Vec<controllers::ClusterRange>,
+    components: &mut Components,
+) {
     let mut settings = controllers::Config {
         root_ca: controllers::RootCa::new(parts.certificates.authorities()),
         cluster_ranges: ranges,
@@ -224,7 +249,7 @@ fn start_control_plane(parts: &Arc<Parts>, scheduler: scheduler::Config, ranges:
     let client = parts.client("system:kube-controller-manager", &[]).named("kube-controller-manager");
     let caches = parts.caches.clone();
     let folder = parts.config.data_dir.join("csi-controllers");
-    lead(parts, client.clone(), "kube-controller-manager", tasks, move |term| {
+    lead(parts, client.clone(), "kube-controller-manager", components, move |term| {
         let account = client.as_account("kube-system", "csi-sidecars").named("csi-sidecars");
         let sidecars = sidecars::run(folder.clone(), account, caches.clone(), term.clone());
         let controllers = controllers::run_on(client.clone(), caches.clone(), settings.clone(), term);
@@ -234,7 +259,7 @@ fn start_control_plane(parts: &Arc<Parts>, scheduler: scheduler::Config, ranges:
     });
     let client = parts.client("system:kube-scheduler", &[]).named("kube-scheduler");
     let caches = parts.caches.clone();
-    lead(parts, client.clone(), "kube-scheduler", tasks, move |term| {
+    lead(parts, client.clone(), "kube-scheduler", components, move |term| {
         let recorder = EventRecorder::start(&client, "default-scheduler", None, term.clone());
         scheduler::run(scheduler.clone(), client.clone(), caches.clone(), recorder, term)
     });
@@ -243,7 +268,7 @@ fn start_control_plane(parts: &Arc<Parts>, scheduler: scheduler::Config, ranges:
 /// The component works while it holds the Lease of its name in kube-system: should another process work on this store, one of the two waits.
 /// Who holds it is the node by its name, so that a restart takes up where it was without waiting for its own past to run out. An idle cluster
 /// shall write little: the Lease lasts longer than upstream's 15 seconds and is renewed accordingly rarely.
-fn lead<F, R>(parts: &Arc<Parts>, client: client::Client, name: &str, tasks: &mut JoinSet<()>, work: F)
+fn lead<F, R>(parts: &Arc<Parts>, client: client::Client, name: &'static str, components: &mut Components, work: F)
 where
     F: Fn(Drain) -> R + Send + Sync + 'static,
     R: Future<Output = ()> + Send,
@@ -255,7 +280,7 @@ where
         ..reconcile::leader::Config::new("kube-system", name, &parts.config.node_name)
     };
     let drain = parts.drain.clone();
-    tasks.spawn(async move { reconcile::leader::run(client, election, drain, work).await });
+    components.spawn(name, async move { reconcile::leader::run(client, election, drain, work).await });
 }
 
 /// Nobody but root looks into the data folder: objects, keys, images, pods' volumes.

@@ -37,8 +37,8 @@ pub(crate) async fn run(context: Context) {
     let controller = Arc::new(Controller {
         signer: context.reader.as_account("kube-system", "bootstrap-signer"),
         cleaner: context.reader.as_account("kube-system", "token-cleaner"),
-        secrets: Cache::start(&context.reader, tokens, context.drain.clone()),
-        maps: Cache::start(&context.reader, info, context.drain.clone()),
+        secrets: context.cache(tokens),
+        maps: context.cache(info),
     });
     // One key: there is one ConfigMap, and few tokens.
     let queue: Queue<ObjectKey> = Queue::new();

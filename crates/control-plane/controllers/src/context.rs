@@ -4,9 +4,9 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use client::Client;
+use client::{ApiResource, Client, Object};
 use k8s_openapi::api::core::v1::Node;
-use reconcile::{Caches, EventRecorder};
+use reconcile::{Cache, Caches, EventRecorder, PartialObject, Scope};
 use stdx::Drain;
 use tokio::sync::watch;
 
@@ -121,12 +121,31 @@ pub(crate) struct Context {
     pub caches: Caches,
     pub config: Arc<Config>,
     pub drain: Drain,
+    /// Stops after the last controller has ended.
+    reading: Drain,
 }
 
 impl Context {
     pub fn new(client: Client, caches: Caches, config: Config, drain: Drain) -> Self {
+        let reading = stdx::drain();
         let client = client.named("kube-controller-manager");
-        Self { reader: client.clone(), client, caches, config: Arc::new(config), drain }
+        Self { reader: client.clone(), client, caches, config: Arc::new(config), drain, reading }
+    }
+
+    /// A cache of one controller's own. Like the shared ones it outlives `drain`: a controller that waits for it when the stop comes would wait
+    /// for ever.
+    pub fn cache<K: Object>(&self, scope: Scope) -> Cache<K> {
+        Cache::start(&self.reader, scope, self.reading.clone())
+    }
+
+    /// The same of any resource, of which only the metadata is read.
+    pub fn metadata_cache(&self, resource: ApiResource) -> Cache<PartialObject> {
+        Cache::start_of(&self.reader, resource, Scope::all(), true, self.reading.clone())
+    }
+
+    /// Every controller has ended.
+    pub fn end_caches(&self) {
+        self.reading.stop();
     }
 
     pub fn recorder(&self, component: &str) -> EventRecorder {

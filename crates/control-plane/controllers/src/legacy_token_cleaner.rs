@@ -27,7 +27,7 @@ const UNUSED: SignedDuration = SignedDuration::from_hours(365 * 24);
 const LOOK_EVERY: Duration = Duration::from_secs(86_400);
 
 pub(crate) async fn run(context: Context) {
-    let secrets = Cache::<Secret>::start(&context.reader, Scope::fields(format!("type={TYPE}")), context.drain.clone());
+    let secrets = context.cache::<Secret>(Scope::fields(format!("type={TYPE}")));
     let (accounts, pods): (Cache<ServiceAccount>, Cache<Pod>) = (context.caches.of(), context.caches.of());
     tokio::join!(secrets.synced(), accounts.synced(), pods.synced());
     loop {

@@ -146,8 +146,9 @@ fn all() -> Vec<Controller> {
 
 /// Runs every controller until `drain`. `client` is `system:kube-controller-manager` or may do as much.
 pub async fn run(client: Client, config: Config, drain: Drain) {
-    let caches = Caches::new(&client, drain.clone());
-    run_on(client, caches, config, drain).await;
+    let reading = stdx::drain();
+    run_on(client.clone(), Caches::new(&client, reading.clone()), config, drain).await;
+    reading.stop();
 }
 
 /// The same in one of several processes: only the holder of the Lease runs the controllers, on caches of its own, which end with its term.
@@ -155,7 +156,8 @@ pub async fn run_as_leader(client: Client, config: Config, election: reconcile::
     reconcile::leader::run(client.clone(), election, drain, |term| run(client.clone(), config.clone(), term)).await;
 }
 
-/// The same on caches that other components of the process share.
+/// The same on caches that other components of the process share. They must outlive this, or a controller that is still waiting for its caches
+/// when the stop comes never ends.
 pub async fn run_on(client: Client, caches: Caches, config: Config, drain: Drain) {
     let context = Context::new(client, caches, config, drain);
     let mut tasks = tokio::task::JoinSet::new();
@@ -164,4 +166,5 @@ pub async fn run_on(client: Client, caches: Caches, config: Config, drain: Drain
         tasks.spawn((controller.run)(context.for_controller(controller.name)));
     }
     while tasks.join_next().await.is_some() {}
+    context.end_caches();
 }

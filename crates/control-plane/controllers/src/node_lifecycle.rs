@@ -45,7 +45,7 @@ pub(crate) async fn run(context: Context) {
         config: context.config.clone(),
         nodes: context.caches.of(),
         pods: context.caches.of(),
-        leases: Cache::start(&context.reader, lease_scope, context.drain.clone()),
+        leases: context.cache(lease_scope),
         signs: Mutex::default(),
         zones: Mutex::default(),
         recorder: context.recorder(NAME),

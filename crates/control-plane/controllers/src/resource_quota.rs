@@ -14,7 +14,7 @@ use std::time::Duration;
 use client::{Error, Object};
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, ResourceQuota, Service};
 use k8s_openapi::api::resource::v1::ResourceClaim;
-use reconcile::{Cache, ObjectKey, Outcome, PartialObject, Queue, Scope, key_of};
+use reconcile::{Cache, ObjectKey, Outcome, PartialObject, Queue, key_of};
 use rules::quota::Resource;
 
 use crate::context::Context;
@@ -176,8 +176,7 @@ impl Controller {
         if let Some(cache) = counted.get(name) {
             return Ok(Some(cache.clone()));
         }
-        let drain = self.context.drain.clone();
-        let cache: Cache<PartialObject> = Cache::start_of(&self.context.reader, found.resource, Scope::all(), true, drain);
+        let cache = self.context.metadata_cache(found.resource);
         let this = self.clone();
         cache.on_change(move |old, new| {
             if let Some(old) = old.filter(|_| new.is_none()) {

@@ -21,7 +21,7 @@ pub(crate) async fn run(context: Context) {
     let namespaces: Cache<Namespace> = context.caches.of();
     // Its own cache, of this one name: most ConfigMaps are none of our business.
     let scope = Scope::fields(format!("metadata.name={CONFIG_MAP}"));
-    let maps = Cache::<ConfigMap>::start(&context.reader, scope, context.drain.clone());
+    let maps = context.cache::<ConfigMap>(scope);
     let queue: Queue<ObjectKey> = Queue::new();
     let (by_namespace, by_map) = (queue.clone(), queue.clone());
     namespaces.on_change(move |_, new| {

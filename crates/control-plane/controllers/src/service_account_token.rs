@@ -32,7 +32,7 @@ pub(crate) async fn run(context: Context) {
         // Upstream's has no account of its own either: it is what makes accounts usable.
         client: context.reader.clone(),
         config: context.config.clone(),
-        secrets: Cache::start(&context.reader, scope, context.drain.clone()),
+        secrets: context.cache(scope),
         accounts: context.caches.of(),
     });
     let queue: Queue<ObjectKey> = Queue::new();

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use client::{Client, Error};
 use k8s_openapi::api::certificates::v1::{ClusterTrustBundle, ClusterTrustBundleSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use reconcile::{Cache, ObjectKey, Outcome, Queue, Scope};
+use reconcile::{ObjectKey, Outcome, Queue, Scope};
 use sha2::{Digest, Sha256};
 
 use crate::context::Context;
@@ -20,7 +20,7 @@ pub(crate) async fn run(context: Context) {
         return;
     }
     let scope = Scope::fields(format!("spec.signerName={SIGNER}"));
-    let bundles = Cache::<ClusterTrustBundle>::start(&context.reader, scope, context.drain.clone());
+    let bundles = context.cache::<ClusterTrustBundle>(scope);
     let queue: Queue<ObjectKey> = Queue::new();
     let (wake, key) = (queue.clone(), ObjectKey::new("", SIGNER));
     let again = key.clone();

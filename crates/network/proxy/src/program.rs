@@ -8,7 +8,40 @@ use crate::plan::{Action, Balance, Cidr, Endpoint, Family, Frontend, Masquerade,
 /// Endpoints for outside clients only have indexes from here on, in the same map.
 pub const LOCAL_INDEX: u32 = 1 << 31;
 
-/// A chain serves every frontend with these properties, whichever Service it belongs to.
+/// A plain frontend has so many endpoints at most. More are rare, and finding out how many takes the longer the more there are.
+pub const PLAIN_MAX: usize = 16;
+
+/// A frontend that needs nothing but a choice among few endpoints. One chain serves all of a kind, and finds out how many endpoints there are by
+/// which indexes there are. No verdict changes when that number does: the kernel would walk all that lead to chains after it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Plain {
+    NonPods,
+    Always,
+}
+
+impl Plain {
+    pub const ALL: [Plain; 2] = [Plain::NonPods, Plain::Always];
+
+    fn of(balance: &Balance) -> Option<Self> {
+        if balance.local.is_some() || balance.affinity_seconds.is_some() || balance.endpoints.len() > PLAIN_MAX {
+            return None;
+        }
+        match balance.masquerade {
+            Masquerade::NonPods => Some(Plain::NonPods),
+            Masquerade::Always => Some(Plain::Always),
+            Masquerade::Never => None,
+        }
+    }
+
+    pub fn masquerade(self) -> Masquerade {
+        match self {
+            Plain::NonPods => Masquerade::NonPods,
+            Plain::Always => Masquerade::Always,
+        }
+    }
+}
+
+/// A chain serves every other frontend with these properties, whichever Service it belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Chain {
     pub family: Family,
@@ -41,6 +74,8 @@ impl Chain {
 pub enum Key {
     /// Chooses the chain.
     Frontend(Frontend),
+    /// Is in the set of those whose chain is always there.
+    Plain(Frontend, Plain),
     /// Frontends without endpoints.
     Refusal(Frontend),
     /// Endpoint by index.
@@ -188,8 +223,8 @@ fn release<K: std::hash::Hash + Eq>(counts: &mut HashMap<K, usize>, key: &K) -> 
 
 fn chains(plan: &Plan) -> impl Iterator<Item = Chain> {
     plan.frontends.iter().filter_map(|(frontend, action)| match action {
-        Action::Balance(balance) => Some(Chain::of(frontend, balance)),
-        Action::Reject | Action::Drop => None,
+        Action::Balance(balance) if Plain::of(balance).is_none() => Some(Chain::of(frontend, balance)),
+        Action::Balance(_) | Action::Reject | Action::Drop => None,
     })
 }
 
@@ -205,7 +240,10 @@ fn rows(plan: &Plan) -> BTreeMap<Key, Value> {
             Action::Reject => drop(rows.insert(Key::Refusal(*frontend), Value::Reject)),
             Action::Drop => drop(rows.insert(Key::Refusal(*frontend), Value::Drop)),
             Action::Balance(balance) => {
-                rows.insert(Key::Frontend(*frontend), Value::Chain(Chain::of(frontend, balance)));
+                match Plain::of(balance) {
+                    Some(plain) => rows.insert(Key::Plain(*frontend, plain), Value::Present),
+                    None => rows.insert(Key::Frontend(*frontend), Value::Chain(Chain::of(frontend, balance))),
+                };
                 let indexed = (0..).zip(&balance.endpoints).chain((LOCAL_INDEX..).zip(balance.local.iter().flatten()));
                 rows.extend(indexed.map(|(index, endpoint)| (Key::Endpoint(*frontend, index), Value::Endpoint(*endpoint))));
             }

@@ -2,15 +2,19 @@
 //!
 //! ```text
 //! svc-prerouting, svc-output (nat, before routing)      jump svc-dispatch
-//! svc-dispatch     ip daddr . l4proto . dport vmap @svc-frontends4
-//!                  fib daddr type local, l4proto . dport vmap @svc-nodeports4
-//! svc-c4-3         (3 endpoints, ClusterIP)             source is no pod: mark;  dnat to daddr . proto . dport . random 3 map @svc-endpoints4
+//! svc-dispatch     ip daddr . l4proto . dport @svc-plain-c4     goto svc-plain-c4
+//!                  ip daddr . l4proto . dport vmap @svc-frontends4
+//!                  fib daddr type local, l4proto . dport @svc-plain-cn4 …, vmap @svc-nodeports4
+//! svc-plain-c4     (few endpoints, ClusterIP)           source is no pod: mark;  for 8 to 1: is there an endpoint of index n - 1?
+//!                                                       dnat to daddr . proto . dport . random n map @svc-endpoints4
+//! svc-c4-30        (30 endpoints, ClusterIP)            the same for exactly so many; others for affinity and external policies
 //! svc-filter-…     (filter, just before) ct state new   the same two lookups in @svc-refusals4, @svc-nodeport-refusals4: reject or drop
 //! svc-postrouting  (nat, after routing)                 marked, or an endpoint that reaches itself: masquerade
 //! ```
-//! and all again for IPv6. A Service whose number of endpoints changes leads to another chain, and the kernel then walks all that lead to chains:
-//! that change is linear in the Services (a replaced endpoint is not). A map from Services to numbers before a small map of chains would be
-//! constant, but nftables 1.0.6 (Debian 12) fails an assertion when it lists such a rule, and with it every table of the machine. Names of ours begin with `svc-`: the pod network's chains share the table.
+//! and all again for IPv6. After a change of any verdict the kernel walks everything that leads to a chain. So the many and simple frontends are
+//! in sets, and a change of theirs is a few elements, however many Services there are; those in the map of verdicts are few. A map from Services to
+//! numbers before a small map of chains would do it for all, but nftables 1.0.6 (Debian 12) fails an assertion when it lists such a rule, and with
+//! it every table of the machine. Names of ours begin with `svc-`: the pod network's chains share the table.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -18,7 +22,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use nft::{Batch, Data, Element, Socket, Table, conntrack};
 
 use crate::plan::{Endpoint, Family, Frontend, Owner, Plan};
-use crate::program::{Change, Key, Program, Value};
+use crate::program::{Change, Key, Plain, Program, Value};
 use crate::{Config, Error};
 
 mod rules;
@@ -180,6 +184,7 @@ fn grouped(rows: impl Iterator<Item = (Key, Option<Value>)>) -> Vec<(String, Vec
 fn set_of(key: &Key) -> String {
     match key {
         Key::Frontend(frontend) => rules::frontend_map(frontend),
+        Key::Plain(frontend, plain) => rules::plain_set(frontend, *plain),
         Key::Refusal(frontend) => rules::refusal_map(frontend),
         Key::Endpoint(frontend, _) => rules::endpoint_map(frontend.family),
         Key::Hairpin(address) => rules::hairpin_set(Family::of(*address)),
@@ -191,7 +196,7 @@ fn set_of(key: &Key) -> String {
 fn element(key: &Key, value: Option<Value>) -> Element {
     let bytes = match key {
         Key::Source(frontend, network) => return source_element(frontend, *network),
-        Key::Frontend(frontend) | Key::Refusal(frontend) | Key::Guard(frontend) => {
+        Key::Frontend(frontend) | Key::Plain(frontend, _) | Key::Refusal(frontend) | Key::Guard(frontend) => {
             let start = frontend.address.map_or_else(nft::Value::new, |address| nft::Value::new().address(address));
             start.protocol(frontend.protocol).port(frontend.port)
         }
@@ -262,7 +267,10 @@ impl Proxier {
         for family in [Family::V4, Family::V6] {
             for address in [Some(unspecified(family)), None] {
                 let frontend = Frontend { family, address, protocol: 6, port: 0 };
-                count += self.table.elements(&mut self.socket, &rules::frontend_map(&frontend))?.len();
+                let plain = Plain::ALL.map(|plain| rules::plain_set(&frontend, plain));
+                for set in plain.iter().chain([&rules::frontend_map(&frontend)]) {
+                    count += self.table.elements(&mut self.socket, set)?.len();
+                }
             }
         }
         Ok(count)

@@ -4,7 +4,7 @@ use std::pin::Pin;
 
 use futures_util::Stream;
 
-use crate::streams::Streams;
+use crate::streams::{Forward, Streams};
 use crate::{Code, Error, Result, v1};
 
 /// A future as the traits return it, so that both stay usable as trait objects.
@@ -46,7 +46,7 @@ pub trait RuntimeService: Send + Sync + 'static {
     /// Connects to the standard streams of a container's first process.
     fn attach(&self, request: v1::AttachRequest) -> Call<'_, Streams>;
     /// Opens one TCP connection to `port` on the loopback address inside the sandbox's network namespace.
-    fn port_forward(&self, pod_sandbox_id: String, port: u16) -> Call<'_, tokio::net::TcpStream>;
+    fn port_forward(&self, pod_sandbox_id: String, port: u16) -> Call<'_, Forward>;
 
     fn container_stats(&self, request: v1::ContainerStatsRequest) -> Call<'_, v1::ContainerStatsResponse>;
     fn list_container_stats(&self, request: v1::ListContainerStatsRequest) -> Call<'_, v1::ListContainerStatsResponse>;

@@ -3,6 +3,7 @@
 use std::pin::Pin;
 
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
 
 /// A readable end.
@@ -29,4 +30,19 @@ pub struct Streams {
     pub resize: Option<mpsc::Sender<TerminalSize>>,
     /// The exit code of the exec'd command, or of the container for attach. A dropped sender means that it is unknown.
     pub exit: oneshot::Receiver<i32>,
+    /// Why it is unknown, where the runtime is a process of its own and tells.
+    pub failure: Option<oneshot::Receiver<String>>,
+}
+
+/// A connection to a port of a pod.
+pub struct Forward {
+    pub stream: TcpStream,
+    /// Where the runtime is a process of its own, it connects only after this was returned: what went wrong comes here before the stream ends.
+    pub failure: Option<oneshot::Receiver<String>>,
+}
+
+impl From<TcpStream> for Forward {
+    fn from(stream: TcpStream) -> Self {
+        Self { stream, failure: None }
+    }
 }

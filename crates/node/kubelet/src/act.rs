@@ -117,7 +117,8 @@ impl Agent {
             self.prepare_claims(scene).await?;
             let users = self.users_of(scene).map_err(cri::Error::internal)?;
             let config = crispec::sandbox(&scene.pod, &self.config, dns, attempt, users);
-            self.make_group(scene, config.linux.as_ref().and_then(|linux| linux.resources.clone()))?;
+            let resources = config.linux.as_ref().and_then(|linux| linux.resources.clone()).unwrap_or_default();
+            self.set_group(scene, &resources).map_err(cri::Error::internal)?;
             Ok(v1::RunPodSandboxRequest { config: Some(config), runtime_handler })
         };
         let made = match prepared.await {
@@ -138,10 +139,9 @@ impl Agent {
         }
     }
 
-    /// The pod's control group, where the runtime leaves it to the kubelet.
-    fn make_group(&self, scene: &Scene, resources: Option<v1::LinuxContainerResources>) -> cri::Result<()> {
+    /// Makes the pod's control group or changes its limits, where the runtime leaves it to the kubelet.
+    fn set_group(&self, scene: &Scene, resources: &v1::LinuxContainerResources) -> Result<(), String> {
         let Some(root) = &self.config.pod_cgroups else { return Ok(()) };
-        let resources = resources.unwrap_or_default();
         let limits = cgroups::Limits {
             cpu_shares: u64::try_from(resources.cpu_shares).ok().filter(|shares| *shares > 0),
             cpu_quota: Some(resources.cpu_quota).filter(|quota| *quota > 0),
@@ -151,7 +151,7 @@ impl Agent {
             ..cgroups::Limits::default()
         };
         let made = cgroups::Root::detect(root).and_then(|root| root.create(&crispec::pod_cgroup(&scene.pod))?.set(&limits));
-        made.map_err(|error| cri::Error::internal(error.to_string()))
+        made.map_err(|error| error.to_string())
     }
 
     async fn prepare_claims(&self, scene: &Scene) -> cri::Result<()> {
@@ -222,23 +222,25 @@ impl Agent {
                 return Err(format!("attempting to set container {name} memory limit ({limit}) below current usage ({used})"));
             }
         }
-        let pod = scene.observed.sandboxes.first().map(|sandbox| v1::UpdatePodSandboxResourcesRequest {
-            pod_sandbox_id: sandbox.id.clone(),
-            resources: Some(crispec::pod_resources(&scene.pod, self.config.pod_pids_max)),
-            ..Default::default()
-        });
-        if let Some(request) = pod.clone() {
-            // Where it shrinks below what a container still has, this is too early, and the second time counts.
-            let _ = self.runtime.update_pod_sandbox_resources(request).await;
-        }
+        let whole = crispec::pod_resources(&scene.pod, self.config.pod_pids_max);
+        // Where it shrinks below what a container still has, this is too early, and the second time counts.
+        let _ = self.resize_pod(scene, &whole).await;
         let request = v1::UpdateContainerResourcesRequest { container_id: id, linux: Some(resources), ..Default::default() };
         self.runtime.update_container_resources(request).await.map_err(|error| error.message)?;
-        match pod {
-            Some(request) => match self.runtime.update_pod_sandbox_resources(request).await {
-                Err(error) if error.code != cri::Code::Unimplemented => Err(error.message),
-                _ => Ok(()),
-            },
-            None => Ok(()),
+        self.resize_pod(scene, &whole).await
+    }
+
+    async fn resize_pod(&self, scene: &Scene, resources: &v1::LinuxContainerResources) -> Result<(), String> {
+        self.set_group(scene, resources)?;
+        let Some(sandbox) = scene.observed.sandboxes.first() else { return Ok(()) };
+        let request = v1::UpdatePodSandboxResourcesRequest {
+            pod_sandbox_id: sandbox.id.clone(),
+            resources: Some(resources.clone()),
+            ..Default::default()
+        };
+        match self.runtime.update_pod_sandbox_resources(request).await {
+            Err(error) if error.code != cri::Code::Unimplemented => Err(error.message),
+            _ => Ok(()),
         }
     }
 
@@ -301,7 +303,11 @@ impl Agent {
             message_file: &files.message_file,
             image_user: self.image_user(scene, container, &image_ref).await,
             image_ref: &image_ref,
-            node: crispec::Node { memory_bytes: self.memory_bytes, swap_bytes: self.config.limited_swap.then_some(self.swap_bytes) },
+            node: crispec::Node {
+                memory_bytes: self.memory_bytes,
+                swap_bytes: self.config.limited_swap.then_some(self.swap_bytes),
+                kills_together: self.kills_together,
+            },
             seccomp_default: self.config.seccomp_default,
             seccomp_directory: &self.config.seccomp_directory,
             target_id: self.target_id(scene, container),

@@ -73,6 +73,9 @@ pub struct Config {
     pub seccomp_directory: PathBuf,
     /// Whether pods may use swap (KEP-2400: `LimitedSwap`).
     pub limited_swap: bool,
+    /// Whether a container that is out of memory loses one process instead of all (upstream: singleProcessOOMKill); where absent, as control groups
+    /// have it: v1 can kill single ones only, v2 kills all.
+    pub single_process_oom_kill: Option<bool>,
     pub taints: Vec<Taint>,
     /// Mounts below the data directory are handed on between us and the containers of drivers: it becomes a shared mount.
     pub share_mounts: bool,
@@ -174,6 +177,7 @@ impl Config {
             seccomp_default: false,
             seccomp_directory: "/var/lib/kubelet/seccomp".into(),
             limited_swap: false,
+            single_process_oom_kill: None,
             taints: Vec::new(),
             share_mounts: false,
             plugin_directory: "/var/lib/kubelet".into(),

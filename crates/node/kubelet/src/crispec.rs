@@ -224,6 +224,8 @@ pub struct Node {
     pub memory_bytes: i64,
     /// Bytes of swap, where pods may use it (KEP-2400: `LimitedSwap`).
     pub swap_bytes: Option<i64>,
+    /// Out of memory, a container loses all its processes and not one of them: what is left of it would rarely be of use.
+    pub kills_together: bool,
 }
 
 /// What [`container`] needs beyond the pod.
@@ -345,6 +347,7 @@ pub fn resources(pod: &Pod, container: &Container, node: &Node) -> v1::LinuxCont
         memory_swap_limit_in_bytes: memory_and_swap(pod, container, memory, node),
         hugepage_limits: hugepages(|resource| amounts::container_limit(pod, container, resource), pod),
         oom_score_adj: podspec::oom_score(pod, container, node.memory_bytes),
+        unified: node.kills_together.then(|| ("memory.oom.group".to_owned(), "1".to_owned())).into_iter().collect(),
         ..Default::default()
     }
 }
@@ -473,7 +476,7 @@ mod tests {
             message_file: Path::new("/m"),
             image_ref: "sha256:1",
             image_user: user,
-            node: Node { memory_bytes: 8 << 30, swap_bytes: None },
+            node: Node { memory_bytes: 8 << 30, swap_bytes: None, kills_together: true },
             seccomp_default: false,
             seccomp_directory: Path::new("/profiles"),
             users: None,
@@ -496,6 +499,7 @@ mod tests {
         let linux = config.linux.unwrap();
         let resources = linux.resources.unwrap();
         assert_eq!((resources.cpu_shares, resources.cpu_quota, resources.memory_limit_in_bytes), (256, 50_000, 64 << 20));
+        assert_eq!(resources.unified["memory.oom.group"], "1");
         let security = linux.security_context.unwrap();
         assert_eq!(security.run_as_user.unwrap().value, 1000);
         assert!(security.no_new_privs && security.capabilities.unwrap().drop_capabilities == ["ALL"]);

@@ -282,6 +282,10 @@ fn start(
     let recorder = EventRecorder::start(&client, "kubelet", Some(&config.node_name), drain.clone());
     let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
     let starts = if config.starts_max == 0 { cores * 2 } else { config.starts_max };
+    let unified = cgroups::Root::detect(config.cgroup_root.as_deref().unwrap_or("kubepods")).is_ok_and(|root| root.is_unified());
+    if config.single_process_oom_kill == Some(false) && !unified {
+        tracing::warn!("singleProcessOOMKill: false needs control groups v2, which this host does not use");
+    }
     let resolver = std::fs::read_to_string(dns::host_file(&config.resolv_conf)).unwrap_or_default();
     let scope = Scope::fields(format!("spec.nodeName={}", config.node_name));
     let agent = Arc::new(Agent {
@@ -297,6 +301,7 @@ fn start(
         cpu_milli: node::allocatable(&config, machine, "cpu"),
         memory_bytes: node::allocatable(&config, machine, "memory"),
         swap_bytes: machine.swap_bytes,
+        kills_together: unified && !config.single_process_oom_kill.unwrap_or(false),
         allocatable: ["cpu", "memory", "ephemeral-storage"].map(|name| (name.to_owned(), node::allocatable(&config, machine, name))).into(),
         runtime_name: OnceLock::new(),
         pressures: Mutex::default(),

@@ -61,6 +61,8 @@ struct Fields {
     image_gc_low_threshold_percent: Option<u8>,
     register_with_taints: Option<Vec<Taint>>,
     memory_swap: Option<MemorySwap>,
+    #[serde(rename = "singleProcessOOMKill")]
+    single_process_oom_kill: Option<bool>,
     user_namespaces: Option<UserNamespaces>,
     container_runtime_endpoint: Option<String>,
     cpu_manager_policy: Option<String>,
@@ -181,7 +183,6 @@ const KNOWN: &[&str] = &[
     "localStorageCapacityIsolation",
     "imageServiceEndpoint",
     "showHiddenMetricsForVersion",
-    "singleProcessOOMKill",
     "memoryReservationPolicy",
 ];
 
@@ -230,6 +231,7 @@ fn own_names() -> &'static [&'static str] {
         "staticPodPath",
         "maxPods",
         "podPidsLimit",
+        "singleProcessOOMKill",
         "clusterDomain",
         "clusterDNS",
         "resolvConf",
@@ -332,6 +334,7 @@ fn plain(fields: &Fields, config: &mut Config) -> Result<(), String> {
         Some("LimitedSwap") => config.limited_swap = true,
         Some(other) => return Err(format!("memorySwap.swapBehavior: {other:?} is neither NoSwap nor LimitedSwap")),
     }
+    config.single_process_oom_kill = fields.single_process_oom_kill;
     Ok(())
 }
 

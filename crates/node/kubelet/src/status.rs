@@ -36,11 +36,14 @@ pub fn status(world: &World<'_>, plan: &Plan, facts: &Facts, ended: bool) -> Pod
             .collect()
     };
     let (init, main, ephemeral) = (of(&[Role::Init, Role::Sidecar]), of(&[Role::Main]), of(&[Role::Ephemeral]));
-    let phase = phase(world, &init, &main, ended, former.phase.as_deref());
+    let phase = match phase(world, &init, &main, ended, former.phase.as_deref()) {
+        "Succeeded" | "Failed" if !podspec::is_terminal(world.pod) && may_run(world) => unfinished(&main),
+        phase => phase,
+    };
     let former_ips = || former.pod_ips.iter().flatten().map(|ip| ip.ip.clone()).collect();
     let ips: Vec<String> = if facts.pod_ips.is_empty() { former_ips() } else { facts.pod_ips.clone() };
     let host_ips = &facts.host_ips;
-    let verdict = world.memory.verdict.as_ref();
+    let verdict = world.memory.verdict.as_ref().filter(|_| phase == "Failed");
     let mut status = PodStatus {
         phase: Some(phase.into()),
         message: verdict
@@ -207,6 +210,16 @@ fn terminated(seen: &Seen) -> ContainerState {
 
 pub fn is_ready(world: &World<'_>, container: &Container, seen: &Seen) -> bool {
     is_started(world, container, seen) && (container.readiness_probe.is_none() || world.probe(seen, Kind::Readiness) == Some(true))
+}
+
+/// Does anything of the pod still use what it holds of the node? Then it is not done yet, whatever was decided: who waits for its end
+/// may give that away (KEP-3329; upstream: mergePodStatus).
+fn may_run(world: &World<'_>) -> bool {
+    world.containers.iter().any(|seen| matches!(seen.state, State::Running | State::Unknown))
+}
+
+fn unfinished(main: &[ContainerStatus]) -> &'static str {
+    if main.iter().any(|status| status.container_id.is_some()) { "Running" } else { "Pending" }
 }
 
 /// Upstream: getPhase.
@@ -469,6 +482,35 @@ mod tests {
         assert_eq!(phase("OnFailure", 3, false), "Running");
         assert_eq!(phase("Always", 0, true), "Succeeded");
         assert_eq!(phase("Always", 137, true), "Failed");
+    }
+
+    #[test]
+    fn a_pod_is_not_done_while_a_sidecar_of_it_runs() {
+        let spec =
+            json!({"restartPolicy": "Never", "initContainers": [{"name": "s", "restartPolicy": "Always"}], "containers": [{"name": "a"}]});
+        let phase = |sidecar: State| {
+            let containers = [seen("a", 0, State::Exited, 3), seen("s", 0, sidecar, 0)];
+            shown(spec.clone(), &containers, false)["phase"].as_str().unwrap().to_owned()
+        };
+        assert_eq!((phase(State::Running), phase(State::Exited)), ("Running".to_owned(), "Failed".to_owned()));
+    }
+
+    #[test]
+    fn a_pod_that_is_to_end_fails_once_its_containers_have_stopped() {
+        let pod = pod(json!({"containers": [{"name": "a"}]}));
+        let facts = Facts::default();
+        let said = |state: State| {
+            let (containers, probes) = ([seen("a", 0, state, 9)], BTreeMap::new());
+            let verdict = crate::world::Verdict { reason: "Evicted".into(), message: "why".into(), disrupts: true, grace_seconds: None };
+            let memory = Memory { verdict: Some(verdict), ..Memory::default() };
+            let now = Timestamp::from_second(2000).unwrap();
+            let world = World { pod: &pod, gone: false, sandboxes: &[], containers: &containers, memory: &memory, probes: &probes, now };
+            let status = status(&world, &crate::plan::plan(&world), &facts, false);
+            let disrupted = status.conditions.iter().flatten().any(|condition| condition.type_ == "DisruptionTarget");
+            (status.phase.unwrap(), status.reason, disrupted)
+        };
+        assert_eq!(said(State::Running), ("Running".into(), None, true));
+        assert_eq!(said(State::Exited), ("Failed".into(), Some("Evicted".into()), true));
     }
 
     #[test]

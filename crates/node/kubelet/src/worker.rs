@@ -59,6 +59,8 @@ pub struct Agent {
     pub cpu_milli: i64,
     pub memory_bytes: i64,
     pub swap_bytes: i64,
+    /// Whether a container out of memory loses all its processes.
+    pub kills_together: bool,
     pub started_at: Timestamp,
     /// The runtime's name: the scheme of container ids.
     pub runtime_name: OnceLock<Arc<str>>,

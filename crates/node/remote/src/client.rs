@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use cri::service::{Call, Events};
-use cri::streams::Streams;
+use cri::streams::{Forward, Streams};
 use cri::{Code, Error, ImageService, RuntimeService, v1};
 
 use crate::dial;
@@ -39,6 +39,21 @@ impl Remote {
     }
 }
 
+impl Remote {
+    async fn stats_of_each(&self, request: v1::ListPodSandboxStatsRequest) -> cri::Result<v1::ListPodSandboxStatsResponse> {
+        let wanted = request.filter.unwrap_or_default();
+        let ready = v1::PodSandboxStateValue { state: v1::PodSandboxState::SandboxReady.into() };
+        let filter = v1::PodSandboxFilter { id: wanted.id, state: Some(ready), label_selector: wanted.label_selector };
+        let mut stats = Vec::new();
+        for sandbox in self.list_pod_sandbox(v1::ListPodSandboxRequest { filter: Some(filter) }).await?.items {
+            // It may have ended meanwhile.
+            let answer = self.pod_sandbox_stats(v1::PodSandboxStatsRequest { pod_sandbox_id: sandbox.id }).await;
+            stats.extend(answer.ok().and_then(|answer| answer.stats));
+        }
+        Ok(v1::ListPodSandboxStatsResponse { stats })
+    }
+}
+
 impl RuntimeService for Remote {
     fn version(&self) -> Call<'_, v1::VersionResponse> {
         let request = v1::VersionRequest { version: "v1".into() };
@@ -64,8 +79,17 @@ impl RuntimeService for Remote {
         container_stats "ContainerStats" ContainerStatsRequest ContainerStatsResponse
         list_container_stats "ListContainerStats" ListContainerStatsRequest ListContainerStatsResponse
         pod_sandbox_stats "PodSandboxStats" PodSandboxStatsRequest PodSandboxStatsResponse
-        list_pod_sandbox_stats "ListPodSandboxStats" ListPodSandboxStatsRequest ListPodSandboxStatsResponse
         runtime_config "RuntimeConfig" RuntimeConfigRequest RuntimeConfigResponse
+    }
+
+    /// Containerd before 1.7 fails as a whole while one of the sandboxes is stopped: then those that are ready are asked one by one.
+    fn list_pod_sandbox_stats(&self, request: v1::ListPodSandboxStatsRequest) -> Call<'_, v1::ListPodSandboxStatsResponse> {
+        Box::pin(async move {
+            match self.call("runtime.v1.RuntimeService/ListPodSandboxStats", &request, TIMEOUT).await {
+                Err(error) if error.code == Code::Unknown => self.stats_of_each(request).await.map_err(|_| error),
+                answered => answered,
+            }
+        })
     }
 
     /// The call lasts as long as the container takes to end.
@@ -103,7 +127,7 @@ impl RuntimeService for Remote {
         })
     }
 
-    fn port_forward(&self, pod_sandbox_id: String, port: u16) -> Call<'_, tokio::net::TcpStream> {
+    fn port_forward(&self, pod_sandbox_id: String, port: u16) -> Call<'_, Forward> {
         Box::pin(async move {
             let request = v1::PortForwardRequest { pod_sandbox_id, port: vec![port.into()] };
             let answer: v1::PortForwardResponse = self.call("runtime.v1.RuntimeService/PortForward", &request, TIMEOUT).await?;

@@ -1,7 +1,9 @@
 //! The client's side of a streaming URL: SPDY/3.1 as upstream's `client-go/tools/remotecommand` and `portforward` speak it.
 
+use std::time::Duration;
+
 use bytes::{Bytes, BytesMut};
-use cri::streams::{Reader, Streams, TerminalSize};
+use cri::streams::{Forward, Reader, Streams, TerminalSize};
 use cri::{Code, Error, Result};
 use http::{Request, StatusCode, header};
 use http_body_util::{BodyExt, Empty};
@@ -15,6 +17,8 @@ use tokio::sync::{mpsc, oneshot};
 
 /// Bytes that may wait between the wire and the reader of a stream.
 const PIPE_BYTES: usize = 64 << 10;
+/// How long the end of a connection waits for the reason.
+const REASON_WITHIN: Duration = Duration::from_secs(1);
 /// Terminal sizes that may wait; only the last one matters.
 const SIZES_MAX: usize = 8;
 
@@ -75,6 +79,7 @@ pub async fn streams(url: &str, wanted: Wanted) -> Result<Streams> {
     let stderr = if wanted.stderr && !wanted.tty { Some(open(&session, "stderr").await?) } else { None };
     let resize = if wanted.tty { Some(open(&session, "resize").await?) } else { None };
     let (sender, exit) = oneshot::channel();
+    let (tell, failure) = oneshot::channel();
     let stdin = stdin.map(|stream| {
         let (ours, theirs) = tokio::io::duplex(PIPE_BYTES);
         tokio::spawn(send(theirs, stream.writer));
@@ -95,16 +100,17 @@ pub async fn streams(url: &str, wanted: Wanted) -> Result<Streams> {
         sizes
     });
     tokio::spawn(async move {
-        let code = result(error.reader).await;
+        let result = result(&said(error.reader).await);
         for copy in copies {
             let _ = copy.await;
         }
-        if let Some(code) = code {
-            let _ = sender.send(code);
-        }
+        let _ = match result {
+            Ok(code) => sender.send(code).is_ok(),
+            Err(why) => tell.send(why).is_ok(),
+        };
         session.finish().await;
     });
-    Ok(Streams { stdin, stdout, stderr, resize, exit })
+    Ok(Streams { stdin, stdout, stderr, resize, exit, failure: Some(failure) })
 }
 
 async fn receive(mut from: mpsc::Receiver<Bytes>, mut to: tokio::io::DuplexStream) {
@@ -135,27 +141,38 @@ async fn send_sizes(mut from: mpsc::Receiver<TerminalSize>, to: StreamWriter) {
     }
 }
 
-/// The exit code that the error stream's Status tells; `None` where it is unknown.
-async fn result(mut reader: mpsc::Receiver<Bytes>) -> Option<i32> {
+/// All that comes on an error stream, as far as it is of a size that people write.
+async fn said(mut reader: mpsc::Receiver<Bytes>) -> BytesMut {
     let mut said = BytesMut::new();
     while let Some(bytes) = reader.recv().await {
         if said.len() < PIPE_BYTES {
             said.extend_from_slice(&bytes);
         }
     }
+    said
+}
+
+/// The exit code that the error stream's Status tells, or why there is none.
+fn result(said: &[u8]) -> std::result::Result<i32, String> {
+    /// What upstream's streaming server puts before the runtime's own words, as do we for our client.
+    const PREFIX: &str = "error executing command in container: ";
     if said.is_empty() {
-        return Some(0);
+        return Ok(0);
     }
-    let status: serde_json::Value = serde_json::from_slice(&said).ok()?;
+    let status: serde_json::Value = serde_json::from_slice(said).map_err(|_| String::from_utf8_lossy(said).into_owned())?;
     if status["status"] == "Success" {
-        return Some(0);
+        return Ok(0);
     }
-    let causes = status["details"]["causes"].as_array()?;
-    causes.iter().find(|cause| cause["reason"] == "ExitCode")?["message"].as_str()?.parse().ok()
+    let mut causes = status["details"]["causes"].as_array().into_iter().flatten();
+    let code = causes.find(|cause| cause["reason"] == "ExitCode").and_then(|cause| cause["message"].as_str()?.parse().ok());
+    code.ok_or_else(|| {
+        let message = status["message"].as_str().unwrap_or_default();
+        message.split_once(PREFIX).map_or(message, |(_, own)| own).to_owned()
+    })
 }
 
 /// One connection to a port of the pod, as a connection on loopback.
-pub async fn port(url: &str, port: u16) -> Result<TcpStream> {
+pub async fn port(url: &str, port: u16) -> Result<Forward> {
     let session = Session::start(upgrade(url, "portforward.k8s.io").await?, Role::Client);
     let headers = |kind: &str| {
         vec![("streamtype".to_owned(), kind.to_owned()), ("port".to_owned(), port.to_string()), ("requestid".to_owned(), "0".to_owned())]
@@ -165,34 +182,27 @@ pub async fn port(url: &str, port: u16) -> Result<TcpStream> {
     error.writer.finish().await.map_err(opened)?;
     let data = session.open(headers("data")).await.map_err(opened)?;
     let (ours, theirs) = pair().await.map_err(opened)?;
+    let (tell, told) = oneshot::channel();
     tokio::spawn(async move {
         let (read, mut write) = theirs.into_split();
         let mut incoming = data.reader;
-        let inbound = async move {
+        let inbound = async {
             while let Some(bytes) = incoming.recv().await {
                 if write.write_all(&bytes).await.is_err() {
                     return;
                 }
             }
+            // Only a failure is said on the error stream, and then before our side of the connection ends.
+            let failure = tokio::time::timeout(REASON_WITHIN, said(error.reader)).await.unwrap_or_default();
+            if !failure.is_empty() {
+                let _ = tell.send(String::from_utf8_lossy(&failure).into_owned());
+            }
             let _ = write.shutdown().await;
         };
-        tokio::select! {
-            _ = futures_util::future::join(inbound, send(read, data.writer)) => {}
-            () = failure(error.reader) => {}
-        }
+        futures_util::future::join(inbound, send(read, data.writer)).await;
         session.finish().await;
     });
-    Ok(ours)
-}
-
-/// The other side says something on the error stream only when it failed; its end alone means nothing.
-async fn failure(mut reader: mpsc::Receiver<Bytes>) {
-    while let Some(bytes) = reader.recv().await {
-        if !bytes.is_empty() {
-            return;
-        }
-    }
-    std::future::pending::<()>().await;
+    Ok(Forward { stream: ours, failure: Some(told) })
 }
 
 async fn pair() -> std::io::Result<(TcpStream, TcpStream)> {

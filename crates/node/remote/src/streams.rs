@@ -91,7 +91,7 @@ impl Desk {
             }
             Ticket::PortForward(sandbox) => {
                 let target = format!("sandbox {sandbox}");
-                let connect = move |port| -> futures_util::future::BoxFuture<'static, cri::Result<tokio::net::TcpStream>> {
+                let connect = move |port| -> futures_util::future::BoxFuture<'static, cri::Result<cri::streams::Forward>> {
                     let (runtime, sandbox) = (runtime.clone(), sandbox.clone());
                     Box::pin(async move { runtime.port_forward(sandbox, port).await })
                 };

@@ -119,7 +119,9 @@ impl Inner {
         let Running { exit, stdin, stdout, stderr, terminal, .. } = running;
         match terminal {
             Some(master) => terminal_streams(master, request.stdin, None, exit),
-            None => Ok(Streams { stdin: writer(stdin)?, stdout: reader(stdout)?, stderr: reader(stderr)?, resize: None, exit }),
+            None => {
+                Ok(Streams { stdin: writer(stdin)?, stdout: reader(stdout)?, stderr: reader(stderr)?, resize: None, exit, failure: None })
+            }
         }
     }
 
@@ -153,7 +155,9 @@ impl Inner {
         let [stdout, stderr] = ours;
         match input {
             Some(master) if tty => terminal_streams(master, request.stdin, stdout, exit),
-            input => Ok(Streams { stdin: writer(input)?, stdout: reader(stdout)?, stderr: reader(stderr)?, resize: None, exit }),
+            input => {
+                Ok(Streams { stdin: writer(input)?, stdout: reader(stdout)?, stderr: reader(stderr)?, resize: None, exit, failure: None })
+            }
         }
     }
 
@@ -229,7 +233,7 @@ fn terminal_streams(master: OwnedFd, stdin: bool, output: Option<OwnedFd>, exit:
         Some(pipe) => reader(Some(pipe))?,
         None => Some(Box::pin(Terminal::new(master)?) as Reader),
     };
-    Ok(Streams { stdin, stdout, stderr: None, resize: Some(resize), exit })
+    Ok(Streams { stdin, stdout, stderr: None, resize: Some(resize), exit, failure: None })
 }
 
 /// A terminal's master. That its last user is gone (EIO) is end of file.

@@ -8,10 +8,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use cri::streams::Forward;
 use futures_util::future::BoxFuture;
 use http::Request;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio_tungstenite::tungstenite::protocol::Role as WebSocketRole;
 
@@ -26,7 +28,7 @@ const TUNNEL_PROTOCOLS: &[&str] = &["SPDY/3.1+portforward.k8s.io"];
 const PAIR_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Opens a connection to a port of the pod.
-pub type Connect = Arc<dyn Fn(u16) -> BoxFuture<'static, cri::Result<TcpStream>> + Send + Sync>;
+pub type Connect = Arc<dyn Fn(u16) -> BoxFuture<'static, cri::Result<Forward>> + Send + Sync>;
 
 /// Answers an upgrade request; the task serves connections until the client goes away. `target` names the pod in error messages, as in
 /// `pod NAME_NAMESPACE, uid UID`.
@@ -109,16 +111,22 @@ async fn forward(data: Stream, error: Stream, target: String, connect: Connect) 
         let text = format!("{:?} is not a valid port", data.header("port").unwrap_or_default());
         return fail(&data, &error, text).await;
     };
-    let connection = match connect(port).await {
-        Ok(connection) => connection,
+    let Forward { stream: connection, failure } = match connect(port).await {
+        Ok(forward) => forward,
         Err(failure) => return fail(&data, &error, format!("error forwarding port {port} to {target}: {failure}")).await,
     };
     let Stream { reader, writer, .. } = data;
-    if let Err(failure) = copy_both(connection, reader, &writer).await {
+    let copied = copy_both(connection, reader, &writer).await;
+    if let Some(failure) = told(failure).or(copied.err().map(|failure| failure.to_string())) {
         let _ = error.writer.write(Bytes::from(format!("error forwarding port {port} to {target}: {failure}"))).await;
     }
     let _ = writer.finish().await;
     let _ = error.writer.finish().await;
+}
+
+/// What the runtime has said of its end of the connection.
+fn told(failure: Option<oneshot::Receiver<String>>) -> Option<String> {
+    failure?.try_recv().ok()
 }
 
 async fn fail(data: &Stream, error: &Stream, text: String) {
@@ -173,7 +181,7 @@ mod tests {
                 if port == 81 {
                     return Err(cri::Error::internal("connection refused"));
                 }
-                TcpStream::connect(address).await.map_err(|error| cri::Error::internal(error.to_string()))
+                TcpStream::connect(address).await.map(Forward::from).map_err(|error| cri::Error::internal(error.to_string()))
             })
         })
     }

@@ -261,7 +261,10 @@ async fn join(
     match (command, exit) {
         (Command::Attach, _) => Ok(0),
         (Command::Exec(_), Ok(code)) => Ok(code),
-        (Command::Exec(_), Err(_)) => Err("the exit code of the command is unknown".into()),
+        (Command::Exec(_), Err(_)) => {
+            let told = async { streams.failure?.await.ok() }.await;
+            Err(told.unwrap_or_else(|| "the exit code of the command is unknown".into()))
+        }
     }
 }
 
@@ -393,6 +396,7 @@ mod tests {
             stderr: Some(Box::pin(tokio::io::empty())),
             resize: None,
             exit,
+            failure: None,
         }
     }
 
@@ -478,7 +482,7 @@ mod tests {
         let (client, server) = tokio::io::duplex(1024);
         let (stdin, mut stdin_read) = tokio::io::duplex(64);
         let (keep, exit) = oneshot::channel();
-        let streams = Streams { stdin: Some(Box::pin(stdin)), stdout: None, stderr: None, resize: None, exit };
+        let streams = Streams { stdin: Some(Box::pin(stdin)), stdout: None, stderr: None, resize: None, exit, failure: None };
         let wanted = Wanted { stdin: true, ..Wanted::default() };
         let serving = tokio::spawn(serve_websocket(server, "v5.channel.k8s.io", wanted, Command::Attach, || async { Ok(streams) }));
         drop(client);

@@ -11,6 +11,7 @@ use tokio::task::JoinSet;
 
 use super::Surroundings;
 use super::tunnel::{self, End};
+use crate::components::Components;
 
 /// Changes that come together are programmed together.
 const GATHER: Duration = Duration::from_millis(20);
@@ -19,7 +20,7 @@ const RETRY: Duration = Duration::from_secs(2);
 /// What makes a node reachable: its address and its pods' ranges.
 type Peers = BTreeMap<String, (IpAddr, Vec<cni::Cidr>)>;
 
-pub fn start(around: &Surroundings, tasks: &mut JoinSet<()>) -> anyhow::Result<()> {
+pub fn start(around: &Surroundings, components: &mut Components) -> anyhow::Result<()> {
     let cluster = super::pairs(around.config.pods()?);
     let nodes: Cache<Node> = around.caches.of();
     let (name, prefix, drain) = (around.config.node_name.clone(), around.config.link_prefix.clone(), around.drain.clone());
@@ -51,7 +52,7 @@ pub fn start(around: &Surroundings, tasks: &mut JoinSet<()>) -> anyhow::Result<(
             while changes.try_next().is_some() {}
         }
     };
-    tasks.spawn(async move {
+    components.spawn("routes to other nodes", async move {
         drain.run(work).await;
     });
     Ok(())

@@ -8,11 +8,11 @@ use images::{Access, Endpoint, Registries, Server, Store};
 use k8s_openapi::api::core::v1::Node;
 use reconcile::Cache;
 use tokio::net::TcpListener;
-use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
 use super::Surroundings;
 use super::peers::internal_address;
+use crate::components::Components;
 use crate::names;
 
 /// On which port a node gives others its images; what has no such label gives none.
@@ -22,18 +22,18 @@ const CONNECTIONS_MAX: usize = 256;
 
 /// Listens, and tells the store how registries are reached. A port that somebody else has is no reason not to start: the cluster works
 /// without the registry, and `localhost:5000` stays the other's.
-pub async fn start(around: &Surroundings, store: &Arc<Store>, tasks: &mut JoinSet<()>) -> Open {
+pub async fn start(around: &Surroundings, store: &Arc<Store>, components: &mut Components) -> Open {
     let config = &around.config;
     let loopback = listen(Ipv4Addr::LOCALHOST.into(), config.registry_port, "the registry").await;
     let peers = listen(around.address, config.registry_peer_port, "the registry for other nodes").await;
     let open = Open { own: loopback.is_some().then(|| format!("localhost:{}", config.registry_port)), to_peers: peers.is_some() };
     store.use_registries(registries(around, open.own.clone()));
     if let Some(listener) = loopback {
-        tasks.spawn(serve(listener, Server::new(store.clone(), Access::Registry), None, around.drain.clone()));
+        components.spawn("registry", serve(listener, Server::new(store.clone(), Access::Registry), None, around.drain.clone()));
     }
     if let Some(listener) = peers {
         let tls = Some(TlsAcceptor::from(around.tls.clone()));
-        tasks.spawn(serve(listener, Server::new(store.clone(), Access::Peer), tls, around.drain.clone()));
+        components.spawn("registry for other nodes", serve(listener, Server::new(store.clone(), Access::Peer), tls, around.drain.clone()));
     }
     open
 }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 
+use crate::containerd::{self, Containerd};
 use crate::leaks;
 use crate::process::{self, Process};
 use crate::run::{Ran, ensure, run, wait_for};
@@ -36,7 +37,12 @@ pub struct Cluster {
     node: String,
     /// Waits for the end of this process, then cleans up; holds the file lock meanwhile.
     watcher: Child,
+    /// Runs the pods, where it is not the binary itself.
+    containerd: OnceLock<Containerd>,
 }
+
+/// The folder of the containerd that a cluster may have.
+const CONTAINERD: &str = "containerd";
 
 static SHARED: OnceLock<Cluster> = OnceLock::new();
 
@@ -45,9 +51,55 @@ impl Cluster {
     pub fn shared() -> &'static Cluster {
         SHARED.get_or_init(|| {
             let cluster = Cluster::fresh();
+            if wants_containerd() {
+                cluster.use_containerd();
+            }
             cluster.up();
             cluster
         })
+    }
+
+    /// Starts a containerd of this cluster's own, which runs its pods from the next [`Cluster::up`] on.
+    pub fn use_containerd(&self) -> &Containerd {
+        let folder = self.dir.join(CONTAINERD);
+        fs::create_dir_all(&folder).expect("a folder");
+        let started = tokio().block_on(Containerd::start(&folder, "runc"));
+        let config = self.dir.join("config.yaml");
+        let text = fs::read_to_string(&config).expect("the configuration");
+        let more = format!("{text}containerRuntimeEndpoint: unix://{}\n", started.socket.display());
+        fs::write(&config, more).expect("write the configuration");
+        self.containerd.get_or_init(|| started)
+    }
+
+    /// Whether pods run on Debian's containerd instead of the embedded runtime.
+    pub fn is_on_containerd(&self) -> bool {
+        self.containerd.get().is_some()
+    }
+
+    /// Gives an archive's images to the runtime that runs the pods.
+    #[track_caller]
+    pub fn load_images(&self, archive: &Path) {
+        match self.containerd.get() {
+            Some(containerd) => containerd.import(archive),
+            None => drop(self.sternpost(&["image", "load", &archive.display().to_string()]).ok()),
+        }
+    }
+
+    /// The image that is made of the binary itself, under the name by which the pods' runtime has it.
+    #[track_caller]
+    pub fn toolbox(&self) -> &'static str {
+        const OWN: &str = "sternpost.io/toolbox";
+        const COPY: &str = "stest.local/toolbox:1";
+        static COPIED: OnceLock<()> = OnceLock::new();
+        if !self.is_on_containerd() {
+            return OWN;
+        }
+        COPIED.get_or_init(|| {
+            let archive = self.dir.join("toolbox.tar");
+            crate::images::write_executable_archive(&self.binary, "toolbox", &["cat", "hostname", "tar"], &archive, COPY);
+            self.load_images(&archive);
+        });
+        COPY
     }
 
     /// Folders and configuration of a cluster that nobody has started yet. Waits until no other test has one.
@@ -64,7 +116,7 @@ impl Cluster {
         fs::write(dir.join("kubelet.yaml"), KUBELET).expect("write the kubelet's configuration");
         let watcher = Command::new(beside_tests("cluster-watcher")).arg(&dir).stdin(Stdio::piped()).stdout(lock).spawn();
         let watcher = watcher.expect("start the watcher that cleans up");
-        Cluster { dir, binary, node, watcher }
+        Cluster { dir, binary, node, watcher, containerd: OnceLock::new() }
     }
 
     pub fn dir(&self) -> &Path {
@@ -211,9 +263,31 @@ pub fn clean_up(dir: &Path) {
     if !ended.succeeded() {
         eprintln!("{ended}");
     }
+    end_containerd(&dir.join(CONTAINERD));
     leaks::remove(dir, &binary);
     if let Err(error) = fs::remove_dir_all(dir) {
         eprintln!("{}: {error}", dir.display());
+    }
+}
+
+/// Whether the shared cluster's pods run on containerd: in the test program of that name, and in any with `STERNPOST_TEST_RUNTIME=containerd`.
+fn wants_containerd() -> bool {
+    let program = std::env::current_exe().expect("this program has a path");
+    let is_named = program.file_name().is_some_and(|name| name.to_string_lossy().starts_with("containerd-"));
+    is_named || std::env::var_os("STERNPOST_TEST_RUNTIME").is_some_and(|name| name == "containerd")
+}
+
+fn tokio() -> tokio::runtime::Runtime {
+    tokio::runtime::Runtime::new().expect("tokio")
+}
+
+/// Ends the containerd that was started in this folder, if one was, and its pods before it.
+fn end_containerd(folder: &Path) {
+    let Ok(id) = fs::read_to_string(folder.join("pid")) else { return };
+    let process = id.trim().parse().ok().and_then(Process::of);
+    if let Some(process) = process.filter(|process| process.command_line().contains(&*folder.to_string_lossy())) {
+        tokio().block_on(containerd::remove_pods(&folder.join("containerd.sock")));
+        process.kill();
     }
 }
 
@@ -258,7 +332,7 @@ fn configuration(dir: &Path, node: &str) -> String {
     format!(
         "dataDir: {}\nrunDir: {}\nnodeName: {node}\napiPort: {}\nkubeletPort: {}\ndnsPort: {}\npodCidr: {}\nnodeCidr: {}\nserviceCidr: {}\n\
          cgroupRoot: {}\nnftTable: {}\nlinkPrefix: {}\ncontext: stest\nstaticPodPath: {}\n\
-         registryPort: {}\nregistryPeerPort: {}\nregistriesFile: {}\nimageVerifierDir: {}\nkubeletConfig: {}\n",
+         runtimeHandlers: {{stest-runc: /usr/sbin/runc, stest-lost: /no/such/program}}\nregistryPort: {}\nregistryPeerPort: {}\nregistriesFile: {}\nimageVerifierDir: {}\nkubeletConfig: {}\n",
         data.display(),
         run.display(),
         names::API_PORT,

@@ -75,14 +75,37 @@ fn layer(version: &str) -> Vec<u8> {
     entry(&mut archive, "etc/passwd", tar::EntryType::Regular, 0o644, b"root:x:0:0:root:/root:/bin/sh\nguest:x:1000:1000::/home:/bin/sh\n");
     entry(&mut archive, "etc/group", tar::EntryType::Regular, 0o644, b"root:x:0:\nguest:x:1000:\n");
     entry(&mut archive, "version", tar::EntryType::Regular, 0o644, version.as_bytes());
-    for applet in APPLETS {
-        let mut header = tar::Header::new_gnu();
-        header.set_entry_type(tar::EntryType::Symlink);
-        header.set_size(0);
-        header.set_mode(0o777);
-        archive.append_link(&mut header, format!("bin/{applet}"), "busybox").expect("write to memory");
-    }
+    APPLETS.iter().for_each(|applet| symlink(&mut archive, &format!("bin/{applet}"), "busybox"));
     archive.into_inner().expect("write to memory")
+}
+
+/// A docker archive of an image that is one static program, with links of these names to it in `/bin`.
+pub fn write_executable_archive(program: &Path, name: &str, links: &[&str], to: &Path, image: &str) {
+    let bytes = fs::read(program).unwrap_or_else(|error| panic!("{}: {error}", program.display()));
+    let mut layer = tar::Builder::new(Vec::new());
+    for dir in ["bin", "etc", "proc", "sys", "dev", "tmp"] {
+        entry(&mut layer, &format!("{dir}/"), tar::EntryType::Directory, if dir == "tmp" { 0o1777 } else { 0o755 }, &[]);
+    }
+    entry(&mut layer, name, tar::EntryType::Regular, 0o755, &bytes);
+    links.iter().for_each(|link| symlink(&mut layer, &format!("bin/{link}"), &format!("/{name}")));
+    let layer = layer.into_inner().expect("write to memory");
+    let config = json!({
+        "architecture": "amd64", "os": "linux",
+        "config": { "Env": ["PATH=/bin"], "Entrypoint": [format!("/{name}")], "WorkingDir": "/" },
+        "rootfs": { "type": "layers", "diff_ids": [digest(&layer)] },
+    });
+    let manifest = json!([{ "Config": "config.json", "RepoTags": [image], "Layers": ["layer.tar"] }]);
+    let files =
+        [("manifest.json", manifest.to_string().into_bytes()), ("config.json", config.to_string().into_bytes()), ("layer.tar", layer)];
+    write_archive(to, &files.map(|(name, bytes)| (name.to_owned(), bytes)));
+}
+
+fn symlink(archive: &mut tar::Builder<Vec<u8>>, path: &str, target: &str) {
+    let mut header = tar::Header::new_gnu();
+    header.set_entry_type(tar::EntryType::Symlink);
+    header.set_size(0);
+    header.set_mode(0o777);
+    archive.append_link(&mut header, path, target).expect("write to memory");
 }
 
 fn entry(archive: &mut tar::Builder<Vec<u8>>, path: &str, kind: tar::EntryType, mode: u32, bytes: &[u8]) {

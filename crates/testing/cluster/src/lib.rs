@@ -12,6 +12,8 @@
 //! over netlink, answers over sockets.
 
 pub mod cluster;
+#[path = "../../../node/remote/tests/support/containerd.rs"]
+pub mod containerd;
 pub mod http;
 pub mod images;
 pub mod leaks;

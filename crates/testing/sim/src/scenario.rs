@@ -117,8 +117,7 @@ impl Components<'_> {
     fn controllers(&self) -> Drain {
         let drain = stdx::drain();
         let client = self.client("system:kube-controller-manager");
-        let caches = Caches::new(&client, drain.clone());
-        tokio::spawn(controllers::run_on(client, caches, controllers::Config::default(), drain.clone()));
+        tokio::spawn(controllers::run(client, controllers::Config::default(), drain.clone()));
         drain
     }
 

@@ -10,7 +10,7 @@ use http::Method;
 use k8s_openapi::api::certificates::v1::{PodCertificateRequest, PodCertificateRequestStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::Timestamp;
-use reconcile::{Cache, ObjectKey, Outcome, Queue, Scope, key_of};
+use reconcile::{ObjectKey, Outcome, Queue, Scope, key_of};
 
 use crate::context::Context;
 use crate::discovery;
@@ -26,7 +26,7 @@ pub(crate) async fn run(context: Context) {
         return context.drain.stopping().await;
     };
     let scope = Scope::fields(format!("spec.signerName={POD_CLIENT}"));
-    let requests = Cache::<PodCertificateRequest>::start(&context.reader, scope, context.drain.clone());
+    let requests = context.cache::<PodCertificateRequest>(scope);
     let queue: Queue<ObjectKey> = Queue::new();
     let wake = queue.clone();
     requests.on_change(move |_, new| new.into_iter().for_each(|request| wake.add(key_of(&request.metadata))));

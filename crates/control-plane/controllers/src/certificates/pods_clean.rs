@@ -4,7 +4,7 @@
 
 use k8s_openapi::api::certificates::v1::PodCertificateRequest;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
-use reconcile::{Cache, Scope};
+use reconcile::Scope;
 
 use crate::context::Context;
 use crate::discovery;
@@ -16,7 +16,7 @@ pub(crate) async fn run(context: Context) {
     if !discovery::is_served(&context, "certificates.k8s.io/v1", "podcertificaterequests").await {
         return context.drain.stopping().await;
     }
-    let requests = Cache::<PodCertificateRequest>::start(&context.reader, Scope::all(), context.drain.clone());
+    let requests = context.cache::<PodCertificateRequest>(Scope::all());
     super::clean(NAME, requests, due, context).await;
 }
 

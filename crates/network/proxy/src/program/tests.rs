@@ -24,15 +24,29 @@ fn owner(name: &str) -> Owner {
 }
 
 #[test]
-fn a_removed_endpoint_costs_two_elements_and_the_service_one() {
+fn a_removed_endpoint_costs_two_elements() {
     let mut program = Program::default();
     program.update(vec![(owner("web"), balanced(frontend(1, 6), &[1, 2, 3, 4]))]);
     let change = program.update(vec![(owner("web"), balanced(frontend(1, 6), &[1, 3, 4]))]);
     let at = |index| Key::Endpoint(frontend(1, 6), index);
-    assert_eq!(change.delete, BTreeSet::from([at(1), at(3), Key::Frontend(frontend(1, 6))]));
-    assert_eq!(change.add[&at(1)], Value::Endpoint(endpoint(4)), "the last one fills the hole");
-    assert_eq!(change.add.len(), 2);
-    assert_eq!((change.new_chains.len(), change.unused_chains.len()), (1, 1));
+    assert_eq!(change.delete, BTreeSet::from([at(1), at(3)]));
+    assert_eq!(change.add, BTreeMap::from([(at(1), Value::Endpoint(endpoint(4)))]), "the last one fills the hole");
+    assert_eq!((change.new_chains.len(), change.unused_chains.len()), (0, 0));
+}
+
+#[test]
+fn a_service_of_many_endpoints_has_a_chain_of_its_number() {
+    let mut program = Program::default();
+    let plan = |count: u8| vec![(owner("web"), balanced(frontend(1, 6), &(1..=count).collect::<Vec<_>>()))];
+    let (plain, chosen) = (Key::Plain(frontend(1, 6), Plain::NonPods), Key::Frontend(frontend(1, 6)));
+    for (count, gone, new, chains) in
+        [(16, None, plain, (0, 0)), (17, Some(plain), chosen, (1, 0)), (18, Some(chosen), chosen, (1, 1)), (3, Some(chosen), plain, (0, 1))]
+    {
+        let change = program.update(plan(count));
+        assert_eq!(change.delete.iter().find(|key| !matches!(key, Key::Endpoint(..))), gone.as_ref(), "{count}");
+        assert!(change.add.contains_key(&new), "{count}");
+        assert_eq!((change.new_chains.len(), change.unused_chains.len()), chains, "{count}");
+    }
 }
 
 #[test]
@@ -108,7 +122,7 @@ impl Kernel {
 }
 
 fn any_plan(address: u8) -> impl Strategy<Value = Plan> {
-    (proptest::collection::btree_set(1u8..12, 0..8), any::<bool>(), proptest::collection::btree_set(1u8..5, 0..3)).prop_map(
+    (proptest::collection::btree_set(1u8..24, 0..20), any::<bool>(), proptest::collection::btree_set(1u8..5, 0..3)).prop_map(
         move |(endpoints, gone, local)| {
             if gone {
                 return Plan::default();

@@ -10,7 +10,7 @@ use nft::{
 
 use crate::Config;
 use crate::plan::{Family, Frontend, Masquerade};
-use crate::program::{Chain, LOCAL_INDEX};
+use crate::program::{Chain, LOCAL_INDEX, PLAIN_MAX, Plain};
 
 pub const PREFIX: &str = "svc-";
 pub const REJECT_CHAIN: &str = "svc-reject";
@@ -39,6 +39,14 @@ pub fn frontend_map(frontend: &Frontend) -> String {
     let what = if frontend.address.is_some() { "frontends" } else { "nodeports" };
     format!("{PREFIX}{what}{}", digit(frontend.family))
 }
+/// The plain ones, and the chain that serves them.
+pub fn plain_set(frontend: &Frontend, plain: Plain) -> String {
+    plain_chain(frontend.family, frontend.address.is_none(), plain)
+}
+fn plain_chain(family: Family, any_address: bool, plain: Plain) -> String {
+    let any = if any_address { "n" } else { "" };
+    format!("{PREFIX}plain-{}{any}{}", letter(plain.masquerade()), digit(family))
+}
 pub fn refusal_map(frontend: &Frontend) -> String {
     let what = if frontend.address.is_some() { "refusals" } else { "nodeport-refusals" };
     format!("{PREFIX}{what}{}", digit(frontend.family))
@@ -61,13 +69,17 @@ pub fn source_set(family: Family) -> String {
     format!("{PREFIX}sources{}", digit(family))
 }
 
-/// Such as `svc-c4-3`: ClusterIP (x: external, h: source kept), IPv4, three endpoints; `n`: on any address of the node.
-pub fn chain_name(chain: &Chain) -> String {
-    let masquerade = match chain.masquerade {
+fn letter(masquerade: Masquerade) -> char {
+    match masquerade {
         Masquerade::NonPods => 'c',
         Masquerade::Always => 'x',
         Masquerade::Never => 'h',
-    };
+    }
+}
+
+/// Such as `svc-c4-3`: ClusterIP (x: external, h: source kept), IPv4, three endpoints; `n`: on any address of the node.
+pub fn chain_name(chain: &Chain) -> String {
+    let masquerade = letter(chain.masquerade);
     let any = if chain.any_address { "n" } else { "" };
     let mut name = format!("{PREFIX}{masquerade}{any}{}-{}", digit(chain.family), chain.endpoints);
     if let Some(local) = chain.local {
@@ -145,6 +157,7 @@ pub fn install(batch: &mut Batch, config: &Config) {
     }
     batch.add_rule(REJECT_CHAIN, &[E::Reject(Reject::PortUnreachable)]);
     for layout in FAMILIES.map(Layout::of) {
+        Plain::ALL.into_iter().for_each(|plain| dispatch_plain(batch, config, layout, plain));
         dispatch(batch, config, layout, DISPATCH_CHAIN, frontend_map);
         dispatch(batch, config, layout, REFUSE_CHAIN, refusal_map);
         batch.add_rule(REFUSE_CHAIN, &drop_other_sources(layout));
@@ -177,7 +190,11 @@ fn sets(family: Family) -> Vec<Set> {
     let some = Frontend { family, address: Some(super::unspecified(family)), protocol: 0, port: 0 };
     let any = Frontend { address: None, ..some };
     let endpoint = MapsTo::Fields(vec![address, Field::Port]);
-    vec![
+    let plain = Plain::ALL.map(|plain| {
+        let on_any = Set { maps_to: None, ..on_any(plain_set(&any, plain)) };
+        [on_address(plain_set(&some, plain), None), on_any]
+    });
+    let others = vec![
         on_address(frontend_map(&some), Some(MapsTo::Verdict)),
         on_address(refusal_map(&some), Some(MapsTo::Verdict)),
         on_any(frontend_map(&any)),
@@ -211,7 +228,8 @@ fn sets(family: Family) -> Vec<Set> {
             intervals: true,
         },
         Set { name: hairpin_set(family), key: vec![address, address], maps_to: None, dynamic: false, intervals: false },
-    ]
+    ];
+    plain.into_iter().flatten().chain(others).collect()
 }
 
 /// Looks the destination up in the map of addresses, then (when it is the node's) in the map of ports.
@@ -231,6 +249,76 @@ fn dispatch(batch: &mut Batch, config: &Config, layout: Layout, chain: &str, map
         by_port.push(E::LookupVerdict { map: map(&any), key: layout.protocol() });
         batch.add_rule(chain, &by_port);
     }
+}
+
+/// The same for plain frontends, by sets.
+fn dispatch_plain(batch: &mut Batch, config: &Config, layout: Layout, plain: Plain) {
+    let [on_address, on_any] = [false, true].map(|any| plain_chain(layout.family, any, plain));
+    for (chain, any_address) in [(&on_address, false), (&on_any, true)] {
+        install_plain(batch, config, chain, layout, any_address, plain);
+    }
+    let goto = |set: String, key| [E::Contains { set: set.clone(), key, invert: false }, E::Verdict(Verdict::Goto(set))];
+    let mut by_address = layout.is_family().to_vec();
+    by_address.push(layout.load_destination());
+    by_address.extend(layout.load_protocol_and_port());
+    by_address.extend(goto(on_address, layout.destination()));
+    batch.add_rule(DISPATCH_CHAIN, &by_address);
+    for restriction in node_port_addresses(config, layout) {
+        let mut by_port = layout.is_family().to_vec();
+        by_port.extend(layout.is_local(FIB_DESTINATION));
+        by_port.extend(restriction);
+        by_port.extend(layout.load_protocol_and_port());
+        by_port.extend(goto(on_any.clone(), layout.protocol()));
+        batch.add_rule(DISPATCH_CHAIN, &by_port);
+    }
+}
+
+/// Balances over as many endpoints as there are indexes; one chain for up to half of the most, and one above.
+fn install_plain(batch: &mut Batch, config: &Config, name: &str, layout: Layout, any_address: bool, plain: Plain) {
+    let most = u32::try_from(PLAIN_MAX).unwrap_or(u32::MAX);
+    let (half, above) = (most / 2, format!("{name}-many"));
+    let balance = |count: u32, unless_fewer| {
+        let mut rule = if unless_fewer { is_there(layout, any_address, count - 1) } else { Vec::new() };
+        rule.extend(choose(layout, any_address, count));
+        rule
+    };
+    batch.add_chain(&above, None);
+    (half + 1..=most).rev().for_each(|count| batch.add_rule(&above, &balance(count, count > half + 1)));
+    batch.add_chain(name, None);
+    mark_for_masquerade(config, layout, plain.masquerade()).iter().for_each(|rule| batch.add_rule(name, rule));
+    let mut many = is_there(layout, any_address, half);
+    many.push(E::Verdict(Verdict::Goto(above)));
+    batch.add_rule(name, &many);
+    (1..=half).rev().for_each(|count| batch.add_rule(name, &balance(count, count > 1)));
+}
+
+/// Ends the rule unless the frontend has an endpoint of this index.
+fn is_there(layout: Layout, any_address: bool, index: u32) -> Vec<E> {
+    let mut rule = frontend_key(layout, any_address);
+    rule.push(E::Immediate { to: layout.index(), value: index.to_ne_bytes().to_vec() });
+    rule.push(E::Lookup { map: endpoint_map(layout.family), key: layout.destination(), to: layout.endpoint_address() });
+    // A key that is not there ends the rule. The comparison (no endpoint is nowhere) is for who lists the rules: the condition shows.
+    rule.push(E::NotEqual { register: layout.endpoint_address(), value: vec![0; layout.words as usize * 4] });
+    rule
+}
+
+/// Sends the connection to one of so many endpoints.
+fn choose(layout: Layout, any_address: bool, count: u32) -> Vec<E> {
+    let mut rule = frontend_key(layout, any_address);
+    rule.push(E::Random { to: layout.index(), modulus: count, offset: 0 });
+    rule.push(E::Lookup { map: endpoint_map(layout.family), key: layout.destination(), to: layout.endpoint_address() });
+    rule.push(E::Dnat { family: nft_family(layout.family), address: layout.endpoint_address(), port: Some(layout.endpoint_port()) });
+    rule
+}
+
+/// The destination, protocol and port by which the maps know the frontend.
+fn frontend_key(layout: Layout, any_address: bool) -> Vec<E> {
+    let mut key = vec![match any_address {
+        true => E::Immediate { to: layout.destination(), value: vec![0; layout.words as usize * 4] },
+        false => layout.load_destination(),
+    }];
+    key.extend(layout.load_protocol_and_port());
+    key
 }
 
 /// Drops what comes to a guarded frontend from none of its networks.
@@ -299,27 +387,13 @@ pub fn install_chain(batch: &mut Batch, config: &Config, chain: &Chain) {
 
 fn chain_rules(config: &Config, chain: &Chain) -> Vec<Vec<E>> {
     let layout = Layout::of(chain.family);
-    let pods: Vec<_> = config.node.pod_cidrs.iter().copied().filter(|cidr| Family::of(cidr.0) == chain.family).collect();
-    let mut rules = Vec::new();
-    match chain.masquerade {
-        Masquerade::Always => rules.push(change_mark(u32::MAX, MASQUERADE_MARK).to_vec()),
-        Masquerade::Never => {}
-        Masquerade::NonPods => {
-            let mut outside = Vec::new();
-            for network in &pods {
-                outside.push(layout.load_source());
-                outside.extend(E::in_network(layout.source(), *network, true));
-            }
-            outside.extend(change_mark(u32::MAX, MASQUERADE_MARK));
-            rules.push(outside);
-        }
-    }
+    let mut rules = mark_for_masquerade(config, layout, chain.masquerade);
     let Some(local) = chain.local else {
         rules.extend(balance(chain, layout, &[], chain.endpoints, 0));
         return rules;
     };
     // Pods and the node itself are not "external": they may use every endpoint.
-    for network in pods {
+    for network in pods(config, layout) {
         let mut from_pod = vec![layout.load_source()];
         from_pod.extend(E::in_network(layout.source(), network, false));
         rules.extend(balance(chain, layout, &from_pod, chain.endpoints, 0));
@@ -335,16 +409,32 @@ fn chain_rules(config: &Config, chain: &Chain) -> Vec<Vec<E>> {
     rules
 }
 
+fn mark_for_masquerade(config: &Config, layout: Layout, masquerade: Masquerade) -> Vec<Vec<E>> {
+    match masquerade {
+        Masquerade::Always => vec![change_mark(u32::MAX, MASQUERADE_MARK).to_vec()],
+        Masquerade::Never => Vec::new(),
+        Masquerade::NonPods => {
+            let mut outside = Vec::new();
+            for network in pods(config, layout) {
+                outside.push(layout.load_source());
+                outside.extend(E::in_network(layout.source(), network, true));
+            }
+            outside.extend(change_mark(u32::MAX, MASQUERADE_MARK));
+            vec![outside]
+        }
+    }
+}
+
+fn pods(config: &Config, layout: Layout) -> impl Iterator<Item = crate::plan::Cidr> {
+    config.node.pod_cidrs.iter().copied().filter(move |cidr| Family::of(cidr.0) == layout.family)
+}
+
 /// Rules that begin with `condition` and send the connection to one of `modulus` endpoints from `offset` on.
 ///
 /// Session affinity remembers what the map of endpoints said. nftables 1.0.6 fails an assertion when it lists such a rule; the kernel
 /// and newer listings do not mind. Upstream's set per endpoint would avoid that, and cost a chain per endpoint.
 fn balance(chain: &Chain, layout: Layout, condition: &[E], modulus: u32, offset: u32) -> Vec<Vec<E>> {
-    let mut key = vec![match chain.any_address {
-        true => E::Immediate { to: layout.destination(), value: vec![0; layout.words as usize * 4] },
-        false => layout.load_destination(),
-    }];
-    key.extend(layout.load_protocol_and_port());
+    let key = frontend_key(layout, chain.any_address);
     let dnat = E::Dnat { family: nft_family(chain.family), address: layout.endpoint_address(), port: Some(layout.endpoint_port()) };
     let mut choose = condition.to_vec();
     choose.extend(key.iter().cloned());

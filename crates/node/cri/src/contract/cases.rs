@@ -385,7 +385,7 @@ async fn port_forward_reaches_a_server_in_the_pod(world: Arc<World>) -> Outcome 
     let until = tokio::time::Instant::now() + PATIENCE;
     let mut stream = loop {
         match world.subject.runtime.port_forward(sandbox.clone(), 8099).await {
-            Ok(stream) => break stream,
+            Ok(forward) => break forward.stream,
             Err(error) => check(tokio::time::Instant::now() < until, || error.to_string())?,
         }
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
@@ -394,12 +394,16 @@ async fn port_forward_reaches_a_server_in_the_pod(world: Arc<World>) -> Outcome 
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.map_err(|e| e.to_string())?;
     check(answer.ends_with("hello\n"), || answer)?;
-    // Over a streaming URL the refusal comes as the end of the connection.
+    // Over a streaming URL the refusal comes later.
     match world.subject.runtime.port_forward(sandbox, 8098).await {
         Err(refused) => check(refused.message.contains("8098"), || refused.message),
         Ok(mut nothing) => {
-            let read = tokio::time::timeout(PATIENCE, nothing.read(&mut [0; 1])).await.map_err(|_| "a connection to nothing stays open")?;
-            check(read.is_err() || read.is_ok_and(|bytes| bytes == 0), || "nothing answers".into())
+            let mut byte = [0; 1];
+            let read =
+                tokio::time::timeout(PATIENCE, nothing.stream.read(&mut byte)).await.map_err(|_| "a connection to nothing stays open")?;
+            check(read.is_err() || read.is_ok_and(|bytes| bytes == 0), || "nothing answers".into())?;
+            let said = nothing.failure.ok_or("the runtime gives no reason")?.await.unwrap_or_default();
+            check(said.contains("8098"), || said)
         }
     }
 }

@@ -266,7 +266,7 @@ async fn port_forward(server: Arc<Server>, mut request: Request<Incoming>, names
     };
     let target = format!("pod {name}_{namespace}, uid {}", pod.metadata.uid.as_deref().unwrap_or_default());
     let runtime = server.runtime.clone();
-    let connect = move |port| -> futures_util::future::BoxFuture<'static, cri::Result<tokio::net::TcpStream>> {
+    let connect = move |port| -> futures_util::future::BoxFuture<'static, cri::Result<cri::streams::Forward>> {
         let (runtime, sandbox) = (runtime.clone(), sandbox.clone());
         Box::pin(async move { runtime.port_forward(sandbox, port).await })
     };

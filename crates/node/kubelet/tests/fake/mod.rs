@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use cri::service::{Call, Events};
-use cri::streams::Streams;
+use cri::streams::{Forward, Streams};
 use cri::{Error, ImageService, RuntimeService, v1};
 use futures_util::StreamExt;
 use tokio::sync::broadcast;
@@ -226,12 +226,19 @@ impl RuntimeService for Fake {
         let output = request.cmd.join(" ").into_bytes();
         let (exit_sender, exit) = tokio::sync::oneshot::channel();
         let _ = exit_sender.send(0);
-        ready(Ok(Streams { stdin: None, stdout: Some(Box::pin(std::io::Cursor::new(output))), stderr: None, resize: None, exit }))
+        ready(Ok(Streams {
+            stdin: None,
+            stdout: Some(Box::pin(std::io::Cursor::new(output))),
+            stderr: None,
+            resize: None,
+            exit,
+            failure: None,
+        }))
     }
     fn attach(&self, _: v1::AttachRequest) -> Call<'_, Streams> {
         unsupported()
     }
-    fn port_forward(&self, _: String, _: u16) -> Call<'_, tokio::net::TcpStream> {
+    fn port_forward(&self, _: String, _: u16) -> Call<'_, Forward> {
         unsupported()
     }
     fn container_stats(&self, _: v1::ContainerStatsRequest) -> Call<'_, v1::ContainerStatsResponse> {

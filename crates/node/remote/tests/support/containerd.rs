@@ -1,6 +1,7 @@
 //! A containerd of one's own, with folders and a socket below one directory: Debian's packages containerd, runc and
 //! containernetworking-plugins, on PATH and in `/usr/lib/cni`, or unpacked below `STERNPOST_CONTAINERD_ROOT`.
 
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -36,28 +37,30 @@ impl Containerd {
         let network = serde_json::json!({
             "cniVersion": "0.4.0", "name": "test", "plugins": [{
                 "type": "ptp", "ipMasq": false,
-                "ipam": {"type": "host-local", "dataDir": directory.join("ipam"), "ranges": [[{"subnet": subnet}]]}}]});
+                "ipam": {"type": "host-local", "dataDir": directory.join("ipam"), "ranges": [[{"subnet": subnet}]], "routes": [{"dst": "0.0.0.0/0"}]}}]});
         std::fs::write(directory.join("cni/10-test.conflist"), network.to_string()).expect("the network's configuration");
         let config = directory.join("config.toml");
         std::fs::write(&config, configuration(directory, &socket, &root, low_level)).expect("the configuration");
         let log = std::fs::File::create(directory.join("log")).expect("a log");
         let mut command = Command::new(root.join("usr/bin/containerd"));
         command.arg("--config").arg(&config).env("PATH", &path).stdin(Stdio::null()).stdout(log.try_clone().expect("a log")).stderr(log);
-        let process = command.spawn().expect("containerd: apt-get install containerd");
+        // A Ctrl-C at the terminal ends the tests first: their pods have to go before their runtime does.
+        let process = command.process_group(0).spawn().expect("containerd: apt-get install containerd");
+        std::fs::write(directory.join("pid"), process.id().to_string()).expect("the process id");
         let containerd = Self { socket, process };
         containerd.ready(directory).await;
         for (name, command) in [(IMAGE, vec!["sh"]), (PAUSE, vec!["/bin/busybox", "sleep", "1000000"])] {
-            let archive = archive(directory, name, &command);
-            let imported = Command::new(root.join("usr/bin/ctr"))
-                .arg("--address")
-                .arg(&containerd.socket)
-                .args(["--namespace", "k8s.io", "images", "import"])
-                .arg(archive)
-                .output()
-                .expect("ctr runs");
-            assert!(imported.status.success(), "{}", String::from_utf8_lossy(&imported.stderr));
+            containerd.import(&archive(directory, name, &command));
         }
         containerd
+    }
+
+    /// Takes the images of an archive, of OCI's or docker's kind.
+    pub fn import(&self, archive: &Path) {
+        let mut import = Command::new(root().join("usr/bin/ctr"));
+        import.arg("--address").arg(&self.socket).args(["--namespace", "k8s.io", "images", "import"]).arg(archive);
+        let imported = import.output().expect("ctr runs");
+        assert!(imported.status.success(), "{}", String::from_utf8_lossy(&imported.stderr));
     }
 
     async fn ready(&self, directory: &Path) {
@@ -73,18 +76,19 @@ impl Containerd {
 
     /// Removes every pod and ends the daemon.
     pub async fn stop(mut self) {
-        self.remove_pods().await;
+        remove_pods(&self.socket).await;
         let _ = Command::new("kill").arg(self.process.id().to_string()).status();
         let _ = self.process.wait();
     }
+}
 
-    async fn remove_pods(&self) {
-        let client = remote::Remote::new(&self.socket);
-        let left = client.list_pod_sandbox(v1::ListPodSandboxRequest::default()).await.map(|listed| listed.items).unwrap_or_default();
-        for sandbox in left {
-            let _ = client.stop_pod_sandbox(v1::StopPodSandboxRequest { pod_sandbox_id: sandbox.id.clone() }).await;
-            let _ = client.remove_pod_sandbox(v1::RemovePodSandboxRequest { pod_sandbox_id: sandbox.id }).await;
-        }
+/// Removes every pod of the containerd at this socket.
+pub async fn remove_pods(socket: &Path) {
+    let client = remote::Remote::new(socket);
+    let left = client.list_pod_sandbox(v1::ListPodSandboxRequest::default()).await.map(|listed| listed.items).unwrap_or_default();
+    for sandbox in left {
+        let _ = client.stop_pod_sandbox(v1::StopPodSandboxRequest { pod_sandbox_id: sandbox.id.clone() }).await;
+        let _ = client.remove_pod_sandbox(v1::RemovePodSandboxRequest { pod_sandbox_id: sandbox.id }).await;
     }
 }
 
@@ -93,7 +97,7 @@ impl Drop for Containerd {
     fn drop(&mut self) {
         if self.process.try_wait().is_ok_and(|ended| ended.is_none()) {
             std::thread::scope(|scope| {
-                let removal = scope.spawn(|| tokio::runtime::Runtime::new().expect("tokio").block_on(self.remove_pods()));
+                let removal = scope.spawn(|| tokio::runtime::Runtime::new().expect("tokio").block_on(remove_pods(&self.socket)));
                 let _ = removal.join();
             });
         }

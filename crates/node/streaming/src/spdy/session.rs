@@ -2,6 +2,9 @@
 //!
 //! Flow control is one-sided in practice: `moby/spdystream` neither sends WINDOW_UPDATE nor respects one. So received bytes are
 //! acknowledged, but our own sending is held back only after the peer showed, by WINDOW_UPDATE or SETTINGS, that it counts.
+//!
+//! As client we acknowledge nothing: the server (a runtime) closes the connection when it is done, and what we had sent by then and it had not
+//! read would make the kernel reset the connection and throw away the end of its output.
 
 use std::collections::HashMap;
 use std::io;
@@ -93,6 +96,8 @@ struct Table {
     streams: HashMap<u32, Entry>,
     last_id: u32,
     next_id: u32,
+    /// Received bytes are acknowledged.
+    acknowledges: bool,
     counted: bool,
     initial_window: i64,
     session_window: i64,
@@ -117,6 +122,7 @@ impl Session {
             streams: HashMap::new(),
             last_id: 0,
             next_id: if role == Role::Client { 1 } else { 2 },
+            acknowledges: role == Role::Server,
             counted: false,
             initial_window: WINDOW_BYTES,
             session_window: WINDOW_BYTES,
@@ -131,9 +137,10 @@ impl Session {
         let reader = tokio::spawn({
             let shared = shared.clone();
             async move {
+                // A peer that takes no more replies may have ended well: what it sent before that is still to be read.
                 tokio::select! {
                     () = read_frames(read, &shared, accepted) => {}
-                    _ = shared.serve_replies() => {}
+                    () = async { drop(shared.serve_replies().await); std::future::pending().await } => {}
                 }
                 shared.close();
             }
@@ -443,9 +450,11 @@ async fn on_data(id: u32, fin: bool, bytes: Bytes, shared: &Arc<Shared>) -> io::
             // The reader may have lost interest: its bytes are then dropped, as a closed pipe would.
             let _ = sender.send(bytes).await;
         }
-        shared.reply(Frame::WindowUpdate { id: 0, delta })?;
-        if !fin {
-            shared.reply(Frame::WindowUpdate { id, delta })?;
+        if shared.table().acknowledges {
+            shared.reply(Frame::WindowUpdate { id: 0, delta })?;
+            if !fin {
+                shared.reply(Frame::WindowUpdate { id, delta })?;
+            }
         }
     }
     if fin {
@@ -498,6 +507,33 @@ mod tests {
         });
         assert_eq!(read_all(&mut theirs.reader).await.len(), 64 * 50_000);
         sending.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_client_reads_everything_of_a_server_that_closes_when_it_is_done() {
+        const PIECES: usize = 64;
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let serving = tokio::spawn(async move {
+            let (mut connection, _) = listener.accept().await.unwrap();
+            let (mut opening, mut encoder, mut bytes) = ([0; 1024], Encoder::default(), BytesMut::new());
+            assert!(connection.read(&mut opening).await.unwrap() > 0);
+            for piece in 0..PIECES {
+                let data = Frame::Data { id: 1, fin: piece + 1 == PIECES, bytes: Bytes::from(vec![7; 16_384]) };
+                encoder.encode(&data, &mut bytes).unwrap();
+            }
+            connection.write_all(&bytes).await.unwrap();
+            // It does not look at what we may have said meanwhile.
+        });
+        let session = Session::start(tokio::net::TcpStream::connect(address).await.unwrap(), Role::Client);
+        let mut stream = session.open(Vec::new()).await.unwrap();
+        let mut read = 0;
+        while let Some(bytes) = stream.reader.recv().await {
+            read += bytes.len();
+            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        }
+        assert_eq!(read, PIECES * 16_384);
+        serving.await.unwrap();
     }
 
     #[tokio::test]

@@ -1,12 +1,7 @@
 //! The same kubelet on Debian's containerd with runc (`containerRuntimeEndpoint`): what pods of every kind are promised.
 
-use std::fs;
-
 use cluster::run::ensure;
-use cluster::{Cluster, wait_for};
-
-#[path = "../../../../node/remote/tests/support/containerd.rs"]
-mod containerd;
+use cluster::{Cluster, containerd, wait_for};
 
 /// Pods, each with what it says and how it ends: `phase exit-code reason restarts`.
 const PODS: &[(&str, &str, &str, &str)] = &[
@@ -77,13 +72,7 @@ fn end(cluster: &Cluster, name: &str) -> String {
 #[test]
 fn pods_on_containerd_live_and_end_as_they_do_on_the_embedded_runtime() {
     let cluster = Cluster::fresh();
-    let tokio = tokio::runtime::Runtime::new().expect("tokio");
-    let folder = cluster.dir().join("containerd");
-    fs::create_dir_all(&folder).expect("a folder");
-    let containerd = tokio.block_on(containerd::Containerd::start(&folder, "runc"));
-    let config = cluster.dir().join("config.yaml");
-    let text = fs::read_to_string(&config).expect("the configuration");
-    fs::write(&config, format!("{text}containerRuntimeEndpoint: unix://{}\n", containerd.socket.display())).expect("the configuration");
+    let containerd = cluster.use_containerd();
     cluster.up();
     cluster.kubectl(&["create", "configmap", "words", "--from-literal=word=read"]).ok();
     cluster.kubectl(&["create", "secret", "generic", "hidden", "--from-literal=key=hush"]).ok();
@@ -125,6 +114,7 @@ fn pods_on_containerd_live_and_end_as_they_do_on_the_embedded_runtime() {
     wait_for("the web is Ready", 60, || ensure(value("pod/web", "{.status.conditions[?(@.type=='Ready')].status}") == "True", ""));
     assert_eq!(value("pod/web", "{.status.containerStatuses[0].containerID} {.status.podIP}"), before);
     cluster.kubectl(&["delete", "pod", "--all", "--timeout=60s"]).ok();
+    let tokio = tokio::runtime::Runtime::new().expect("tokio");
     let left = tokio.block_on(async {
         let client = remote::Remote::new(&containerd.socket);
         for _ in 0..100 {
@@ -138,5 +128,4 @@ fn pods_on_containerd_live_and_end_as_they_do_on_the_embedded_runtime() {
     });
     assert_eq!(left, 0, "sandboxes are left");
     cluster.sternpost(&["down", "--purge"]).ok();
-    tokio.block_on(containerd.stop());
 }

@@ -11,7 +11,7 @@ use crate::images::busybox;
 /// A namespace with one ready toolbox pod, `one`.
 fn one_toolbox(topic: &str) -> Namespace {
     let ns = Namespace::new(topic);
-    ns.kubectl(&["run", "one", "--image=sternpost.io/toolbox", "--port=8080"]).ok();
+    ns.kubectl(&["run", "one", &format!("--image={}", ns.cluster.toolbox()), "--port=8080"]).ok();
     ns.wait("condition=Ready", &["pod/one"]);
     ns
 }
@@ -43,7 +43,7 @@ fn logs_follow_a_container_and_cut_what_was_asked_for() {
 #[test]
 fn logs_of_all_pods_with_a_label_come_together() {
     let ns = Namespace::new("logs-all");
-    ns.kubectl(&["create", "deployment", "web", "--image=sternpost.io/toolbox", "--replicas=2"]).ok();
+    ns.kubectl(&["create", "deployment", "web", &format!("--image={}", ns.cluster.toolbox()), "--replicas=2"]).ok();
     ns.wait("condition=Available", &["deployment/web"]);
     let logs = ns.kubectl(&["logs", "-l", "app=web", "--prefix"]).ok();
     assert_eq!(logs.lines().filter(|line| line.contains("toolbox serves HTTP")).count(), 2, "{logs}");

@@ -13,7 +13,7 @@ pub fn busybox(version: u32) -> String {
         for version in [1, 2, 3] {
             let file = Cluster::shared().dir().join(format!("busybox-{version}.tar"));
             images::busybox(&version.to_string()).write_oci_archive(&file, &busybox_name(version));
-            Cluster::shared().sternpost(&["image", "load", &file.display().to_string()]).ok();
+            Cluster::shared().load_images(&file);
         }
     });
     busybox_name(version)

@@ -137,7 +137,10 @@ fn limits_are_set_in_the_kernel() {
 #[test]
 fn a_container_over_its_memory_is_killed_and_says_so() {
     let ns = Namespace::new("oom");
-    ns.apply("apiVersion: v1\nkind: Pod\nmetadata: {name: one}\nspec:\n  restartPolicy: Never\n  containers:\n  - {name: main, image: sternpost.io/toolbox, args: [burn, '60', '200'], resources: {limits: {memory: 50Mi}}}\n");
+    ns.apply(&format!(
+        "apiVersion: v1\nkind: Pod\nmetadata: {{name: one}}\nspec:\n  restartPolicy: Never\n  containers:\n  - {{name: main, image: '{}', args: [burn, '60', '200'], resources: {{limits: {{memory: 50Mi}}}}}}\n",
+        ns.cluster.toolbox()
+    ));
     ns.wait_for_value("pod/one", "{.status.phase}", "Failed");
     assert_eq!(
         ns.value(
@@ -167,10 +170,11 @@ fn a_failing_liveness_probe_restarts_the_container() {
 #[test]
 fn readiness_decides_who_gets_the_traffic() {
     let ns = Namespace::new("readiness");
-    ns.apply(
-        "apiVersion: v1\nkind: Pod\nmetadata: {name: one, labels: {app: web}}\nspec:\n  containers:\n  - {name: main, image: sternpost.io/toolbox, readinessProbe: {httpGet: {path: /healthz, port: http}, periodSeconds: 1}, ports: [{name: http, containerPort: 8080}]}\n---\n\
-         apiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec: {selector: {app: web}, ports: [{port: 80, targetPort: http}]}\n",
-    );
+    ns.apply(&format!(
+        "apiVersion: v1\nkind: Pod\nmetadata: {{name: one, labels: {{app: web}}}}\nspec:\n  containers:\n  - {{name: main, image: '{}', readinessProbe: {{httpGet: {{path: /healthz, port: http}}, periodSeconds: 1}}, ports: [{{name: http, containerPort: 8080}}]}}\n---\n\
+         apiVersion: v1\nkind: Service\nmetadata: {{name: web}}\nspec: {{selector: {{app: web}}, ports: [{{port: 80, targetPort: http}}]}}\n",
+        ns.cluster.toolbox()
+    ));
     ns.apply(&named_pod("two", "", &format!("{WAITS}, readinessProbe: {{exec: {{command: [test, -e, /tmp/ready]}}, periodSeconds: 1, failureThreshold: 1}}, ports: [{{name: http, containerPort: 8080}}]")));
     ns.kubectl(&["label", "pod", "two", "app=web", "--overwrite"]).ok();
     ns.wait("condition=Ready", &["pod/one"]);
