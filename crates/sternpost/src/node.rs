@@ -141,7 +141,8 @@ async fn open(config: &Config) -> anyhow::Result<NodeParts> {
     let images = images::Store::open(&places.images).context("open the image store")?;
     add_toolbox(&images).context("the built-in image")?;
     let network = pod_network(config, &places)?;
-    let settings = runtime::Config::new(&places.runtime_data, &places.runtime_run, &config.cgroup_root);
+    let mut settings = runtime::Config::new(&places.runtime_data, &places.runtime_run, &config.cgroup_root);
+    settings.handlers = config.runtime_handlers.clone();
     let runtime = runtime::Runtime::open(settings, images.clone(), Some(network)).await.context("open the runtime")?;
     // What a build that was cut off left behind.
     if places.builds.exists() {

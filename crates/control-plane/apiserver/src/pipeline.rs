@@ -101,7 +101,7 @@ async fn in_time(server: &Arc<Inner>, context: &mut Context, request: Request<Bo
     let limit = deadline::of(context)?;
     // Boxed: what a request is on its way is moved several times before it is first polled, and this is by far the most of it.
     let mut work = Box::pin(admitted(server, context, request));
-    let Some(limit) = limit else { return work.await };
+    let Some(limit) = limit else { return Ok(deadline::until_stop(work.await?, &server.drain)) };
     // Most reads are answered at once, and never need a timer.
     if let Poll::Ready(answer) = futures_util::poll!(work.as_mut()) {
         return answer;
