@@ -94,9 +94,10 @@ impl Collected {
         }
     }
 
-    /// Adds what arrives until the writer is gone; a grandchild that keeps the pipe open is not waited for.
+    /// Adds what arrives until the writer is gone; a grandchild that keeps the pipe open is not waited for, a reader that the machine has no time
+    /// for is.
     fn finish(&mut self) {
-        while let Ok(bytes) = self.from.recv_timeout(Duration::from_millis(500)) {
+        while let Ok(bytes) = self.from.recv_timeout(Duration::from_secs(5)) {
             self.text.push_str(&String::from_utf8_lossy(&bytes));
         }
     }
