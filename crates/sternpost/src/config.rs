@@ -59,6 +59,8 @@ pub struct Config {
     pub static_pod_path: PathBuf,
     /// The socket of another container runtime, such as `unix:///run/containerd/containerd.sock`; empty for the built-in one.
     pub container_runtime_endpoint: String,
+    /// Handlers that a RuntimeClass may name beside the built-in one: programs with runc's command line (`runc: /usr/sbin/runc`).
+    pub runtime_handlers: std::collections::BTreeMap<String, PathBuf>,
     /// Where the built-in registry listens on loopback (`localhost:5000/…` names its images on every node), and where it gives other nodes
     /// what they lack; 0 for nowhere.
     pub registry_port: u16,
@@ -159,6 +161,7 @@ impl Default for Config {
             kubelet_config: None,
             static_pod_path: "/etc/sternpost/manifests".into(),
             container_runtime_endpoint: String::new(),
+            runtime_handlers: std::collections::BTreeMap::new(),
             registry_port: 5000,
             registry_peer_port: 5001,
             registries_file: "/etc/sternpost/registries.yaml".into(),

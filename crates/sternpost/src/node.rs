@@ -141,7 +141,8 @@ async fn open(config: &Config) -> anyhow::Result<NodeParts> {
     let images = images::Store::open(&places.images).context("open the image store")?;
     add_toolbox(&images).context("the built-in image")?;
     let network = pod_network(config, &places)?;
-    let settings = runtime::Config::new(&places.runtime_data, &places.runtime_run, &config.cgroup_root);
+    let mut settings = runtime::Config::new(&places.runtime_data, &places.runtime_run, &config.cgroup_root);
+    settings.handlers = config.runtime_handlers.clone();
     let runtime = runtime::Runtime::open(settings, images.clone(), Some(network)).await.context("open the runtime")?;
     // What a build that was cut off left behind.
     if places.builds.exists() {
@@ -423,7 +424,7 @@ pub fn api_config(config: &Config, certificates: &Certificates, node_ip: IpAddr)
         services: service_ranges(config)?,
         advertise,
         port: config.api_port,
-        served: schema::resources::Served::parse(&config.runtime_config).context("runtimeConfig")?,
+        served: served(config)?,
         admission: admission_options(config)?,
         front_proxy: Some(certificates.front_proxy.clone()),
         authentication: identity::authentication(config)?,
@@ -432,6 +433,18 @@ pub fn api_config(config: &Config, certificates: &Certificates, node_ip: IpAddr)
         resolver: Some(Arc::new(|host| Box::pin(host_addresses(host)))),
         ..apiserver::Config::default()
     })
+}
+
+/// Which of the built-in APIs there are. Leases must be among them: a node says by its own that it lives, controllers and scheduler work only
+/// while they hold theirs.
+fn served(config: &Config) -> anyhow::Result<schema::resources::Served> {
+    let served = schema::resources::Served::parse(&config.runtime_config).context("runtimeConfig")?;
+    let leases = schema::resources::find("coordination.k8s.io", "v1", "leases").is_some_and(|leases| served.contains(leases));
+    anyhow::ensure!(
+        leases,
+        "runtimeConfig: nodes, controllers and the scheduler cannot do without coordination.k8s.io/v1 leases: add coordination.k8s.io/v1=true"
+    );
+    Ok(served)
 }
 
 /// For webhooks that are configured with a host's name.

@@ -346,7 +346,7 @@ fn written(config: &Config) -> String {
         "maxPods": config.max_pods, "podPidsLimit": config.pod_pids_limit, "log": config.log, "cgroupRoot": config.cgroup_root,
         "nftTable": config.nft_table, "linkPrefix": config.link_prefix, "context": config.context,
         "registryPort": config.registry_port, "registryPeerPort": config.registry_peer_port, "registriesFile": config.registries_file,
-        "imageVerifierDir": config.image_verifier_dir, "imageCredentialProviderConfig": config.image_credential_provider_config,
+        "imageVerifierDir": config.image_verifier_dir, "runtimeHandlers": config.runtime_handlers, "imageCredentialProviderConfig": config.image_credential_provider_config,
         "imageCredentialProviderBinDir": config.image_credential_provider_bin_dir,
         "kubeletConfig": config.kubelet_config, "staticPodPath": "",
     });

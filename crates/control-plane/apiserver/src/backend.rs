@@ -65,6 +65,10 @@ impl Error {
     }
 }
 
+/// In the extensions of an answer that comes from elsewhere.
+#[derive(Clone, Copy)]
+pub struct PassedOn;
+
 impl Backend {
     pub fn url(&self, path: &str) -> String {
         let scheme = if self.tls.is_some() { "https" } else { "http" };
@@ -97,6 +101,7 @@ impl Backend {
             let (mut parts, body) = response.into_parts();
             parts.headers = end_to_end(parts.headers, false);
             parts.version = http::Version::HTTP_11;
+            parts.extensions.insert(PassedOn);
             return Ok(Response::from_parts(parts, body.map_err(io::Error::other).boxed()));
         }
         let server = hyper::upgrade::on(&mut response);

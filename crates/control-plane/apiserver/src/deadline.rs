@@ -1,12 +1,22 @@
-//! How long a request may take: a minute, or less where the client says so.
+//! How long a request may take: a minute, or less where the client says so; what lasts as long as its client likes, until the server stops.
 //!
 //! Source: apiserver `pkg/server/filters/timeout.go`, `pkg/endpoints/filters/request_deadline.go`.
 
+use std::io;
+use std::pin::Pin;
+use std::task::{Context as Poller, Poll};
 use std::time::Duration;
 
+use bytes::Bytes;
+use http::Response;
+use http_body::{Frame, SizeHint};
+use http_body_util::BodyExt;
 use meta::Status;
+use stdx::Drain;
 
+use crate::backend::PassedOn;
 use crate::context::Context;
+use crate::reply::Body;
 
 /// Upstream's `--request-timeout`.
 const DEFAULT: Duration = Duration::from_secs(60);
@@ -27,6 +37,44 @@ pub fn of(context: &Context) -> Result<Option<Duration>, Status> {
 /// The answer when it took longer.
 pub fn exceeded() -> Status {
     Status::failure(504, "Timeout", "Timeout: request did not complete within requested timeout - context deadline exceeded")
+}
+
+/// Such as a log that is followed: an answer that is passed on from elsewhere ends when the server stops, as our own watches do. Otherwise the stop
+/// would wait for it, with no new connection taken meanwhile.
+pub fn until_stop(response: Response<Body>, drain: &Drain) -> Response<Body> {
+    if response.extensions().get::<PassedOn>().is_none() {
+        return response;
+    }
+    let (drain, stop) = (drain.clone(), drain.clone());
+    response.map(|body| Ending { body, drain, stopping: Box::pin(async move { stop.stopping().await }) }.boxed())
+}
+
+struct Ending {
+    body: Body,
+    drain: Drain,
+    /// Wakes a body that waits for more.
+    stopping: Pin<Box<dyn Future<Output = ()> + Send + Sync>>,
+}
+
+impl http_body::Body for Ending {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, poller: &mut Poller<'_>) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
+        if self.drain.is_stopping() {
+            return Poll::Ready(None);
+        }
+        match Pin::new(&mut self.body).poll_frame(poller) {
+            Poll::Pending if self.stopping.as_mut().poll(poller).is_ready() => Poll::Ready(None),
+            frame => frame,
+        }
+    }
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
 }
 
 /// Go's form of a duration: `1m30s`, `1.5s`, `300ms`, `0`.

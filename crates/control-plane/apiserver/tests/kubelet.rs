@@ -38,6 +38,11 @@ async fn answer(mut request: http::Request<hyper::body::Incoming>) -> Result<htt
         }
         return Ok(switching);
     }
+    if target.contains("sinceSeconds=77") {
+        use futures_util::StreamExt;
+        let line = futures_util::stream::once(async { Ok(http_body::Frame::data("line".into())) });
+        return Ok(response.body(BodyExt::boxed(http_body_util::StreamBody::new(line.chain(futures_util::stream::pending())))).unwrap());
+    }
     if target == "/redirect" {
         return Ok(response.status(302).header("location", "/there?x=1").body(body("")).unwrap());
     }
@@ -160,6 +165,17 @@ async fn listening(api: &Api) -> (SocketAddr, stdx::Drain) {
         async move { server.serve(listener, None, drain).await }
     });
     (address, drain)
+}
+
+#[tokio::test]
+async fn a_log_that_is_followed_ends_in_order_when_the_server_stops() {
+    let (api, _directory) = cluster().await;
+    let (address, drain) = listening(&api).await;
+    let mut followed = ask(address, "GET p/log?follow=true&sinceSeconds=77", &[ADMIN]).await;
+    read_until(&mut followed, "line\r\n").await;
+    drain.stop();
+    let end = tokio::time::timeout(std::time::Duration::from_secs(20), read_until(&mut followed, "0\r\n\r\n")).await;
+    assert_eq!(end.expect("its end"), "0\r\n\r\n");
 }
 
 /// Sends a request line and headers for a path below the pods.

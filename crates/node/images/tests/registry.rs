@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 struct Registry {
     child: Child,
     address: String,
-    _directory: tempfile::TempDir,
+    directory: tempfile::TempDir,
 }
 
 impl Drop for Registry {
@@ -37,15 +37,40 @@ impl Registry {
         let config = format!("version: 0.1\nlog:\n  level: error\n{storage}http:\n  addr: {address}\n{auth}");
         let path = directory.path().join("config.yml");
         std::fs::write(&path, config).unwrap();
-        let child = Command::new("docker-registry").arg("serve").arg(&path).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
-        let child = child.expect("docker-registry: apt-get install docker-registry");
+        let child = serve(&path);
+        let registry = Self { child, address, directory };
+        registry.answers().await;
+        registry
+    }
+
+    /// The same content over TLS from now on, for clients with a certificate of `clients`.
+    async fn restart_with_tls(&mut self, own: &(String, String), clients: &str) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let path = |name: &str| self.directory.path().join(name);
+        for (name, text) in [("own.crt", own.0.as_str()), ("own.key", &own.1), ("clients.crt", clients)] {
+            std::fs::write(path(name), text).unwrap();
+        }
+        let tls = format!(
+            "  tls:\n    certificate: {}\n    key: {}\n    clientcas: [{}]\n",
+            path("own.crt").display(),
+            path("own.key").display(),
+            path("clients.crt").display()
+        );
+        let config = std::fs::read_to_string(path("config.yml")).unwrap();
+        std::fs::write(path("tls.yml"), format!("{config}{tls}")).unwrap();
+        self.child = serve(&path("tls.yml"));
+        self.answers().await;
+    }
+
+    async fn answers(&self) {
         for _ in 0..400 {
-            if tokio::net::TcpStream::connect(&address).await.is_ok() {
-                break;
+            if tokio::net::TcpStream::connect(&self.address).await.is_ok() {
+                return;
             }
             tokio::time::sleep(std::time::Duration::from_millis(25)).await;
         }
-        Self { child, address, _directory: directory }
+        panic!("the registry does not answer");
     }
 
     /// Pushes an image of two layers, the second one gzip-compressed.
@@ -63,6 +88,27 @@ impl Registry {
         client.push(&reference, &layers, Config::oci_v1(config.to_string().into_bytes(), None), auth, None).await.unwrap();
         format!("{}/{name}", self.address)
     }
+}
+
+fn serve(config: &std::path::Path) -> Child {
+    let child = Command::new("docker-registry").arg("serve").arg(config).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+    child.expect("docker-registry: apt-get install docker-registry")
+}
+
+type Authority = rcgen::CertifiedIssuer<'static, rcgen::KeyPair>;
+
+fn authority() -> Authority {
+    let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    rcgen::CertifiedIssuer::self_signed(params, rcgen::KeyPair::generate().unwrap()).unwrap()
+}
+
+/// Certificate and key.
+fn identity(of: &Authority, usage: rcgen::ExtendedKeyUsagePurpose) -> (String, String) {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let mut params = rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
+    params.extended_key_usages = vec![usage];
+    (params.signed_by(&key, of).unwrap().pem(), key.serialize_pem())
 }
 
 fn tarball(name: &str) -> Vec<u8> {
@@ -118,4 +164,34 @@ async fn a_closed_registry_wants_the_right_password() {
         assert!(error.contains("authorization failed"), "{error}");
     }
     store.pull(&name, Some(&auth("secret"))).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_registry_of_a_foreign_authority_is_believed_and_shown_a_certificate_where_its_settings_say_so() {
+    let mut registry = Registry::start(None).await;
+    let name = registry.push("app:1", &RegistryAuth::Anonymous).await;
+    let (servers, clients) = (authority(), authority());
+    registry.restart_with_tls(&identity(&servers, rcgen::ExtendedKeyUsagePurpose::ServerAuth), &clients.pem()).await;
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name);
+    let (certificate, key) = identity(&clients, rcgen::ExtendedKeyUsagePurpose::ClientAuth);
+    for (name, text) in [("ca.crt", &servers.pem()), ("other.crt", &clients.pem()), ("own.crt", &certificate), ("own.key", &key)] {
+        std::fs::write(path(name), text).unwrap();
+    }
+    let store = Store::open(&path("store")).unwrap();
+    let file = path("registries.yaml");
+    store.use_registries(images::Registries { file: Some(file.clone()), ..images::Registries::default() });
+    let believe = |ca: &str| format!("ca_file: {}", path(ca).display());
+    let show = format!("cert_file: {}, key_file: {}", path("own.crt").display(), path("own.key").display());
+    for (settings, works) in [
+        (believe("ca.crt"), false),
+        (format!("{}, {show}", believe("other.crt")), false),
+        (show.clone(), false),
+        (format!("{}, {show}", believe("ca.crt")), true),
+        (format!("insecure_skip_verify: true, {show}"), true),
+    ] {
+        std::fs::write(&file, format!("configs:\n  \"{}\": {{tls: {{{settings}}}}}\n", registry.address)).unwrap();
+        let pulled = store.clone().pull(&name, None).await;
+        assert_eq!(pulled.is_ok(), works, "{settings}: {:?}", pulled.err().map(|error| error.to_string()));
+    }
 }

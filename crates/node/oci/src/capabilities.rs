@@ -71,6 +71,18 @@ pub fn number(name: &str) -> Option<u32> {
     NAMES.iter().position(|n| *n == bare).map(|n| n as u32)
 }
 
+/// The names of a mask's capabilities, with `CAP_`.
+pub fn names(mask: u64) -> Vec<String> {
+    NAMES.iter().enumerate().filter(|(number, _)| mask & (1 << number) != 0).map(|(_, name)| format!("CAP_{name}")).collect()
+}
+
+/// What this process may give away.
+pub fn held() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("CapBnd:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(ALL)
+}
+
 /// The mask of several names; an unknown name is the error.
 pub fn mask<'a>(names: impl IntoIterator<Item = &'a str>) -> Result<u64, String> {
     names.into_iter().try_fold(0, |mask, name| match name.to_ascii_uppercase().as_str() {

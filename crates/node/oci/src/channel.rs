@@ -45,6 +45,8 @@ pub enum Progress {
     /// The master side of the process's terminal.
     Terminal(OwnedFd),
     Failed(Failure),
+    /// Another program made the process; it is the launcher's child by now.
+    Adopted(i32, OwnedFd),
     /// End of file: the program runs.
     Running,
 }
@@ -77,6 +79,20 @@ pub(crate) fn send_failure(channel: &OwnedFd, failure: &Failure) {
     if let Ok(text) = serde_json::to_vec(failure) {
         let _ = rustix::net::send(channel, &text, SendFlags::NOSIGNAL);
     }
+}
+
+/// Tells the launcher of a process that became its child. One that has ended by now may be gone altogether: then the descriptor is of no use.
+pub(crate) fn send_adopted(channel: &OwnedFd, pid: i32) -> io::Result<()> {
+    let open = |pid: Option<rustix::process::Pid>| {
+        rustix::process::pidfd_open(pid.ok_or(rustix::io::Errno::SRCH)?, rustix::process::PidfdFlags::empty())
+    };
+    let pidfd = open(rustix::process::Pid::from_raw(pid)).or_else(|_| open(Some(rustix::process::getpid())))?;
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let descriptors = [pidfd.as_fd()];
+    control.push(SendAncillaryMessage::ScmRights(&descriptors));
+    sendmsg(channel, &[IoSlice::new(&pid.to_le_bytes())], &mut control, SendFlags::NOSIGNAL)?;
+    Ok(())
 }
 
 /// Tells the launcher of a process that a go-between gave birth to.
@@ -126,6 +142,7 @@ impl Channel {
         });
         match (bytes.get(..received.bytes).unwrap_or_default(), master) {
             ([], _) => Ok(Progress::Running),
+            (&[a, b, c, d], Some(pidfd)) => Ok(Progress::Adopted(i32::from_le_bytes([a, b, c, d]), pidfd)),
             (_, Some(master)) => Ok(Progress::Terminal(master)),
             (text, None) => serde_json::from_slice(text).map(Progress::Failed).map_err(io::Error::other),
         }

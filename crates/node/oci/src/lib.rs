@@ -13,6 +13,7 @@
 pub mod capabilities;
 mod channel;
 mod child;
+mod external;
 pub mod in_root;
 mod process;
 mod rootfs;
@@ -23,5 +24,6 @@ pub mod sys;
 pub mod user;
 
 pub use channel::{Channel, Failure, Progress, errno_text};
+pub use external::{External, spawn_external};
 pub use spawn::{Handles, Started, Users, enter, spawn};
 pub use spec::{Device, FileSystem, Mount, PidNamespace, Process, Propagation, Rlimit, Source, Spec, User};

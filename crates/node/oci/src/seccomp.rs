@@ -111,6 +111,38 @@ pub fn install(capabilities: u64, profile: Option<&Profile>) -> io::Result<()> {
     }
 }
 
+/// The default in the words of the OCI runtime specification, for another program to install.
+pub fn default_to_oci(held: u64) -> serde_json::Value {
+    use serde_json::json;
+    let holds = |names: &[&str]| names.iter().any(|name| capabilities::number(name).is_some_and(|number| held & (1 << number) != 0));
+    let refused = |number: libc::c_long| REFUSED.iter().any(|(other, but)| *other == number && !holds(but));
+    let own = |number: libc::c_long| {
+        [libc::SYS_socket, libc::SYS_personality].contains(&number)
+            || (!holds(&["SYS_ADMIN"]) && [libc::SYS_clone, libc::SYS_clone3].contains(&number))
+    };
+    let all = || numbers::COMMON.iter().chain(numbers::OLDER);
+    let allowed: Vec<&str> = all().filter(|(_, number)| !refused(*number) && !own(*number)).map(|(name, _)| *name).collect();
+    let forbidden: Vec<&str> = all().filter(|(_, number)| refused(*number)).map(|(name, _)| *name).collect();
+    let when = |name: &str, argument: serde_json::Value| json!({"names": [name], "action": "SCMP_ACT_ALLOW", "args": [argument]});
+    let mut calls = vec![
+        json!({"names": allowed, "action": "SCMP_ACT_ALLOW"}),
+        json!({"names": forbidden, "action": "SCMP_ACT_ERRNO", "errnoRet": libc::EPERM}),
+        when("socket", json!({"index": 0, "value": libc::AF_VSOCK, "op": "SCMP_CMP_NE"})),
+    ];
+    calls.extend(PERSONALITIES.map(|personality| when("personality", json!({"index": 0, "value": personality, "op": "SCMP_CMP_EQ"}))));
+    if !holds(&["SYS_ADMIN"]) {
+        let none = json!({"index": 0, "value": NEW_NAMESPACES, "valueTwo": 0, "op": "SCMP_CMP_MASKED_EQ"});
+        calls.push(when("clone", none));
+    }
+    // As ours: what is not known has never been there.
+    json!({"defaultAction": "SCMP_ACT_ERRNO", "defaultErrnoRet": libc::ENOSYS, "architectures": [ARCHITECTURE_NAME], "syscalls": calls})
+}
+
+#[cfg(target_arch = "x86_64")]
+pub(super) const ARCHITECTURE_NAME: &str = "SCMP_ARCH_X86_64";
+#[cfg(target_arch = "aarch64")]
+pub(super) const ARCHITECTURE_NAME: &str = "SCMP_ARCH_AARCH64";
+
 fn program(held: u64) -> Vec<sock_filter> {
     let holds = |names: &[&str]| names.iter().any(|name| capabilities::number(name).is_some_and(|number| held & (1 << number) != 0));
     // A program for another architecture would have other numbers: none of its calls exist.

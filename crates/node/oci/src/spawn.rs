@@ -106,7 +106,7 @@ unsafe fn live(report: &OwnedFd, body: impl FnOnce(&OwnedFd) -> Result<std::conv
 
 /// # Safety
 /// The calling process must be single-threaded.
-unsafe fn fork(
+pub(crate) unsafe fn fork(
     flags: i32,
     join: Option<BorrowedFd<'_>>,
     handles: &Handles<'_>,

@@ -82,11 +82,13 @@ impl RuntimeService for Remote {
         runtime_config "RuntimeConfig" RuntimeConfigRequest RuntimeConfigResponse
     }
 
-    /// Containerd before 1.7 fails as a whole while one of the sandboxes is stopped: then those that are ready are asked one by one.
+    /// Containerd before 1.7 fails as a whole while one of the sandboxes is stopped or being removed: then those that are ready are asked one by one.
     fn list_pod_sandbox_stats(&self, request: v1::ListPodSandboxStatsRequest) -> Call<'_, v1::ListPodSandboxStatsResponse> {
         Box::pin(async move {
             match self.call("runtime.v1.RuntimeService/ListPodSandboxStats", &request, TIMEOUT).await {
-                Err(error) if error.code == Code::Unknown => self.stats_of_each(request).await.map_err(|_| error),
+                Err(error) if matches!(error.code, Code::Unknown | Code::NotFound | Code::Internal) => {
+                    self.stats_of_each(request).await.map_err(|_| error)
+                }
                 answered => answered,
             }
         })

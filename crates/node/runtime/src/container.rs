@@ -213,10 +213,34 @@ impl Inner {
             join: join.len(),
             birthplace: birthplace.is_some(),
             kill: kill.is_some(),
+            external: self.external(container, &record.cgroup, security.privileged)?,
         };
+        let host = start.external.as_ref().map(|_| File::open("/proc/self/ns/mnt")).transpose();
+        let host = host.map_err(io_error("open the mount namespace"))?.map(OwnedFd::from);
         let log = open_log(&record.log_path)?;
-        let descriptors = [rootfs, log].into_iter().chain(trees).chain(join).chain(birthplace).chain(kill).collect();
+        let descriptors = [rootfs, log].into_iter().chain(trees).chain(join).chain(birthplace).chain(kill).chain(host).collect();
         Ok(Prepared { start, descriptors })
+    }
+
+    /// The program that the pod's handler stands for, with a bundle for it to find, where it is not this one.
+    fn external(&self, container: &Container, cgroup: &str, all_devices: bool) -> Result<Option<oci::External>> {
+        let handler = lock(&container.sandbox.record).runtime_handler.clone();
+        let Some(program) = self.config.handlers.get(&handler) else {
+            // A handler that was taken from the configuration is not quietly another one.
+            let is_own = crate::sandbox::HANDLERS.contains(&handler.as_str());
+            return if is_own { Ok(None) } else { Err(Error::Invalid(format!("no runtime for {handler:?} is configured"))) };
+        };
+        let bundle = container.directory.join("bundle");
+        for part in ["rootfs", "mounts"] {
+            std::fs::create_dir_all(bundle.join(part)).map_err(io_error(format!("create {}", bundle.display())))?;
+        }
+        Ok(Some(oci::External {
+            program: program.display().to_string(),
+            id: container.id.clone(),
+            bundle: bundle.display().to_string(),
+            cgroup: format!("/{}/{cgroup}", self.config.cgroup_root),
+            all_devices,
+        }))
     }
 
     fn prepare_cgroup(

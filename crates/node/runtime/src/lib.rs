@@ -29,6 +29,7 @@ pub mod shim;
 mod state;
 mod stats;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 pub use state::Runtime;
@@ -47,6 +48,8 @@ pub struct Config {
     pub cgroup_root: String,
     /// Files of the Container Device Interface; later folders count before earlier ones.
     pub cdi_dirs: Vec<PathBuf>,
+    /// Handlers of pods (RuntimeClass) whose containers another program makes: one with runc's command line, by its path on the host.
+    pub handlers: BTreeMap<String, PathBuf>,
     /// The binary that serves as shim, see [`is_shim_invocation`].
     pub exe: PathBuf,
 }
@@ -59,6 +62,7 @@ impl Config {
             run_dir: run_dir.into(),
             cgroup_root: cgroup_root.into(),
             cdi_dirs: vec!["/etc/cdi".into(), "/var/run/cdi".into()],
+            handlers: BTreeMap::new(),
             exe: "/proc/self/exe".into(),
         }
     }

@@ -33,7 +33,8 @@ pub enum Request {
     Setup(Setup),
     /// What runs here? Reply: [`Reply::Hello`] with the same namespaces.
     Hello,
-    /// Descriptors: root, log, then `trees`, `join`, the v2 group if `birthplace`, and the kill file if `kill`.
+    /// Descriptors: root, log, then `trees`, `join`, the v2 group if `birthplace`, the kill file if `kill`, and the host's
+    /// mount namespace if `external`.
     Start(Box<Start>),
     /// Descriptors: standard input, output, error as far as present. Reply: with the terminal, if any.
     Exec {
@@ -107,6 +108,9 @@ pub struct Start {
     pub join: usize,
     pub birthplace: bool,
     pub kill: bool,
+    /// Another program makes the container.
+    #[serde(default)]
+    pub external: Option<oci::External>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]

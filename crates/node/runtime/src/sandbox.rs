@@ -33,12 +33,15 @@ impl Inner {
         if config.metadata.is_none() {
             return Err(Error::Invalid("sandbox config must include metadata".into()));
         }
-        if !HANDLERS.contains(&request.runtime_handler.as_str()) {
+        let is_external = self.config.handlers.contains_key(&request.runtime_handler);
+        if !is_external && !HANDLERS.contains(&request.runtime_handler.as_str()) {
             return Err(Error::Invalid(format!("no runtime for {:?} is configured", request.runtime_handler)));
         }
         let security = config.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
         let namespaces = security.and_then(|security| security.namespace_options.clone()).unwrap_or_default();
-        plan::ids(&namespaces).map_err(Error::Invalid)?;
+        if plan::ids(&namespaces).map_err(Error::Invalid)?.is_some() && is_external {
+            return Err(Error::Invalid(format!("runtime handler {:?} is given no user namespaces", request.runtime_handler)));
+        }
         self.refuse_duplicate(&config)?;
         let ports: &[v1::PortMapping] = if namespaces.network() == v1::NamespaceMode::Node { &[] } else { &config.port_mappings };
         if let Some(why) = host_ports::taken(ports) {

@@ -54,17 +54,21 @@ impl cri::RuntimeService for Runtime {
             if let Err(message) = self.network_readiness() {
                 network = v1::RuntimeCondition { status: false, reason: "NetworkPluginNotReady".into(), message, ..network };
             }
-            let handler = |name: &&str| v1::RuntimeHandler {
-                name: (*name).to_owned(),
+            let external = &self.inner.config.handlers;
+            let own = crate::sandbox::HANDLERS.iter().copied().filter(|name| !external.contains_key(*name));
+            let handler = |name: &str, is_own: bool| v1::RuntimeHandler {
+                name: name.to_owned(),
                 features: Some(v1::RuntimeHandlerFeatures {
-                    recursive_read_only_mounts: true,
-                    user_namespaces: crate::sandbox::has_user_namespaces(),
+                    recursive_read_only_mounts: is_own,
+                    user_namespaces: is_own && crate::sandbox::has_user_namespaces(),
                 }),
             };
+            let others = external.keys().map(|name| handler(name, false));
+            let runtime_handlers = own.map(|name| handler(name, true)).chain(others).collect();
             Ok(v1::StatusResponse {
                 status: Some(v1::RuntimeStatus { conditions: vec![condition("RuntimeReady"), network] }),
                 info: Default::default(),
-                runtime_handlers: crate::sandbox::HANDLERS.iter().map(handler).collect(),
+                runtime_handlers,
                 features: Some(v1::RuntimeFeatures { supplemental_groups_policy: true, ..Default::default() }),
             })
         })

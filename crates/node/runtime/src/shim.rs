@@ -59,6 +59,8 @@ struct Shim {
     init: Option<OwnedFd>,
     containers: BTreeMap<String, Container>,
     execs: BTreeMap<i32, Exec>,
+    /// Exits of processes that nobody knew, while another program makes a container: its first process may end before we are told of it.
+    strangers: BTreeMap<i32, i32>,
     ending: bool,
 }
 
@@ -113,6 +115,7 @@ impl Shim {
             init: None,
             containers: BTreeMap::new(),
             execs: BTreeMap::new(),
+            strangers: BTreeMap::new(),
             ending: false,
         })
     }
@@ -166,19 +169,26 @@ impl Shim {
                 self.exec_progress(pid);
                 Ok(())
             }
-            Source::Container(id, what) => {
-                let Some(container) = self.containers.get_mut(&id) else { return Ok(()) };
-                if let Some((number, reply, terminal)) = container.ready(what) {
-                    let terminal = terminal.map(|t| t.try_clone()).transpose()?;
-                    if reply.is_err() {
-                        // It never ran: the caller has the reason, and the exit of the child is nobody's news.
-                        self.containers.remove(&id);
-                    }
-                    self.reply(number, reply, terminal.as_ref().map(AsFd::as_fd).as_slice());
-                }
-                Ok(())
-            }
+            Source::Container(id, what) => self.container_ready(&id, what),
         }
+    }
+
+    fn container_ready(&mut self, id: &str, what: container::What) -> io::Result<()> {
+        let Some(container) = self.containers.get_mut(id) else { return Ok(()) };
+        let Some((number, reply, terminal)) = container.ready(what) else { return Ok(()) };
+        let (pid, terminal) = (container.pid, terminal.map(|t| t.try_clone()).transpose()?);
+        if reply.is_err() {
+            // It never ran: the caller has the reason, and the exit of the child is nobody's news.
+            self.containers.remove(id);
+        }
+        self.reply(number, reply, terminal.as_ref().map(AsFd::as_fd).as_slice());
+        if let Some(code) = self.strangers.remove(&pid) {
+            self.ended(pid, code);
+        }
+        if !self.containers.values().any(Container::is_made_elsewhere) {
+            self.strangers.clear();
+        }
+        Ok(())
     }
 
     fn accept(&mut self) -> io::Result<()> {
@@ -344,7 +354,7 @@ impl Shim {
             let started = starting.call;
             let terminal = starting.terminal.take();
             exec.starting = None;
-            let reply = result.map(|()| Reply::Started { pid, started_at: now() });
+            let reply = result.map(|_| Reply::Started { pid, started_at: now() });
             self.reply(started, reply, terminal.as_ref().map(AsFd::as_fd).as_slice());
         }
     }
@@ -372,7 +382,20 @@ impl Shim {
             self.tell(&Message::ExecExited { exec: exec.number, code });
             return;
         }
-        let Some((id, container)) = self.containers.iter_mut().find(|(_, c)| c.pid == pid && !c.has_exited()) else { return };
+        // Who runs another program says at its end whom that made.
+        let made = self.containers.iter().find(|(_, c)| c.pid == pid && c.is_made_elsewhere()).map(|(id, _)| id.clone());
+        if let Some(id) = made {
+            if let Err(error) = self.container_ready(&id, container::What::Channel) {
+                complain(format_args!("{error}"));
+            }
+            return;
+        }
+        let Some((id, container)) = self.containers.iter_mut().find(|(_, c)| c.pid == pid && !c.has_exited()) else {
+            if self.containers.values().any(Container::is_made_elsewhere) {
+                self.strangers.insert(pid, code);
+            }
+            return;
+        };
         let id = id.clone();
         let (reply, exit) = container.ended(code);
         let never_ran = container.never_ran();

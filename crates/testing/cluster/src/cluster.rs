@@ -332,7 +332,7 @@ fn configuration(dir: &Path, node: &str) -> String {
     format!(
         "dataDir: {}\nrunDir: {}\nnodeName: {node}\napiPort: {}\nkubeletPort: {}\ndnsPort: {}\npodCidr: {}\nnodeCidr: {}\nserviceCidr: {}\n\
          cgroupRoot: {}\nnftTable: {}\nlinkPrefix: {}\ncontext: stest\nstaticPodPath: {}\n\
-         registryPort: {}\nregistryPeerPort: {}\nregistriesFile: {}\nimageVerifierDir: {}\nkubeletConfig: {}\n",
+         runtimeHandlers: {{stest-runc: /usr/sbin/runc, stest-lost: /no/such/program}}\nregistryPort: {}\nregistryPeerPort: {}\nregistriesFile: {}\nimageVerifierDir: {}\nkubeletConfig: {}\n",
         data.display(),
         run.display(),
         names::API_PORT,

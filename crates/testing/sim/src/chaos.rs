@@ -120,7 +120,7 @@ impl Transport for Chaotic {
                 None => response,
                 Some(life) => response.map(|body| {
                     let frames = self.sky.clone().scatter(body).take_until(tokio::time::sleep(life));
-                    BodyExt::boxed(StreamBody::new(SyncStream(Mutex::new(Box::pin(frames)))))
+                    BodyExt::boxed(StreamBody::new(SyncStream::new(frames)))
                 }),
             })
         })
@@ -128,7 +128,13 @@ impl Transport for Chaotic {
 }
 
 /// A stream that only its owner polls: shareable because nobody shares it.
-struct SyncStream<S>(Mutex<Pin<Box<S>>>);
+pub(crate) struct SyncStream<S>(Mutex<Pin<Box<S>>>);
+
+impl<S> SyncStream<S> {
+    pub fn new(stream: S) -> Self {
+        Self(Mutex::new(Box::pin(stream)))
+    }
+}
 
 impl<S: futures_util::Stream> futures_util::Stream for SyncStream<S> {
     type Item = S::Item;

@@ -61,6 +61,18 @@ impl Profile {
         Ok(profile)
     }
 
+    /// The same in the words of the OCI runtime specification, which knows no conditions.
+    pub fn to_oci(&self, capabilities: u64) -> serde_json::Value {
+        use serde_json::json;
+        let calls = self.syscalls.iter().filter(|rule| rule.counts(capabilities)).map(|rule| {
+            let names: Vec<&String> = rule.names.iter().chain(Some(&rule.name).filter(|name| !name.is_empty())).collect();
+            json!({"names": names, "action": rule.action, "errnoRet": rule.errno_ret, "args": rule.args})
+        });
+        let calls: Vec<serde_json::Value> = calls.collect();
+        let architectures = [super::ARCHITECTURE_NAME];
+        json!({"defaultAction": self.default_action, "defaultErrnoRet": self.default_errno_ret, "architectures": architectures, "syscalls": calls})
+    }
+
     /// The filter for a holder of `capabilities`.
     pub fn program(&self, capabilities: u64) -> Result<Vec<sock_filter>, String> {
         let default = action(&self.default_action, self.default_errno_ret)?;

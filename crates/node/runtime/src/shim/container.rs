@@ -21,15 +21,16 @@ pub struct Starting {
 }
 
 impl Starting {
-    /// Takes one message; `Some` when the matter is decided.
-    pub fn advance(&mut self) -> Option<Result<(), Failure>> {
+    /// Takes one message; `Some` when the matter is decided, with the process where another program made it.
+    pub fn advance(&mut self) -> Option<Result<Option<(i32, OwnedFd)>, Failure>> {
         match self.channel.receive() {
             Ok(Progress::Terminal(master)) => {
                 self.terminal = Some(master);
                 None
             }
             Ok(Progress::Failed(failure)) => Some(Err(failure)),
-            Ok(Progress::Running) => Some(Ok(())),
+            Ok(Progress::Running) => Some(Ok(None)),
+            Ok(Progress::Adopted(pid, pidfd)) => Some(Ok(Some((pid, pidfd)))),
             Err(error) => Some(Err(Failure::new("hear from the child", error))),
         }
     }
@@ -52,6 +53,8 @@ pub struct Container {
     pub birthplace: Option<OwnedFd>,
     kill: Option<OwnedFd>,
     starting: Option<Starting>,
+    /// Another program makes the container; until it has, the process is the one that runs that program.
+    external: bool,
     /// It could not be started: the caller was told why, and its end is no exit of a container.
     never_ran: bool,
     outputs: Vec<Output>,
@@ -81,6 +84,7 @@ impl Container {
         let join: Vec<OwnedFd> = descriptors.by_ref().take(start.join).collect();
         let birthplace = if start.birthplace { descriptors.next() } else { None };
         let kill = if start.kill { descriptors.next() } else { None };
+        let host = if start.external.is_some() { descriptors.next() } else { None };
         let mut outputs = Vec::new();
         let mut ends = [None, None, None];
         let mut stdin = None;
@@ -111,8 +115,11 @@ impl Container {
             pid_namespace: namespace.map(AsFd::as_fd),
             own_pid_namespace: Some(own.as_fd()),
         };
-        // SAFETY: the shim has one thread.
-        let started = unsafe { oci::spawn(&start.spec, &handles) }?;
+        // SAFETY: the shim has one thread, and takes orphans.
+        let started = match (&start.external, &host) {
+            (Some(external), Some(host)) => unsafe { oci::spawn_external(&start.spec, external, host.as_fd(), &handles) }?,
+            _ => unsafe { oci::spawn(&start.spec, &handles) }?,
+        };
         Ok(Self {
             pid: started.pid,
             pidfd: started.pidfd,
@@ -121,6 +128,7 @@ impl Container {
             birthplace,
             kill,
             starting: Some(Starting { channel: started.channel, call, terminal: None }),
+            external: start.external.is_some(),
             never_ran: false,
             outputs,
             stdin,
@@ -164,7 +172,10 @@ impl Container {
 
     fn progress(&mut self) -> Option<LateReply> {
         let starting = self.starting.as_mut()?;
-        let result = starting.advance()?;
+        let mut result = starting.advance()?;
+        if self.external && matches!(result, Ok(None)) {
+            result = Err(Failure::new("run the container's program", io::Error::other("it ended without a word")));
+        }
         let (call, terminal) = (starting.call, starting.terminal.take());
         self.starting = None;
         self.never_ran = result.is_err();
@@ -173,7 +184,16 @@ impl Container {
             self.outputs = master.try_clone().and_then(|copy| Output::new(copy, Stream::Stdout)).into_iter().collect();
             self.terminal = Some(master);
         }
-        Some((call, result.map(|()| Reply::Started { pid: self.pid, started_at: self.started_at }), None))
+        if let Ok(Some((pid, pidfd))) = &mut result {
+            self.pid = *pid;
+            std::mem::swap(&mut self.pidfd, pidfd);
+        }
+        Some((call, result.map(|_| Reply::Started { pid: self.pid, started_at: self.started_at }), None))
+    }
+
+    /// Is another program about to make the container?
+    pub fn is_made_elsewhere(&self) -> bool {
+        self.external && self.starting.is_some()
     }
 
     pub fn never_ran(&self) -> bool {

@@ -26,7 +26,7 @@ fn one_busybox(topic: &str, script: &str) -> Namespace {
 
 #[test]
 fn logs_follow_a_container_and_cut_what_was_asked_for() {
-    let ns = one_busybox("logs", "echo first; echo second; echo to stderr >&2; sleep 2; echo third; exec sleep 1000");
+    let ns = one_busybox("logs", "echo first; echo second; sleep 1; echo to stderr >&2; sleep 1; echo third; exec sleep 1000");
     let mut follow = ns.start(&["logs", "-f", "one"]);
     let all = follow.wait_for_output("third\n", 30);
     assert!(all.starts_with("first\nsecond\n") && all.contains("to stderr\n"), "{all}");

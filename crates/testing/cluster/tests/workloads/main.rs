@@ -5,6 +5,7 @@ mod connect;
 mod controllers;
 mod csi;
 mod custom_resources;
+mod handlers;
 mod images;
 mod kubectl;
 mod network;

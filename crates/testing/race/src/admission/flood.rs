@@ -37,8 +37,8 @@ struct Orders {
     server: String,
     /// None: nobody vouches for the server.
     ca: Option<String>,
-    certificate: String,
-    key: String,
+    /// Certificate and key, PEM; None for a server that knows no users.
+    identity: Option<(String, String)>,
     /// Each client asks for these in turn.
     paths: Vec<String>,
     clients: usize,
@@ -124,7 +124,7 @@ impl Shared {
         let mut orders = self.orders("flood", asked, (FLOOD_CLIENTS, Duration::ZERO), (length + 2 * FLOOD_GROWS).as_secs_f64())?;
         (orders.nice, orders.h2) = (manner.nice, manner.h2);
         let mut apart = orders.clone();
-        (apart.server, apart.ca) = (format!("https://{}", self.elsewhere.remote.address()), None);
+        (apart.server, apart.ca, apart.identity) = (format!("https://{}", self.elsewhere.remote.address()), None, None);
         apart.paths = vec![format!("/{ANSWER}")];
         let (elsewhere, _) = Self::both(&apart, &tenant(length.as_secs_f64())?).await?;
         let (beside, flood) = Self::both(&orders, &tenant(length.as_secs_f64())?).await?;
@@ -144,8 +144,7 @@ impl Shared {
         Ok(Orders {
             server: format!("https://{}", self.address),
             ca: Some(self.pki.ca.clone()),
-            certificate: String::from_utf8(certificate)?,
-            key: String::from_utf8(key)?,
+            identity: Some((String::from_utf8(certificate)?, String::from_utf8(key)?)),
             paths,
             clients,
             pause_micros: pause.as_micros() as u64,
@@ -211,7 +210,7 @@ async fn tenant(orders: Orders) -> anyhow::Result<()> {
         server: orders.server,
         insecure: orders.ca.is_none(),
         ca: orders.ca.map(String::into_bytes),
-        identity: Some((orders.certificate.into_bytes(), orders.key.into_bytes())),
+        identity: orders.identity.map(|(certificate, key)| (certificate.into_bytes(), key.into_bytes())),
         ..Access::default()
     };
     let calls: Arc<Vec<Call>> = Arc::new(orders.paths.iter().map(|path| Call::get(path)).collect());

@@ -20,6 +20,9 @@ use crate::measure::{quantile, sorted};
 const SERVICES: u32 = 10_000;
 const THREADS: usize = 2;
 const UNDER_WAY: usize = 32;
+/// With so many under way all the time an answer's time is mostly its wait for the others. So it is also taken while questions come at a steady
+/// rate, a second, whatever the server does.
+const RATES: [u32; 2] = [100_000, 200_000];
 
 pub fn measure(options: &Options, dir: &Path, rows: &mut Rows) -> anyhow::Result<()> {
     let ours = Ours::start()?;
@@ -43,6 +46,17 @@ fn ask_all(who: &str, server: SocketAddr, options: &Options, rows: &mut Rows) ->
     let latencies = sorted(&latencies);
     note(rows, &format!("DNS with {SERVICES} Services, {who}: answers/s"), answered / length.as_secs_f64());
     note(rows, &format!("DNS with {SERVICES} Services, {who}: p99 µs"), quantile(&latencies, 0.99));
+    for rate in RATES {
+        let clients: Vec<_> = (0..THREADS).map(|number| thread::spawn(move || ask_steadily(server, number, rate, length))).collect();
+        let mut latencies = Vec::new();
+        for client in clients {
+            latencies.extend(client.join().map_err(|_| anyhow::anyhow!("a client panicked"))??);
+        }
+        let latencies = sorted(&latencies);
+        for (name, share) in [("p50", 0.5), ("p99", 0.99)] {
+            note(rows, &format!("DNS with {SERVICES} Services, {who}: {name} µs at {rate} questions/s"), quantile(&latencies, share));
+        }
+    }
     Ok(())
 }
 
@@ -136,6 +150,42 @@ fn ask(server: SocketAddr, client: usize, length: Duration) -> anyhow::Result<(u
         }
     }
     Ok((times.len(), times))
+}
+
+/// Asks at its share of the rate; the microseconds of each question from when it was due, of those without an answer until now.
+fn ask_steadily(server: SocketAddr, client: usize, rate: u32, length: Duration) -> anyhow::Result<Vec<f64>> {
+    const AT_ONCE: usize = 16;
+    let sockets = (0..4).map(|_| UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))).collect::<Result<Vec<_>, _>>()?;
+    for socket in &sockets {
+        socket.connect(server)?;
+        socket.set_nonblocking(true)?;
+    }
+    let pause = Duration::from_secs(THREADS as u64) / rate;
+    let mut due_of: Vec<Option<Instant>> = vec![None; 1 << 16];
+    let (mut id, mut number, mut times, mut buffer) = (0_u16, client as u32 * 977, Vec::new(), [0; 1500]);
+    let micros = |due: Instant| due.elapsed().as_secs_f64() * 1e6;
+    let started = Instant::now();
+    let mut due = started;
+    while started.elapsed() < length {
+        for _ in 0..AT_ONCE {
+            if Instant::now() < due {
+                break;
+            }
+            number = (number + 7919) % SERVICES;
+            // A full queue is the server's, or the kernel's: the question counts as one without an answer.
+            let _ = sockets[usize::from(id) % sockets.len()].send(&question(id, number));
+            times.extend(due_of[usize::from(id)].replace(due).map(micros));
+            (id, due) = (id.wrapping_add(1), due + pause);
+        }
+        for socket in &sockets {
+            while socket.recv(&mut buffer).is_ok() {
+                let id = usize::from(u16::from_be_bytes([buffer[0], buffer[1]]));
+                times.extend(due_of[id].take().map(micros));
+            }
+        }
+    }
+    times.extend(due_of.into_iter().flatten().map(micros));
+    Ok(times)
 }
 
 /// A name server of others, ended when dropped.
