@@ -38,6 +38,7 @@ impl fmt::Display for Key {
 
 struct Controller {
     client: Client,
+    reader: Client,
     pods: Cache<Pod>,
     claims: Cache<ResourceClaim>,
     templates: Cache<ResourceClaimTemplate>,
@@ -47,6 +48,7 @@ struct Controller {
 pub(crate) async fn run(context: Context) {
     let controller = Arc::new(Controller {
         client: context.client.clone(),
+        reader: context.reader.clone(),
         pods: context.caches.of(),
         claims: context.caches.of(),
         templates: context.caches.of(),
@@ -140,19 +142,28 @@ impl Controller {
     async fn make_claim(&self, pod: &Pod, wanted: &PodResourceClaim) -> Result<Option<String>, Error> {
         let template = wanted.resource_claim_template_name.as_deref().unwrap_or_default();
         let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
-        let created = match self.templates.get(namespace, template) {
-            Some(template) => self.client.create(&claim(pod, &wanted.name, &template)).await,
-            None => Err(Error::Request(format!(
-                "resource claim template {template:?}: resourceclaimtemplate.resource.k8s.io {template:?} not found"
-            ))),
+        let created = match self.template(namespace, template).await {
+            Ok(template) => self.client.create(&claim(pod, &wanted.name, &template)).await.map_err(|error| (error.to_string(), error)),
+            Err(error) if error.is_not_found() => {
+                Err((format!("resource claim template {template:?}: resourceclaimtemplate.resource.k8s.io {template:?} not found"), error))
+            }
+            Err(error) => Err((error.to_string(), error)),
         };
         match created {
             Ok(claim) => Ok(claim.metadata.name),
-            Err(error) => {
-                let message = format!("PodResourceClaim {}: {error}", wanted.name);
+            Err((why, error)) => {
+                let message = format!("PodResourceClaim {}: {why}", wanted.name);
                 self.recorder.event(&reference_to(pod), EventKind::Warning, "FailedResourceClaimCreation", message);
                 Err(error)
             }
+        }
+    }
+
+    /// A template made just before its pod may not be in the cache yet: nobody is told that it is missing before the server says so.
+    async fn template(&self, namespace: &str, name: &str) -> Result<Arc<ResourceClaimTemplate>, Error> {
+        match self.templates.get(namespace, name) {
+            Some(template) => Ok(template),
+            None => self.reader.get::<ResourceClaimTemplate>(Some(namespace), name).await.map(Arc::new),
         }
     }
 

@@ -21,6 +21,8 @@ use crate::{Attachment, Error, PodNetwork};
 const PATIENCE: Duration = Duration::from_secs(60);
 const LOOK_EVERY: Duration = Duration::from_millis(2);
 const VERSION_DEFAULT: &str = "0.2.0";
+/// Of a file that is being written.
+const UNFINISHED: &str = "new";
 
 /// Where plugins and their lists are.
 #[derive(Clone, Debug)]
@@ -40,8 +42,10 @@ pub struct Plugins {
 }
 
 impl Plugins {
+    /// To be called once, before anything is attached: what a killed daemon was writing is removed.
     pub fn open(folders: Folders) -> Result<Self, Error> {
         fs::create_dir_all(&folders.state).map_err(|source| Error::Node { step: "make the folder of CNI results", source })?;
+        remove_unfinished(&folders.state).map_err(|source| Error::Node { step: "clean the folder of CNI results", source })?;
         Ok(Self { folders })
     }
 
@@ -141,10 +145,20 @@ impl Plugins {
 
     fn save(&self, sandbox_id: &str, state: &Value) -> Result<(), Error> {
         let path = self.file(sandbox_id)?;
-        let fresh = path.with_extension("new");
+        let fresh = path.with_extension(UNFINISHED);
         let written = fs::write(&fresh, state.to_string()).and_then(|()| fs::rename(&fresh, &path));
         written.map_err(|source| Error::State { sandbox_id: sandbox_id.to_owned(), source })
     }
+}
+
+fn remove_unfinished(folder: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|end| end == UNFINISHED) {
+            fs::remove_file(&path)?;
+        }
+    }
+    Ok(())
 }
 
 impl PodNetwork for Plugins {

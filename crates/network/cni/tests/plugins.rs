@@ -45,7 +45,9 @@ fn plugins_are_chained_and_undone_in_reverse_with_what_they_were_added_with() {
     assert_eq!(log(), "ADD first box-1 eth0 prev=0\nADD second box-1 eth0 prev=1\n");
     // Another network is configured, and the daemon starts again: the sandbox is detached by the plugins that it has.
     fs::write(conf.join("05-other.conflist"), r#"{"name":"other","cniVersion":"1.0.0","plugins":[{"type":"second"}]}"#).unwrap();
+    fs::write(dir.path().join("state/box-9.new"), "{").unwrap();
     let network = open();
+    assert!(!dir.path().join("state/box-9.new").exists(), "what a killed daemon was writing is gone");
     network.retain(&["box-1".into()]).unwrap();
     fs::remove_file(bin.join("log")).unwrap();
     network.retain(&[]).unwrap();

@@ -46,8 +46,12 @@ fn program(rules: &[DeviceRule]) -> Vec<Instruction> {
         op(LDX_W, 4, 1, 4, 0),
         op(LDX_W, 5, 1, 8, 0),
     ];
-    rules.iter().for_each(|rule| code.extend(rule_code(rule)));
-    code.extend([op(MOV_IMM, 0, 0, 0, 0), op(EXIT, 0, 0, 0, 0)]);
+    // The kernel refuses a program with instructions that nothing leads to, so whoever may use everything ends it.
+    let everything = rules.iter().position(|rule| rule_code(rule).iter().all(|instruction| instruction.code != JNE_IMM));
+    rules[..everything.map_or(rules.len(), |at| at + 1)].iter().for_each(|rule| code.extend(rule_code(rule)));
+    if everything.is_none() {
+        code.extend([op(MOV_IMM, 0, 0, 0, 0), op(EXIT, 0, 0, 0, 0)]);
+    }
     code
 }
 
@@ -97,6 +101,20 @@ struct Attach {
 
 /// Allows only these devices to processes in the group behind `directory`, which must not be an O_PATH descriptor.
 pub(crate) fn restrict(directory: BorrowedFd<'_>, rules: &[DeviceRule]) -> io::Result<()> {
+    let program = load(rules)?;
+    let attach = Attach {
+        target: directory.as_raw_fd() as u32,
+        program: program.as_raw_fd() as u32,
+        kind: ATTACH_CGROUP_DEVICE,
+        flags: ALLOW_MULTI,
+    };
+    // SAFETY: as in `load`.
+    let attached = unsafe { libc::syscall(libc::SYS_bpf, PROG_ATTACH, &raw const attach, size_of::<Attach>()) };
+    if attached < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Hands the program to the kernel, which checks it.
+fn load(rules: &[DeviceRule]) -> io::Result<OwnedFd> {
     let code = program(rules);
     let load = Load {
         kind: PROG_TYPE_CGROUP_DEVICE,
@@ -111,16 +129,7 @@ pub(crate) fn restrict(directory: BorrowedFd<'_>, rules: &[DeviceRule]) -> io::R
         return Err(io::Error::last_os_error());
     }
     // SAFETY: the kernel returned a new descriptor that nobody else owns.
-    let program = unsafe { OwnedFd::from_raw_fd(program as i32) };
-    let attach = Attach {
-        target: directory.as_raw_fd() as u32,
-        program: program.as_raw_fd() as u32,
-        kind: ATTACH_CGROUP_DEVICE,
-        flags: ALLOW_MULTI,
-    };
-    // SAFETY: as above.
-    let attached = unsafe { libc::syscall(libc::SYS_bpf, PROG_ATTACH, &raw const attach, size_of::<Attach>()) };
-    if attached < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    Ok(unsafe { OwnedFd::from_raw_fd(program as i32) })
 }
 
 #[cfg(test)]
@@ -137,5 +146,24 @@ mod tests {
         }
         let all = DeviceRule { kind: 'a', major: None, minor: None, access: "rwm".into() };
         assert_eq!(rule_code(&all), [op(MOV_IMM, 0, 0, 0, 1), op(EXIT, 0, 0, 0, 0)]);
+    }
+
+    /// Needs root. Whatever the rules are, the kernel's own verifier takes the program.
+    #[test]
+    fn the_kernel_takes_the_program_of_every_list_of_rules() {
+        let rule = |kind, major, minor, access: &str| DeviceRule { kind, major, minor, access: access.into() };
+        let all = || rule('a', None, None, "rwm");
+        let null = || rule('c', Some(1), Some(3), "rwm");
+        let lists = [
+            vec![],
+            vec![all()],
+            vec![all(), null()],
+            vec![null(), all(), rule('b', None, None, "m")],
+            vec![rule('c', None, None, "m"), rule('b', None, None, "m"), null(), rule('c', Some(136), None, "rwm")],
+            vec![rule('a', None, None, "r"), rule('b', Some(8), Some(0), "r")],
+        ];
+        for rules in lists {
+            load(&rules).unwrap_or_else(|error| panic!("{rules:?}: {error}"));
+        }
     }
 }

@@ -101,6 +101,9 @@ pub(crate) fn become_program(process: &Process, stdio: Stdio<'_>) -> Result<Infa
     let filter = || {
         crate::seccomp::install(process.bounding, process.seccomp_profile.as_ref()).map_err(|e| Failure::new("load the seccomp filter", e))
     };
+    if let Some(profile) = &process.apparmor {
+        enter_profile(profile).map_err(|e| Failure::new(format!("enter AppArmor profile {profile}"), e))?;
+    }
     // Without no_new_privs this takes the privileges that are about to go.
     let filtered = process.seccomp || process.seccomp_profile.is_some();
     if filtered && !process.no_new_privileges {
@@ -122,6 +125,13 @@ pub(crate) fn become_program(process: &Process, stdio: Stdio<'_>) -> Result<Infa
     let program = find_program(process)?;
     sys::close_on_exec_from(3).map_err(|e| Failure::new("close descriptors", e))?;
     exec(&program, process)
+}
+
+/// The next exec of this thread enters the profile; kernels before 5.8 have one such file for all security modules.
+fn enter_profile(profile: &str) -> io::Result<()> {
+    let wanted = format!("exec {profile}");
+    let own = std::fs::write("/proc/thread-self/attr/apparmor/exec", &wanted);
+    own.or_else(|_| std::fs::write("/proc/thread-self/attr/exec", &wanted))
 }
 
 /// An image's working directory that does not exist is made, as Docker does.

@@ -45,6 +45,9 @@ pub struct Process {
     /// A filter of the user's own in its place.
     #[serde(default)]
     pub seccomp_profile: Option<crate::seccomp::Profile>,
+    /// The AppArmor profile that the program enters; the kernel knows it.
+    #[serde(default)]
+    pub apparmor: Option<String>,
     pub rlimits: Vec<Rlimit>,
     /// Not lowered below the launcher's own without CAP_SYS_RESOURCE.
     pub oom_score_adj: Option<i32>,

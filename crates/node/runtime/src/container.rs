@@ -56,7 +56,7 @@ impl Inner {
         }
         self.device_edits(&config)?;
         let security = config.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
-        security.map_or(Ok(()), plan::check_security).map_err(Error::Invalid)?;
+        security.map_or(Ok(None), |security| self.apparmor.profile(security)).map_err(Error::Invalid)?;
         let id = new_id()?;
         let log_directory = sandbox.config().log_directory;
         let log_path = if config.log_path.is_empty() || log_directory.is_empty() {
@@ -184,6 +184,7 @@ impl Inner {
             ambient,
             seccomp: plan::default_filter(&security),
             seccomp_profile: plan::own_filter(&security).map_err(Error::Invalid)?,
+            apparmor: self.apparmor.profile(&security).map_err(Error::Invalid)?,
             no_new_privileges: security.no_new_privs && !security.privileged,
             rlimits: Vec::new(),
             oom_score_adj: Some(linux.resources.as_ref().map_or(0, |r| r.oom_score_adj as i32)),

@@ -11,6 +11,7 @@
 //! Tasks: one per pod, reading its shim's socket. Channels: a broadcast of container events (bounded; a reader that lags is
 //! cut off and relists), a one-shot per call to a shim.
 
+mod apparmor;
 mod cdi;
 mod connection;
 mod container;

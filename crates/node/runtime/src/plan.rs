@@ -119,19 +119,6 @@ pub fn own_filter(security: &v1::LinuxContainerSecurityContext) -> Result<Option
     oci::seccomp::Profile::parse(&text).map(Some).map_err(|error| format!("seccomp profile {path:?}: {error}"))
 }
 
-/// Refuses protection that this runtime cannot give: a container never runs with less than it asked for.
-pub fn check_security(security: &v1::LinuxContainerSecurityContext) -> Result<(), String> {
-    if security.privileged {
-        return Ok(());
-    }
-    match &security.apparmor {
-        Some(profile) if profile.profile_type != ProfileType::Unconfined as i32 => {
-            Err("Cannot enforce AppArmor: AppArmor is not supported by this runtime".into())
-        }
-        _ => Ok(()),
-    }
-}
-
 /// The ids of a pod's own user namespace (KEP-127): one range, the same for users and groups, from 0 on.
 pub fn ids(namespaces: &v1::NamespaceOption) -> Result<Option<IdRange>, String> {
     let users = namespaces.userns_options.as_ref().filter(|users| users.mode != v1::NamespaceMode::Node as i32);
@@ -398,24 +385,15 @@ mod tests {
 
     #[test]
     fn protection_that_cannot_be_given_is_refused() {
-        let context = |seccomp: Option<ProfileType>, apparmor: Option<ProfileType>, privileged| {
+        let context = |seccomp: Option<ProfileType>, privileged| {
             let profile = |kind: ProfileType| v1::SecurityProfile { profile_type: kind as i32, localhost_ref: "own.json".into() };
-            v1::LinuxContainerSecurityContext {
-                seccomp: seccomp.map(profile),
-                apparmor: apparmor.map(profile),
-                privileged,
-                ..Default::default()
-            }
+            v1::LinuxContainerSecurityContext { seccomp: seccomp.map(profile), privileged, ..Default::default() }
         };
-        let seccomp = |kind, privileged| context(Some(kind), None, privileged);
+        let seccomp = |kind, privileged| context(Some(kind), privileged);
         assert!(own_filter(&seccomp(ProfileType::Localhost, false)).is_err_and(|error| error.contains("own.json")));
-        assert!(check_security(&seccomp(ProfileType::RuntimeDefault, false)).is_ok());
-        assert!(check_security(&context(None, Some(ProfileType::Localhost), false)).is_err());
-        assert!(check_security(&context(None, Some(ProfileType::Unconfined), false)).is_ok());
         assert!(default_filter(&seccomp(ProfileType::RuntimeDefault, false)));
-        for unfiltered in [seccomp(ProfileType::RuntimeDefault, true), seccomp(ProfileType::Unconfined, false), context(None, None, false)]
-        {
-            assert!(!default_filter(&unfiltered) && check_security(&unfiltered).is_ok());
+        for unfiltered in [seccomp(ProfileType::RuntimeDefault, true), seccomp(ProfileType::Unconfined, false), context(None, false)] {
+            assert!(!default_filter(&unfiltered));
         }
     }
 
