@@ -1,14 +1,14 @@
 //! AppArmor profiles of containers, on hosts whose kernel enforces them.
 //!
-//! A container without a profile of its own gets the runtime's default, as upstream documents it; that one is compiled by the host's `apparmor_parser`
-//! and loaded when the first container needs it. A container never runs with less than it asked for.
+//! A container without a profile of its own gets the runtime's default where the host can load it, as upstream documents it; that one is compiled by the
+//! host's `apparmor_parser` when the first container needs it. A container never runs with less than it asked for.
 //!
 //! Source: upstream's "Restrict a Container's Access to Resources with AppArmor".
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::Mutex;
+use std::sync::{Mutex, Once};
 
 use cri::v1;
 use cri::v1::security_profile::ProfileType;
@@ -49,6 +49,7 @@ pub struct Host {
     parsers: Vec<PathBuf>,
     /// Containers that start together load one profile.
     loading: Mutex<()>,
+    warned: Once,
 }
 
 impl Default for Host {
@@ -58,6 +59,7 @@ impl Default for Host {
             loaded: "/sys/kernel/security/apparmor/profiles".into(),
             parsers: ["/usr/sbin/apparmor_parser", "/sbin/apparmor_parser", "/usr/bin/apparmor_parser"].map(PathBuf::from).into(),
             loading: Mutex::default(),
+            warned: Once::new(),
         }
     }
 }
@@ -78,7 +80,11 @@ impl Host {
             }
             Some(_) => self.default_profile(&self.parser().ok_or("Cannot enforce AppArmor: apparmor_parser is not installed on the host")?),
             None => match self.parser().filter(|_| enforced) {
-                Some(parser) => self.default_profile(&parser),
+                // Nobody asked, and hosts within containers often may not load profiles.
+                Some(parser) => Ok(self.default_profile(&parser).unwrap_or_else(|error| {
+                    self.warned.call_once(|| tracing::warn!(error, "containers without an AppArmor profile of their own run unconfined"));
+                    None
+                })),
                 None => Ok(None),
             },
         }
@@ -137,6 +143,7 @@ mod tests {
             loaded: file("profiles", "/usr/bin/man (enforce)\nweb (v2) (complain)\n"),
             parsers: script.into_iter().collect(),
             loading: Mutex::default(),
+            warned: Once::new(),
         }
     }
 
@@ -157,6 +164,7 @@ mod tests {
         let cases = [
             (true, Some(loads.as_str()), None, "", default.clone()),
             (true, Some("#!/bin/sh\necho 'compiled already' >&2; exit 1\n"), Some(RuntimeDefault), "", Err("compiled already")),
+            (true, Some("#!/bin/sh\nexit 1\n"), None, "", Ok(None)),
             (true, None, None, "", Ok(None)),
             (true, None, Some(RuntimeDefault), "", Err("apparmor_parser is not installed")),
             (true, None, Some(Localhost), "localhost//usr/bin/man", Ok(Some("/usr/bin/man".to_owned()))),
