@@ -9,7 +9,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use client::{Error, Object};
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, ResourceQuota, Service};
@@ -27,6 +27,8 @@ const WORKERS: usize = 5;
 const RESYNC: Duration = Duration::from_secs(300);
 /// After this long new bounds are counted once more: what was made just before them may not have been in every cache.
 const SETTLED: Duration = Duration::from_secs(1);
+/// A pod that appears so soon after we wrote its quota may have been charged for and not been there when we counted.
+const DOUBTED: Duration = Duration::from_secs(60);
 /// Waiting for a resource that is not served (a CRD about to be made).
 const UNKNOWN_RESOURCE_WAIT: Duration = Duration::from_secs(10);
 
@@ -39,6 +41,8 @@ struct Controller {
     device_claims: Cache<ResourceClaim>,
     /// By the name that quotas count them with (`count/deployments.apps`).
     counted: Mutex<HashMap<String, Cache<PartialObject>>>,
+    /// When we last changed the usage of a quota, for [`DOUBTED`].
+    written: Mutex<HashMap<ObjectKey, Instant>>,
     queue: Queue<ObjectKey>,
 }
 
@@ -51,6 +55,7 @@ pub(crate) async fn run(context: Context) {
         claims: context.caches.of(),
         device_claims: context.caches.of(),
         counted: Mutex::default(),
+        written: Mutex::default(),
         queue: queue.clone(),
         context: context.clone(),
     });
@@ -72,7 +77,10 @@ impl Controller {
         });
         let this = self.clone();
         self.pods.on_change(move |old, new| {
-            // A pod that ended gives back what it had; one that was made has been charged.
+            // A pod that ended gives back what it had; one that was made has been charged, before it was there.
+            if old.is_none() && new.is_some() {
+                this.doubt(new.and_then(|pod| pod.metadata.namespace.as_deref()).unwrap_or_default());
+            }
             let ended = |pod: &Arc<Pod>| crate::pods::is_terminal(pod);
             if let Some(old) = old.filter(|old| new.is_none() || (!ended(old) && new.is_some_and(ended))) {
                 this.wake(old.metadata.namespace.as_deref().unwrap_or_default());
@@ -95,6 +103,17 @@ impl Controller {
 
     fn wake(&self, namespace: &str) {
         self.quotas.by_namespace(namespace).iter().for_each(|quota| self.queue.add(key_of(&quota.metadata)));
+    }
+
+    /// What we wrote lately is counted again soon.
+    fn doubt(&self, namespace: &str) {
+        let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        if written.is_empty() {
+            return;
+        }
+        written.retain(|_, at| at.elapsed() < DOUBTED);
+        let here = written.keys().filter(|key| key.namespace == namespace);
+        here.for_each(|key| self.queue.add_after(key.clone(), SETTLED));
     }
 
     async fn recount(self: Arc<Self>) {
@@ -140,7 +159,10 @@ impl Controller {
         };
         match plan::plan(&world) {
             Some(next) => match self.context.client.replace_status(&next).await {
-                Ok(_) => Ok(complete),
+                Ok(_) => {
+                    self.written.lock().unwrap_or_else(PoisonError::into_inner).insert(key_of(&quota.metadata), Instant::now());
+                    Ok(complete)
+                }
                 Err(error) if error.is_not_found() => Ok(true),
                 Err(error) => Err(error),
             },
