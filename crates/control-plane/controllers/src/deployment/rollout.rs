@@ -70,7 +70,9 @@ impl Sets {
                 spare -= cut;
             }
         }
-        let mut spare = self.all().into_iter().map(available).sum::<i32>() - min_available;
+        // A status may be older than the size that we gave the set: what is on its way out serves nobody any more.
+        let stays = |set: &ReplicaSet| available(set).min(replicas(set));
+        let mut spare = self.all().into_iter().map(stays).sum::<i32>() - min_available;
         for set in &mut self.old {
             let cut = replicas(set).min(spare).max(0);
             if cut > 0 {

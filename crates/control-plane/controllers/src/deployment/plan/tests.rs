@@ -73,6 +73,8 @@ fn a_rolling_update_moves_step_by_step_within_surge_and_unavailability() {
         (vec![set("v1", 1, 2, 2, 2, 3), set("v2", 2, 2, 2, 1, 3)], "v1:2->1"),
         (vec![set("v1", 1, 1, 1, 1, 3), set("v2", 2, 3, 3, 2, 3)], "v1:1->0"),
         (vec![set("v1", 1, 0, 0, 0, 3), set("v2", 2, 3, 3, 3, 3)], ""),
+        // The old set was made smaller a moment ago, and its status does not know it yet.
+        (vec![set("v1", 1, 2, 3, 3, 3), set("v2", 2, 2, 2, 1, 3)], "v1:2->1"),
         // A broken new version never costs more than one pod of the old.
         (vec![set("v1", 1, 2, 2, 2, 3), set("v2", 2, 2, 2, 0, 3)], ""),
         // Old pods that serve nobody go at once (rollover).
