@@ -4,6 +4,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use client::{Client, DeleteParams, Error, Patch};
 use k8s_openapi::api::core::v1::{Pod, PodResourceClaim, PodResourceClaimStatus};
@@ -35,6 +36,9 @@ impl fmt::Display for Key {
         }
     }
 }
+
+/// How long one's own write may take to come back.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 struct Controller {
     client: Client,
@@ -150,7 +154,12 @@ impl Controller {
             Err(error) => Err((error.to_string(), error)),
         };
         match created {
-            Ok(claim) => Ok(claim.metadata.name),
+            Ok(claim) => {
+                // Whoever looks at the pod again has to find the claim, or it would get another one.
+                let revision = claim.metadata.resource_version.as_deref().and_then(|revision| revision.parse().ok()).unwrap_or(0);
+                let _ = tokio::time::timeout(PATIENCE, self.claims.wait_for(revision)).await;
+                Ok(claim.metadata.name)
+            }
             Err((why, error)) => {
                 let message = format!("PodResourceClaim {}: {why}", wanted.name);
                 self.recorder.event(&reference_to(pod), EventKind::Warning, "FailedResourceClaimCreation", message);
