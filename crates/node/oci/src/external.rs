@@ -181,7 +181,7 @@ fn config(spec: &Spec, external: &External, handles: &Handles<'_>) -> Value {
             "terminal": false, "args": process.args, "env": process.env, "cwd": process.cwd,
             "user": {"uid": process.user.uid, "gid": process.user.gid, "additionalGids": process.user.groups},
             "capabilities": {"bounding": bounding, "permitted": bounding, "effective": bounding, "inheritable": ambient, "ambient": ambient},
-            "noNewPrivileges": process.no_new_privileges,
+            "noNewPrivileges": process.no_new_privileges, "apparmorProfile": process.apparmor,
             "oomScoreAdj": process.oom_score_adj.map(|wanted| wanted.max(own_oom_score())),
         },
         "root": {"path": "rootfs", "readonly": spec.root_readonly},
@@ -275,7 +275,7 @@ mod tests {
         };
         let new = |kind: &str| Source::New(FileSystem { kind: kind.into(), options: vec![("mode".into(), Some("755".into()))] });
         let spec = Spec {
-            process: Process { args: vec!["sh".into()], bounding: 1, seccomp: true, ..Process::default() },
+            process: Process { args: vec!["sh".into()], bounding: 1, seccomp: true, apparmor: Some("own".into()), ..Process::default() },
             cgroup_namespace: true,
             mounts: vec![
                 mount("/dev", new("tmpfs")),
@@ -285,9 +285,10 @@ mod tests {
             ],
             ..Spec::default()
         };
-        let (program, id, cgroup) = ("/runc".into(), "c".into(), "/root/pods/c".into());
+        let (program, id, cgroup) = ("/runc".into(), "c".into(), "/own/pods/c".into());
         let external = External { program, id, bundle: "/b".into(), cgroup, all_devices: false };
         let config = config(&spec, &external, &Handles::default());
+        assert_eq!(config["process"]["apparmorProfile"], "own");
         let mounts: Vec<String> = config["mounts"]
             .as_array()
             .unwrap()
