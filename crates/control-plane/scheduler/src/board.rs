@@ -13,7 +13,7 @@ use std::sync::Arc;
 pub(crate) use domains::Domains;
 use domains::Scratch;
 use refusals::Refusals;
-use tournament::Tournament;
+pub(crate) use tournament::Tournament;
 
 use crate::class::Class;
 use crate::filters::{self, Judged, Objection};
@@ -44,7 +44,7 @@ pub(crate) struct Board {
     affinity: Vec<i64>,
     taints_max: Largest,
     affinity_max: Largest,
-    totals: Tournament,
+    totals: Tournament<i64>,
     pub domains: Domains,
     scratch: Scratch,
     /// What the last search without success said; it holds while nothing changes.
@@ -71,7 +71,7 @@ impl Board {
             affinity: Vec::new(),
             taints_max: Largest::default(),
             affinity_max: Largest::default(),
-            totals: Tournament::default(),
+            totals: Tournament::new(0, UNFIT),
             domains: Domains::default(),
             scratch: Scratch::default(),
             failure: None,
@@ -192,6 +192,16 @@ impl Board {
         error
     }
 
+    /// Up to which change of the snapshot everything here holds.
+    pub fn position(&self) -> u64 {
+        self.position
+    }
+
+    /// By slot: the node itself accepts the class, whoever is on it.
+    pub fn accepted(&self) -> &[bool] {
+        &self.accepts
+    }
+
     /// The node itself accepts the class, whoever is on it.
     pub fn accepts(&self, slot: Slot) -> bool {
         self.accepts.get(slot) == Some(&true)
@@ -233,7 +243,7 @@ impl Board {
             column.resize(nodes, false);
         }
         (self.taints_max, self.affinity_max) = Default::default();
-        self.totals = Tournament::new(nodes);
+        self.totals = Tournament::new(nodes, UNFIT);
         for slot in snapshot.slots() {
             self.judge_columns(snapshot, slot);
             self.room[slot] = filters::has_room(&self.profile, snapshot, &self.class, slot, None);
