@@ -211,21 +211,24 @@ impl Board {
         let scratch = &mut self.scratch;
         scratch.clear();
         let judge = self.domains.is_active(&self.class).then(|| self.domains.judge(snapshot, &self.class, &self.profile));
-        for slot in 0..self.accepts.len() {
-            let fits = self.accepts[slot] && self.room[slot] && judge.as_ref().is_none_or(|judge| judge.admits(slot));
+        for (slot, total) in self.totals.values().iter().enumerate() {
+            let fits = *total != UNFIT && judge.as_ref().is_none_or(|judge| judge.admits(slot));
             if fits && extra.is_none_or(|extra| extra(slot).is_none()) {
                 scratch.slots.push(slot);
+                scratch.totals.push(*total);
             }
         }
-        let largest = |column: &[i64]| scratch.slots.iter().map(|slot| column[*slot]).max().unwrap_or(0);
-        let (taints_max, affinity_max) = (largest(&self.taints), largest(&self.affinity));
-        let weights = &self.profile.weights;
-        for slot in &scratch.slots {
-            let total = self.amounts[*slot]
-                + self.image[*slot]
-                + weights.taint_toleration * scores::normalized(self.taints[*slot], taints_max, true)
-                + weights.node_affinity * scores::normalized(self.affinity[*slot], affinity_max, false);
-            scratch.totals.push(total);
+        // Scores that are scaled by the largest of those that fit: of fewer nodes than the kept totals are of.
+        if self.taints_max.value() != 0 || self.affinity_max.value() != 0 {
+            let largest = |column: &[i64]| scratch.slots.iter().map(|slot| column[*slot]).max().unwrap_or(0);
+            let (taints_max, affinity_max) = (largest(&self.taints), largest(&self.affinity));
+            let weights = &self.profile.weights;
+            for (slot, total) in scratch.slots.iter().zip(&mut scratch.totals) {
+                *total = self.amounts[*slot]
+                    + self.image[*slot]
+                    + weights.taint_toleration * scores::normalized(self.taints[*slot], taints_max, true)
+                    + weights.node_affinity * scores::normalized(self.affinity[*slot], affinity_max, false);
+            }
         }
         if let Some(judge) = judge {
             judge.score(scratch);

@@ -4,6 +4,7 @@
 //! [`report`].
 
 mod act;
+mod announce;
 mod extend;
 mod gang;
 mod observe;
@@ -223,6 +224,7 @@ struct Scheduler {
     /// Nodes by the pods that wait for room there.
     nominated: HashMap<ObjectKey, String>,
     preemptions: preempt::Preemptions,
+    announcements: announce::Announcements,
     /// Pods with gates, which are not in the queue.
     gated: std::collections::HashSet<ObjectKey>,
     budgets: Vec<Budget>,
@@ -263,6 +265,7 @@ impl Scheduler {
             placed: HashMap::new(),
             nominated: HashMap::new(),
             preemptions: Default::default(),
+            announcements: Default::default(),
             gated: Default::default(),
             budgets: Vec::new(),
             budgets_generation: 0,
@@ -276,10 +279,13 @@ impl Scheduler {
         loop {
             self.observe_pending(&mut changes);
             if self.schedule_some().await {
+                self.announce();
                 tokio::task::yield_now().await;
                 continue;
             }
-            let due = self.queue.next_due().map(tokio::time::Instant::from_std);
+            self.announce();
+            let due = [self.queue.next_due(), self.announcements.next_due()].into_iter().flatten().min();
+            let due = due.map(tokio::time::Instant::from_std);
             tokio::select! {
                 key = changes.nodes.next() => self.observe_node(&key),
                 key = changes.pods.next() => self.observe_pod(&key),

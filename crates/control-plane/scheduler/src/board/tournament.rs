@@ -39,6 +39,11 @@ impl<T: Copy + Ord> Tournament<T> {
         }
     }
 
+    /// By slot, and beyond the last one those of nobody.
+    pub fn values(&self) -> &[T] {
+        self.nodes.get(self.leaves..).unwrap_or_default()
+    }
+
     /// The first of the best; `None`: nobody fits.
     pub fn best(&self) -> Option<Slot> {
         let best = *self.nodes.get(1)?;

@@ -8,13 +8,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use client::{Client, DeleteParams, Patch};
+use futures_util::future::join_all;
 use k8s_openapi::api::core::v1::Pod;
-use reconcile::{Cached, EventKind, EventRecorder, ObjectKey, reference_to};
+use reconcile::{Cached, EventKind, ObjectKey};
 use serde_json::json;
 use tokio::task::JoinSet;
 use tracing::{debug, warn};
 
 use super::Scheduler;
+use super::announce::Announcement;
 use super::report::Report;
 use crate::class::Class;
 use crate::filters::{self, Judged};
@@ -100,6 +102,9 @@ impl Preemptions {
 pub(super) struct Evicted {
     preemptor: ObjectKey,
     turn: u64,
+    /// Those that go, and what is said of each.
+    gone: Vec<Arc<Pod>>,
+    message: String,
     failed: bool,
 }
 
@@ -147,13 +152,17 @@ impl Scheduler {
                     .unwrap_or_else(|| "default-scheduler".into()),
                 preemptor: key,
             };
-            self.preemptions.running.spawn(order.carry_out(self.client.clone(), self.recorder.clone()));
+            self.preemptions.running.spawn(order.carry_out(self.client.clone()));
         }
     }
 
     /// A preemptor whose victims could not be told tries again.
     pub(super) fn evicted(&mut self, evicted: Evicted) {
-        let Evicted { preemptor, turn, failed } = evicted;
+        let Evicted { preemptor, turn, gone, message, failed } = evicted;
+        for about in gone {
+            let (kind, reason, action) = (EventKind::Normal, "Preempted", "Preempting");
+            self.announcements.push(Announcement { about, kind, reason, action, message: message.clone() });
+        }
         if failed && self.preemptions.of.get(&preemptor).is_some_and(|preemption| preemption.turn == turn) {
             self.preemptions.forget(&preemptor);
             self.queue.wake(&preemptor, Instant::now());
@@ -212,28 +221,26 @@ struct Order {
 }
 
 impl Order {
-    async fn carry_out(self, client: Client, recorder: EventRecorder) -> Evicted {
+    async fn carry_out(self, client: Client) -> Evicted {
         if let Some(report) = &self.report {
             report.write(&client).await;
         }
-        let told = self.victims.iter().map(|victim| self.evict(&client, &recorder, victim));
-        let failed = futures_util::future::join_all(told).await.into_iter().any(|gone| !gone);
-        Evicted { preemptor: self.preemptor, turn: self.turn, failed }
+        let told = join_all(self.victims.iter().map(|victim| self.evict(&client, victim))).await;
+        let went = |told: Result<bool, ()>| told == Ok(true);
+        let gone = self.victims.iter().zip(&told).filter(|(_, told)| went(**told)).map(|(victim, _)| victim.clone()).collect();
+        let message = format!("Preempted by pod {} on node {}", self.uid, self.node);
+        Evicted { preemptor: self.preemptor, turn: self.turn, gone, message, failed: told.iter().any(Result::is_err) }
     }
 
-    /// Whether the victim goes, or is no longer there.
-    async fn evict(&self, client: &Client, recorder: &EventRecorder, victim: &Arc<Pod>) -> bool {
+    /// Whether it was there to be told.
+    async fn evict(&self, client: &Client, victim: &Arc<Pod>) -> Result<bool, ()> {
         let key = victim.key();
         match self.write(client, &key, victim.uid()).await {
-            Ok(()) => {
-                let message = format!("Preempted by pod {} on node {}", self.uid, self.node);
-                recorder.event_with_action(&reference_to(&**victim), EventKind::Normal, "Preempted", "Preempting", message);
-                true
-            }
-            Err(error) if error.is_not_found() || error.is_conflict() => true,
+            Ok(()) => Ok(true),
+            Err(error) if error.is_not_found() || error.is_conflict() => Ok(false),
             Err(error) => {
                 warn!(pod = %key, %error, "cannot evict for a more important pod");
-                false
+                Err(())
             }
         }
     }

@@ -6,13 +6,14 @@ use client::{Client, Patch};
 use futures_util::StreamExt;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::resource::v1::ResourceClaim;
-use reconcile::{Cached, EventKind, ObjectKey, reference_to};
+use reconcile::{Cached, EventKind, ObjectKey};
 use serde_json::{Value, json};
 use stdx::Drain;
 use tokio::sync::mpsc;
 use tracing::{debug, warn};
 
 use super::Scheduler;
+use super::announce::Announcement;
 
 /// Writes that wait; where more come, the condition waits for the pod's next attempt.
 const PENDING_MAX: usize = 16 * 1024;
@@ -100,16 +101,16 @@ impl Reports {
 
 impl Scheduler {
     /// Says in the pod's condition and in an event why it has no node; silent where the status says it already.
-    pub(super) fn report(&self, pod: &Arc<Pod>, report: Report) {
+    pub(super) fn report(&mut self, pod: &Arc<Pod>, report: Report) {
         if let Some(report) = self.say(pod, report) {
             self.reports.send(report);
         }
     }
 
     /// The event; and what is left to be written, where the status does not say it already.
-    pub(super) fn say(&self, pod: &Arc<Pod>, report: Report) -> Option<Report> {
-        let kind = EventKind::Warning;
-        self.recorder.event_with_action(&reference_to(&**pod), kind, "FailedScheduling", "Scheduling", report.message.clone());
+    pub(super) fn say(&mut self, pod: &Arc<Pod>, report: Report) -> Option<Report> {
+        let (kind, reason, action) = (EventKind::Warning, "FailedScheduling", "Scheduling");
+        self.announcements.push(Announcement { about: pod.clone(), kind, reason, action, message: report.message.clone() });
         let status = pod.status.as_ref();
         let conditions = status.and_then(|status| status.conditions.as_deref()).unwrap_or_default();
         let said = conditions.iter().any(|condition| {

@@ -124,7 +124,7 @@ impl Scheduler {
             since: start,
             binder: self.extenders.iter().find(|extender| extender.binds() && extender.is_interested(pod)).cloned(),
         };
-        self.bindings.spawn(act::bind(self.client.clone(), self.recorder.clone(), order));
+        self.bindings.spawn(act::bind(self.client.clone(), order));
     }
 
     fn unschedulable(
