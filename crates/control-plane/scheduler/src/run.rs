@@ -4,11 +4,9 @@
 //! [`report`].
 
 mod act;
-mod announce;
 mod extend;
 mod gang;
 mod observe;
-mod preempt;
 mod report;
 mod schedule;
 
@@ -223,8 +221,9 @@ struct Scheduler {
     placed: HashMap<ObjectKey, Placed>,
     /// Nodes by the pods that wait for room there.
     nominated: HashMap<ObjectKey, String>,
-    preemptions: preempt::Preemptions,
-    announcements: announce::Announcements,
+    /// Pods that go for a more important one, by that one, and since when; and by each of them the one that it goes for.
+    victims: HashMap<ObjectKey, (Instant, Vec<(ObjectKey, Arc<str>)>)>,
+    preemptors: HashMap<ObjectKey, ObjectKey>,
     /// Pods with gates, which are not in the queue.
     gated: std::collections::HashSet<ObjectKey>,
     budgets: Vec<Budget>,
@@ -264,8 +263,8 @@ impl Scheduler {
             gangs: Gangs::default(),
             placed: HashMap::new(),
             nominated: HashMap::new(),
-            preemptions: Default::default(),
-            announcements: Default::default(),
+            victims: HashMap::new(),
+            preemptors: HashMap::new(),
             gated: Default::default(),
             budgets: Vec::new(),
             budgets_generation: 0,
@@ -279,13 +278,10 @@ impl Scheduler {
         loop {
             self.observe_pending(&mut changes);
             if self.schedule_some().await {
-                self.announce();
                 tokio::task::yield_now().await;
                 continue;
             }
-            self.announce();
-            let due = [self.queue.next_due(), self.announcements.next_due()].into_iter().flatten().min();
-            let due = due.map(tokio::time::Instant::from_std);
+            let due = self.queue.next_due().map(tokio::time::Instant::from_std);
             tokio::select! {
                 key = changes.nodes.next() => self.observe_node(&key),
                 key = changes.pods.next() => self.observe_pod(&key),
@@ -296,7 +292,6 @@ impl Scheduler {
                 key = changes.claims.next() => self.observe_resource_claim(&key),
                 () = Changes::any_device(&mut changes.devices) => self.observe_devices(),
                 Some(Ok(bound)) = self.bindings.join_next() => self.bound(bound),
-                evicted = self.preemptions.next() => self.evicted(evicted),
                 () = sleep_until(due) => {}
             }
         }
@@ -341,9 +336,6 @@ impl Scheduler {
         }
         while let Some(Ok(bound)) = self.bindings.try_join_next() {
             self.bound(bound);
-        }
-        while let Some(evicted) = self.preemptions.try_next() {
-            self.evicted(evicted);
         }
         if self.gauges_due <= Instant::now() {
             self.set_gauges();
