@@ -33,8 +33,8 @@ fn alike(mut object: Value) -> Value {
 }
 
 fn template() -> Value {
-    let mut pod = pod("", json!({"nodeSelector": {"name": "b\"c"}, "tolerations": [{"operator": "Exists"}]}));
-    pod["metadata"] = json!({"labels": {"name": "d"}, "annotations": {"metadata": "{\"name\":\"e\"}"}});
+    let mut pod = pod("", json!({"nodeSelector": {"name": "b"}, "tolerations": [{"operator": "Exists"}]}));
+    pod["metadata"] = json!({"labels": {"name": "d"}, "annotations": {"metadata": "{\"name\":\"e\"}\\"}});
     pod
 }
 
@@ -54,16 +54,18 @@ async fn warm(api: &Api) {
 #[tokio::test]
 async fn repetitions_are_what_the_first_was() {
     let api = server().await;
-    let mut first = None;
+    let (mut first, mut uids) = (None, std::collections::BTreeSet::new());
     for number in 0..6 {
         let name = format!("pod-{number}");
         let made = api.post(PODS, named(&name)).await;
         assert_eq!((made.code, made.json()["metadata"]["name"].as_str()), (201, Some(name.as_str())));
         let read = api.get(&format!("{PODS}/{name}")).await.json();
         assert_eq!(read, made.json());
+        uids.insert(read["metadata"]["uid"].to_string());
         let read = alike(read);
         assert_eq!(&read, first.get_or_insert(read.clone()), "{number}");
     }
+    assert_eq!(uids.len(), 6);
     let mut generated = template();
     generated["metadata"]["generateName"] = "web-".into();
     let mut names = std::collections::BTreeSet::new();
