@@ -42,9 +42,6 @@ const CLASS: &str = "local-path";
 const MARK: &str = "sternpost-local-path";
 const WORKERS: usize = 2;
 
-/// A source that is not there may come.
-const SOURCE_WAIT: std::time::Duration = std::time::Duration::from_secs(2);
-
 /// What a volume is to begin as.
 enum Source {
     None,
@@ -62,6 +59,8 @@ struct Controller {
     volumes: Cache<PersistentVolume>,
     classes: Cache<StorageClass>,
     nodes: Cache<Node>,
+    /// Empty where the kind is not served.
+    snapshots: Cache<VolumeSnapshot>,
     recorder: EventRecorder,
 }
 
@@ -74,6 +73,7 @@ pub(crate) async fn run(context: Context) {
         volumes: context.caches.of(),
         classes: context.caches.of(),
         nodes: context.caches.of(),
+        snapshots: context.caches.of(),
         recorder: EventRecorder::start(&client, &format!("{PROVISIONER}_provisioner"), None, context.drain.clone()),
         client,
     });
@@ -87,8 +87,26 @@ pub(crate) async fn run(context: Context) {
 
 impl Controller {
     fn wake(&self, queue: &Queue<ObjectKey>) {
-        let by_claim = queue.clone();
-        self.claims.on_change(move |_, new| new.into_iter().for_each(|claim| by_claim.add(key_of(&claim.metadata))));
+        self.claims.index(BY_SOURCE, |claim| {
+            let namespace = claim.metadata.namespace.as_deref().unwrap_or_default();
+            restore::data_source(claim).ok().flatten().map(|source| source_key(namespace, &source)).into_iter().collect()
+        });
+        let (by_claim, claims) = (queue.clone(), self.claims.clone());
+        self.claims.on_change(move |old, new| {
+            let Some(claim) = new else { return };
+            by_claim.add(key_of(&claim.metadata));
+            let bound =
+                |claim: &Arc<PersistentVolumeClaim>| claim.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Bound");
+            if bound(claim) && old.is_some_and(|old| !bound(old)) {
+                wake_copies(&by_claim, &claims, &claim.metadata, DataSource::Claim);
+            }
+        });
+        let (by_snapshot, claims) = (queue.clone(), self.claims.clone());
+        self.snapshots.on_change(move |old, new| {
+            if let Some(snapshot) = new.filter(|new| new.is_ready() && !old.is_some_and(|old| old.is_ready())) {
+                wake_copies(&by_snapshot, &claims, &snapshot.metadata, DataSource::Snapshot);
+            }
+        });
         let by_volume = queue.clone();
         self.volumes.on_change(move |_, new| {
             let ours = new.filter(|volume| is_ours(volume));
@@ -128,8 +146,8 @@ impl Controller {
                 return Ok(Outcome::Done);
             }
             Source::Refused(why) => {
-                self.refuse(&claim, &class, why, false).await?;
-                return Ok(Outcome::RequeueAfter(SOURCE_WAIT));
+                self.refuse(&claim, &class, why.clone(), false).await?;
+                return Ok(Outcome::Err(why.into()));
             }
             Source::None => None,
             Source::Here(source) => Some(source),
@@ -249,6 +267,24 @@ impl Controller {
         let data = BTreeMap::from([("made".to_owned(), said.to_owned())]);
         client::ignore_already_exists(self.client.create(&ConfigMap { metadata, data: Some(data), ..ConfigMap::default() }).await)
     }
+}
+
+/// Claims by what they are to be made from.
+const BY_SOURCE: &str = "data-source";
+
+fn source_key(namespace: &str, source: &DataSource) -> String {
+    match source {
+        DataSource::Snapshot(name) => format!("{namespace}/snapshot/{name}"),
+        DataSource::Claim(name) => format!("{namespace}/claim/{name}"),
+        DataSource::Other(_) => String::new(),
+    }
+}
+
+/// Claims may have waited for what they are to be made from.
+fn wake_copies(queue: &Queue<ObjectKey>, claims: &Cache<PersistentVolumeClaim>, meta: &ObjectMeta, source: fn(String) -> DataSource) {
+    let wanted = source(meta.name.clone().unwrap_or_default());
+    let waiting = claims.by_index(BY_SOURCE, &source_key(meta.namespace.as_deref().unwrap_or_default(), &wanted));
+    waiting.iter().for_each(|claim| queue.add(key_of(&claim.metadata)));
 }
 
 fn annotation<'a>(meta: &'a ObjectMeta, name: &str) -> Option<&'a str> {
