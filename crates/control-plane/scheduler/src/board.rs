@@ -211,9 +211,12 @@ impl Board {
         let scratch = &mut self.scratch;
         scratch.clear();
         let judge = self.domains.is_active(&self.class).then(|| self.domains.judge(snapshot, &self.class, &self.profile));
-        for (slot, total) in self.totals.values().iter().enumerate() {
-            let fits = *total != UNFIT && judge.as_ref().is_none_or(|judge| judge.admits(slot));
-            if fits && extra.is_none_or(|extra| extra(slot).is_none()) {
+        scratch.fits.extend(self.totals.values().iter().take(self.accepts.len()).map(|total| *total != UNFIT));
+        if let Some(judge) = &judge {
+            judge.retain(&mut scratch.fits);
+        }
+        for (slot, total) in self.totals.values().iter().enumerate().take(scratch.fits.len()) {
+            if scratch.fits[slot] && extra.is_none_or(|extra| extra(slot).is_none()) {
                 scratch.slots.push(slot);
                 scratch.totals.push(*total);
             }

@@ -13,6 +13,8 @@ pub(crate) struct Scratch {
     /// The fitting nodes and their totals.
     pub slots: Vec<Slot>,
     pub totals: Vec<i64>,
+    /// By slot.
+    pub fits: Vec<bool>,
     raw: Vec<i64>,
     seen: Vec<bool>,
     scaled: Vec<i64>,
@@ -22,6 +24,7 @@ impl Scratch {
     pub fn clear(&mut self) {
         self.slots.clear();
         self.totals.clear();
+        self.fits.clear();
     }
     /// The first of the best.
     pub fn best(&self) -> Option<Slot> {
@@ -64,6 +67,12 @@ impl<'a> Column<'a> {
     /// [`NO_VALUE`] where the node lacks the label.
     fn value(&self, slot: Slot) -> u32 {
         self.values.get(slot).copied().unwrap_or(NO_VALUE)
+    }
+    fn retain(&self, fits: &mut [bool], admits: impl Fn(u32) -> bool) {
+        let known = self.values.len().min(fits.len());
+        let (here, beyond) = fits.split_at_mut(known);
+        here.iter_mut().zip(self.values).for_each(|(fits, value)| *fits &= admits(*value));
+        beyond.iter_mut().for_each(|fits| *fits &= admits(NO_VALUE));
     }
     /// 0 where the node lacks the label.
     fn count(&self, slot: Slot) -> i64 {
@@ -113,8 +122,22 @@ impl<'a> Judge<'a> {
         }
     }
 
-    pub fn admits(&self, slot: Slot) -> bool {
-        matches!(self.verdict(slot), Verdict::Fits)
+    /// Takes out the nodes that other pods forbid: as [`Judge::objection`] for each of them, but column by column, which is several times as
+    /// fast over all nodes.
+    pub fn retain(&self, fits: &mut [bool]) {
+        for (column, most) in &self.hard {
+            column.retain(fits, |value| value != NO_VALUE && counted(column.counts, value) <= *most);
+        }
+        for term in &self.affinity {
+            match term {
+                None => fits.fill(false),
+                Some(column) if self.first_of_group => column.retain(fits, |value| value != NO_VALUE),
+                Some(column) => column.retain(fits, |value| counted(column.counts, value) > 0),
+            }
+        }
+        for column in self.unwanted.iter().chain(&self.refusing) {
+            column.retain(fits, |value| counted(column.counts, value) <= 0);
+        }
     }
 
     pub fn objection(&self, slot: Slot) -> Option<Objection> {
