@@ -269,6 +269,7 @@ impl Inner {
             bundle: bundle.display().to_string(),
             cgroup: format!("/{}/{cgroup}", self.config.cgroup_root),
             all_devices,
+            ids: container.sandbox.ids()?.map(|range| (range.first, range.length)),
         }))
     }
 

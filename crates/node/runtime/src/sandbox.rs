@@ -39,9 +39,7 @@ impl Inner {
         }
         let security = config.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
         let namespaces = security.and_then(|security| security.namespace_options.clone()).unwrap_or_default();
-        if plan::ids(&namespaces).map_err(Error::Invalid)?.is_some() && is_external {
-            return Err(Error::Invalid(format!("runtime handler {:?} is given no user namespaces", request.runtime_handler)));
-        }
+        plan::ids(&namespaces).map_err(Error::Invalid)?;
         self.refuse_duplicate(&config)?;
         let ports: &[v1::PortMapping] = if namespaces.network() == v1::NamespaceMode::Node { &[] } else { &config.port_mappings };
         if let Some(why) = host_ports::taken(ports) {
