@@ -8,7 +8,7 @@ use rustix::fs::{Mode, OFlags, openat};
 
 use crate::hierarchy::{Hierarchy, Root};
 use crate::limits::{Limits, weight_of_shares};
-use crate::stats::{Stats, keyed};
+use crate::stats::{Pressure, Stats, keyed, pressure};
 use crate::{Result, file_error};
 
 /// An emptied group stays busy until its last zombie is reaped; this bounds the wait.
@@ -237,6 +237,11 @@ impl Cgroup {
 
     pub fn stats(&self) -> Stats {
         if self.v1("memory").is_some() || self.v1("cpuacct").is_some() { self.stats_v1() } else { self.stats_v2() }
+    }
+
+    /// How long the group waited for `cpu`, `memory` or `io`; the unified hierarchy tells it with and without controllers, where the kernel does.
+    pub fn pressure(&self, resource: &str) -> Option<Pressure> {
+        pressure(&self.read_in(self.unified(), &format!("{resource}.pressure"))?)
     }
 
     fn stats_v1(&self) -> Stats {
