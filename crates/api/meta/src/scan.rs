@@ -81,9 +81,15 @@ const BLOCK: usize = 64;
 fn container_end(text: &[u8]) -> Option<usize> {
     let (mut depth, mut in_string, mut escapes_next) = (0_u32, 0_u64, false);
     for (number, chunk) in text.chunks(BLOCK).enumerate() {
-        let mut block = [b' '; BLOCK];
-        block[..chunk.len()].copy_from_slice(chunk);
-        let mut found = Found::of(&block);
+        let mut found = match chunk.try_into() {
+            Ok(block) => Found::of(block),
+            // The last one. Copying each would cost more than looking at it.
+            Err(_) => {
+                let mut block = [b' '; BLOCK];
+                block[..chunk.len()].copy_from_slice(chunk);
+                Found::of(&block)
+            }
+        };
         found.quotes &= !escaped(found.backslashes, &mut escapes_next);
         // Ones from each opening quote to before its closing one.
         let strings = parity(found.quotes) ^ in_string;

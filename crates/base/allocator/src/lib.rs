@@ -1,24 +1,37 @@
-//! Free blocks of small sizes, kept by each thread in front of the system's allocator.
+//! Free blocks, kept by each thread in front of the system's allocator.
 //!
-//! Objects are trees of small maps and texts, made and dropped by the hundred within one request. glibc keeps seven free blocks of a size for
-//! a thread; beyond that every block goes through its bins, under a lock. Here a thread keeps up to [`KEPT_BYTES`] of each size, so that the next
-//! request is made of the blocks of the last. Larger blocks, and those beyond, are the system's business.
+//! Objects are trees of small maps and texts, made and dropped by the hundred within one request, and each request has a few buffers and
+//! futures of some kilobytes. glibc keeps seven free blocks of a small size for a thread; beyond that every block goes through its bins, under
+//! a lock. Here a thread keeps up to [`KEPT_BYTES`] of each size, so that the next request is made of the blocks of the last. What one thread
+//! makes another one often drops: of what is too much for one thread, [`SHARED_BATCHES`] of a size go to those that have none. Larger blocks,
+//! and those beyond, are the system's business.
 //!
 //! Way in: [`Allocator`] as the program's `#[global_allocator]`. No tasks; a thread's blocks go back when it ends.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::UnsafeCell;
 use std::ptr::null_mut;
+use std::sync::Mutex;
 
-/// Sizes differ by this much, which is also the alignment of every block.
+/// Small sizes differ by this much, which is also the alignment of most blocks.
 const STEP: usize = 16;
 /// The smallest block. glibc's blocks have eight bytes of its own before them: these sizes fill its chunks.
 const SMALLEST: usize = 24;
-const SIZES: usize = 64;
-/// The largest block that is kept: just above a node of a map of JSON values.
-const LARGEST: usize = SMALLEST + STEP * (SIZES - 1);
+const SMALL_SIZES: usize = 64;
+/// The largest small block: just above a node of a map of JSON values.
+const LARGEST_SMALL: usize = SMALLEST + STEP * (SMALL_SIZES - 1);
+/// Above, there are eight sizes to each doubling, so that no block is more than an eighth too large.
+const DOUBLINGS: usize = 4;
+const LARGEST: usize = 1024 << DOUBLINGS;
+const PLAIN_SIZES: usize = SMALL_SIZES + 8 * DOUBLINGS;
+/// What is shared between processors begins where a pair of their cache lines does: tasks, locks.
+const WIDE: usize = 128;
+/// All sizes, and all again with that alignment.
+const SIZES: usize = 2 * PLAIN_SIZES;
 /// What a thread keeps of one size, in bytes: a tree or two of a large object.
 const KEPT_BYTES: usize = 32 << 10;
+/// Batches of one size that wait for a thread that needs them. Half of what a thread keeps is a batch.
+const SHARED_BATCHES: usize = 6;
 
 /// The system's allocator, asked less often.
 pub struct Allocator;
@@ -26,6 +39,9 @@ pub struct Allocator;
 /// A free block; what follows is of no meaning.
 struct Free {
     next: *mut Free,
+    /// Where this is the first block of a shared batch: the next batch, and how many blocks this one has.
+    batch: *mut Free,
+    count: usize,
 }
 
 struct Kept {
@@ -37,23 +53,55 @@ thread_local! {
     static KEPT: UnsafeCell<Kept> = const { UnsafeCell::new(Kept { first: [null_mut(); SIZES], count: [0; SIZES] }) };
 }
 
+/// Batches of one size, a list of lists.
+struct Shared {
+    first: *mut Free,
+    batches: usize,
+}
+
+// SAFETY: the blocks of a batch belong to nobody; who takes the batch, under the lock around this, has them alone.
+unsafe impl Send for Shared {}
+
+static SHARED: [Mutex<Shared>; SIZES] = [const { Mutex::new(Shared { first: null_mut(), batches: 0 }) }; SIZES];
+
 /// Which size a block of this layout has; `None` where it is the system's.
 fn size_of(layout: Layout) -> Option<usize> {
-    if layout.size() > LARGEST || layout.align() > STEP {
+    let length = layout.size();
+    if length > LARGEST || layout.align() > WIDE {
         return None;
     }
-    Some(layout.size().saturating_sub(SMALLEST).div_ceil(STEP))
+    let size = if length <= LARGEST_SMALL {
+        length.saturating_sub(SMALLEST).div_ceil(STEP)
+    } else {
+        let last = length - 1;
+        let doubling = last.ilog2() as usize;
+        SMALL_SIZES + (doubling - 10) * 8 + ((last >> (doubling - 3)) & 7)
+    };
+    Some(if layout.align() > STEP { PLAIN_SIZES + size } else { size })
 }
 
 /// The layout of all blocks of a size.
 fn block(size: usize) -> Layout {
+    let (size, align) = if size < PLAIN_SIZES { (size, STEP) } else { (size - PLAIN_SIZES, WIDE) };
+    let length = match size.checked_sub(SMALL_SIZES) {
+        None => SMALLEST + STEP * size,
+        Some(large) => (9 + large % 8) << (7 + large / 8),
+    };
     // SAFETY: the alignment is a power of two and the length far from overflowing.
-    unsafe { Layout::from_size_align_unchecked(SMALLEST + STEP * size, STEP) }
+    unsafe { Layout::from_size_align_unchecked(length, align) }
+}
+
+/// How many blocks of a size a thread keeps: two at least.
+fn kept_max(size: usize) -> usize {
+    (KEPT_BYTES / block(size).size()).max(2)
 }
 
 impl Kept {
     fn take(&mut self, size: usize) -> *mut u8 {
-        let first = self.first[size];
+        let mut first = self.first[size];
+        if first.is_null() {
+            first = self.refill(size);
+        }
         if !first.is_null() {
             // SAFETY: what is on the list are free blocks that `keep` wrote, and nobody else has them.
             self.first[size] = unsafe { (*first).next };
@@ -62,19 +110,62 @@ impl Kept {
         first.cast()
     }
 
+    /// A batch of what other threads had too much of. Not waited for: a process that forked may have a lock that nobody will open.
+    #[cold]
+    fn refill(&mut self, size: usize) -> *mut Free {
+        let Ok(mut shared) = SHARED[size].try_lock() else { return null_mut() };
+        let first = shared.first;
+        if !first.is_null() {
+            // SAFETY: the first block of a shared batch, written by `share`; with the lock it is ours.
+            let (batch, count) = unsafe { ((*first).batch, (*first).count) };
+            shared.first = batch;
+            shared.batches -= 1;
+            self.first[size] = first;
+            self.count[size] = count as u16;
+        }
+        first
+    }
+
     /// `false` where enough are kept.
     ///
     /// # Safety
     /// `pointer` is a block of that size that nobody uses any more.
     unsafe fn keep(&mut self, size: usize, pointer: *mut u8) -> bool {
-        if usize::from(self.count[size]) * block(size).size() >= KEPT_BYTES {
+        if usize::from(self.count[size]) >= kept_max(size) && !self.share(size) {
             return false;
         }
         let free = pointer.cast::<Free>();
-        // SAFETY: every block is larger than a `Free`, aligned as one, and free.
-        unsafe { free.write(Free { next: self.first[size] }) };
+        // SAFETY: every block is as large as a `Free`, aligned as one, and free. What is not written is not read before `share` writes it.
+        unsafe { (&raw mut (*free).next).write(self.first[size]) };
         self.first[size] = free;
         self.count[size] += 1;
+        true
+    }
+
+    /// Gives half of the blocks away; `false` where nobody needs them.
+    #[cold]
+    fn share(&mut self, size: usize) -> bool {
+        let Ok(mut shared) = SHARED[size].try_lock() else { return false };
+        let count = usize::from(self.count[size]) / 2;
+        if shared.batches >= SHARED_BATCHES || count == 0 {
+            return false;
+        }
+        let first = self.first[size];
+        let mut last = first;
+        for _ in 1..count {
+            // SAFETY: the list has twice as many blocks, all of them written by `keep`.
+            last = unsafe { (*last).next };
+        }
+        // SAFETY: as above; the blocks from `first` to `last` leave this thread's list here.
+        unsafe {
+            self.first[size] = (*last).next;
+            (*last).next = null_mut();
+            (&raw mut (*first).batch).write(shared.first);
+            (&raw mut (*first).count).write(count);
+        }
+        self.count[size] -= count as u16;
+        shared.first = first;
+        shared.batches += 1;
         true
     }
 }
@@ -82,14 +173,16 @@ impl Kept {
 impl Drop for Kept {
     fn drop(&mut self) {
         for size in 0..SIZES {
-            loop {
-                let pointer = self.take(size);
-                if pointer.is_null() {
-                    break;
+            let mut next = self.first[size];
+            while !next.is_null() {
+                let pointer = next;
+                // SAFETY: all blocks on this list came from the system with this layout, and were written by `keep`.
+                unsafe {
+                    next = (*pointer).next;
+                    System.dealloc(pointer.cast(), block(size));
                 }
-                // SAFETY: all blocks on this list came from the system with this layout.
-                unsafe { System.dealloc(pointer, block(size)) };
             }
+            (self.first[size], self.count[size]) = (null_mut(), 0);
         }
     }
 }
@@ -165,14 +258,17 @@ mod tests {
     #[test]
     fn a_block_has_room_for_every_layout_of_its_size() {
         for length in 1..=LARGEST + 1 {
-            for align in [1, 8, STEP] {
+            for align in [1, 8, STEP, 64, WIDE] {
                 let layout = Layout::from_size_align(length, align).unwrap();
                 let size = size_of(layout);
                 assert_eq!(size.is_none(), length > LARGEST, "{length}");
-                assert!(size.is_none_or(|size| block(size).size() >= length && (size == 0 || block(size - 1).size() < length)), "{length}");
+                let Some(size) = size else { continue };
+                assert!(block(size).size() >= length && block(size).align() >= align, "{length} {align}");
+                assert!(size % PLAIN_SIZES == 0 || block(size - 1).size() < length, "{length}: a smaller one would do");
+                assert!(length < 256 || block(size).size() <= length + length / 8 + STEP, "{length}: too much is lost");
             }
         }
-        assert_eq!(size_of(Layout::from_size_align(64, 64).unwrap()), None);
+        assert_eq!(size_of(Layout::from_size_align(64, 2 * WIDE).unwrap()), None);
     }
 
     #[test]
@@ -213,5 +309,23 @@ mod tests {
         // SAFETY: this thread's own list, and nothing allocates meanwhile.
         let kept = KEPT.with(|kept| unsafe { (*kept.get()).count[size] });
         assert!(kept > 0 && usize::from(kept) * 600 <= KEPT_BYTES + 600, "{kept}");
+        assert!(SHARED[size].lock().unwrap().batches <= SHARED_BATCHES);
+    }
+
+    #[test]
+    fn what_one_thread_drops_another_one_takes() {
+        // Aligned as nothing else in these tests.
+        #[repr(align(128))]
+        struct Wide([u8; 5_000]);
+        let mine = |count: usize| -> Vec<Box<Wide>> { (0..count).map(|_| Box::new(Wide([7; 5_000]))).collect() };
+        let size = size_of(Layout::new::<Wide>()).unwrap();
+        // Made here, dropped there, more than one thread keeps.
+        let made = mine(20);
+        std::thread::spawn(move || drop(made)).join().unwrap();
+        let shared = SHARED[size].lock().unwrap().batches;
+        assert!(shared > 0);
+        let taken = mine(2 * kept_max(size));
+        assert!(SHARED[size].lock().unwrap().batches < shared);
+        assert!(taken.iter().all(|block| block.0.iter().all(|byte| *byte == 7)));
     }
 }

@@ -157,19 +157,14 @@ impl Client {
         Ok((path, bytes))
     }
 
-    /// The server's answer: a `Status`, or the object where it lives on until its grace period or finalizers end.
-    pub async fn delete<K: Object>(&self, namespace: Option<&str>, name: &str, params: &DeleteParams) -> Result<Value, Error> {
+    /// What the server answers, a `Status` or the object where it lives on for a while, is not looked at.
+    pub async fn delete<K: Object>(&self, namespace: Option<&str>, name: &str, params: &DeleteParams) -> Result<(), Error> {
         self.delete_of(&ApiResource::of::<K>(), namespace, name, params).await
     }
 
-    pub async fn delete_of(
-        &self,
-        resource: &ApiResource,
-        namespace: Option<&str>,
-        name: &str,
-        params: &DeleteParams,
-    ) -> Result<Value, Error> {
-        self.request_json(Method::DELETE, &resource.object(namespace, name, ""), Some(encode(&params.options())?)).await
+    pub async fn delete_of(&self, resource: &ApiResource, namespace: Option<&str>, name: &str, params: &DeleteParams) -> Result<(), Error> {
+        let path = resource.object(namespace, name, "");
+        self.bytes(self.request(Method::DELETE, &path, "application/json", Some(encode(&params.options())?))?).await.map(drop)
     }
 
     pub async fn delete_collection(&self, resource: &ApiResource, list: &ListParams, params: &DeleteParams) -> Result<Value, Error> {

@@ -71,6 +71,14 @@ pub fn ignore_not_found<T>(result: Result<T, Error>) -> Result<(), Error> {
     }
 }
 
+/// `None` where there is no such object.
+pub fn found<T>(result: Result<T, Error>) -> Result<Option<T>, Error> {
+    match result {
+        Err(error) if error.is_not_found() => Ok(None),
+        other => other.map(Some),
+    }
+}
+
 /// `Ok` where the object is there already, whatever it holds: for who wants it to exist.
 pub fn ignore_already_exists<T>(result: Result<T, Error>) -> Result<(), Error> {
     match result {

@@ -25,7 +25,7 @@ pub mod watch;
 
 pub use api::{ApiResource, Object};
 pub use client::Client;
-pub use error::{Error, ignore_already_exists, ignore_not_found};
+pub use error::{Error, found, ignore_already_exists, ignore_not_found};
 pub use https::{Https, presented_chain, tls_config};
 pub use params::{DeleteParams, List, ListParams, Patch, Propagation, WatchParams};
 pub use watch::{WatchEvent, WatchStream};

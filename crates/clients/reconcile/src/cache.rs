@@ -11,6 +11,9 @@ use crate::object::{Cached, ObjectKey};
 
 mod reflector;
 
+/// How long one's own write may take to come back.
+const OWN_WRITE_MAX: std::time::Duration = std::time::Duration::from_secs(10);
+
 /// Which objects a cache holds; the default is all.
 #[derive(Clone, Debug, Default)]
 pub struct Scope {
@@ -194,6 +197,13 @@ impl<K: Cached> Cache<K> {
     /// this cache, a read shows it.
     pub async fn wait_for(&self, revision: u64) {
         let _ = self.0.version.subscribe().wait_for(|version| *version >= revision).await;
+    }
+
+    /// Resolves once the cache shows what the server answered to a write of one's own, so that the next decision sees it; or after [`OWN_WRITE_MAX`],
+    /// as a watch that broke is no reason to wait for ever.
+    pub async fn wait_for_own(&self, written: &K) {
+        let revision = written.resource_version().parse().unwrap_or(0);
+        let _ = tokio::time::timeout(OWN_WRITE_MAX, self.wait_for(revision)).await;
     }
 
     /// Puts `object` in, or in place of its former state, and tells everybody.

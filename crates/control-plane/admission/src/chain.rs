@@ -95,30 +95,40 @@ impl Chain {
 
     /// Lets every plugin change the object, in a second round again where one asks for it; stops at the first refusal.
     pub async fn mutate(&self, attributes: &mut Attributes) -> Result<(), Status> {
+        self.mutate_by(attributes, &*self.lookup).await
+    }
+
+    /// The same, with somebody else to ask.
+    pub async fn mutate_by(&self, attributes: &mut Attributes, lookup: &dyn Lookup) -> Result<(), Status> {
         let step = metrics::Step::begin("admit", attributes);
-        let mut outcome = self.round(attributes).await;
+        let mut outcome = self.round(attributes, lookup).await;
         if outcome.is_ok() && attributes.reinvocation.needed {
             attributes.reinvocation.again = true;
-            outcome = self.round(attributes).await;
+            outcome = self.round(attributes, lookup).await;
         }
         step.end(outcome.is_err());
         outcome
     }
 
-    async fn round(&self, attributes: &mut Attributes) -> Result<(), Status> {
+    async fn round(&self, attributes: &mut Attributes, lookup: &dyn Lookup) -> Result<(), Status> {
         let operation = attributes.operation;
         for plugin in self.plugins.iter().filter(|plugin| plugin.handles(operation)) {
-            plugin.mutate(attributes, &*self.lookup).await?;
+            plugin.mutate(attributes, lookup).await?;
         }
         Ok(())
     }
 
     /// Lets every plugin judge the final object; stops at the first refusal.
     pub async fn validate(&self, attributes: &Attributes) -> Result<(), Status> {
+        self.validate_by(attributes, &*self.lookup).await
+    }
+
+    /// The same, with somebody else to ask.
+    pub async fn validate_by(&self, attributes: &Attributes, lookup: &dyn Lookup) -> Result<(), Status> {
         let step = metrics::Step::begin("validate", attributes);
         let mut outcome = Ok(());
         for plugin in self.plugins.iter().filter(|plugin| plugin.handles(attributes.operation)) {
-            outcome = plugin.validate(attributes, &*self.lookup).await;
+            outcome = plugin.validate(attributes, lookup).await;
             if outcome.is_err() {
                 break;
             }

@@ -26,6 +26,7 @@ use meta::status::{Cause, Status};
 use serde_json::Value;
 
 pub use chain::{Chain, ConfigError, Options};
+pub use metrics::repeated;
 pub use notes::Notes;
 pub use reinvocation::Reinvocation;
 
@@ -101,8 +102,25 @@ pub trait Lookup: Send + Sync + 'static {
         name: &'a str,
     ) -> BoxFuture<'a, Result<Option<Arc<Value>>, Status>>;
 
+    /// The labels alone; `None` where there is no such object.
+    fn labels<'a>(
+        &'a self,
+        resource: &'a GroupResource,
+        namespace: &'a str,
+        name: &'a str,
+    ) -> BoxFuture<'a, Result<Option<serde_json::Map<String, Value>>, Status>> {
+        Box::pin(async move {
+            let found = self.get(resource, namespace, name).await?;
+            Ok(found.map(|found| found["metadata"]["labels"].as_object().cloned().unwrap_or_default()))
+        })
+    }
+
     /// All objects of a resource in a namespace, or everywhere where `namespace` is empty.
     fn list<'a>(&'a self, resource: &'a GroupResource, namespace: &'a str) -> BoxFuture<'a, Result<Vec<Arc<Value>>, Status>>;
+
+    /// Said by a plugin whose verdict depends on more than the write's text, its user and what is asked here: on somebody outside, on the
+    /// name, on how often.
+    fn depends_on_more(&self) {}
 
     /// Changes whenever an object of the resource does; `None` where that is not known.
     fn revision(&self, _resource: &GroupResource) -> Option<u64> {

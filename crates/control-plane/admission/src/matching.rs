@@ -116,6 +116,7 @@ impl Criteria {
         if !self.selects_object(attributes) || !self.selects_namespace(attributes, lookup).await? {
             return Ok(None);
         }
+        lookup.depends_on_more();
         Ok(Some(invocation))
     }
 

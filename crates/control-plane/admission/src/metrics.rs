@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use telemetry::prometheus::{HistogramOpts, HistogramVec, IntCounterVec, Opts};
 
-use crate::Attributes;
+use crate::{Attributes, Operation};
 
 struct Metrics {
     step: HistogramVec,
@@ -98,6 +98,15 @@ impl Step {
         if let Some(metrics) = metrics() {
             let took = self.started.elapsed().as_secs_f64();
             metrics.step.with_label_values(&[self.kind, self.operation, word(rejected)]).observe(took);
+        }
+    }
+}
+
+/// A write that passed both steps as one before it, without being asked again.
+pub fn repeated(operation: Operation) {
+    if let Some(metrics) = metrics() {
+        for kind in ["admit", "validate"] {
+            metrics.step.with_label_values(&[kind, operation.word(), word(false)]).observe(0.0);
         }
     }
 }

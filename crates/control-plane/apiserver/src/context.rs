@@ -54,6 +54,10 @@ impl Context {
             warnings.push(sentence);
         }
     }
+    /// How many warnings there are.
+    pub fn warnings(&self) -> usize {
+        self.warnings.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
     pub fn take_warnings(&self) -> Vec<String> {
         std::mem::take(&mut self.warnings.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -112,7 +116,7 @@ pub fn dry_run<'a>(kind: &str, values: impl Iterator<Item = &'a str>) -> Result<
 }
 
 /// The options that every write understands.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WriteOptions {
     pub dry_run: bool,
     pub manager: String,

@@ -8,6 +8,7 @@ pub mod catalog;
 mod decoded;
 pub mod deletion;
 pub mod lifecycle;
+pub mod repeat;
 pub mod service;
 pub mod versions;
 
@@ -38,6 +39,7 @@ pub struct Registry {
     pub custom: Arc<custom::Kinds>,
     /// How admission sees the server.
     pub reader: Arc<admit::Reader>,
+    pub repeats: repeat::Repeats,
 }
 
 /// An object's place.
@@ -104,7 +106,7 @@ impl Registry {
             server,
         });
         let admission = admission::Chain::new(options, reader.clone())?;
-        Ok(Self { store, caches, admission, services, custom, reader })
+        Ok(Self { store, caches, admission, services, custom, reader, repeats: Default::default() })
     }
 
     /// The newest state of an object, straight from the store.
@@ -127,12 +129,25 @@ impl Registry {
         options: &WriteOptions,
         owners: Owners,
     ) -> Result<Arc<Object>, Status> {
+        self.create_by(context, target, object, options, owners, None).await
+    }
+
+    /// The same; `recorder` asks in the place of admission's plugins.
+    async fn create_by(
+        &self,
+        context: &Context,
+        target: Target<'_>,
+        object: Value,
+        options: &WriteOptions,
+        owners: Owners,
+        recorder: Option<&Arc<repeat::Recorder>>,
+    ) -> Result<Arc<Object>, Status> {
         if !(meta(&object, "name").is_empty() && !meta(&object, "generateName").is_empty()) {
-            return self.create_once(context, target, object, options, owners).await;
+            return self.create_once(context, target, object, options, owners, recorder).await;
         }
         let mut refused = None;
         for _ in 0..GENERATED_NAMES_TRIED {
-            match self.create_once(context, target, object.clone(), options, owners).await {
+            match self.create_once(context, target, object.clone(), options, owners, recorder).await {
                 Err(status) if status.is("AlreadyExists") => refused = Some(status),
                 other => return other,
             }
@@ -149,10 +164,12 @@ impl Registry {
         mut object: Value,
         options: &WriteOptions,
         owners: Owners,
+        recorder: Option<&Arc<repeat::Recorder>>,
     ) -> Result<Arc<Object>, Status> {
         let kind = target.kind;
         lifecycle::begin_create(kind, target.namespace, &mut object)?;
         let mut admission = Admission::new(context, target, Operation::Create, Some(object), None, options.dry_run);
+        admission.recorder = recorder.cloned();
         admission.mutate(self, context).await?;
         let (object, _) = admission.parts();
         // Identity first: a Job's selector is made of its uid.

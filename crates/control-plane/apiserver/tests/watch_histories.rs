@@ -19,6 +19,8 @@ use tokio::net::TcpStream;
 const WATCHERS: usize = 200;
 const WRITES: usize = 1_600;
 const KILLS: usize = 4;
+/// More than the history keeps.
+const NAP: usize = 600;
 const MAPS: &str = "/api/v1/namespaces/default/configmaps";
 const PREFIX: &[u8] = b"/registry/configmaps/default/";
 /// Small, so that the store forgets while watchers sleep.
@@ -231,8 +233,16 @@ fn version(object: &Value) -> u64 {
     object["metadata"]["resourceVersion"].as_str().and_then(|text| text.parse().ok()).unwrap_or(0)
 }
 
-/// Watches until the server has ended in an orderly way. `pause` is waited after each event, `nap` after each connection's first hundred.
-async fn watcher(dir: PathBuf, selection: Selection, pause: Duration, nap: Duration, over: Arc<AtomicBool>) -> Vec<Told> {
+/// Watches until the server has ended in an orderly way. `pause` is waited after each event, and after each connection's first
+/// hundred a napper is gone until others have written `NAP` objects.
+async fn watcher(
+    dir: PathBuf,
+    selection: Selection,
+    pause: Duration,
+    napper: bool,
+    done: Arc<AtomicUsize>,
+    over: Arc<AtomicBool>,
+) -> Vec<Told> {
     let (mut told, mut at) = (Vec::new(), None);
     loop {
         let Some(since) = at else {
@@ -273,10 +283,13 @@ async fn watcher(dir: PathBuf, selection: Selection, pause: Duration, nap: Durat
                     tokio::time::sleep(pause).await;
                 }
             }
-            if events == 100 && !nap.is_zero() && !over.load(Ordering::Relaxed) {
+            if events == 100 && napper && !over.load(Ordering::Relaxed) {
                 // Gone for a while, to come back to a history that may be cut.
                 drop(watch);
-                tokio::time::sleep(nap).await;
+                let until = done.load(Ordering::Relaxed) + NAP;
+                while done.load(Ordering::Relaxed) < until && !over.load(Ordering::Relaxed) {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
                 break;
             }
         }
@@ -368,8 +381,8 @@ fn every_watcher_is_told_the_stores_history_or_that_it_missed_something() {
                 name: (number % 10 == 9).then(|| format!("m-{}-{}", number % 3, number % 7)),
             };
             let pause = Duration::from_millis([0, 0, 0, 1, 4][number % 5]);
-            let nap = Duration::from_millis(if number % 8 == 0 { 900 } else { 0 });
-            let task = tokio::spawn(watcher(dir.path().to_owned(), selection.clone(), pause, nap, over.clone()));
+            let napper = number % 8 == 0;
+            let task = tokio::spawn(watcher(dir.path().to_owned(), selection.clone(), pause, napper, done.clone(), over.clone()));
             watchers.push((selection, task));
         }
         let writers: Vec<_> = (0..3).map(|number| tokio::spawn(writer(dir.path().to_owned(), number, done.clone()))).collect();

@@ -5,7 +5,6 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use client::{DeleteParams, Error, Propagation};
 use jiff::Timestamp;
@@ -26,8 +25,6 @@ use plan::Plan;
 pub(crate) const NAME: &str = "cronjob-controller";
 const WORKERS: usize = 5;
 const SCHEDULED_AT: &str = "batch.kubernetes.io/cronjob-scheduled-timestamp";
-/// How long a reconcile waits for the cache to show what it wrote.
-const PATIENCE: Duration = Duration::from_secs(5);
 
 struct Controller {
     client: client::Client,
@@ -107,19 +104,14 @@ impl Controller {
         if !cron.status.as_ref().is_some_and(|current| act::same(current, &plan.status)) {
             let next = CronJob { status: Some(plan.status), ..cron.clone() };
             match self.client.replace_status(&next).await {
-                Ok(written) => self.wait_for(&written).await,
+                // The next look must see what this one wrote.
+                Ok(written) => self.cron_jobs.wait_for_own(&written).await,
                 Err(error) if error.is_not_found() => {}
                 Err(error) => return Err(error),
             }
         }
         started?;
         Ok(plan.look_again.map_or(Outcome::Done, Outcome::RequeueAfter))
-    }
-
-    /// The next look must see what this one wrote.
-    async fn wait_for(&self, written: &CronJob) {
-        let revision = written.metadata.resource_version.as_deref().and_then(|revision| revision.parse().ok()).unwrap_or(0);
-        let _ = tokio::time::timeout(PATIENCE, self.cron_jobs.wait_for(revision)).await;
     }
 
     async fn start(

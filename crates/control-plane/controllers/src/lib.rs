@@ -67,6 +67,7 @@ mod trust_bundle;
 mod volume_attributes_class_protection;
 mod volume_binder;
 mod volume_expander;
+mod volume_snapshot;
 
 use std::pin::Pin;
 
@@ -138,6 +139,7 @@ fn all() -> Vec<Controller> {
         controller!(trust_bundle),
         controller!(attach_detach),
         controller!(volume_expander),
+        controller!(volume_snapshot),
         controller!(volume_attributes_class_protection),
         controller!(device_taint_eviction),
         controller!(resource_pool_status),

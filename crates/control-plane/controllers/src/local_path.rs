@@ -16,6 +16,9 @@ use k8s_openapi::api::storage::v1::StorageClass;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use reconcile::{Cache, EventKind, EventRecorder, ObjectKey, Outcome, Queue, key_of, reference_to};
 
+use snapshots::restore::{self, DataSource};
+use snapshots::{VolumeSnapshot, VolumeSnapshotContent};
+
 use crate::act;
 use crate::context::Context;
 use crate::volume_binder::PROVISIONED_BY;
@@ -28,6 +31,8 @@ pub(crate) const NAME: &str = "local-path-provisioner";
 pub(crate) const PROVISIONER: &str = "sternpost.io/local-path";
 /// On volumes: whose disk they are on.
 pub(crate) const NODE_LABEL: &str = "sternpost.io/local-path-node";
+/// On volumes: the directory of their node that they begin as a copy of.
+const FILLED_FROM: &str = "sternpost.io/local-path-source";
 /// In a released volume's `status.reason`.
 const DATA_REMOVED: &str = "DataRemoved";
 /// As external provisioners have it: a volume's object outlives its data.
@@ -36,6 +41,18 @@ const CLASS: &str = "local-path";
 /// Remembers that the class was made.
 const MARK: &str = "sternpost-local-path";
 const WORKERS: usize = 2;
+
+/// A source that is not there may come.
+const SOURCE_WAIT: std::time::Duration = std::time::Duration::from_secs(2);
+
+/// What a volume is to begin as.
+enum Source {
+    None,
+    Here(claim::Source),
+    Refused(String),
+    /// Somebody else fills such volumes, and makes them.
+    Elsewhere,
+}
 
 struct Controller {
     client: Client,
@@ -93,24 +110,71 @@ impl Controller {
 
     async fn reconcile(self: Arc<Self>, key: ObjectKey) -> Outcome {
         let done = match key.namespace() {
-            Some(_) => self.claim(&key).await,
+            Some(_) => return self.claim(&key).await.into(),
             None if key.name.is_empty() => self.make_class().await,
             None => self.volume(&key).await,
         };
         done.into()
     }
 
-    async fn claim(&self, key: &ObjectKey) -> Result<(), Error> {
-        let Some(claim) = self.claims.get_key(key) else { return Ok(()) };
+    async fn claim(&self, key: &ObjectKey) -> Result<Outcome, Error> {
+        let Some(claim) = self.claims.get_key(key) else { return Ok(Outcome::Done) };
         let class = claim.spec.as_ref().and_then(|spec| self.classes.get("", spec.storage_class_name.as_deref()?));
-        let Some(class) = class.filter(|class| class.provisioner == PROVISIONER) else { return Ok(()) };
-        let world = claim::World { claim: &claim, class: &class, nodes: &self.nodes.list(), folder: &self.folder };
+        let Some(class) = class.filter(|class| class.provisioner == PROVISIONER) else { return Ok(Outcome::Done) };
+        let source = match self.source(&claim, &class).await? {
+            Source::Elsewhere => {
+                let message = "Assuming an external populator will provision the volume";
+                self.recorder.event(&reference_to(&*claim), EventKind::Normal, "Provisioning", message);
+                return Ok(Outcome::Done);
+            }
+            Source::Refused(why) => {
+                self.refuse(&claim, &class, why, false).await?;
+                return Ok(Outcome::RequeueAfter(SOURCE_WAIT));
+            }
+            Source::None => None,
+            Source::Here(source) => Some(source),
+        };
+        let world = claim::World { claim: &claim, class: &class, nodes: &self.nodes.list(), folder: &self.folder, source };
         match claim::plan(&world, |name| self.volumes.get("", name)) {
-            claim::Plan::Nothing => Ok(()),
-            claim::Plan::Make(volume) => self.make(&claim, *volume).await,
-            claim::Plan::Enlarge(volume, size) => self.enlarge(&claim, &volume, size).await,
-            claim::Plan::Refuse { message, reschedule } => self.refuse(&claim, &class, message, reschedule).await,
+            claim::Plan::Nothing => {}
+            claim::Plan::Make(volume) => self.make(&claim, *volume).await?,
+            claim::Plan::Enlarge(volume, size) => self.enlarge(&claim, &volume, size).await?,
+            claim::Plan::Refuse { message, reschedule } => self.refuse(&claim, &class, message, reschedule).await?,
         }
+        Ok(Outcome::Done)
+    }
+
+    /// What a claim without a volume is to be made from. Asked of the API server: a snapshot may have become ready just now.
+    async fn source(&self, claim: &PersistentVolumeClaim, class: &StorageClass) -> Result<Source, Error> {
+        let bound = claim.spec.as_ref().and_then(|spec| spec.volume_name.as_deref()).is_some_and(|name| !name.is_empty());
+        if bound || claim.metadata.deletion_timestamp.is_some() || self.volumes.get("", &claim::volume_name(claim)).is_some() {
+            return Ok(Source::None);
+        }
+        let namespace = claim.metadata.namespace.as_deref().unwrap_or_default();
+        let found = match restore::data_source(claim) {
+            Err(why) => return Ok(Source::Refused(why)),
+            Ok(None) => return Ok(Source::None),
+            Ok(Some(DataSource::Other(_))) => return Ok(Source::Elsewhere),
+            Ok(Some(DataSource::Snapshot(name))) => {
+                let snapshot = client::found(self.client.get::<VolumeSnapshot>(Some(namespace), &name).await)?;
+                let content = match snapshot.as_ref().and_then(VolumeSnapshot::bound_content) {
+                    Some(content) => client::found(self.client.get::<VolumeSnapshotContent>(None, content).await)?,
+                    None => None,
+                };
+                restore::from_snapshot(claim, class, &name, snapshot.as_ref(), content.as_ref())
+                    .and_then(claim::Source::of_handle)
+                    .map_err(|why| format!("error getting handle for DataSource Type VolumeSnapshot by Name {name}: {why}"))
+            }
+            Ok(Some(DataSource::Claim(name))) => {
+                let source = self.claims.get(namespace, &name);
+                let volume = source.as_ref().and_then(|source| self.volumes.get("", source.spec.as_ref()?.volume_name.as_deref()?));
+                let same = volume.as_ref().is_some_and(|volume| is_ours(volume));
+                restore::from_claim(claim, &name, source.as_deref(), volume.as_deref(), same)
+                    .and_then(|()| claim::Source::of_volume(volume.as_deref()))
+                    .map_err(|why| format!("error getting handle for DataSource Type PersistentVolumeClaim by Name {name}: {why}"))
+            }
+        };
+        Ok(found.map_or_else(Source::Refused, Source::Here))
     }
 
     async fn make(&self, claim: &PersistentVolumeClaim, volume: PersistentVolume) -> Result<(), Error> {

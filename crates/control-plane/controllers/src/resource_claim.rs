@@ -4,7 +4,6 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
 
 use client::{Client, DeleteParams, Error, Patch};
 use k8s_openapi::api::core::v1::{Pod, PodResourceClaim, PodResourceClaimStatus};
@@ -36,9 +35,6 @@ impl fmt::Display for Key {
         }
     }
 }
-
-/// How long one's own write may take to come back.
-const PATIENCE: Duration = Duration::from_secs(10);
 
 struct Controller {
     client: Client,
@@ -156,8 +152,7 @@ impl Controller {
         match created {
             Ok(claim) => {
                 // Whoever looks at the pod again has to find the claim, or it would get another one.
-                let revision = claim.metadata.resource_version.as_deref().and_then(|revision| revision.parse().ok()).unwrap_or(0);
-                let _ = tokio::time::timeout(PATIENCE, self.claims.wait_for(revision)).await;
+                self.claims.wait_for_own(&claim).await;
                 Ok(claim.metadata.name)
             }
             Err((why, error)) => {

@@ -67,8 +67,11 @@ pub(crate) async fn run(context: Context) {
 
 impl Controller {
     fn wake_by_changes(self: Arc<Self>) {
-        let queue = self.queue.clone();
+        let (queue, this) = (self.queue.clone(), self.clone());
         self.quotas.on_change(move |old, new| {
+            if let (Some(gone), None) = (old, new) {
+                this.written.lock().unwrap_or_else(PoisonError::into_inner).remove(&key_of(&gone.metadata));
+            }
             let bounds = |quota: &Arc<ResourceQuota>| quota.spec.clone();
             if let Some(quota) = new.filter(|quota| old.map(bounds) != Some(quota.spec.clone())) {
                 queue.add(key_of(&quota.metadata));

@@ -17,7 +17,7 @@ mod stats;
 pub use group::Cgroup;
 pub use hierarchy::{Hierarchy, Root, parse_mountinfo};
 pub use limits::{DeviceRule, HugepageLimit, Limits, weight_of_shares};
-pub use stats::Stats;
+pub use stats::{Pressure, Stall, Stats};
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {

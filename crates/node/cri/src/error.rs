@@ -1,7 +1,7 @@
 /// What every CRI call returns.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// gRPC's status codes, as far as CRI runtimes use them.
+/// gRPC's status codes, as far as CRI runtimes and CSI drivers use them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Code {
     Unknown,
@@ -12,6 +12,8 @@ pub enum Code {
     PermissionDenied,
     ResourceExhausted,
     FailedPrecondition,
+    /// Somebody else is at it.
+    Aborted,
     Unimplemented,
     Internal,
     Unavailable,

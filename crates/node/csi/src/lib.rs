@@ -16,7 +16,7 @@ const TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Codes after which a call may have had an effect, and has to be repeated until it says yes or no.
 pub fn is_uncertain(error: &Error) -> bool {
-    matches!(error.code, Code::DeadlineExceeded | Code::Unavailable | Code::Unknown)
+    matches!(error.code, Code::DeadlineExceeded | Code::Unavailable | Code::Unknown | Code::Aborted)
 }
 
 /// A driver behind a socket.
@@ -56,6 +56,9 @@ impl Driver {
         delete_volume "Controller/DeleteVolume" DeleteVolumeRequest DeleteVolumeResponse
         controller_publish "Controller/ControllerPublishVolume" ControllerPublishVolumeRequest ControllerPublishVolumeResponse
         controller_unpublish "Controller/ControllerUnpublishVolume" ControllerUnpublishVolumeRequest ControllerUnpublishVolumeResponse
+        create_snapshot "Controller/CreateSnapshot" CreateSnapshotRequest CreateSnapshotResponse
+        delete_snapshot "Controller/DeleteSnapshot" DeleteSnapshotRequest DeleteSnapshotResponse
+        list_snapshots "Controller/ListSnapshots" ListSnapshotsRequest ListSnapshotsResponse
         capacity "Controller/GetCapacity" GetCapacityRequest GetCapacityResponse
         controller_capabilities "Controller/ControllerGetCapabilities" ControllerGetCapabilitiesRequest ControllerGetCapabilitiesResponse
         controller_expand "Controller/ControllerExpandVolume" ControllerExpandVolumeRequest ControllerExpandVolumeResponse

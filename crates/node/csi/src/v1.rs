@@ -24,6 +24,8 @@ pub mod controller {
     pub const CREATE_DELETE_VOLUME: i32 = 1;
     pub const PUBLISH_UNPUBLISH_VOLUME: i32 = 2;
     pub const GET_CAPACITY: i32 = 4;
+    pub const CREATE_DELETE_SNAPSHOT: i32 = 5;
+    pub const LIST_SNAPSHOTS: i32 = 6;
     pub const CLONE_VOLUME: i32 = 7;
     pub const EXPAND_VOLUME: i32 = 9;
     pub const SINGLE_NODE_MULTI_WRITER: i32 = 13;
@@ -200,6 +202,88 @@ pub struct ControllerUnpublishVolumeRequest {
 
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct ControllerUnpublishVolumeResponse {}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct CreateSnapshotRequest {
+    #[prost(string, tag = "1")]
+    pub source_volume_id: String,
+    #[prost(string, tag = "2")]
+    pub name: String,
+    #[prost(btree_map = "string, string", tag = "3")]
+    pub secrets: BTreeMap<String, String>,
+    #[prost(btree_map = "string, string", tag = "4")]
+    pub parameters: BTreeMap<String, String>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct CreateSnapshotResponse {
+    #[prost(message, optional, tag = "1")]
+    pub snapshot: Option<Snapshot>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Snapshot {
+    #[prost(int64, tag = "1")]
+    pub size_bytes: i64,
+    #[prost(string, tag = "2")]
+    pub snapshot_id: String,
+    #[prost(string, tag = "3")]
+    pub source_volume_id: String,
+    #[prost(message, optional, tag = "4")]
+    pub creation_time: Option<Timestamp>,
+    #[prost(bool, tag = "5")]
+    pub ready_to_use: bool,
+    #[prost(string, tag = "6")]
+    pub group_snapshot_id: String,
+}
+
+/// Since 1970.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Timestamp {
+    #[prost(int64, tag = "1")]
+    pub seconds: i64,
+    #[prost(int32, tag = "2")]
+    pub nanos: i32,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct DeleteSnapshotRequest {
+    #[prost(string, tag = "1")]
+    pub snapshot_id: String,
+    #[prost(btree_map = "string, string", tag = "2")]
+    pub secrets: BTreeMap<String, String>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct DeleteSnapshotResponse {}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ListSnapshotsRequest {
+    #[prost(int32, tag = "1")]
+    pub max_entries: i32,
+    #[prost(string, tag = "2")]
+    pub starting_token: String,
+    #[prost(string, tag = "3")]
+    pub source_volume_id: String,
+    #[prost(string, tag = "4")]
+    pub snapshot_id: String,
+    #[prost(btree_map = "string, string", tag = "5")]
+    pub secrets: BTreeMap<String, String>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ListSnapshotsResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub entries: Vec<SnapshotEntry>,
+    #[prost(string, tag = "2")]
+    pub next_token: String,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct SnapshotEntry {
+    #[prost(message, optional, tag = "1")]
+    pub snapshot: Option<Snapshot>,
+}
 
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct GetCapacityRequest {

@@ -1,4 +1,5 @@
-//! Who the node is to a registry: pull secrets of pods, the node's own docker files, credential provider plugins (KEP-2133).
+//! Who the node is to a registry: pull secrets of pods, the node's own docker files, credential provider plugins (KEP-2133), which may be shown a
+//! token of the pod's service account (KEP-4412).
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -9,7 +10,9 @@ use std::time::{Duration, Instant};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use cri::v1;
+use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// Upstream's patience with a plugin, and more than any real answer.
@@ -42,6 +45,25 @@ pub enum Owner {
     Node,
     /// A pull secret, by what it is and a hash of what it says.
     Secret { uid: String, namespace: String, name: String, hash: String },
+    /// A service account, for whose token a plugin gave them; with a hash of what it gave where that depends on the token itself.
+    ServiceAccount { uid: String, namespace: String, name: String, hash: String },
+}
+
+/// The service account of the pod that an image is for.
+#[derive(Clone, Debug, Default)]
+pub struct Account {
+    pub uid: String,
+    pub namespace: String,
+    pub name: String,
+    pub annotations: BTreeMap<String, String>,
+}
+
+/// Who asks the API server for it; nobody is asked where no plugin wants to know.
+pub trait Accounts: Send + Sync {
+    /// `None`: the pod has none (a static pod).
+    fn account(&self) -> BoxFuture<'_, Result<Option<Account>, String>>;
+    /// A token for that audience, bound to the pod.
+    fn token<'a>(&'a self, audience: &'a str) -> BoxFuture<'a, Result<String, String>>;
 }
 
 #[derive(Deserialize)]
@@ -163,7 +185,82 @@ struct Provider {
     #[serde(default)]
     env: Vec<Variable>,
     #[serde(default)]
-    token_attributes: Option<serde_json::Value>,
+    token_attributes: Option<TokenAttributes>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct TokenAttributes {
+    service_account_token_audience: String,
+    /// `Token` or `ServiceAccount`: what an answer holds for.
+    cache_type: String,
+    require_service_account: Option<bool>,
+    required_service_account_annotation_keys: Vec<String>,
+    optional_service_account_annotation_keys: Vec<String>,
+}
+
+impl TokenAttributes {
+    fn fault(&self, version: &str) -> Option<&'static str> {
+        let required = self.require_service_account;
+        match self.cache_type.as_str() {
+            _ if version != "credentialprovider.kubelet.k8s.io/v1" => {
+                Some("tokenAttributes is only supported for credentialprovider.kubelet.k8s.io/v1")
+            }
+            _ if self.service_account_token_audience.is_empty() => Some("serviceAccountTokenAudience is required"),
+            _ if required.is_none() => Some("requireServiceAccount is required"),
+            _ if required == Some(false) && !self.required_service_account_annotation_keys.is_empty() => {
+                Some("requiredServiceAccountAnnotationKeys cannot be set when requireServiceAccount is false")
+            }
+            "Token" | "ServiceAccount" => None,
+            _ => Some("cacheType must be Token or ServiceAccount"),
+        }
+    }
+
+    /// Of the account's annotations those that the plugin is shown.
+    fn shown(&self, account: &Account) -> Result<BTreeMap<String, String>, String> {
+        let missing = |key: &&String| !account.annotations.contains_key(*key);
+        if let Some(key) = self.required_service_account_annotation_keys.iter().find(missing) {
+            return Err(format!("service account {}/{} is missing required annotation {key}", account.namespace, account.name));
+        }
+        let keys = self.required_service_account_annotation_keys.iter().chain(&self.optional_service_account_annotation_keys);
+        Ok(keys.filter_map(|key| account.annotations.get(key).map(|value| (key.clone(), value.clone()))).collect())
+    }
+}
+
+/// What a plugin is told of a pod's service account.
+struct Shown {
+    account: Account,
+    annotations: BTreeMap<String, String>,
+    token: String,
+    /// For whom its answer holds.
+    holds_for: String,
+    /// Another token may bring another answer.
+    by_token: bool,
+}
+
+impl Shown {
+    /// `None`: the plugin is to be asked without.
+    async fn find(attributes: &TokenAttributes, accounts: &dyn Accounts) -> Result<Option<Self>, String> {
+        let Some(account) = accounts.account().await? else { return Ok(None) };
+        let annotations = attributes.shown(&account)?;
+        let token = accounts.token(&attributes.service_account_token_audience).await?;
+        let by_token = attributes.cache_type == "Token";
+        let mut words = vec![account.namespace.as_str(), &account.name, &account.uid];
+        words.extend(annotations.iter().flat_map(|(key, value)| [key.as_str(), value.as_str()]));
+        if by_token {
+            words.push(&token);
+        }
+        let mut hash = Sha256::new();
+        words.iter().for_each(|word| hash.update(format!("{}:{word}", word.len())));
+        let holds_for = BASE64.encode(hash.finalize());
+        Ok(Some(Self { annotations, token, holds_for, by_token, account }))
+    }
+
+    fn owner(&self, auth: &v1::AuthConfig) -> Owner {
+        let Account { uid, namespace, name, .. } = self.account.clone();
+        let hash = if self.by_token { crate::pulled::hash(auth) } else { String::new() };
+        Owner::ServiceAccount { uid, namespace, name, hash }
+    }
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -190,56 +287,75 @@ pub struct Keyring {
 }
 
 impl Keyring {
-    /// The node's own credentials for an image.
-    pub async fn find(&self, sources: &Sources, image: &str) -> Vec<Found> {
+    /// The node's own credentials for an image, and those that plugins give for the pod's service account.
+    pub async fn find(&self, sources: &Sources, image: &str, accounts: &dyn Accounts) -> Vec<Found> {
         let mut all = Vec::new();
         for path in &sources.docker_files {
             if let Ok(bytes) = std::fs::read(path) {
-                all.extend(in_config(&bytes, image));
+                all.extend(in_config(&bytes, image).into_iter().map(|auth| Found { auth, owner: Owner::Node }));
             }
         }
-        if let Some(path) = &sources.provider_config {
-            match providers(path) {
-                Ok(providers) => {
-                    for provider in providers.iter().filter(|provider| provider.match_images.iter().any(|pattern| matches(pattern, image)))
-                    {
-                        let asked = self.ask(provider, &sources.provider_directory, image).await;
-                        let asked =
-                            asked.inspect_err(|error| tracing::error!(provider = provider.name, image, error, "credential provider"));
-                        all.extend(in_auths(asked.unwrap_or_default(), image));
-                    }
-                }
-                Err(error) => tracing::error!(path = %path.display(), error, "the credential providers' configuration"),
+        let Some(path) = &sources.provider_config else { return all };
+        let providers = providers(path).unwrap_or_else(|error| {
+            tracing::error!(path = %path.display(), error, "the credential providers' configuration");
+            Vec::new()
+        });
+        for provider in providers.iter().filter(|provider| provider.match_images.iter().any(|pattern| matches(pattern, image))) {
+            match self.of_provider(provider, &sources.provider_directory, image, accounts).await {
+                Ok(found) => all.extend(found),
+                Err(error) => tracing::error!(provider = provider.name, image, error, "credential provider"),
             }
         }
-        all.into_iter().map(|auth| Found { auth, owner: Owner::Node }).collect()
+        all
     }
 
-    async fn ask(&self, provider: &Provider, directory: &Path, image: &str) -> Result<BTreeMap<String, DockerAuth>, String> {
+    async fn of_provider(&self, provider: &Provider, folder: &Path, image: &str, accounts: &dyn Accounts) -> Result<Vec<Found>, String> {
+        let shown = match &provider.token_attributes {
+            None => None,
+            Some(attributes) => match Shown::find(attributes, accounts).await? {
+                // It has nothing to say of pods without an account.
+                None if attributes.require_service_account == Some(true) => return Ok(Vec::new()),
+                shown => shown,
+            },
+        };
+        let auths = in_auths(self.ask(provider, folder, image, shown.as_ref()).await?, image);
+        let owner = |auth: &v1::AuthConfig| shown.as_ref().map_or(Owner::Node, |shown| shown.owner(auth));
+        Ok(auths.into_iter().map(|auth| Found { owner: owner(&auth), auth }).collect())
+    }
+
+    async fn ask(
+        &self,
+        provider: &Provider,
+        directory: &Path,
+        image: &str,
+        shown: Option<&Shown>,
+    ) -> Result<BTreeMap<String, DockerAuth>, String> {
         let name = full_name(image);
         let host = name.split('/').next().unwrap_or_default().to_owned();
-        let keys = [name.clone(), host.clone(), "global".to_owned()];
+        let holds_for = shown.map_or("", |shown| shown.holds_for.as_str());
+        let key_of = |what: &str| (provider.name.clone(), format!("{what} {holds_for}"));
         let now = Instant::now();
         {
             let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-            let known = keys.iter().filter_map(|key| kept.get(&(provider.name.clone(), key.clone()))).find(|(until, _)| *until > now);
+            let keys = [name.as_str(), &host, "global"].map(key_of);
+            let known = keys.iter().filter_map(|key| kept.get(key)).find(|(until, _)| *until > now);
             if let Some((_, auths)) = known {
                 return Ok(auths.clone());
             }
         }
-        let answer = run(provider, directory, image).await?;
+        let answer = run(provider, directory, image, shown).await?;
         let duration = answer.cache_duration.as_ref().or(provider.default_cache_duration.as_ref());
         let duration = duration.and_then(|text| crate::settings::duration(text)).unwrap_or_default();
         let key = match answer.cache_key_type.as_str() {
-            "Image" => name,
-            "Registry" => host,
-            "Global" => "global".into(),
+            "Image" => key_of(&name),
+            "Registry" => key_of(&host),
+            "Global" => key_of("global"),
             other => return Err(format!("cacheKeyType {other:?} is none of Image, Registry, Global")),
         };
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         kept.retain(|_, (until, _)| *until > now);
         if !duration.is_zero() && kept.len() < KEPT_MAX {
-            kept.insert((provider.name.clone(), key), (now + duration, answer.auth.clone()));
+            kept.insert(key, (now + duration, answer.auth.clone()));
         }
         Ok(answer.auth)
     }
@@ -255,15 +371,21 @@ fn providers(path: &Path) -> Result<Vec<Provider>, String> {
     if let Some(provider) = config.providers.iter().find(bad) {
         return Err(format!("provider name {:?} is no file's name", provider.name));
     }
-    match config.providers.iter().find(|provider| provider.token_attributes.is_some()) {
-        Some(provider) => Err(format!("provider {:?}: tokenAttributes is not supported", provider.name)),
+    let fault = |provider: &Provider| provider.token_attributes.as_ref().and_then(|attributes| attributes.fault(&provider.api_version));
+    match config.providers.iter().find_map(|provider| fault(provider).map(|fault| (provider, fault))) {
+        Some((provider, fault)) => Err(format!("provider {:?}: {fault}", provider.name)),
         None => Ok(config.providers),
     }
 }
 
-async fn run(provider: &Provider, directory: &Path, image: &str) -> Result<Answer, String> {
+async fn run(provider: &Provider, directory: &Path, image: &str, shown: Option<&Shown>) -> Result<Answer, String> {
     let program = directory.join(&provider.name);
-    let request = serde_json::json!({ "kind": "CredentialProviderRequest", "apiVersion": provider.api_version, "image": full_name(image) });
+    let mut request =
+        serde_json::json!({ "kind": "CredentialProviderRequest", "apiVersion": provider.api_version, "image": full_name(image) });
+    if let Some(shown) = shown {
+        request["serviceAccountToken"] = serde_json::json!(shown.token);
+        request["serviceAccountAnnotations"] = serde_json::json!(shown.annotations);
+    }
     let mut command = tokio::process::Command::new(&program);
     command.args(&provider.args).envs(provider.env.iter().map(|variable| (&variable.name, &variable.value)));
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).kill_on_drop(true);
@@ -319,6 +441,87 @@ mod tests {
         assert_eq!(in_old_config(br#"{"r.example": {"auth": "dTpw"}}"#, "r.example/x").len(), 1);
     }
 
+    /// A static pod.
+    struct Nobody;
+
+    impl Accounts for Nobody {
+        fn account(&self) -> BoxFuture<'_, Result<Option<Account>, String>> {
+            Box::pin(async { Ok(None) })
+        }
+        fn token<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<String, String>> {
+            Box::pin(async { Err("nobody has no token".into()) })
+        }
+    }
+
+    /// A pod of the service account, by its token.
+    struct Bot(&'static str);
+
+    impl Accounts for Bot {
+        fn account(&self) -> BoxFuture<'_, Result<Option<Account>, String>> {
+            let annotations = BTreeMap::from([("team".to_owned(), "red".to_owned()), ("secret".to_owned(), "yes".to_owned())]);
+            Box::pin(async { Ok(Some(Account { uid: "u".into(), namespace: "a".into(), name: "bot".into(), annotations })) })
+        }
+        fn token<'a>(&'a self, audience: &'a str) -> BoxFuture<'a, Result<String, String>> {
+            Box::pin(async move { Ok(format!("{}-for-{audience}", self.0)) })
+        }
+    }
+
+    #[tokio::test]
+    async fn a_provider_sees_a_token_of_the_pods_account_and_its_answer_holds_for_that_account() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        let script = format!(
+            "#!/bin/sh\ncat >>{0}/asked\necho >>{0}/asked\n\
+             echo '{{\"kind\":\"CredentialProviderResponse\",\"cacheKeyType\":\"Registry\",\"auth\":{{\"*.example\":{{\"username\":\"u\",\"password\":\"p\"}}}}}}'\n",
+            folder.path().display()
+        );
+        std::fs::write(at("plugin"), script).unwrap();
+        std::fs::set_permissions(at("plugin"), std::fs::Permissions::from_mode(0o755)).unwrap();
+        let sources =
+            Sources { provider_config: Some(at("config.yaml")), provider_directory: folder.path().into(), docker_files: Vec::new() };
+        let config = |attributes: &str| {
+            let text = format!(
+                "apiVersion: kubelet.config.k8s.io/v1\nkind: CredentialProviderConfig\nproviders:\n- name: plugin\n  matchImages: [\"*.example\"]\n  defaultCacheDuration: 10m\n  apiVersion: credentialprovider.kubelet.k8s.io/v1\n  tokenAttributes: {{serviceAccountTokenAudience: reg, {attributes}}}\n"
+            );
+            std::fs::write(at("config.yaml"), text).unwrap();
+        };
+        let asked = || std::fs::read_to_string(at("asked")).unwrap_or_default();
+        let strict =
+            "requireServiceAccount: true, requiredServiceAccountAnnotationKeys: [team], optionalServiceAccountAnnotationKeys: [colour]";
+        config(&format!("cacheType: ServiceAccount, {strict}"));
+        let keyring = Keyring::default();
+        for token in ["one", "two"] {
+            let found = keyring.find(&sources, "r.example/a:1", &Bot(token)).await;
+            let owner = Owner::ServiceAccount { uid: "u".into(), namespace: "a".into(), name: "bot".into(), hash: String::new() };
+            assert_eq!(found.iter().map(|found| &found.owner).collect::<Vec<_>>(), [&owner]);
+        }
+        assert_eq!(asked().lines().count(), 1, "{}", asked());
+        assert!(
+            asked().contains(r#""serviceAccountToken":"one-for-reg""#) && asked().contains(r#""serviceAccountAnnotations":{"team":"red"}"#)
+        );
+        assert!(keyring.find(&sources, "r.example/a:1", &Nobody).await.is_empty(), "it wants accounts");
+        config(&format!("cacheType: Token, {strict}"));
+        let (keyring, before) = (Keyring::default(), asked().lines().count());
+        for token in ["one", "two", "two"] {
+            assert_eq!(keyring.find(&sources, "r.example/a:1", &Bot(token)).await.len(), 1);
+        }
+        assert_eq!(asked().lines().count() - before, 2);
+        config("cacheType: Token, requireServiceAccount: false");
+        let found = keyring.find(&sources, "r.example/b:1", &Nobody).await;
+        assert_eq!(found.iter().map(|found| &found.owner).collect::<Vec<_>>(), [&Owner::Node]);
+        config("cacheType: Token, requireServiceAccount: true, requiredServiceAccountAnnotationKeys: [none]");
+        assert!(keyring.find(&sources, "r.example/c:1", &Bot("one")).await.is_empty());
+        for (wrong, why) in [
+            ("cacheType: Never, requireServiceAccount: true", "cacheType must be"),
+            ("cacheType: Token", "requireServiceAccount is required"),
+            ("cacheType: Token, requireServiceAccount: false, requiredServiceAccountAnnotationKeys: [a]", "cannot be set"),
+        ] {
+            config(wrong);
+            let error = providers(&at("config.yaml")).unwrap_err();
+            assert!(error.contains(why), "{error}");
+        }
+    }
+
     #[tokio::test]
     async fn a_provider_is_asked_once_while_its_answer_holds_and_only_for_its_images() {
         let folder = tempfile::tempdir().unwrap();
@@ -337,10 +540,10 @@ mod tests {
             Sources { provider_config: Some(at("config.yaml")), provider_directory: folder.path().into(), docker_files: Vec::new() };
         let keyring = Keyring::default();
         for image in ["r.example/a:1", "r.example/b"] {
-            let found = keyring.find(&sources, image).await;
+            let found = keyring.find(&sources, image, &Nobody).await;
             assert_eq!(found.iter().map(|found| found.auth.username.as_str()).collect::<Vec<_>>(), ["u"]);
         }
-        assert!(keyring.find(&sources, "nginx").await.is_empty());
+        assert!(keyring.find(&sources, "nginx", &Nobody).await.is_empty());
         let asked = std::fs::read_to_string(at("asked")).unwrap();
         assert_eq!(asked.lines().count(), 1, "{asked}");
         assert!(asked.contains("\"image\":\"r.example/a\""), "{asked}");

@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use cri::v1;
+use futures_util::future::BoxFuture;
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::Container;
+use k8s_openapi::api::core::v1::{Container, Pod, ServiceAccount};
 use reconcile::EventKind;
 
 use crate::credentials::{self, Found, Owner};
@@ -15,6 +16,8 @@ use crate::{podspec, pulled};
 
 const BACKOFF_FIRST: Duration = Duration::from_secs(10);
 const BACKOFF_MAX: Duration = Duration::from_secs(300);
+/// The life of a token that a credential provider is shown: the API server's default.
+const TOKEN_SECONDS: i64 = 3_600;
 
 impl Agent {
     /// Finds the image here, or starts its pull.
@@ -187,8 +190,41 @@ impl Agent {
                 Found { auth, owner: Owner::Secret { uid: text(&meta.uid), namespace: text(&meta.namespace), name: name.to_owned(), hash } }
             }));
         }
-        all.extend(self.keyring.find(&self.config.credentials, image).await);
+        let account = PodAccount { agent: self, pod: &scene.pod };
+        all.extend(self.keyring.find(&self.config.credentials, image, &account).await);
         all
+    }
+}
+
+/// The service account of a pod, for credential providers that want to see it.
+struct PodAccount<'a> {
+    agent: &'a Agent,
+    pod: &'a Pod,
+}
+
+impl credentials::Accounts for PodAccount<'_> {
+    fn account(&self) -> BoxFuture<'_, Result<Option<credentials::Account>, String>> {
+        Box::pin(async {
+            let name = podspec::spec(self.pod).service_account_name.as_deref().unwrap_or_default();
+            if name.is_empty() {
+                return Ok(None);
+            }
+            let namespace = podspec::namespace(self.pod);
+            let found = self.agent.client.get::<ServiceAccount>(Some(namespace), name).await.map_err(|error| error.to_string())?;
+            Ok(Some(credentials::Account {
+                uid: found.metadata.uid.unwrap_or_default(),
+                namespace: namespace.to_owned(),
+                name: name.to_owned(),
+                annotations: found.metadata.annotations.unwrap_or_default(),
+            }))
+        })
+    }
+
+    fn token<'a>(&'a self, audience: &'a str) -> BoxFuture<'a, Result<String, String>> {
+        Box::pin(async move {
+            let token = self.agent.objects.tokens.get(self.pod, audience, TOKEN_SECONDS, Timestamp::now()).await?;
+            Ok(token.text)
+        })
     }
 }
 

@@ -93,7 +93,7 @@ impl Records {
         let same = |known: &Owner, own: &Owner| match (known, own) {
             (Owner::Node, _) => true,
             (Owner::Secret { hash, .. }, Owner::Secret { hash: own, .. }) => hash == own,
-            (Owner::Secret { .. }, Owner::Node) => false,
+            (known, own) => known == own,
         };
         owners.iter().any(|known| *known == Owner::Node || shown.iter().any(|found| same(known, &found.owner)))
     }

@@ -96,6 +96,12 @@ impl Storage {
         if let Source::Csi(source) = &wanted.source {
             return self.csi.set_up(pod, &wanted, source, tokens).await;
         }
+        if let Source::Local { path, filled_from: Some(_), .. } = &wanted.source
+            && !path.exists()
+        {
+            self.local.add(ObjectKey::new("", &wanted.name));
+            return Err(Trouble::Waiting(format!("volume {:?} is being filled from its data source", wanted.name)));
+        }
         let (config, uid) = (self.config.clone(), podspec::uid(pod).to_owned());
         let group = Group::of(pod);
         let failed = |wanted: &Wanted, message: String| match wanted.block {
@@ -197,7 +203,7 @@ fn place(config: &Config, uid: &str, wanted: &Wanted, group: Group) -> Result<Pl
             volumes::host_path::prepare(path, kind)?;
             Ok(placed(path.clone()))
         }
-        Source::Local { path, kind, made_for } => {
+        Source::Local { path, kind, made_for, .. } => {
             if let Some(bytes) = made_for {
                 local_path::make(path, *bytes, wanted.block)?;
             }
@@ -365,7 +371,7 @@ mod tests {
         Wanted {
             name: "pv".into(),
             claim: Some("claim".into()),
-            source: Source::Local { path: path.into(), kind: "ext4".into(), made_for: Some(1 << 20) },
+            source: Source::Local { path: path.into(), kind: "ext4".into(), made_for: Some(1 << 20), filled_from: None },
             block,
             read_only: false,
             options: Vec::new(),
@@ -389,7 +395,7 @@ mod tests {
     fn a_path_that_is_not_there_is_said_in_upstreams_words() {
         let root = tempfile::tempdir().unwrap();
         let mut missing = wanted(&root.path().join("none"), false);
-        missing.source = Source::Local { path: "/does/not/exist".into(), kind: "ext4".into(), made_for: None };
+        missing.source = Source::Local { path: "/does/not/exist".into(), kind: "ext4".into(), made_for: None, filled_from: None };
         let error = place(&config(root.path()), "u1", &missing, Group::default()).unwrap_err();
         assert_eq!(error.to_string(), "path \"/does/not/exist\" does not exist");
     }

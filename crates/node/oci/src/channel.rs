@@ -129,6 +129,18 @@ pub(crate) fn take_birth(channel: &Channel) -> io::Result<(i32, OwnedFd)> {
     }
 }
 
+/// The descriptor that comes with the next message.
+pub(crate) fn receive_descriptor(socket: impl AsFd) -> io::Result<Option<OwnedFd>> {
+    let mut bytes = [0_u8; 4096];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    recvmsg(socket, &mut [IoSliceMut::new(&mut bytes)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
+    Ok(control.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
+        _ => None,
+    }))
+}
+
 impl Channel {
     /// Takes one message; blocks when there is none.
     pub fn receive(&self) -> io::Result<Progress> {

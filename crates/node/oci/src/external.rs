@@ -6,7 +6,8 @@
 
 use std::convert::Infallible;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -22,6 +23,12 @@ use crate::{Handles, Mount, PidNamespace, Propagation, Source, Spec, Started, ca
 /// A program that makes a container for longer hangs.
 const PATIENCE: Duration = Duration::from_secs(60);
 const LOOK_EVERY: Duration = Duration::from_millis(2);
+/// What every container has.
+const DEVICES: [&str; 6] = ["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/tty"];
+/// Every host has it, and everybody may pass through it.
+const SHOWN: &str = "/tmp";
+/// In the bundle.
+const CONSOLE: &str = "console";
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Which program makes the container, and where.
@@ -36,6 +43,8 @@ pub struct External {
     pub cgroup: String,
     /// The container may use every device of the host.
     pub all_devices: bool,
+    /// The host's ids that those of the pod's user namespace are, from its 0 on: the first, and how many.
+    pub ids: Option<(u32, u32)>,
 }
 
 /// Starts a container's first process through `external`. `host` is the mount namespace that the program is in. The [`crate::Channel`] says how it
@@ -54,21 +63,39 @@ pub unsafe fn spawn_external(spec: &Spec, external: &External, host: BorrowedFd<
 fn launch(spec: &Spec, external: &External, host: BorrowedFd<'_>, handles: &Handles<'_>, report: &OwnedFd) -> Result<Infallible, Failure> {
     sys::reset_signals();
     child::hide();
-    let refuse = |what: &str| Failure::sentence("start", 0, format!("{} is not asked for {what}", external.program));
-    if spec.process.terminal {
-        return Err(refuse("terminals"));
-    }
     if spec.mounts.iter().any(|mount| mount.propagation == Propagation::Shared) {
-        return Err(refuse("volumes with mountPropagation Bidirectional"));
+        let message = format!("{} is not asked for volumes with mountPropagation Bidirectional", external.program);
+        return Err(Failure::sentence("start", 0, message));
     }
-    let bundle = Path::new(&external.bundle);
+    let mut bundle = Path::new(&external.bundle);
     attach_all(spec, bundle, host, handles)?;
-    let text = config(spec, external, handles).to_string();
+    if handles.users.is_some() {
+        show(bundle).map_err(|e| Failure::new("show the bundle to the pod's users", e))?;
+        bundle = Path::new(SHOWN);
+    }
+    let text = config(spec, external, bundle, handles).to_string();
     std::fs::write(bundle.join("config.json"), text).map_err(|e| Failure::new("write config.json", e))?;
-    let pid = run(external, bundle, handles)?;
+    let terminal = spec.process.terminal.then(|| listen(bundle)).transpose()?;
+    let pid = run(external, bundle, handles, terminal.is_some())?;
+    if let Some(listener) = terminal {
+        let master = master_of(&listener).map_err(|e| Failure::new(format!("take the terminal of {}", external.program), e))?;
+        channel::send_terminal(report, &master).map_err(|e| Failure::new("tell of the terminal", e))?;
+    }
     channel::send_adopted(report, pid).map_err(|e| Failure::new("tell of the container", e))?;
     // SAFETY: ends the child at once, without running destructors or exit handlers of the launcher's copy.
     unsafe { libc::_exit(0) }
+}
+
+/// The pod's own root enters the bundle before the container is made, and may not pass through the folders that it lies in: in this mount namespace
+/// alone it is where everybody comes by.
+fn show(bundle: &Path) -> io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    for folder in [bundle.to_owned(), bundle.join("mounts")] {
+        std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o711))?;
+    }
+    let clone = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
+    let tree = open_tree(CWD, bundle, clone)?;
+    Ok(move_mount(&tree, "", CWD, SHOWN, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?)
 }
 
 /// Where the mount with this number is attached for the program to bind.
@@ -114,13 +141,34 @@ fn attach(tree: BorrowedFd<'_>, at: &Path, directory: bool) -> io::Result<()> {
     Ok(move_mount(tree, "", CWD, at, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?)
 }
 
+/// Where the program sends the terminal that it opens. By a short name, from within the bundle: addresses of sockets are not longer than a hundred
+/// letters or so.
+fn listen(bundle: &Path) -> Result<UnixListener, Failure> {
+    let step = |error: io::Error| Failure::new("listen for the terminal", error);
+    std::env::set_current_dir(bundle).map_err(step)?;
+    let listener = UnixListener::bind(CONSOLE).map_err(step)?;
+    listener.set_nonblocking(true).map_err(step)?;
+    Ok(listener)
+}
+
+/// The program has ended well: what it sent is there.
+fn master_of(listener: &UnixListener) -> io::Result<OwnedFd> {
+    let (stream, _) = listener.accept()?;
+    stream.set_nonblocking(true)?;
+    channel::receive_descriptor(&stream)?.ok_or_else(|| io::Error::other("it sent none"))
+}
+
 /// The program's whole run; returns the container's first process.
-fn run(external: &External, bundle: &Path, handles: &Handles<'_>) -> Result<i32, Failure> {
+fn run(external: &External, bundle: &Path, handles: &Handles<'_>, terminal: bool) -> Result<i32, Failure> {
     let step = |error: io::Error| Failure::new(format!("run {}", external.program), error);
     let (pid_file, log) = (bundle.join("pid"), bundle.join("log"));
     let mut command = Command::new(&external.program);
     command.arg("--root").arg(bundle.join("state")).arg("--log").arg(&log);
-    command.args(["run", "--detach", "--bundle"]).arg(bundle).arg("--pid-file").arg(&pid_file).arg(&external.id);
+    command.args(["run", "--detach", "--bundle"]).arg(bundle).arg("--pid-file").arg(&pid_file);
+    if terminal {
+        command.args(["--console-socket", CONSOLE]);
+    }
+    command.arg(&external.id);
     let [stdin, stdout, stderr] = handles.stdio.map(|end| {
         let copied = end.map(|end| end.try_clone_to_owned()).transpose();
         copied.map(|end| end.map_or_else(Stdio::null, Stdio::from))
@@ -155,7 +203,7 @@ fn end_of(mut running: Child) -> io::Result<ExitStatus> {
 }
 
 /// The bundle's `config.json`.
-fn config(spec: &Spec, external: &External, handles: &Handles<'_>) -> Value {
+fn config(spec: &Spec, external: &External, bundle: &Path, handles: &Handles<'_>) -> Value {
     let process = &spec.process;
     let held = capabilities::held();
     let names = |mask: u64| capabilities::names(mask & held);
@@ -170,6 +218,12 @@ fn config(spec: &Spec, external: &External, handles: &Handles<'_>) -> Value {
     if spec.cgroup_namespace {
         namespaces.push(json!({"type": "cgroup"}));
     }
+    let ids: Vec<Value> = external.ids.iter().map(|(first, count)| json!({"containerID": 0, "hostID": first, "size": count})).collect();
+    if let Some(users) = &handles.users {
+        // This process lives as long as the program runs.
+        let path = format!("/proc/{}/fd/{}", std::process::id(), users.namespace.as_raw_fd());
+        namespaces.push(json!({"type": "user", "path": path}));
+    }
     let (bounding, ambient) = (names(process.bounding), names(process.ambient));
     let filter = match &process.seccomp_profile {
         Some(profile) => Some(profile.to_oci(process.bounding)),
@@ -178,16 +232,16 @@ fn config(spec: &Spec, external: &External, handles: &Handles<'_>) -> Value {
     json!({
         "ociVersion": "1.0.2",
         "process": {
-            "terminal": false, "args": process.args, "env": process.env, "cwd": process.cwd,
+            "terminal": process.terminal, "args": process.args, "env": process.env, "cwd": process.cwd,
             "user": {"uid": process.user.uid, "gid": process.user.gid, "additionalGids": process.user.groups},
             "capabilities": {"bounding": bounding, "permitted": bounding, "effective": bounding, "inheritable": ambient, "ambient": ambient},
             "noNewPrivileges": process.no_new_privileges, "apparmorProfile": process.apparmor,
             "oomScoreAdj": process.oom_score_adj.map(|wanted| wanted.max(own_oom_score())),
         },
         "root": {"path": "rootfs", "readonly": spec.root_readonly},
-        "mounts": mounts(spec, Path::new(&external.bundle)),
+        "mounts": mounts(spec, external, bundle),
         "linux": {
-            "namespaces": namespaces, "cgroupsPath": external.cgroup, "seccomp": filter,
+            "namespaces": namespaces, "uidMappings": ids, "gidMappings": ids, "cgroupsPath": external.cgroup, "seccomp": filter,
             "maskedPaths": spec.masked_paths, "readonlyPaths": spec.readonly_paths,
             "devices": spec.devices.iter().map(|device| json!({
                 "path": device.path, "type": device.kind.to_string(), "major": device.major, "minor": device.minor,
@@ -211,10 +265,14 @@ fn devices(spec: &Spec, external: &External) -> Vec<Value> {
     rules
 }
 
-fn mounts(spec: &Spec, bundle: &Path) -> Vec<Value> {
+fn mounts(spec: &Spec, external: &External, bundle: &Path) -> Vec<Value> {
     let mut list = Vec::new();
     for (number, mount) in spec.mounts.iter().enumerate() {
         let mut options = options(mount);
+        // In a user namespace such programs show these of the host by themselves, and trip over those that are there.
+        if external.ids.is_some() && DEVICES.contains(&mount.target.as_str()) {
+            continue;
+        }
         match &mount.source {
             // Such programs mount all hierarchies at once.
             Source::New(_) if mount.target.starts_with("/sys/fs/cgroup/") => {}
@@ -229,6 +287,8 @@ fn mounts(spec: &Spec, bundle: &Path) -> Vec<Value> {
                 list.push(json!({"destination": mount.target, "type": new.kind, "source": new.kind, "options": options}));
             }
             Source::Tree { .. } | Source::Bind { .. } => {
+                options
+                    .extend(locked(&place(bundle, number)).filter(|name| !options.iter().any(|known| known == name)).collect::<Vec<_>>());
                 options.push("rbind".into());
                 options.push(if mount.propagation == Propagation::FromHost { "rslave".into() } else { "rprivate".into() });
                 list.push(json!({"destination": mount.target, "type": "bind", "source": place(bundle, number), "options": options}));
@@ -236,6 +296,14 @@ fn mounts(spec: &Spec, bundle: &Path) -> Vec<Value> {
         }
     }
     list
+}
+
+/// What a mount forbids already: in a user namespace nobody can allow it again, and who leaves it out is refused.
+fn locked(path: &Path) -> impl Iterator<Item = String> {
+    use rustix::fs::StatVfsMountFlags as Flags;
+    let flags = rustix::fs::statvfs(path).map_or(Flags::empty(), |found| found.f_flag);
+    let names = [(Flags::NOSUID, "nosuid"), (Flags::NODEV, "nodev"), (Flags::NOEXEC, "noexec"), (Flags::RDONLY, "ro")];
+    names.into_iter().filter(move |(flag, _)| flags.contains(*flag)).map(|(_, name)| name.to_owned())
 }
 
 fn options(mount: &Mount) -> Vec<String> {
@@ -246,7 +314,6 @@ fn options(mount: &Mount) -> Vec<String> {
 
 /// The process behind a pidfd, by its id on the host.
 fn pid_of(pidfd: Option<BorrowedFd<'_>>) -> Option<i32> {
-    use std::os::fd::AsRawFd;
     let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd?.as_raw_fd())).ok()?;
     text.lines().find_map(|line| line.strip_prefix("Pid:"))?.trim().parse().ok().filter(|pid| *pid > 0)
 }
@@ -286,8 +353,8 @@ mod tests {
             ..Spec::default()
         };
         let (program, id, cgroup) = ("/runc".into(), "c".into(), "/own/pods/c".into());
-        let external = External { program, id, bundle: "/b".into(), cgroup, all_devices: false };
-        let config = config(&spec, &external, &Handles::default());
+        let external = External { program, id, bundle: "/b".into(), cgroup, all_devices: false, ids: None };
+        let config = config(&spec, &external, Path::new(&external.bundle), &Handles::default());
         assert_eq!(config["process"]["apparmorProfile"], "own");
         let mounts: Vec<String> = config["mounts"]
             .as_array()

@@ -32,6 +32,7 @@ const CODES: &[(u16, Code)] = &[
     (7, Code::PermissionDenied),
     (8, Code::ResourceExhausted),
     (9, Code::FailedPrecondition),
+    (10, Code::Aborted),
     (12, Code::Unimplemented),
     (13, Code::Internal),
     (14, Code::Unavailable),

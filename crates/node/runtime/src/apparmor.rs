@@ -79,7 +79,8 @@ impl Host {
                 if self.knows(name) { Ok(Some(name.to_owned())) } else { Err(format!("apparmor profile not found {name}")) }
             }
             Some(_) => self.default_profile(&self.parser().ok_or("Cannot enforce AppArmor: apparmor_parser is not installed on the host")?),
-            None => match self.parser().filter(|_| enforced) {
+            None if !enforced => Ok(None),
+            None => match self.parser() {
                 // Nobody asked, and hosts within containers often may not load profiles.
                 Some(parser) => Ok(self.default_profile(&parser).unwrap_or_else(|error| {
                     self.warned.call_once(|| tracing::warn!(error, "containers without an AppArmor profile of their own run unconfined"));

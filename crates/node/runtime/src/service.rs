@@ -60,7 +60,7 @@ impl cri::RuntimeService for Runtime {
                 name: name.to_owned(),
                 features: Some(v1::RuntimeHandlerFeatures {
                     recursive_read_only_mounts: is_own,
-                    user_namespaces: is_own && crate::sandbox::has_user_namespaces(),
+                    user_namespaces: crate::sandbox::has_user_namespaces(),
                 }),
             };
             let others = external.keys().map(|name| handler(name, false));

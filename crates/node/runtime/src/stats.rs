@@ -12,11 +12,25 @@ fn value(value: Option<u64>) -> Option<v1::UInt64Value> {
     value.map(|value| v1::UInt64Value { value })
 }
 
-fn cpu(stats: &cgroups::Stats, timestamp: i64) -> v1::CpuUsage {
-    v1::CpuUsage { timestamp, usage_core_nano_seconds: value(stats.cpu_nanos), ..Default::default() }
+/// How long the group waited for the resource (KEP-4205).
+fn psi(group: &cgroups::Cgroup, resource: &str) -> Option<v1::PsiStats> {
+    let found = group.pressure(resource)?;
+    let data = |stall: cgroups::Stall| {
+        let [avg10, avg60, avg300] = stall.averages;
+        v1::PsiData { total: stall.total, avg10, avg60, avg300 }
+    };
+    Some(v1::PsiStats { full: Some(data(found.full)), some: Some(data(found.some)) })
 }
 
-fn memory(stats: &cgroups::Stats, timestamp: i64) -> v1::MemoryUsage {
+fn io(group: &cgroups::Cgroup, timestamp: i64) -> Option<v1::IoUsage> {
+    psi(group, "io").map(|psi| v1::IoUsage { timestamp, psi: Some(psi) })
+}
+
+fn cpu(group: &cgroups::Cgroup, stats: &cgroups::Stats, timestamp: i64) -> v1::CpuUsage {
+    v1::CpuUsage { timestamp, usage_core_nano_seconds: value(stats.cpu_nanos), psi: psi(group, "cpu"), ..Default::default() }
+}
+
+fn memory(group: &cgroups::Cgroup, stats: &cgroups::Stats, timestamp: i64) -> v1::MemoryUsage {
     let available = stats.memory_limit.zip(stats.working_set).map(|(limit, used)| limit.saturating_sub(used));
     v1::MemoryUsage {
         timestamp,
@@ -26,7 +40,7 @@ fn memory(stats: &cgroups::Stats, timestamp: i64) -> v1::MemoryUsage {
         rss_bytes: value(stats.rss),
         page_faults: value(stats.page_faults),
         major_page_faults: value(stats.major_page_faults),
-        psi: None,
+        psi: psi(group, "memory"),
     }
 }
 
@@ -38,7 +52,8 @@ impl Inner {
     fn measure_container(&self, container: &Container) -> Result<v1::ContainerStats> {
         let record = lock(&container.record).clone();
         let config = record.config.unwrap_or_default();
-        let stats = self.cgroups.open(&record.cgroup)?.stats();
+        let group = self.cgroups.open(&record.cgroup)?;
+        let stats = group.stats();
         let at = shim::now();
         let upper = self.config.data_dir.join("containers").join(&container.id).join("upper");
         let (used, inodes) = images::usage(&upper);
@@ -49,8 +64,8 @@ impl Inner {
                 labels: config.labels,
                 annotations: config.annotations,
             }),
-            cpu: Some(cpu(&stats, at)),
-            memory: Some(memory(&stats, at)),
+            cpu: Some(cpu(&group, &stats, at)),
+            memory: Some(memory(&group, &stats, at)),
             writable_layer: Some(v1::FilesystemUsage {
                 timestamp: at,
                 fs_id: Some(v1::FilesystemIdentifier { mountpoint: self.config.data_dir.display().to_string() }),
@@ -58,7 +73,7 @@ impl Inner {
                 inodes_used: value(Some(inodes)),
             }),
             swap: None,
-            io: None,
+            io: io(&group, at),
         })
     }
 
@@ -84,19 +99,20 @@ impl Inner {
     fn measure_sandbox(&self, sandbox: &Sandbox) -> Result<v1::PodSandboxStats> {
         let record = lock(&sandbox.record).clone();
         let config = record.config.unwrap_or_default();
-        let group = self.cgroups.open(&record.cgroup)?.stats();
+        let group = self.cgroups.open(&record.cgroup)?;
+        let stats = group.stats();
         let at = shim::now();
         let containers: Vec<v1::ContainerStats> =
             self.containers_of(&sandbox.id).iter().filter_map(|c| self.measure_container(c).ok()).collect();
         let processes = containers.iter().filter_map(|c| c.attributes.as_ref()).filter_map(|a| self.container(&a.id).ok());
         let processes = processes.filter_map(|c| self.cgroups.open(&lock(&c.record).cgroup).ok()?.stats().processes).sum();
         let linux = v1::LinuxPodSandboxStats {
-            cpu: Some(cpu(&group, at)),
-            memory: Some(memory(&group, at)),
+            cpu: Some(cpu(&group, &stats, at)),
+            memory: Some(memory(&group, &stats, at)),
             network: network_usage(sandbox, at),
             process: Some(v1::ProcessUsage { timestamp: at, process_count: value(Some(processes)) }),
             containers,
-            io: None,
+            io: io(&group, at),
         };
         Ok(v1::PodSandboxStats {
             attributes: Some(v1::PodSandboxAttributes {

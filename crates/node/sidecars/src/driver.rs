@@ -7,9 +7,10 @@ use std::time::Duration;
 use client::Client;
 use csi::{Driver, v1};
 use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim, Secret};
-use k8s_openapi::api::storage::v1::{CSINode, StorageClass, VolumeAttachment};
+use k8s_openapi::api::storage::v1::{CSIDriver, CSINode, StorageClass, VolumeAttachment};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use reconcile::{Cache, Caches, EventRecorder, ObjectKey, Outcome, Queue, key_of};
+use snapshots::VolumeSnapshotContent;
 use stdx::{Backoff, Drain};
 
 use crate::Error;
@@ -23,6 +24,7 @@ enum Key {
     Claim(ObjectKey),
     Volume(String),
     Attachment(String),
+    Snapshot(String),
 }
 
 impl std::fmt::Display for Key {
@@ -31,6 +33,7 @@ impl std::fmt::Display for Key {
             Self::Claim(key) => write!(f, "claim {key}"),
             Self::Volume(name) => write!(f, "volume {name}"),
             Self::Attachment(name) => write!(f, "attachment {name}"),
+            Self::Snapshot(name) => write!(f, "snapshot content {name}"),
         }
     }
 }
@@ -48,6 +51,9 @@ pub struct Controller {
     pub attachments: Cache<VolumeAttachment>,
     pub nodes: Cache<Node>,
     pub csi_nodes: Cache<CSINode>,
+    pub drivers: Cache<CSIDriver>,
+    /// Empty where nobody brought the kind.
+    pub contents: Cache<VolumeSnapshotContent>,
     pub recorder: EventRecorder,
 }
 
@@ -67,7 +73,9 @@ pub async fn serve(socket: PathBuf, client: Client, caches: Caches, drain: Drain
     controller.wake(&queue);
     tokio::join!(controller.claims.synced(), controller.volumes.synced(), controller.classes.synced());
     tokio::join!(controller.attachments.synced(), controller.nodes.synced(), controller.csi_nodes.synced());
-    reconcile::run("csi-sidecars", queue, WORKERS, drain, move |key| controller.clone().reconcile(key)).await;
+    let capacities = crate::capacity::publish(controller.clone(), drain.clone());
+    let objects = reconcile::run("csi-sidecars", queue, WORKERS, drain, move |key| controller.clone().reconcile(key));
+    tokio::join!(capacities, objects);
 }
 
 async fn meet(socket: &std::path::Path, client: &Client, caches: &Caches, drain: &Drain) -> Result<Controller, Error> {
@@ -90,6 +98,8 @@ async fn meet(socket: &std::path::Path, client: &Client, caches: &Caches, drain:
         attachments: caches.of(),
         nodes: caches.of(),
         csi_nodes: caches.of(),
+        drivers: caches.of(),
+        contents: caches.of(),
         name,
     })
 }
@@ -113,6 +123,11 @@ impl Controller {
             let volume = attachment.spec.source.persistent_volume_name.clone();
             volume.into_iter().for_each(|volume| by_attachment.add(Key::Volume(volume)));
         });
+        let (by_content, name) = (queue.clone(), self.name.clone());
+        self.contents.on_change(move |_, new| {
+            let ours = new.filter(|content| content.spec.driver == name);
+            ours.into_iter().for_each(|content| by_content.add(Key::Snapshot(content.metadata.name.clone().unwrap_or_default())));
+        });
     }
 
     async fn reconcile(self: Arc<Self>, key: Key) -> Outcome {
@@ -127,6 +142,10 @@ impl Controller {
             },
             Key::Attachment(name) => match self.attachments.get("", name) {
                 Some(attachment) => self.attachment(&attachment).await,
+                None => Ok(()),
+            },
+            Key::Snapshot(name) => match self.contents.get("", name) {
+                Some(content) => return self.content(&content).await.into(),
                 None => Ok(()),
             },
         };

@@ -1,10 +1,10 @@
-//! What CSI's sidecars do beside a driver's controller, built in: provisioner, attacher, resizer.
+//! What CSI's sidecars do beside a driver's controller, built in: provisioner, attacher, resizer, snapshotter.
 //!
 //! A driver asks for it by putting its controller's socket, `<anything>.sock`, into the folder that [`run`] looks at. Whose socket is
 //! elsewhere has sidecars of its own, which are never disturbed: nothing here touches objects of a driver without a socket in the folder.
 //!
-//! Read in this order: [`driver`] (one driver and its queue), [`provision`], [`attach`], [`resize`]. Tasks: one that looks at the folder, one
-//! per driver.
+//! Read in this order: [`driver`] (one driver and its queue), [`provision`], [`attach`], [`resize`], [`snapshot`], [`capacity`]. Tasks: one that
+//! looks at the folder, two per driver.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -16,9 +16,11 @@ use reconcile::Caches;
 use stdx::Drain;
 
 mod attach;
+mod capacity;
 mod driver;
 mod provision;
 mod resize;
+mod snapshot;
 
 /// How often the folder is looked at.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
@@ -34,7 +36,8 @@ enum Error {
     Refused(String),
 }
 
-/// Serves the drivers whose sockets are in `folder` until `drain`. `client` may do what provisioners, attachers and resizers do.
+/// Serves the drivers whose sockets are in `folder` until `drain`. `client` may do what provisioners, attachers,
+/// resizers and snapshotters do.
 pub async fn run(folder: PathBuf, client: Client, caches: Caches, drain: Drain) {
     if let Err(error) = std::fs::create_dir_all(&folder) {
         tracing::error!(%error, folder = %folder.display(), "make the folder of CSI controllers' sockets");

@@ -12,6 +12,8 @@ use k8s_openapi::api::storage::v1::StorageClass;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use reconcile::{EventKind, key_of, reference_to};
+use snapshots::restore::{self, DataSource};
+use snapshots::{VolumeSnapshot, VolumeSnapshotContent};
 
 use crate::Error;
 use crate::driver::{Controller, PROVISIONED_BY, annotation};
@@ -33,6 +35,11 @@ impl Controller {
             return Ok(());
         }
         let about = reference_to(claim);
+        if matches!(restore::data_source(claim), Ok(Some(DataSource::Other(_)))) {
+            let message = "Assuming an external populator will provision the volume";
+            self.recorder.event(&about, EventKind::Normal, "Provisioning", message);
+            return Ok(());
+        }
         let provisioning = format!("External provisioner is provisioning volume for claim \"{}\"", key_of(&claim.metadata));
         self.recorder.event(&about, EventKind::Normal, "Provisioning", provisioning);
         match self.create(claim, &class, selected).await {
@@ -64,24 +71,16 @@ impl Controller {
 
     async fn create(&self, claim: &PersistentVolumeClaim, class: &StorageClass, selected: Option<&str>) -> Result<(), Error> {
         let spec = claim.spec.clone().unwrap_or_default();
-        if spec.data_source.is_some() || spec.data_source_ref.is_some() {
-            return Err(Error::Refused(
-                "data sources are not supported by the built-in provisioner; the driver's own sidecars are needed".into(),
-            ));
-        }
         let parameters = class.parameters.clone().unwrap_or_default();
         let asked = spec.resources.as_ref().and_then(|resources| bytes(resources.requests.as_ref()?.get("storage")));
         let request = v1::CreateVolumeRequest {
             name: volume_name(claim),
             capacity_range: Some(v1::CapacityRange { required_bytes: asked.unwrap_or(0), limit_bytes: 0 }),
             volume_capabilities: self.volume_capabilities(claim, class),
-            parameters: parameters
-                .iter()
-                .filter(|(key, _)| !key.starts_with(PREFIX))
-                .map(|(key, value)| (key.clone(), value.clone()))
-                .collect(),
+            parameters: for_driver(&parameters),
             secrets: self.secret(secret_of(&parameters, "provisioner", claim)).await?,
             accessibility_requirements: self.topology(selected),
+            volume_content_source: self.content_source(claim, class).await?,
             ..Default::default()
         };
         let made = self.driver.create_volume(&request).await?.volume.unwrap_or_default();
@@ -90,6 +89,46 @@ impl Controller {
         }
         let volume = self.volume(claim, class, &made, asked.unwrap_or(0));
         Ok(client::ignore_already_exists(self.client.create(&volume).await)?)
+    }
+
+    /// What the volume begins as a copy of.
+    async fn content_source(&self, claim: &PersistentVolumeClaim, class: &StorageClass) -> Result<Option<v1::VolumeContentSource>, Error> {
+        let namespace = claim.metadata.namespace.as_deref().unwrap_or_default();
+        let lacks = |what: &str, capability: &str| {
+            Error::Refused(format!("CSI driver does not support {what}: controller {capability} capability is not reported"))
+        };
+        let failed = |kind: &str, name: &str, why: String| {
+            Error::Refused(format!("error getting handle for DataSource Type {kind} by Name {name}: {why}"))
+        };
+        let source = match restore::data_source(claim).map_err(Error::Refused)? {
+            None | Some(DataSource::Other(_)) => return Ok(None),
+            Some(DataSource::Snapshot(name)) => {
+                if !self.can(v1::controller::CREATE_DELETE_SNAPSHOT) {
+                    return Err(lacks("snapshot restore", "CREATE_DELETE_SNAPSHOT"));
+                }
+                let snapshot = client::found(self.client.get::<VolumeSnapshot>(Some(namespace), &name).await)?;
+                let content = match snapshot.as_ref().and_then(VolumeSnapshot::bound_content) {
+                    Some(content) => client::found(self.client.get::<VolumeSnapshotContent>(None, content).await)?,
+                    None => None,
+                };
+                let handle = restore::from_snapshot(claim, class, &name, snapshot.as_ref(), content.as_ref());
+                let snapshot_id = handle.map_err(|why| failed("VolumeSnapshot", &name, why))?.to_owned();
+                v1::ContentSource::Snapshot(v1::SnapshotSource { snapshot_id })
+            }
+            Some(DataSource::Claim(name)) => {
+                if !self.can(v1::controller::CLONE_VOLUME) {
+                    return Err(lacks("clone operations", "CLONE_VOLUME"));
+                }
+                let source = self.claims.get(namespace, &name);
+                let volume = source.as_ref().and_then(|source| self.volumes.get("", source.spec.as_ref()?.volume_name.as_deref()?));
+                let same = volume.as_ref().is_some_and(|volume| crate::driver::driver_of(volume) == Some(self.name.as_str()));
+                let fits = restore::from_claim(claim, &name, source.as_deref(), volume.as_deref(), same);
+                fits.map_err(|why| failed("PersistentVolumeClaim", &name, why))?;
+                let csi = volume.and_then(|volume| volume.spec.as_ref()?.csi.clone()).unwrap_or_default();
+                v1::ContentSource::Volume(v1::VolumeSource { volume_id: csi.volume_handle })
+            }
+        };
+        Ok(Some(v1::VolumeContentSource { kind: Some(source) }))
     }
 
     fn volume_capabilities(&self, claim: &PersistentVolumeClaim, class: &StorageClass) -> Vec<v1::VolumeCapability> {
@@ -127,7 +166,7 @@ impl Controller {
         (!all.is_empty()).then(|| v1::TopologyRequirement { requisite: all.clone(), preferred: all })
     }
 
-    fn segments(&self, node: &Node) -> BTreeMap<String, String> {
+    pub fn segments(&self, node: &Node) -> BTreeMap<String, String> {
         let csi_node = self.csi_nodes.get("", node.metadata.name.as_deref().unwrap_or_default());
         let driver = csi_node.and_then(|found| found.spec.drivers.iter().find(|driver| driver.name == self.name).cloned());
         let keys = driver.and_then(|driver| driver.topology_keys).unwrap_or_default();
@@ -212,6 +251,11 @@ impl Controller {
 
 fn volume_name(claim: &PersistentVolumeClaim) -> String {
     format!("pvc-{}", claim.metadata.uid.as_deref().unwrap_or_default())
+}
+
+/// What of a class's parameters is not for the sidecars.
+pub fn for_driver(parameters: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+    parameters.iter().filter(|(key, _)| !key.starts_with(PREFIX)).map(|(key, value)| (key.clone(), value.clone())).collect()
 }
 
 pub fn bytes(quantity: Option<&Quantity>) -> Option<i64> {

@@ -2,10 +2,11 @@
 //! knows no Kubernetes kinds and no API.
 //!
 //! Read in this order: [`payload`] (keys of a ConfigMap or Secret to files), [`atomic`] (a payload to a directory, swapped at once),
-//! [`empty_dir`], [`host_path`], [`mounting`] (devices and network file systems), [`loop_device`], [`quota`], [`local_path`] (volumes of the
-//! built-in provisioner), [`ownership`] (fsGroup), [`subpath`], [`teardown`]. Tasks: none; every function blocks on the disk.
+//! [`empty_dir`], [`host_path`], [`mounting`] (devices and network file systems), [`loop_device`], [`quota`], [`copy`] (a directory's
+//! content elsewhere), [`local_path`] (volumes and snapshots of the built-in provisioner), [`ownership`] (fsGroup), [`subpath`], [`teardown`]. Tasks: none; every function blocks on the disk.
 
 pub mod atomic;
+pub mod copy;
 pub mod empty_dir;
 pub mod host_path;
 pub mod local_path;

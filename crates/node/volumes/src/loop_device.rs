@@ -78,6 +78,12 @@ pub fn grow(file: &Path) -> Result<(), Error> {
     }
 }
 
+/// What was written to the device of `file` is in the file.
+pub fn flush(file: &Path) -> Result<(), Error> {
+    let Some(device) = fs::canonicalize(file).ok().and_then(|file| find(&file)) else { return Ok(()) };
+    fs::File::open(&device).and_then(|opened| opened.sync_all()).map_err(Error::io("flush", &device))
+}
+
 /// Gives the device of `file` back; one that is still open goes with its last user.
 pub fn detach(file: &Path) -> Result<(), Error> {
     let Some(device) = fs::canonicalize(file).ok().and_then(|file| find(&file)) else { return Ok(()) };

@@ -114,6 +114,7 @@ impl Cluster {
         let node = "stest-node".to_owned();
         fs::write(dir.join("config.yaml"), configuration(&dir, &node)).expect("write the configuration");
         fs::write(dir.join("kubelet.yaml"), KUBELET).expect("write the kubelet's configuration");
+        fs::write(dir.join("providers.yaml"), PROVIDERS).expect("write the credential providers' configuration");
         let watcher = Command::new(beside_tests("cluster-watcher")).arg(&dir).stdin(Stdio::piped()).stdout(lock).spawn();
         let watcher = watcher.expect("start the watcher that cleans up");
         Cluster { dir, binary, node, watcher, containerd: OnceLock::new() }
@@ -327,12 +328,16 @@ fn lock_machine() -> File {
 const KUBELET: &str = "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\nevictionHard: {memory.available: 100Mi}\n\
     imageGCHighThresholdPercent: 100\nimageGCLowThresholdPercent: 99\n";
 
+/// For tests to fill.
+const PROVIDERS: &str = "apiVersion: kubelet.config.k8s.io/v1\nkind: CredentialProviderConfig\nproviders: []\n";
+
 fn configuration(dir: &Path, node: &str) -> String {
     let (data, run) = (dir.join("data"), dir.join("run"));
     format!(
         "dataDir: {}\nrunDir: {}\nnodeName: {node}\napiPort: {}\nkubeletPort: {}\ndnsPort: {}\npodCidr: {}\nnodeCidr: {}\nserviceCidr: {}\n\
          cgroupRoot: {}\nnftTable: {}\nlinkPrefix: {}\ncontext: stest\nstaticPodPath: {}\n\
-         runtimeHandlers: {{stest-runc: /usr/sbin/runc, stest-lost: /no/such/program}}\nregistryPort: {}\nregistryPeerPort: {}\nregistriesFile: {}\nimageVerifierDir: {}\nkubeletConfig: {}\n",
+         runtimeHandlers: {{stest-runc: /usr/sbin/runc, stest-lost: /no/such/program}}\nregistryPort: {}\nregistryPeerPort: {}\nregistriesFile: {}\nimageVerifierDir: {}\nkubeletConfig: {}\n\
+         imageCredentialProviderConfig: {}\nimageCredentialProviderBinDir: {}\n",
         data.display(),
         run.display(),
         names::API_PORT,
@@ -350,5 +355,7 @@ fn configuration(dir: &Path, node: &str) -> String {
         dir.join("registries.yaml").display(),
         dir.join("verifiers").display(),
         dir.join("kubelet.yaml").display(),
+        dir.join("providers.yaml").display(),
+        dir.join("providers").display(),
     )
 }

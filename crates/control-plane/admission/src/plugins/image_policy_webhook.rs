@@ -99,6 +99,7 @@ impl ImagePolicyWebhook {
     async fn judge(&self, attributes: &Attributes, lookup: &dyn Lookup) -> Result<(), Status> {
         let concerned = attributes.is("", "pods") || attributes.is_part("", "pods", "ephemeralcontainers");
         let (Some(pod), Some(backend)) = (attributes.object.as_ref().filter(|_| concerned), &self.backend) else { return Ok(()) };
+        lookup.depends_on_more();
         let question = json!({"kind": "ImageReview", "apiVersion": "imagepolicy.k8s.io/v1alpha1", "spec": spec(pod, attributes)});
         match self.ask(backend, question.to_string(), lookup).await {
             Ok(Answer { allowed: true, .. }) => Ok(()),

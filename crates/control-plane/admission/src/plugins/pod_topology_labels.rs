@@ -1,6 +1,6 @@
 //! PodTopologyLabels: a pod learns the zone and region of its node as labels of its own (KEP-4742).
 
-use rules::value::{label, object_at, text};
+use rules::value::{object_at, text};
 
 use crate::{Attributes, Lookup, Operation, Plugin, Verdict, core};
 
@@ -26,8 +26,9 @@ impl Plugin for PodTopologyLabels {
             if node.is_empty() {
                 return Ok(());
             }
-            let Some(node) = lookup.get(&core("nodes"), "", &node).await? else { return Ok(()) };
-            let found: Vec<_> = LABELS.iter().filter_map(|key| Some((*key, label(&node, key)?.to_owned()))).collect();
+            // There are many nodes, and each binding asks for another one: not for the whole of it.
+            let Some(node) = lookup.labels(&core("nodes"), "", &node).await? else { return Ok(()) };
+            let found: Vec<_> = LABELS.iter().filter_map(|key| Some((*key, node.get(*key)?.as_str()?.to_owned()))).collect();
             let labels = attributes.object.as_mut().filter(|_| !found.is_empty()).and_then(|object| object_at(object, "metadata.labels"));
             if let Some(labels) = labels {
                 labels.extend(found.into_iter().map(|(key, value)| (key.to_owned(), value.into())));

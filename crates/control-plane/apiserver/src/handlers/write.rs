@@ -16,7 +16,7 @@ use crate::object::{Object, meta, metadata_mut};
 use crate::patching::{self, PatchType};
 use crate::registry::catalog::Kind;
 use crate::registry::deletion::{self, Deleted};
-use crate::registry::{self, Owners, Target};
+use crate::registry::{self, Owners, Target, repeat};
 use crate::reply::{self, Body};
 use crate::{codec, views};
 
@@ -27,10 +27,24 @@ pub async fn create(server: &Arc<Inner>, context: &Context, target: Target<'_>, 
     let format = super::format(context, target.kind)?;
     let options = context.write_options()?;
     let media = negotiate::body_media(&context.headers, !target.kind.is_custom())?;
-    let mut object = codec::object(context, target.kind, &read_body(request).await?, media, &options)?;
+    let body = read_body(request).await?;
+    let asked = repeat::Asked::new(context, target, media, &body, &options);
+    let step = asked.as_ref().map_or(repeat::Step::Plain, |asked| server.registry.repeats.step(asked));
+    if let (repeat::Step::Repeat(template), Some(asked)) = (&step, &asked)
+        && let Some(outcome) = server.registry.repeat(context, target, asked, template).await
+    {
+        return respond(context, target.kind, StatusCode::CREATED, &*outcome?, format);
+    }
+    let before = asked.as_ref().map(|_| repeat::Before::of(context));
+    let mut object = codec::object(context, target.kind, &body, media, &options)?;
     certificate::stamp(context, target.kind, &mut object)?;
     server.access.check_grant(&server.registry.caches, context, target.kind, &object, None)?;
-    let object = server.registry.create(context, target, object, &options, Owners::Update).await?;
+    let object = match (step, &asked, &before) {
+        (repeat::Step::Record | repeat::Step::Repeat(_), Some(asked), Some(before)) => {
+            server.registry.create_recorded(context, target, object, asked, before).await?
+        }
+        _ => server.registry.create(context, target, object, &options, Owners::Update).await?,
+    };
     respond(context, target.kind, StatusCode::CREATED, &object, format)
 }
 
@@ -47,24 +61,34 @@ pub async fn update(server: &Arc<Inner>, context: &Context, target: Target<'_>, 
     let format = super::format(context, target.kind)?;
     let options = context.write_options()?;
     let media = negotiate::body_media(&context.headers, !target.kind.is_custom())?;
-    let mut object = codec::object(context, target.kind, &read_body(request).await?, media, &options)?;
-    if meta(&object, "name").is_empty() {
-        let name = target.name;
-        return Err(Status::bad_request(format!("the name of the object ({name} based on URL) was undeterminable: name must be provided")));
-    }
-    place(target, &mut object)?;
+    let body = read_body(request).await?;
+    let decoded = || {
+        let mut object = codec::object(context, target.kind, &body, media, &options)?;
+        if meta(&object, "name").is_empty() {
+            let name = target.name;
+            return Err(Status::bad_request(format!(
+                "the name of the object ({name} based on URL) was undeterminable: name must be provided"
+            )));
+        }
+        place(target, &mut object)?;
+        Ok(object)
+    };
+    let object = decoded()?;
     let part = part(context, target);
-    let wanted = object.clone();
     let blind = matches!(meta(&object, "resourceVersion"), "" | "0") && !target.kind.storage.rules.unconditional_update();
+    let mut first = Some(object);
     let make = |old: &Value| {
         if blind {
             return Err(unversioned(target));
         }
+        // Seldom asked twice: only where somebody else wrote in between.
+        let wanted = first.take().map_or_else(&decoded, Ok)?;
         server.access.check_grant(&server.registry.caches, context, target.kind, &wanted, Some(old))?;
-        Ok(wanted.clone())
+        Ok(wanted)
     };
     match server.registry.update(context, target, part, &options, Owners::Update, make).await {
         Err(status) if status.is("NotFound") && part == Part::Main && target.kind.rules.create_on_update() => {
+            let object = decoded()?;
             server.access.check_grant(&server.registry.caches, context, target.kind, &object, None)?;
             let object = server.registry.create(context, target, object, &options, Owners::Update).await?;
             respond(context, target.kind, StatusCode::CREATED, &object, format)

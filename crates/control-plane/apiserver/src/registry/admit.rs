@@ -8,13 +8,14 @@ use cel::library::authorizer::{Authorizer, Decision, Question};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use meta::{GroupResource, GroupVersionKind, GroupVersionResource, Status};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use store::{Expect, Store};
 
 use super::catalog::Kind;
 use super::decoded::Decoded;
+use super::repeat::Recorder;
 use super::{Registry, Target, catalog, storage_error, versions};
-use crate::cache::Caches;
+use crate::cache::{Cache, Caches};
 use crate::context::Context;
 use crate::custom;
 use crate::object;
@@ -41,6 +42,17 @@ impl Reader {
         let built_in = catalog::stored(&resource.group, &resource.resource);
         built_in.cloned().or_else(|| self.custom.stored(&resource.group, &resource.resource))
     }
+
+    /// The key of an object that is read without a definition of its own.
+    pub fn key(&self, resource: &GroupResource, namespace: &str, name: &str) -> Option<Vec<u8>> {
+        self.stored(resource).filter(|kind| !kind.is_custom()).map(|kind| kind.key(namespace, name))
+    }
+
+    /// Where all objects of such a resource are, and what the keys of those in the namespace begin with.
+    pub fn cache(&self, resource: &GroupResource, namespace: &str) -> Option<(Arc<Cache>, Vec<u8>)> {
+        let kind = self.stored(resource).filter(|kind| !kind.is_custom())?;
+        Some((self.caches.of(kind.storage.prefix.as_bytes()), kind.prefix(namespace)))
+    }
 }
 
 impl Lookup for Reader {
@@ -60,6 +72,25 @@ impl Lookup for Reader {
             let decode = || kind.decode(&entry.value, entry.mod_revision);
             // What a custom resource looks like depends on its definition too.
             if kind.is_custom() { decode().map(Arc::new).map(Some) } else { self.decoded.get(&entry, decode).map(Some) }
+        }
+        .boxed()
+    }
+
+    fn labels<'a>(
+        &'a self,
+        resource: &'a GroupResource,
+        namespace: &'a str,
+        name: &'a str,
+    ) -> BoxFuture<'a, Result<Option<Map<String, Value>>, Status>> {
+        async move {
+            let Some(kind) = self.stored(resource) else {
+                return Ok(None);
+            };
+            let Some(entry) = self.store.get(&kind.key(namespace, name)).await.map_err(storage_error)? else {
+                return Ok(None);
+            };
+            let labels = meta::scan::find(&entry.value, &["metadata", "labels"]);
+            Ok(Some(labels.and_then(|labels| serde_json::from_slice(labels).ok()).unwrap_or_default()))
         }
         .boxed()
     }
@@ -178,6 +209,8 @@ pub struct Admission {
     attributes: Attributes,
     /// A subresource of which plugins see another object (a Scale), made of the stored one.
     lens: Option<Lens>,
+    /// Asks in the plugins' stead.
+    pub recorder: Option<Arc<Recorder>>,
 }
 
 /// Another object's view on the stored one.
@@ -198,13 +231,13 @@ impl Admission {
         dry_run: bool,
     ) -> Self {
         let lens = (context.info.subresource == "scale" && !target.kind.is_custom()).then_some(crate::handlers::SCALE);
-        Self { attributes: attributes(context, target, operation, object, old, dry_run), lens }
+        Self { attributes: attributes(context, target, operation, object, old, dry_run), lens, recorder: None }
     }
 
     /// Lets the plugins change the object.
     pub async fn mutate(&mut self, registry: &Registry, context: &Context) -> Result<(), Status> {
         let outcome = match self.lens.filter(|_| self.attributes.object.is_some()) {
-            None => registry.admission.mutate(&mut self.attributes).await,
+            None => registry.admission.mutate_by(&mut self.attributes, lookup(&self.recorder, registry)).await,
             Some(lens) => self.mutate_through(lens, registry).await,
         };
         self.say(context);
@@ -246,7 +279,7 @@ impl Admission {
     /// Lets the plugins judge the final object.
     pub async fn judge(&mut self, registry: &Registry, context: &Context) -> Result<(), Status> {
         let outcome = match self.lens {
-            None => registry.admission.validate(&self.attributes).await,
+            None => registry.admission.validate_by(&self.attributes, lookup(&self.recorder, registry)).await,
             Some(lens) => registry.admission.validate(&self.through(lens)).await,
         };
         self.say(context);
@@ -268,6 +301,14 @@ impl Admission {
     /// The name is known by now.
     pub fn rename(&mut self, name: &str) {
         name.clone_into(&mut self.attributes.name);
+    }
+}
+
+/// Who answers the plugins' questions.
+fn lookup<'a>(recorder: &'a Option<Arc<Recorder>>, registry: &'a Registry) -> &'a dyn Lookup {
+    match recorder {
+        Some(recorder) => &**recorder,
+        None => &*registry.reader,
     }
 }
 
@@ -301,6 +342,21 @@ impl Registry {
         let mut admission = Admission::new(context, target, operation, object.cloned(), old.cloned(), dry_run);
         admission.mutate(self, context).await?;
         admission.judge(self, context).await
+    }
+
+    /// The same where there is an old state only, which comes back.
+    pub async fn judge_old(
+        &self,
+        context: &Context,
+        target: Target<'_>,
+        operation: Operation,
+        old: Value,
+        dry_run: bool,
+    ) -> Result<Value, Status> {
+        let mut admission = Admission::new(context, target, operation, None, Some(old), dry_run);
+        admission.mutate(self, context).await?;
+        admission.judge(self, context).await?;
+        Ok(admission.attributes.old.take().unwrap_or_default())
     }
 }
 

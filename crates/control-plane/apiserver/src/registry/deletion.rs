@@ -107,14 +107,14 @@ impl Registry {
         let key = Bytes::from(target.key());
         loop {
             let entry = self.store.get(&key).await.map_err(storage_error)?.ok_or_else(|| target.not_found())?;
-            let old = object::decode(&entry.value, entry.mod_revision);
+            let mut old = object::decode(&entry.value, entry.mod_revision);
             let shown = |object: Arc<Object>| target.kind.present(object);
             check(target, &old, options)?;
             if let Some(refused) = namespace_in_deletion(target, &old) {
                 return Err(refused);
             }
             if !options.admitted {
-                self.judge(context, target, Operation::Delete, None, Some(&old), options.dry_run).await?;
+                old = self.judge_old(context, target, Operation::Delete, old, options.dry_run).await?;
             }
             let marked = mark(target, &old, options);
             let expect = Expect::Revision(entry.mod_revision);
@@ -214,14 +214,18 @@ fn namespace_in_deletion(target: Target<'_>, old: &Value) -> Option<Status> {
 
 /// The object as it has to stay; `None` where nothing holds it.
 fn mark(target: Target<'_>, old: &Value, options: &Options) -> Option<Value> {
+    let grace = grace_seconds(target, old, options);
+    let is_definition = old["kind"] == "CustomResourceDefinition" && !target.kind.is_custom();
+    // Most go at once: no copy of them is needed.
+    if grace == 0 && !is_definition && !is_held_namespace(old) && finalizers_for(old, options.propagation).is_empty() {
+        return None;
+    }
     let mut object = old.clone();
-    if object["kind"] == "CustomResourceDefinition" && !target.kind.is_custom() && meta(old, "deletionTimestamp").is_empty() {
+    if is_definition && meta(old, "deletionTimestamp").is_empty() {
         crate::custom::begin_deletion(&mut object);
     }
     let finalizers = finalizers_for(&object, options.propagation);
-    let grace = grace_seconds(target, old, options);
-    let held = !finalizers.is_empty() || is_held_namespace(old);
-    if grace == 0 && !held {
+    if grace == 0 && finalizers.is_empty() && !is_held_namespace(old) {
         return None;
     }
     let metadata = metadata_mut(&mut object);

@@ -12,7 +12,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use reconcile::reference_to;
 
-use super::{FINALIZER, NODE_LABEL, PROVISIONED_BY, PROVISIONER, annotation, quantity};
+use super::{FILLED_FROM, FINALIZER, NODE_LABEL, PROVISIONED_BY, PROVISIONER, annotation, quantity};
 
 pub(super) const SELECTED_NODE: &str = "volume.kubernetes.io/selected-node";
 pub(super) const DEFAULT_CLASS: &str = "storageclass.kubernetes.io/is-default-class";
@@ -26,7 +26,33 @@ pub(super) struct World<'a> {
     pub class: &'a StorageClass,
     pub nodes: &'a [Arc<Node>],
     pub folder: &'a str,
+    /// What the volume begins as a copy of.
+    pub source: Option<Source>,
 }
+
+/// A directory of a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Source {
+    pub node: String,
+    pub path: String,
+}
+
+impl Source {
+    /// Of a snapshot: its node, a colon, and where it is there.
+    pub fn of_handle(handle: &str) -> Result<Self, String> {
+        let (node, path) = handle.split_once(':').ok_or_else(|| format!("snapshot handle {handle:?} is not a node and a path"))?;
+        Ok(Self { node: node.to_owned(), path: format!("{path}/{SNAPSHOT_DATA}") })
+    }
+    pub fn of_volume(volume: Option<&PersistentVolume>) -> Result<Self, String> {
+        let node = volume.and_then(super::volume::node_of);
+        let path = volume.and_then(|volume| volume.spec.as_ref()?.local.as_ref());
+        let both = node.zip(path).map(|(node, local)| Self { node: node.to_owned(), path: local.path.clone() });
+        both.ok_or_else(|| "claim in dataSource not bound or invalid".into())
+    }
+}
+
+/// What is kept of a volume, in its snapshot's directory.
+const SNAPSHOT_DATA: &str = "data";
 
 pub(super) enum Plan {
     Nothing,
@@ -52,7 +78,7 @@ pub(super) fn plan(world: &World<'_>, volume: impl Fn(&str) -> Option<Arc<Persis
     }
 }
 
-fn volume_name(claim: &PersistentVolumeClaim) -> String {
+pub(super) fn volume_name(claim: &PersistentVolumeClaim) -> String {
     format!("pvc-{}", claim.metadata.uid.as_deref().unwrap_or_default())
 }
 
@@ -77,8 +103,10 @@ fn enlarge(claim: &PersistentVolumeClaim, volume: Arc<PersistentVolume>) -> Plan
 fn make(world: &World<'_>) -> Plan {
     let refuse = |message: String| Plan::Refuse { message, reschedule: false };
     let spec = world.claim.spec.clone().unwrap_or_default();
-    let waits = world.class.volume_binding_mode.as_deref() == Some("WaitForFirstConsumer");
-    let selected = annotation(&world.claim.metadata, SELECTED_NODE);
+    // Where the data is, the volume is: nothing waits for a choice of the node, and pods follow.
+    let source = world.source.as_ref().map(|source| source.node.as_str());
+    let waits = world.class.volume_binding_mode.as_deref() == Some("WaitForFirstConsumer") && source.is_none();
+    let selected = source.or_else(|| annotation(&world.claim.metadata, SELECTED_NODE));
     if waits && selected.is_none() {
         return Plan::Nothing;
     }
@@ -87,9 +115,6 @@ fn make(world: &World<'_>) -> Plan {
         return refuse(format!(
             "access mode {mode} is not supported: a volume is on one node's disk; ReadWriteOnce and ReadWriteOncePod are"
         ));
-    }
-    if spec.data_source.is_some() || spec.data_source_ref.is_some() {
-        return refuse("a volume from a data source is not supported by this provisioner".into());
     }
     if spec.selector.is_some() {
         return refuse("claim Selector is not supported".into());
@@ -136,11 +161,13 @@ fn volume_of(world: &World<'_>, node: &Node) -> PersistentVolume {
     let terms = vec![NodeSelectorTerm { match_expressions: Some(vec![term]), match_fields: None }];
     let reference = ObjectReference { resource_version: claim.metadata.resource_version.clone(), ..reference_to(claim) };
     let size = asked(claim).cloned().unwrap_or_else(|| quantity("0"));
+    let mut annotations = BTreeMap::from([(PROVISIONED_BY.to_owned(), PROVISIONER.to_owned())]);
+    annotations.extend(world.source.as_ref().map(|source| (FILLED_FROM.to_owned(), source.path.clone())));
     PersistentVolume {
         metadata: ObjectMeta {
             name: Some(name.clone()),
             labels: Some(BTreeMap::from([(NODE_LABEL.to_owned(), node_name)])),
-            annotations: Some(BTreeMap::from([(PROVISIONED_BY.to_owned(), PROVISIONER.to_owned())])),
+            annotations: Some(annotations),
             finalizers: Some(vec![FINALIZER.to_owned()]),
             ..ObjectMeta::default()
         },
@@ -202,6 +229,10 @@ mod tests {
     use super::*;
 
     fn words(claim: Value, annotations: Value, mode: &str, volume: Option<Value>) -> String {
+        words_from(None, claim, annotations, mode, volume)
+    }
+
+    fn words_from(source: Option<Source>, claim: Value, annotations: Value, mode: &str, volume: Option<Value>) -> String {
         let mut spec = json!({"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}});
         claim.as_object().into_iter().flatten().for_each(|(key, value)| spec[key] = value.clone());
         let metadata = json!({"name": "c", "namespace": "a", "uid": "u", "annotations": annotations});
@@ -217,14 +248,15 @@ mod tests {
         };
         let nodes = [node("n1", "True"), node("n2", "False")];
         let volume: Option<Arc<PersistentVolume>> = volume.map(|volume| Arc::new(serde_json::from_value(volume).unwrap()));
-        let world = World { claim: &claim, class: &class, nodes: &nodes, folder: "/data/local-path" };
+        let world = World { claim: &claim, class: &class, nodes: &nodes, folder: "/data/local-path", source };
         match plan(&world, |_| volume.clone()) {
             Plan::Nothing => "nothing".into(),
             Plan::Make(volume) => {
                 let spec = volume.spec.unwrap();
                 let terms = spec.node_affinity.unwrap().required.unwrap().node_selector_terms;
                 let host = terms[0].match_expressions.as_ref().unwrap()[0].values.as_ref().unwrap()[0].clone();
-                format!("{} on {host} for {}", spec.local.unwrap().path, spec.claim_ref.unwrap().uid.unwrap())
+                let from = volume.metadata.annotations.unwrap().remove(FILLED_FROM).map(|path| format!(" from {path}")).unwrap_or_default();
+                format!("{} on {host} for {}{from}", spec.local.unwrap().path, spec.claim_ref.unwrap().uid.unwrap())
             }
             Plan::Enlarge(_, size) => format!("enlarge to {size}"),
             Plan::Refuse { message, reschedule } => format!("{message} {reschedule}"),
@@ -241,6 +273,15 @@ mod tests {
         assert_eq!(words(none.clone(), on("n9"), late, None), "node \"n9\" not found true");
         assert_eq!(words(none.clone(), none.clone(), "Immediate", None), "/data/local-path/pvc-u_a_c on n1-host for u");
         assert!(words(json!({"accessModes": ["ReadWriteMany"]}), on("n1"), late, None).starts_with("access mode ReadWriteMany"));
+    }
+
+    #[test]
+    fn a_volume_with_a_source_is_made_at_once_where_the_source_is() {
+        let source = Source::of_handle("n2:/data/local-path/.snapshots/x").unwrap();
+        let made = words_from(Some(source), json!({}), json!({SELECTED_NODE: "n1"}), "WaitForFirstConsumer", None);
+        assert_eq!(made, "/data/local-path/pvc-u_a_c on n2-host for u from /data/local-path/.snapshots/x/data");
+        let gone = Source { node: "n9".into(), path: "/x".into() };
+        assert_eq!(words_from(Some(gone), json!({}), json!({}), "WaitForFirstConsumer", None), "node \"n9\" not found false");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! One pod's volumes against one node.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
@@ -196,7 +196,11 @@ impl Needs<'_> {
                 taken.insert(volume.name().to_owned());
                 super::bind::Decision::Volume { claim: waiting.claim.clone(), volume }
             }
-            None => super::bind::Decision::Provision { claim: waiting.claim.clone(), node: node.name.clone() },
+            None => super::bind::Decision::Provision {
+                claim: waiting.claim.clone(),
+                node: node.name.clone(),
+                labels: node.facts.labels.clone(),
+            },
         };
         self.waiting.iter().map(decide).collect()
     }
@@ -204,9 +208,14 @@ impl Needs<'_> {
 
 /// The volume's own node affinity allows the node.
 pub(super) fn reaches(volume: &PersistentVolume, node: &Details) -> bool {
+    is_reached(volume, &node.facts.labels, &node.name)
+}
+
+/// The same of a node with that name and those labels.
+pub(super) fn is_reached(volume: &PersistentVolume, labels: &BTreeMap<String, String>, node: &str) -> bool {
     let affinity = volume.spec.as_ref().and_then(|spec| spec.node_affinity.as_ref());
     let required = affinity.and_then(|affinity| affinity.required.as_ref());
-    required.is_none_or(|selector| selector.node_selector_terms.iter().any(|term| matches_term(term, &node.facts.labels, &node.name)))
+    required.is_none_or(|selector| selector.node_selector_terms.iter().any(|term| matches_term(term, labels, node)))
 }
 
 const ZONE_KEYS: [&str; 4] = [

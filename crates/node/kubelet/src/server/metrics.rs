@@ -242,6 +242,7 @@ pub(super) async fn cadvisor(server: &Server) -> Response<Body> {
                 ("pod", pod.name.as_str()),
             ];
             group(&mut text, &labels, container.cpu.as_ref(), container.memory.as_ref());
+            stalls(&mut text, &labels, container);
             if let Some(used) = container.writable_layer.as_ref().and_then(|layer| value(&layer.used_bytes)) {
                 text.add(
                     "container_fs_usage_bytes",
@@ -281,6 +282,50 @@ fn group(text: &mut Text, labels: &[(&str, &str)], cpu_usage: Option<&v1::CpuUsa
     ] {
         if let Some(bytes) = value(bytes) {
             text.add(name, "gauge", help, labels, bytes as f64, Some(memory.timestamp));
+        }
+    }
+}
+
+/// Pressure stall information (KEP-4205).
+fn stalls(text: &mut Text, labels: &[(&str, &str)], container: &v1::ContainerStats) {
+    let psi = |usage: Option<Option<v1::PsiStats>>| usage.flatten().unwrap_or_default();
+    let cpu = psi(container.cpu.as_ref().map(|usage| usage.psi));
+    let memory = psi(container.memory.as_ref().map(|usage| usage.psi));
+    let io = psi(container.io.as_ref().map(|usage| usage.psi));
+    for (name, help, data) in [
+        (
+            "container_pressure_cpu_stalled_seconds_total",
+            "Total time duration no tasks in the container could make progress due to CPU congestion.",
+            cpu.full,
+        ),
+        (
+            "container_pressure_cpu_waiting_seconds_total",
+            "Total time duration tasks in the container have waited due to CPU congestion.",
+            cpu.some,
+        ),
+        (
+            "container_pressure_io_stalled_seconds_total",
+            "Total time duration no tasks in the container could make progress due to IO congestion.",
+            io.full,
+        ),
+        (
+            "container_pressure_io_waiting_seconds_total",
+            "Total time duration tasks in the container have waited due to IO congestion.",
+            io.some,
+        ),
+        (
+            "container_pressure_memory_stalled_seconds_total",
+            "Total time duration no tasks in the container could make progress due to memory congestion.",
+            memory.full,
+        ),
+        (
+            "container_pressure_memory_waiting_seconds_total",
+            "Total time duration tasks in the container have waited due to memory congestion.",
+            memory.some,
+        ),
+    ] {
+        if let Some(data) = data {
+            text.add(name, "counter", help, labels, data.total as f64 / 1e6, None);
         }
     }
 }

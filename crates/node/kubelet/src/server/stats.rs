@@ -139,6 +139,7 @@ fn pod(stats: &v1::PodSandboxStats, volumes: &[crate::storage::usage::Usage]) ->
         "podRef": {"name": metadata.name, "namespace": metadata.namespace, "uid": metadata.uid},
         "cpu": cpu(linux.cpu.as_ref()),
         "memory": memory(linux.memory.as_ref()),
+        "io": io(linux.io.as_ref()),
         "network": network(linux.network.as_ref()),
         "process_stats": {"process_count": processes},
         "ephemeral-storage": {"usedBytes": layers},
@@ -153,6 +154,7 @@ fn container(stats: &v1::ContainerStats) -> Option<Value> {
         "name": name,
         "cpu": cpu(stats.cpu.as_ref()),
         "memory": memory(stats.memory.as_ref()),
+        "io": io(stats.io.as_ref()),
         "rootfs": layer.map(|layer| json!({"time": at(layer.timestamp), "usedBytes": value(&layer.used_bytes), "inodesUsed": value(&layer.inodes_used)})),
     }))
 }
@@ -184,6 +186,7 @@ fn cpu(usage: Option<&v1::CpuUsage>) -> Value {
     let Some(usage) = usage else { return json!({}) };
     json!({
         "time": at(usage.timestamp), "usageNanoCores": value(&usage.usage_nano_cores), "usageCoreNanoSeconds": value(&usage.usage_core_nano_seconds),
+        "psi": psi(usage.psi.as_ref()),
     })
 }
 
@@ -193,7 +196,21 @@ fn memory(usage: Option<&v1::MemoryUsage>) -> Value {
         "time": at(usage.timestamp), "availableBytes": value(&usage.available_bytes), "workingSetBytes": value(&usage.working_set_bytes),
         "usageBytes": value(&usage.usage_bytes), "rssBytes": value(&usage.rss_bytes),
         "pageFaults": value(&usage.page_faults), "majorPageFaults": value(&usage.major_page_faults),
+        "psi": psi(usage.psi.as_ref()),
     })
+}
+
+fn io(usage: Option<&v1::IoUsage>) -> Value {
+    usage.map_or(Value::Null, |usage| json!({"time": at(usage.timestamp), "psi": psi(usage.psi.as_ref())}))
+}
+
+/// `null` where kernel or runtime tell none.
+fn psi(stalls: Option<&v1::PsiStats>) -> Value {
+    let data = |data: &Option<v1::PsiData>| {
+        let data = data.unwrap_or_default();
+        json!({"total": data.total, "avg10": data.avg10, "avg60": data.avg60, "avg300": data.avg300})
+    };
+    stalls.map_or(Value::Null, |stalls| json!({"full": data(&stalls.full), "some": data(&stalls.some)}))
 }
 
 #[cfg(test)]

@@ -160,7 +160,7 @@ mod tests {
         );
         assert!(of(devices, "Block", "c-uid").unwrap().block);
         let made = of(mounts.clone(), "Filesystem", "c-uid").unwrap();
-        assert_eq!(made.source, Source::Local { path: "/x".into(), kind: "ext4".into(), made_for: Some(1 << 30) });
+        assert_eq!(made.source, Source::Local { path: "/x".into(), kind: "ext4".into(), made_for: Some(1 << 30), filled_from: None });
         assert!(of(mounts, "Filesystem", "another").unwrap_err().contains("claimRef.UID"));
     }
 }

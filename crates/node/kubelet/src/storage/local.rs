@@ -1,32 +1,39 @@
-//! This node's volumes of the built-in provisioner: their size follows their object's, and their data goes once they are released.
+//! This node's volumes of the built-in provisioner: those with a source are filled, their size follows their object's, and their data goes once
+//! they are released. [`snapshots`] makes copies of them and takes those away.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use client::Patch;
+use client::{ListParams, Patch};
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 use reconcile::{Cache, EventKind, Outcome, Scope, key_of, reference_to};
 use serde_json::{Value, json};
 use stdx::Drain;
 use volumes::local_path::{self, Kept};
 
-use super::source::made_for;
+use super::source::{filled_from, made_for};
 use crate::worker::Agent;
+
+mod snapshots;
 
 /// As the provisioner sets it.
 const NODE_LABEL: &str = "sternpost.io/local-path-node";
 const DATA_REMOVED: &str = "DataRemoved";
 /// A pod may still be on its way out.
 const BUSY_WAIT: Duration = Duration::from_secs(1);
+/// Copies of large volumes take their time, and the others go on.
+const WORKERS: usize = 4;
 
 /// Looks after them until `drain`.
 pub async fn keep(agent: Arc<Agent>, drain: Drain) {
-    let scope = Scope { label_selector: Some(format!("{NODE_LABEL}={}", agent.config.node_name)), ..Scope::all() };
-    let volumes = Cache::<PersistentVolume>::start(&agent.client, scope, drain.clone());
+    let volumes =
+        Cache::<PersistentVolume>::start(&agent.client, Scope { label_selector: Some(mine(&agent)), ..Scope::all() }, drain.clone());
     let queue = agent.storage.local.clone();
     let wake = queue.clone();
     volumes.on_change(move |_, new| new.into_iter().for_each(|volume| wake.add(key_of(&volume.metadata))));
-    reconcile::run("local-path", queue, 1, drain, move |key| {
+    let snapshots = snapshots::keep(agent.clone(), volumes.clone(), drain.clone());
+    let volumes = reconcile::run("local-path", queue, WORKERS, drain, move |key| {
         let (agent, volume) = (agent.clone(), volumes.get_key(&key));
         async move {
             match volume {
@@ -34,8 +41,31 @@ pub async fn keep(agent: Arc<Agent>, drain: Drain) {
                 None => Outcome::Done,
             }
         }
-    })
-    .await;
+    });
+    tokio::join!(volumes, snapshots);
+}
+
+/// The label of what lies on this node's disk.
+fn mine(agent: &Agent) -> String {
+    format!("{NODE_LABEL}={}", agent.config.node_name)
+}
+
+/// Runs `work`, which blocks on the disk.
+async fn on_disk<T: Send + 'static>(work: impl FnOnce() -> Result<T, volumes::Error> + Send + 'static) -> Result<T, String> {
+    let done = tokio::task::spawn_blocking(work).await.map_err(|error| error.to_string())?;
+    done.map_err(|error| error.to_string())
+}
+
+/// Is a volume still to be filled from what lies at `path`? Asked of the API server, which knows volumes that the cache has not heard of.
+async fn is_source(agent: &Agent, path: &Path) -> Result<bool, client::Error> {
+    let params = ListParams { label_selector: Some(mine(agent)), ..ListParams::default() };
+    let volumes = agent.client.list::<PersistentVolume>(&params).await?.items;
+    Ok(volumes.iter().any(|volume| {
+        let phase = volume.status.as_ref().and_then(|status| status.phase.as_deref());
+        let target = volume.spec.as_ref().and_then(|spec| spec.local.as_ref()).map(|local| local.path.as_str());
+        let waits = phase != Some("Released") && target.is_some_and(|target| !Path::new(target).exists());
+        waits && filled_from(volume).is_some_and(|source| source == path)
+    }))
 }
 
 /// What is to be done with a volume now.
@@ -43,7 +73,14 @@ pub async fn keep(agent: Arc<Agent>, drain: Drain) {
 enum Step {
     Nothing,
     Remove,
-    Keep { bytes: u64 },
+    Keep {
+        bytes: u64,
+    },
+    /// The same of one that begins as a copy.
+    Fill {
+        bytes: u64,
+        from: PathBuf,
+    },
 }
 
 fn plan(volume: &PersistentVolume) -> Step {
@@ -52,38 +89,56 @@ fn plan(volume: &PersistentVolume) -> Step {
     let deletes = spec.persistent_volume_reclaim_policy.as_deref() == Some("Delete");
     match status.phase.as_deref() {
         Some("Released") if deletes && status.reason.as_deref() != Some(DATA_REMOVED) => Step::Remove,
-        Some("Bound") => Step::Keep { bytes },
+        Some("Bound") => match filled_from(volume) {
+            Some(from) => Step::Fill { bytes, from },
+            None => Step::Keep { bytes },
+        },
         _ => Step::Nothing,
     }
 }
 
 async fn look_after(agent: &Agent, volume: &PersistentVolume) -> Outcome {
     let spec = volume.spec.clone().unwrap_or_default();
-    let Some(path) = spec.local.map(|local| std::path::PathBuf::from(local.path)) else { return Outcome::Done };
+    let Some(path) = spec.local.map(|local| PathBuf::from(local.path)) else { return Outcome::Done };
     let block = spec.volume_mode.as_deref() == Some("Block");
     let name = volume.metadata.name.clone().unwrap_or_default();
     match plan(volume) {
         Step::Nothing => Outcome::Done,
         Step::Remove if agent.storage.is_used(&name) => Outcome::RequeueAfter(BUSY_WAIT),
-        Step::Remove => {
-            let removed = tokio::task::spawn_blocking(move || local_path::remove(&path)).await;
-            match removed.map_err(|error| error.to_string()).and_then(|removed| removed.map_err(|error| error.to_string())) {
-                Ok(()) => said(agent, &name, json!({"reason": DATA_REMOVED, "message": "the data on the node was removed"})).await,
-                Err(error) => {
-                    let message = format!("remove the data of volume {name}: {error}");
-                    agent.event(&reference_to(volume), EventKind::Warning, "VolumeFailedDelete", message.clone());
-                    Outcome::Err(message.into())
-                }
-            }
-        }
+        Step::Remove => remove(agent, volume, path).await,
         // A volume that nobody has used yet is made when somebody does.
         Step::Keep { .. } if !path.exists() => Outcome::Done,
-        Step::Keep { bytes } => {
-            let kept = tokio::task::spawn_blocking(move || local_path::make(&path, bytes, block)).await;
-            match kept.map_err(|error| error.to_string()).and_then(|kept| kept.map_err(|error| error.to_string())) {
-                Ok(kept) => grown(agent, volume, bytes, kept).await,
-                Err(error) => Outcome::Err(format!("size of volume {name}: {error}").into()),
+        Step::Keep { bytes } => match on_disk(move || local_path::make(&path, bytes, block)).await {
+            Ok(kept) => grown(agent, volume, bytes, kept).await,
+            Err(error) => Outcome::Err(format!("size of volume {name}: {error}").into()),
+        },
+        Step::Fill { bytes, from } => match on_disk(move || local_path::fill(&path, bytes, block, &from)).await {
+            Ok(kept) => grown(agent, volume, bytes, kept).await,
+            Err(error) => {
+                let message = format!("fill volume {name} from its data source: {error}");
+                agent.event(&reference_to(volume), EventKind::Warning, "VolumeFailedFill", message.clone());
+                if let Some(claim) = volume.spec.as_ref().and_then(|spec| spec.claim_ref.as_ref()) {
+                    agent.event(claim, EventKind::Warning, "VolumeFailedFill", message.clone());
+                }
+                Outcome::Err(message.into())
             }
+        },
+    }
+}
+
+async fn remove(agent: &Agent, volume: &PersistentVolume, path: PathBuf) -> Outcome {
+    let name = volume.metadata.name.clone().unwrap_or_default();
+    match is_source(agent, &path).await {
+        Ok(false) => {}
+        Ok(true) => return Outcome::RequeueAfter(BUSY_WAIT),
+        Err(error) => return Outcome::Err(error.into()),
+    }
+    match on_disk(move || local_path::remove(&path)).await {
+        Ok(()) => said(agent, &name, json!({"reason": DATA_REMOVED, "message": "the data on the node was removed"})).await,
+        Err(error) => {
+            let message = format!("remove the data of volume {name}: {error}");
+            agent.event(&reference_to(volume), EventKind::Warning, "VolumeFailedDelete", message.clone());
+            Outcome::Err(message.into())
         }
     }
 }

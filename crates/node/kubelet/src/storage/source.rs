@@ -11,6 +11,8 @@ use volumes::mounting::{self, FileSystem};
 /// Set by whoever made a volume; ours are made on the disk when they are first used.
 const PROVISIONED_BY: &str = "pv.kubernetes.io/provisioned-by";
 pub const LOCAL_PATH: &str = "sternpost.io/local-path";
+/// On volumes, set by the built-in provisioner.
+const FILLED_FROM: &str = "sternpost.io/local-path-source";
 const FILE_SYSTEM_DEFAULT: &str = "ext4";
 /// Where `mount.nfs` and such are.
 const HELPERS: [&str; 2] = ["/sbin", "/usr/sbin"];
@@ -42,6 +44,8 @@ pub enum Source {
         kind: String,
         /// Made by the built-in provisioner, for so many bytes.
         made_for: Option<u64>,
+        /// It begins as a copy of this directory.
+        filled_from: Option<PathBuf>,
     },
     /// `server:/path`.
     Network {
@@ -121,7 +125,8 @@ impl Source {
         }
         if let Some(local) = &spec.local {
             let kind = local.fs_type.clone().unwrap_or_else(|| FILE_SYSTEM_DEFAULT.into());
-            return Self::Local { path: local.path.clone().into(), kind, made_for: made_for(volume, spec) };
+            let (made_for, filled_from) = (made_for(volume, spec), filled_from(volume));
+            return Self::Local { path: local.path.clone().into(), kind, made_for, filled_from };
         }
         if let Some(nfs) = &spec.nfs {
             return Self::Network { source: format!("{}:{}", nfs.server, nfs.path), kind: "nfs".into() };
@@ -142,6 +147,13 @@ pub fn made_for(volume: &PersistentVolume, spec: &PersistentVolumeSpec) -> Optio
     let by = volume.metadata.annotations.as_ref()?.get(PROVISIONED_BY)?;
     let size = spec.capacity.as_ref()?.get("storage").and_then(crate::podspec::quantity)?;
     (by == LOCAL_PATH).then(|| u64::try_from(size.value()).unwrap_or(0))
+}
+
+/// The directory of this node that the built-in provisioner promised a copy of.
+pub fn filled_from(volume: &PersistentVolume) -> Option<PathBuf> {
+    let annotations = volume.metadata.annotations.as_ref()?;
+    let ours = annotations.get(PROVISIONED_BY).is_some_and(|by| by == LOCAL_PATH);
+    annotations.get(FILLED_FROM).filter(|_| ours).map(PathBuf::from)
 }
 
 /// By the file system's own helper where the host has one (it knows names and versions), else by the kernel alone.

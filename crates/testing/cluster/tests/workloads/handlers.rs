@@ -91,12 +91,69 @@ fn processes_of_runc_that_end_at_once_or_use_too_much_memory_are_told_truly() {
 }
 
 #[test]
+fn runc_opens_a_terminal_that_is_attached_to_sized_and_logged() {
+    let (ns, class) = class("runc-tty", "stest-runc");
+    let spec = format!("runtimeClassName: {class}\n  terminationGracePeriodSeconds: 0");
+    ns.apply(&named_pod("shell", &spec, "command: [sh], stdin: true, tty: true"));
+    ns.wait("condition=Ready", &["pod/shell"]);
+    let mut shell = ns.start_on_terminal(&["attach", "-it", "shell"]);
+    shell.write("tty; echo a$((40+2))b; sleep 1; echo size $(stty size)\n");
+    let output = shell.wait_for_output("size 41 97", 30);
+    assert!(output.contains("a42b") && (output.contains("/dev/pts/") || output.contains("/dev/console")), "{output}");
+    let mut second = ns.start_on_terminal(&["exec", "-it", "shell", "--", "sh", "-c", "tty; exit 3"]);
+    let ended = second.end_within(std::time::Duration::from_secs(30));
+    assert!(ended.stdout.contains("/dev/pts/") && ended.code == Some(3), "{ended}");
+    shell.write("exit 4\n");
+    ns.wait_for_value("pod/shell", "{.status.containerStatuses[0].lastState.terminated.exitCode}", "4");
+    let logs = ns.kubectl(&["logs", "shell", "--previous"]).ok();
+    assert!(logs.contains("a42b"), "{logs}");
+    ns.kubectl(&["delete", "runtimeclass", &class]).ok();
+}
+
+#[test]
+fn runc_makes_a_pod_with_users_of_its_own_and_a_privileged_one() {
+    let (ns, class) = class("runc-users", "stest-runc");
+    ns.kubectl(&["create", "configmap", "words", "--from-literal=word=read"]).ok();
+    let spec = format!(
+        "runtimeClassName: {class}\n  hostUsers: false\n  restartPolicy: Never\n  securityContext: {{fsGroup: 2000}}\n  volumes: [{{name: v, emptyDir: {{}}}}, {{name: c, configMap: {{name: words}}}}]"
+    );
+    let script = "tr -s ' ' < /proc/self/uid_map; id -u; touch /v/f /own; stat -c %u:%g /v/f /own; cat /c/word; echo; hostname; echo x > /dev/null && echo null; sleep 1000";
+    let mounts = "env: [{name: MARK, value: runc-users}], volumeMounts: [{name: v, mountPath: /v}, {name: c, mountPath: /c}]";
+    ns.apply(&named_pod("masked", &spec, &format!("command: [sh, -c, \"{script}\"], {mounts}")));
+    ns.wait("condition=Ready", &["pod/masked"]);
+    wait_for("the script has spoken", 20, || {
+        let ran = ns.kubectl(&["logs", "masked"]);
+        ensure(ran.stdout.contains("null"), ran)
+    });
+    let said = ns.kubectl(&["logs", "masked"]).ok();
+    let lines: Vec<&str> = said.lines().map(str::trim).collect();
+    assert_eq!(lines.get(1..), Some(&["0", "0:2000", "0:0", "read", "masked", "null"][..]), "{said}");
+    let ids: Vec<u32> = lines[0].split(' ').filter_map(|number| number.parse().ok()).collect();
+    assert!(matches!(ids[..], [0, first, 65_536] if first >= 65_536), "{said}");
+    // The host sees another user.
+    let own = marked("runc-users").status("Uid").unwrap_or_default();
+    assert!(own.starts_with(&ids[1].to_string()), "{own}");
+    assert_eq!(ns.exec("masked", &["id", "-u"]).ok(), "0\n");
+
+    let spec = format!("runtimeClassName: {class}\n  restartPolicy: Never");
+    let script = "grep CapEff /proc/self/status; grep Seccomp: /proc/self/status; mkdir -p /m; mount -t tmpfs none /m && echo mounted; test -b /dev/loop0 -o -c /dev/kmsg && echo devices; echo 1 > /proc/sys/net/ipv4/ip_forward && echo written";
+    ns.apply(&named_pod("privileged", &spec, &format!("command: [sh, -c, \"{script}\"], securityContext: {{privileged: true}}")));
+    ns.wait_for_value("pod/privileged", "{.status.phase}", "Succeeded");
+    let said = ns.kubectl(&["logs", "privileged"]).ok();
+    let held = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let held = held.lines().find_map(|line| line.strip_prefix("CapBnd:")).unwrap_or_default().trim().to_owned();
+    let lines: Vec<&str> = said.lines().collect();
+    assert_eq!(lines, [&format!("CapEff:\t{held}"), "Seccomp:\t0", "mounted", "devices", "written"], "{said}");
+    ns.kubectl(&["delete", "runtimeclass", &class]).ok();
+}
+
+#[test]
 fn what_another_program_cannot_do_is_refused_with_the_reason() {
     let (ns, class) = class("runc-not", "stest-runc");
-    ns.apply(&named_pod("terminal", &format!("runtimeClassName: {class}"), "command: [sh], stdin: true, tty: true"));
-    ns.wait_for_event("terminal", "Failed", "/usr/sbin/runc is not asked for terminals");
-    ns.apply(&named_pod("users", &format!("runtimeClassName: {class}\n  hostUsers: false"), WAITS));
-    ns.wait_for_event("users", "FailedCreatePodSandBox", "does not support user namespaces");
+    let volume = format!("runtimeClassName: {class}\n  volumes: [{{name: v, emptyDir: {{}}}}]");
+    let shared = "securityContext: {privileged: true}, volumeMounts: [{name: v, mountPath: /v, mountPropagation: Bidirectional}]";
+    ns.apply(&named_pod("shared", &volume, &format!("{WAITS}, {shared}")));
+    ns.wait_for_event("shared", "Failed", "/usr/sbin/runc is not asked for volumes with mountPropagation Bidirectional");
     let lost = format!("{}-lost", ns.name);
     ns.apply(&format!("apiVersion: node.k8s.io/v1\nkind: RuntimeClass\nmetadata: {{name: {lost}}}\nhandler: stest-lost\n"));
     ns.apply(&named_pod("lost", &format!("runtimeClassName: {lost}"), WAITS));

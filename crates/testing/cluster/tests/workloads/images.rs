@@ -244,6 +244,52 @@ fn an_image_goes_to_a_foreign_registry_and_only_who_may_gets_it_back() {
 }
 
 #[test]
+fn a_credential_provider_opens_a_registry_to_the_service_accounts_that_it_knows() {
+    use std::os::unix::fs::PermissionsExt;
+    let ns = Namespace::new("provider");
+    let registry = Registry::closed();
+    let name = format!("{}/team/provided:v1", registry.address);
+    registry.push(&images::busybox("provided"), "team/provided", "v1");
+    let folder = ns.cluster.dir().join("providers");
+    std::fs::create_dir_all(&folder).expect("a folder");
+    let answer = format!(
+        "{{\"kind\":\"CredentialProviderResponse\",\"cacheKeyType\":\"Registry\",\"auth\":{{\"{}\":{{\"username\":\"user\",\"password\":\"secret\"}}}}}}",
+        registry.address
+    );
+    // The middle of a token is what it says, in base64.
+    let script = format!(
+        "#!/bin/sh\nread question\ncase \"$question\" in *'\"team\":\"red\"'*) ;; *) exit 3;; esac\n\
+         said=$(echo \"$question\" | sed 's/.*serviceAccountToken\":\"[^.]*\\.\\([^.]*\\).*/\\1==/' | tr _- /+ | base64 -d 2>/dev/null)\n\
+         case \"$said\" in *'\"stest-registry\"'*'\"serviceaccount\":{{\"name\":\"red\"'*) echo '{answer}';; *) exit 4;; esac\n"
+    );
+    std::fs::write(folder.join("stest-provider"), script).expect("write the provider");
+    std::fs::set_permissions(folder.join("stest-provider"), std::fs::Permissions::from_mode(0o755)).expect("make it a program");
+    let config = format!(
+        "apiVersion: kubelet.config.k8s.io/v1\nkind: CredentialProviderConfig\nproviders:\n- name: stest-provider\n  matchImages: [\"{}\"]\n  defaultCacheDuration: 10m\n  apiVersion: credentialprovider.kubelet.k8s.io/v1\n\
+         \x20 tokenAttributes: {{serviceAccountTokenAudience: stest-registry, cacheType: ServiceAccount, requireServiceAccount: true, requiredServiceAccountAnnotationKeys: [team]}}\n",
+        registry.address
+    );
+    std::fs::write(ns.cluster.dir().join("providers.yaml"), config).expect("write the configuration");
+    ns.apply("apiVersion: v1\nkind: ServiceAccount\nmetadata: {name: red, annotations: {team: red}}\n---\napiVersion: v1\nkind: ServiceAccount\nmetadata: {name: blue, annotations: {team: blue}}\n");
+    let pod = |pod: &str, account: &str| {
+        ns.apply(&format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: {pod}}}\nspec:\n  restartPolicy: Never\n  serviceAccountName: {account}\n  containers:\n  - {{name: main, image: \"{name}\", command: [cat, /version]}}\n"
+        ));
+    };
+    pod("owner", "red");
+    ns.wait_for_value("pod/owner", "{.status.phase}", "Succeeded");
+    assert_eq!(ns.kubectl(&["logs", "owner"]).ok(), "provided");
+    // What the node has by now is still not for other accounts.
+    for (stranger, account) in [("other", "blue"), ("plain", "default")] {
+        pod(stranger, account);
+        ns.wait_for_event(stranger, "Failed", "authorization failed");
+    }
+    pod("friend", "red");
+    ns.wait_for_value("pod/friend", "{.status.phase}", "Succeeded");
+    ns.wait_for_event("friend", "Pulled", "already present on machine");
+}
+
+#[test]
 fn a_command_that_does_not_exist_is_named() {
     let ns = Namespace::new("no-command");
     once(&ns, "never", &busybox(1), &["/no/such/command"]);

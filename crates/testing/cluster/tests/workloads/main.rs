@@ -12,5 +12,6 @@ mod network;
 mod node;
 mod pods;
 mod scale;
+mod snapshots;
 mod storage;
 mod volumes;

@@ -191,6 +191,16 @@ fn the_kubelet_tells_what_its_pods_use() {
     let own = summary["pods"].as_array().and_then(|pods| pods.iter().find(|pod| pod["podRef"]["namespace"] == ns.name.as_str()));
     assert!(own.is_some_and(|pod| pod["containers"][0]["memory"]["workingSetBytes"].as_u64().is_some_and(|bytes| bytes > 0)), "{summary}");
     let labels = format!("container=\"main\",namespace=\"{}\",pod=\"one\"", ns.name);
+    // How long it waited, where the kernel tells; Debian 12's containerd does not.
+    if std::path::Path::new("/proc/pressure/cpu").exists() && !ns.cluster.is_on_containerd() {
+        for resource in ["cpu", "memory", "io"] {
+            let told = own.is_some_and(|pod| pod["containers"][0][resource]["psi"]["some"]["total"].is_u64());
+            assert!(told, "{resource}: {summary}");
+        }
+        assert!(
+            raw("metrics/cadvisor").lines().any(|line| line.starts_with("container_pressure_cpu_waiting_seconds_total{container=\"main\""))
+        );
+    }
     for (path, family) in [
         ("metrics/resource", "container_memory_working_set_bytes"),
         ("metrics/resource", "node_cpu_usage_seconds_total"),

@@ -108,6 +108,7 @@ const KUBELET_API: &[Words] = &[
     rule("*", "core", "nodes/checkpoint nodes/configz nodes/healthz nodes/log nodes/metrics nodes/pods nodes/proxy nodes/stats"),
 ];
 
+const SNAPSHOTS: &str = "snapshot.storage.k8s.io";
 const SIGNING_REQUESTS: &str = "certificatesigningrequests";
 
 /// Name and rules of the roles that need no more than a table.
@@ -152,7 +153,15 @@ const PLAIN: &[(&str, &[Words])] = &[
         ],
     ),
     // A node looks after those volumes of the built-in provisioner that are on its disk: it removes their data and says so.
-    ("sternpost:node-volumes", &[rule("list watch", "core", "persistentvolumes"), rule("patch", "core", "persistentvolumes/status")]),
+    (
+        "sternpost:node-volumes",
+        &[
+            rule("list watch", "core", "persistentvolumes"),
+            rule("patch", "core", "persistentvolumes/status"),
+            rule("list watch", SNAPSHOTS, "volumesnapshotcontents"),
+            rule("patch", SNAPSHOTS, "volumesnapshotcontents/status"),
+        ],
+    ),
     (
         "sternpost:local-path",
         &[
@@ -161,6 +170,22 @@ const PLAIN: &[(&str, &[Words])] = &[
             rule("update", "core", "persistentvolumeclaims/status"),
             rule("create get list watch", "storage.k8s.io", "storageclasses"),
             rule(READ, "core", "nodes"),
+            rule("create get", "core", "configmaps"),
+            rule("get", SNAPSHOTS, "volumesnapshots volumesnapshotcontents"),
+            EVENTS,
+        ],
+    ),
+    (
+        "sternpost:volume-snapshots",
+        &[
+            rule("get list patch update watch", SNAPSHOTS, "volumesnapshots"),
+            rule("patch update", SNAPSHOTS, "volumesnapshots/status"),
+            rule("create delete get list patch update watch", SNAPSHOTS, "volumesnapshotcontents"),
+            rule("patch update", SNAPSHOTS, "volumesnapshotcontents/status"),
+            rule("create get list watch", SNAPSHOTS, "volumesnapshotclasses"),
+            rule("create", "apiextensions.k8s.io", "customresourcedefinitions"),
+            rule("get list update watch", "core", "persistentvolumeclaims"),
+            rule(READ, "core", "persistentvolumes nodes"),
             rule("create get", "core", "configmaps"),
             EVENTS,
         ],
@@ -177,6 +202,11 @@ const PLAIN: &[(&str, &[Words])] = &[
             rule(READ, "storage.k8s.io", "csinodes storageclasses"),
             rule("get list patch update watch", "storage.k8s.io", "volumeattachments"),
             rule("patch update", "storage.k8s.io", "volumeattachments/status"),
+            rule("create delete get list patch update watch", "storage.k8s.io", "csistoragecapacities"),
+            rule(READ, "storage.k8s.io", "csidrivers"),
+            rule(READ, SNAPSHOTS, "volumesnapshots volumesnapshotclasses"),
+            rule("get list patch update watch", SNAPSHOTS, "volumesnapshotcontents"),
+            rule("patch update", SNAPSHOTS, "volumesnapshotcontents/status"),
             EVENTS,
         ],
     ),
@@ -354,6 +384,8 @@ pub fn bindings() -> Vec<Value> {
     bindings.push(binding("sternpost:node-volumes", "ClusterRole", "sternpost:node-volumes", vec![nodes.clone()]));
     let provisioner = vec![super::account("local-path-provisioner")];
     bindings.push(binding("sternpost:local-path", "ClusterRole", "sternpost:local-path", provisioner));
+    let snapshots = vec![super::account("volume-snapshot-controller")];
+    bindings.push(binding("sternpost:volume-snapshots", "ClusterRole", "sternpost:volume-snapshots", snapshots));
     bindings.push(binding("sternpost:csi-sidecars", "ClusterRole", "sternpost:csi-sidecars", vec![super::account("csi-sidecars")]));
     bindings.push(binding("sternpost:kubelet-bootstrap", "ClusterRole", "system:node-bootstrapper", vec![joining.clone()]));
     bindings.push(binding("sternpost:node-autoapprove-bootstrap", "ClusterRole", &format!("{requests}:nodeclient"), vec![joining]));

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use cri::{Code, Error};
@@ -25,6 +26,8 @@ struct Volumes {
     kubelet: PathBuf,
     /// Methods with the volume's id and the context that they were called with.
     calls: Mutex<Vec<(String, String, Context)>>,
+    /// Bytes that it says are left.
+    room: AtomicI64,
 }
 
 impl Services for Volumes {
@@ -90,11 +93,37 @@ impl Volumes {
     async fn controller(&self, service: &str, method: &str, body: Incoming) -> Frames {
         match method {
             "ControllerGetCapabilities" => {
-                use v1::controller::{CREATE_DELETE_VOLUME, EXPAND_VOLUME, PUBLISH_UNPUBLISH_VOLUME};
-                one(Ok(v1::ControllerGetCapabilitiesResponse {
-                    capabilities: can(&[CREATE_DELETE_VOLUME, EXPAND_VOLUME, PUBLISH_UNPUBLISH_VOLUME]),
-                }))
+                use v1::controller as can_do;
+                let all = [
+                    can_do::CREATE_DELETE_VOLUME,
+                    can_do::EXPAND_VOLUME,
+                    can_do::PUBLISH_UNPUBLISH_VOLUME,
+                    can_do::GET_CAPACITY,
+                    can_do::CREATE_DELETE_SNAPSHOT,
+                    can_do::LIST_SNAPSHOTS,
+                    can_do::CLONE_VOLUME,
+                ];
+                one(Ok(v1::ControllerGetCapabilitiesResponse { capabilities: can(&all) }))
             }
+            "GetCapacity" => one(grpc::question(body).await.map(|request: v1::GetCapacityRequest| {
+                self.note(method, "", request.accessible_topology.unwrap_or_default().segments);
+                let available_capacity = self.room.load(Ordering::Relaxed);
+                v1::GetCapacityResponse { available_capacity, ..Default::default() }
+            })),
+            "CreateSnapshot" => one(grpc::question(body).await.and_then(|request| self.snapshot(request))),
+            "DeleteSnapshot" => one(grpc::question(body).await.and_then(|request: v1::DeleteSnapshotRequest| {
+                self.note(method, &request.snapshot_id, request.secrets);
+                fs::remove_dir_all(self.folder(&request.snapshot_id)).map_err(failed)?;
+                Ok(v1::DeleteSnapshotResponse {})
+            })),
+            "ListSnapshots" => one(grpc::question(body).await.map(|request: v1::ListSnapshotsRequest| {
+                self.note(method, &request.snapshot_id, Context::new());
+                let snapshot =
+                    v1::Snapshot { snapshot_id: request.snapshot_id, size_bytes: 1 << 20, ready_to_use: true, ..Default::default() };
+                let there = self.folder(&snapshot.snapshot_id).exists();
+                let entries = there.then(|| v1::SnapshotEntry { snapshot: Some(snapshot) }).into_iter().collect();
+                v1::ListSnapshotsResponse { entries, next_token: String::new() }
+            })),
             "CreateVolume" => one(grpc::question(body).await.and_then(|request| self.create(request))),
             "DeleteVolume" => one(grpc::question(body).await.and_then(|request: v1::DeleteVolumeRequest| {
                 self.note(method, &request.volume_id, Context::new());
@@ -125,10 +154,46 @@ impl Volumes {
         let id = format!("v-{}", request.name);
         self.note("CreateVolume", &id, request.parameters);
         fs::create_dir_all(self.folder(&id)).map_err(failed)?;
+        let source = request.volume_content_source.clone().and_then(|source| source.kind).map(|source| match source {
+            v1::ContentSource::Snapshot(snapshot) => snapshot.snapshot_id,
+            v1::ContentSource::Volume(volume) => volume.volume_id,
+        });
+        if let Some(source) = source {
+            self.copy(&source, &id)?;
+        }
         let topology = request.accessibility_requirements.unwrap_or_default().preferred;
         let capacity_bytes = request.capacity_range.unwrap_or_default().required_bytes;
-        let volume = v1::Volume { capacity_bytes, volume_id: id, accessible_topology: topology, ..Default::default() };
+        let content_source = request.volume_content_source;
+        let volume = v1::Volume { capacity_bytes, volume_id: id, accessible_topology: topology, content_source, ..Default::default() };
         Ok(v1::CreateVolumeResponse { volume: Some(volume) })
+    }
+
+    /// Ready at the second look.
+    fn snapshot(&self, request: v1::CreateSnapshotRequest) -> cri::Result<v1::CreateSnapshotResponse> {
+        let id = format!("s-{}", request.name);
+        self.note("CreateSnapshot", &id, request.parameters);
+        let ready_to_use = self.folder(&id).exists();
+        if !ready_to_use {
+            fs::create_dir_all(self.folder(&id)).map_err(failed)?;
+            self.copy(&request.source_volume_id, &id)?;
+        }
+        let creation_time = Some(v1::Timestamp { seconds: 1_000_000_000, nanos: 0 });
+        let snapshot = v1::Snapshot {
+            snapshot_id: id,
+            source_volume_id: request.source_volume_id,
+            size_bytes: 1 << 20,
+            creation_time,
+            ready_to_use,
+            ..Default::default()
+        };
+        Ok(v1::CreateSnapshotResponse { snapshot: Some(snapshot) })
+    }
+
+    fn copy(&self, from: &str, to: &str) -> cri::Result<()> {
+        for entry in fs::read_dir(self.folder(from)).map_err(failed)?.flatten() {
+            fs::copy(entry.path(), self.folder(to).join(entry.file_name())).map_err(failed)?;
+        }
+        Ok(())
     }
 
     async fn node(&self, service: &str, method: &str, body: Incoming) -> Frames {
@@ -204,7 +269,8 @@ impl Driver {
     /// Its node's half registers with the kubelet, its controller's with the built-in sidecars; `backing` has the volumes.
     pub fn start(kubelet: &Path, controllers: &Path, backing: &Path) -> Self {
         fs::create_dir_all(backing).expect("the folder of volumes");
-        let volumes = Arc::new(Volumes { backing: backing.into(), kubelet: kubelet.into(), calls: Mutex::default() });
+        let volumes =
+            Arc::new(Volumes { backing: backing.into(), kubelet: kubelet.into(), calls: Mutex::default(), room: AtomicI64::new(1 << 30) });
         let tokio = tokio::runtime::Runtime::new().expect("tokio");
         let drain = stdx::drain();
         let sockets =
@@ -227,6 +293,10 @@ impl Driver {
         let calls = self.volumes.calls.lock().expect("calls");
         let found = calls.iter().rfind(|(called, id, _)| called == method && id.starts_with(prefix));
         found.map(|(_, _, context)| context.clone()).unwrap_or_default()
+    }
+
+    pub fn has_room_for(&self, bytes: i64) {
+        self.volumes.room.store(bytes, Ordering::Relaxed);
     }
 
     pub fn is_empty(&self) -> bool {
