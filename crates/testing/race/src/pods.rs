@@ -25,7 +25,7 @@ const SINGLE: usize = 10;
 const SETTLE: Duration = Duration::from_secs(5);
 const WATCH: Duration = Duration::from_secs(20);
 /// Longer than this and the race has failed.
-const PATIENCE: Duration = Duration::from_secs(240);
+const PATIENCE: Duration = Duration::from_secs(600);
 /// Chance chooses the pod: of a thousand the last is met after some 7,500 requests.
 const CLIENTS: usize = 16;
 
