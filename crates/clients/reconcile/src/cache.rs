@@ -87,7 +87,12 @@ impl<K: Cached> Cache<K> {
     fn from(source: reflector::Source<K>, drain: Drain) -> Self {
         let cache = Self::detached();
         let target = cache.clone();
-        tokio::spawn(async move { drain.run(reflector::follow(source, target)).await });
+        tokio::spawn(async move {
+            drain.run(reflector::follow(source, target.clone())).await;
+            // Callbacks of one cache may hold another whose callbacks hold the first: nobody would ever free them.
+            let callbacks = std::mem::take(&mut *target.callbacks());
+            drop(callbacks);
+        });
         cache
     }
 
@@ -380,6 +385,27 @@ mod tests {
         client.delete::<ConfigMap>(Some("a"), "second", &Default::default()).await.unwrap();
         assert_eq!(wakeups.next().await.name, "second");
         assert!(cache.get("a", "second").is_none() && cache.by_index("app", "second").is_empty());
+    }
+
+    #[tokio::test]
+    async fn caches_whose_callbacks_read_each_other_are_freed_when_they_are_stopped() {
+        let (api, drain) = (FakeApi::new(), stdx::drain());
+        let start = || Cache::<ConfigMap>::start(&api.client(), Scope::all(), drain.clone());
+        let (one, two) = (start(), start());
+        one.synced().await;
+        let (first, second) = (one.clone(), two.clone());
+        one.on_change(move |_, _| drop(second.list()));
+        two.on_change(move |_, _| drop(first.list()));
+        let left = Arc::downgrade(&one.0);
+        drop((one, two));
+        drain.stop();
+        for _ in 0..500 {
+            if left.strong_count() == 0 {
+                return;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+        panic!("{} still hold the cache", left.strong_count());
     }
 
     #[test]

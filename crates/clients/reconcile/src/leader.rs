@@ -164,15 +164,32 @@ impl Election {
 
     async fn release(&mut self) {
         let Some((lease, _)) = self.observed.take() else { return };
-        let mut lease = next_lease(&self.config, Some(&lease));
-        if let Some(spec) = &mut lease.spec {
-            spec.holder_identity = Some(String::new());
-            spec.lease_duration_seconds = Some(1);
+        let mut given_back = self.client.replace(&freed(&self.config, &lease)).await;
+        // A renewal that was under way when the stop came may have been written after all.
+        if given_back.as_ref().is_err_and(Error::is_conflict) {
+            given_back = match self.client.get::<Lease>(Some(&self.config.namespace), &self.config.name).await {
+                Ok(found) if is_held_by(&found, &self.config.identity) => self.client.replace(&freed(&self.config, &found)).await,
+                other => other,
+            };
         }
-        if let Err(error) = self.client.replace(&lease).await {
+        if let Err(error) = given_back {
             debug!(lease = %self.config.name, %error, "cannot give the lease back");
         }
     }
+}
+
+fn is_held_by(lease: &Lease, identity: &str) -> bool {
+    lease.spec.as_ref().and_then(|spec| spec.holder_identity.as_deref()) == Some(identity)
+}
+
+/// The Lease with nobody as its holder.
+fn freed(config: &Config, lease: &Lease) -> Lease {
+    let mut lease = next_lease(config, Some(lease));
+    if let Some(spec) = &mut lease.spec {
+        spec.holder_identity = Some(String::new());
+        spec.lease_duration_seconds = Some(1);
+    }
+    lease
 }
 
 /// Ours, nobody's, or unchanged for as long as its holder asked.
@@ -272,6 +289,24 @@ mod tests {
         assert_eq!(until(&log, 3).await, ["a leads", "a rests", "b leads"]);
         let lease = api.get(LEASES, "kube-system", "c").unwrap();
         assert_eq!((&lease["spec"]["holderIdentity"], &lease["spec"]["leaseTransitions"]), (&"b".into(), &1.into()));
+    }
+
+    #[tokio::test]
+    async fn a_lease_is_given_back_though_a_renewal_was_under_way_and_not_when_it_is_anothers() {
+        for (holder, left) in [("a", ""), ("thief", "thief")] {
+            let api = api();
+            let config = Config::new("kube-system", "c", "a");
+            let lease = api.client().create(&next_lease(&config, None)).await.unwrap();
+            let observed = Some((lease, Instant::now()));
+            let mut election = Election { client: api.client(), config, observed, recorder: EventRecorder::discard() };
+            // Written, but not seen any more by who stops.
+            api.edit(LEASES, "kube-system", "c", |lease| {
+                lease["spec"]["renewTime"] = "2030-01-01T00:00:00.000000Z".into();
+                lease["spec"]["holderIdentity"] = holder.into();
+            });
+            election.release().await;
+            assert_eq!(api.get(LEASES, "kube-system", "c").unwrap()["spec"]["holderIdentity"], left, "{holder}");
+        }
     }
 
     #[tokio::test]

@@ -13,6 +13,7 @@ mod queue;
 mod watchers;
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::ops::Bound;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard};
@@ -364,6 +365,14 @@ impl Cache {
     pub fn select(&self, after: &[u8], selection: Arc<Selection>, observed: u64) -> (Items, u64) {
         let state = self.read();
         (state.select(after, selection), state.revision.max(observed))
+    }
+
+    /// A number that stands for the objects below a prefix: another one when one of them changes, comes or goes.
+    pub fn fingerprint(&self, prefix: &[u8]) -> u64 {
+        let keys = self.read().objects.range(prefix, b"");
+        let mut hasher = DefaultHasher::new();
+        keys.for_each(|object| (&object.key, object.revision).hash(&mut hasher));
+        hasher.finish()
     }
 
     /// How many objects there are.

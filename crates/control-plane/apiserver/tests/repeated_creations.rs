@@ -109,8 +109,11 @@ async fn what_changes_in_the_cluster_changes_the_next_repetition() {
     let api = server().await;
     warm(&api).await;
     let limits = json!({"metadata": {"name": "l"}, "spec": {"limits": [{"type": "Container", "default": {"cpu": "2"}}]}});
-    make(&api, "/api/v1/namespaces/a/limitranges", limits).await;
     let cpu = |answer: Answer| answer.json()["spec"]["containers"][0]["resources"]["limits"]["cpu"].clone();
+    namespace(&api, "b", json!({}), json!({})).await;
+    make(&api, "/api/v1/namespaces/b/limitranges", limits.clone()).await;
+    assert_eq!(cpu(api.post(PODS, named("elsewhere")).await), Value::Null);
+    make(&api, "/api/v1/namespaces/a/limitranges", limits).await;
     for number in 0..4 {
         assert_eq!(cpu(api.post(PODS, named(&format!("limited-{number}"))).await), "2");
     }

@@ -13,7 +13,7 @@ use std::sync::Arc;
 pub(crate) use domains::Domains;
 use domains::Scratch;
 use refusals::Refusals;
-use tournament::Tournament;
+pub(crate) use tournament::Tournament;
 
 use crate::class::Class;
 use crate::filters::{self, Judged, Objection};
@@ -44,7 +44,7 @@ pub(crate) struct Board {
     affinity: Vec<i64>,
     taints_max: Largest,
     affinity_max: Largest,
-    totals: Tournament,
+    totals: Tournament<i64>,
     pub domains: Domains,
     scratch: Scratch,
     /// What the last search without success said; it holds while nothing changes.
@@ -71,7 +71,7 @@ impl Board {
             affinity: Vec::new(),
             taints_max: Largest::default(),
             affinity_max: Largest::default(),
-            totals: Tournament::default(),
+            totals: Tournament::new(0, UNFIT),
             domains: Domains::default(),
             scratch: Scratch::default(),
             failure: None,
@@ -192,6 +192,16 @@ impl Board {
         error
     }
 
+    /// Up to which change of the snapshot everything here holds.
+    pub fn position(&self) -> u64 {
+        self.position
+    }
+
+    /// By slot: the node itself accepts the class, whoever is on it.
+    pub fn accepted(&self) -> &[bool] {
+        &self.accepts
+    }
+
     /// The node itself accepts the class, whoever is on it.
     pub fn accepts(&self, slot: Slot) -> bool {
         self.accepts.get(slot) == Some(&true)
@@ -201,21 +211,27 @@ impl Board {
         let scratch = &mut self.scratch;
         scratch.clear();
         let judge = self.domains.is_active(&self.class).then(|| self.domains.judge(snapshot, &self.class, &self.profile));
-        for slot in 0..self.accepts.len() {
-            let fits = self.accepts[slot] && self.room[slot] && judge.as_ref().is_none_or(|judge| judge.admits(slot));
-            if fits && extra.is_none_or(|extra| extra(slot).is_none()) {
+        scratch.fits.extend(self.totals.values().iter().take(self.accepts.len()).map(|total| *total != UNFIT));
+        if let Some(judge) = &judge {
+            judge.retain(&mut scratch.fits);
+        }
+        for (slot, total) in self.totals.values().iter().enumerate().take(scratch.fits.len()) {
+            if scratch.fits[slot] && extra.is_none_or(|extra| extra(slot).is_none()) {
                 scratch.slots.push(slot);
+                scratch.totals.push(*total);
             }
         }
-        let largest = |column: &[i64]| scratch.slots.iter().map(|slot| column[*slot]).max().unwrap_or(0);
-        let (taints_max, affinity_max) = (largest(&self.taints), largest(&self.affinity));
-        let weights = &self.profile.weights;
-        for slot in &scratch.slots {
-            let total = self.amounts[*slot]
-                + self.image[*slot]
-                + weights.taint_toleration * scores::normalized(self.taints[*slot], taints_max, true)
-                + weights.node_affinity * scores::normalized(self.affinity[*slot], affinity_max, false);
-            scratch.totals.push(total);
+        // Scores that are scaled by the largest of those that fit: of fewer nodes than the kept totals are of.
+        if self.taints_max.value() != 0 || self.affinity_max.value() != 0 {
+            let largest = |column: &[i64]| scratch.slots.iter().map(|slot| column[*slot]).max().unwrap_or(0);
+            let (taints_max, affinity_max) = (largest(&self.taints), largest(&self.affinity));
+            let weights = &self.profile.weights;
+            for (slot, total) in scratch.slots.iter().zip(&mut scratch.totals) {
+                *total = self.amounts[*slot]
+                    + self.image[*slot]
+                    + weights.taint_toleration * scores::normalized(self.taints[*slot], taints_max, true)
+                    + weights.node_affinity * scores::normalized(self.affinity[*slot], affinity_max, false);
+            }
         }
         if let Some(judge) = judge {
             judge.score(scratch);
@@ -233,7 +249,7 @@ impl Board {
             column.resize(nodes, false);
         }
         (self.taints_max, self.affinity_max) = Default::default();
-        self.totals = Tournament::new(nodes);
+        self.totals = Tournament::new(nodes, UNFIT);
         for slot in snapshot.slots() {
             self.judge_columns(snapshot, slot);
             self.room[slot] = filters::has_room(&self.profile, snapshot, &self.class, slot, None);

@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::io::Write;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Container, Pod};
@@ -22,6 +21,8 @@ pub struct Classes {
     keys: (RandomState, RandomState),
     known: HashMap<Digest, Arc<Class>>,
     kept: usize,
+    /// Kept from pod to pod so that it is not allocated for each.
+    text: Vec<u8>,
 }
 
 impl Classes {
@@ -41,47 +42,58 @@ impl Classes {
         (class, true)
     }
 
-    fn digest(&self, pod: &Pod, owners: u64) -> Digest {
-        let mut hashers = Hashers(self.keys.0.build_hasher(), self.keys.1.build_hasher());
-        hashers.number(owners);
-        hashers.put(&pod.metadata.namespace);
-        hashers.put(&pod.metadata.labels);
-        hashers.put(&pod.metadata.deletion_timestamp.is_some());
-        let Some(spec) = &pod.spec else { return hashers.finish() };
-        hashers.put(&(&spec.scheduler_name, &spec.priority, &spec.preemption_policy));
-        hashers.put(&(&spec.node_selector, &spec.tolerations, &spec.topology_spread_constraints, &spec.overhead));
+    fn digest(&mut self, pod: &Pod, owners: u64) -> Digest {
+        self.write(pod, owners);
+        let digest = |key: &RandomState| {
+            let mut hasher = key.build_hasher();
+            hasher.write(&self.text);
+            hasher.finish()
+        };
+        (digest(&self.keys.0), digest(&self.keys.1))
+    }
+
+    /// Everything that placement depends on, one after the other.
+    fn write(&mut self, pod: &Pod, owners: u64) {
+        let mut part = Part(&mut self.text);
+        part.0.clear();
+        part.number(owners);
+        part.put(&pod.metadata.namespace);
+        part.put(&pod.metadata.labels);
+        part.put(&pod.metadata.deletion_timestamp.is_some());
+        let Some(spec) = &pod.spec else { return };
+        part.put(&(&spec.scheduler_name, &spec.priority, &spec.preemption_policy));
+        part.put(&(&spec.node_selector, &spec.tolerations, &spec.topology_spread_constraints, &spec.overhead));
         match target(pod) {
             // The name of the wanted node is not part of the class.
-            Some(_) => hashers.put(&Class::of(pod).node_affinity),
-            None => hashers.put(&spec.affinity),
+            Some(_) => part.put(&Class::of(pod).node_affinity),
+            None => part.put(&spec.affinity),
         }
         if target(pod).is_some() {
             let affinity = spec.affinity.as_ref();
-            hashers.put(&affinity.map(|affinity| (&affinity.pod_affinity, &affinity.pod_anti_affinity)));
+            part.put(&affinity.map(|affinity| (&affinity.pod_affinity, &affinity.pod_anti_affinity)));
         }
-        hashers.put(&spec.resources);
-        spec.containers.iter().for_each(|container| hashers.container(container));
+        part.put(&spec.resources);
+        spec.containers.iter().for_each(|container| part.container(container));
         for container in spec.init_containers.iter().flatten() {
-            hashers.put(&container.restart_policy);
-            hashers.container(container);
+            part.put(&container.restart_policy);
+            part.container(container);
         }
         for image in spec.volumes.iter().flatten().filter_map(|volume| volume.image.as_ref()) {
-            hashers.put(&image.reference);
+            part.put(&image.reference);
         }
-        hashers.finish()
     }
 }
 
-struct Hashers<H>(H, H);
+/// What decides, as text that is hashed when it is whole: hashing it in the pieces that it is written in would cost ten times as much.
+struct Part<'a>(&'a mut Vec<u8>);
 
-impl<H: Hasher> Hashers<H> {
+impl Part<'_> {
     fn number(&mut self, number: u64) {
-        self.0.write_u64(number);
-        self.1.write_u64(number);
+        self.0.extend_from_slice(&number.to_le_bytes());
     }
     fn put(&mut self, part: &impl Serialize) {
-        // Hashing does not fail, and these types have no key that is not a string.
-        let _ = serde_json::to_writer(&mut *self, part);
+        // Writing to memory does not fail, and these types have no key that is not a string.
+        let _ = serde_json::to_writer(&mut *self.0, part);
         self.number(0);
     }
     fn container(&mut self, container: &Container) {
@@ -91,20 +103,6 @@ impl<H: Hasher> Hashers<H> {
             self.put(port);
         }
         self.number(1);
-    }
-    fn finish(&self) -> Digest {
-        (self.0.finish(), self.1.finish())
-    }
-}
-
-impl<H: Hasher> Write for Hashers<H> {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.write(bytes);
-        self.1.write(bytes);
-        Ok(bytes.len())
-    }
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
     }
 }
 

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use meta::selector::LabelSelector;
 use reconcile::ObjectKey;
 
-use crate::board::{Board, Domains};
+use crate::board::{Board, Domains, Tournament};
 use crate::class::Class;
 use crate::filters;
 use crate::neighbours::Neighbour;
@@ -55,17 +55,43 @@ pub struct Candidate {
 type Price = (usize, i32, i64, usize, Reverse<i64>);
 
 /// What is known of each node, for one class and one state of the budgets.
-#[derive(Default)]
 pub struct Prices {
     budgets: u64,
-    /// By slot; `None`: ask. `Some(None)`: nothing helps.
-    known: Vec<Option<Option<Price>>>,
+    /// The cheapest is the largest; `None`: nothing helps.
+    by_slot: Tournament<Option<Reverse<Price>>>,
+    /// Nodes that changed since they were asked, each once.
+    stale: Vec<Slot>,
+    is_stale: Vec<bool>,
+    /// Why nothing helps anywhere, and of which state of the board that was said.
+    hopeless: Option<(u64, FitError)>,
+}
+
+impl Default for Prices {
+    fn default() -> Self {
+        Self::new(0, 0)
+    }
 }
 
 impl Prices {
+    /// Nobody was asked yet.
+    fn new(slots: usize, budgets: u64) -> Self {
+        let by_slot = Tournament::new(slots, None);
+        Self { budgets, by_slot, stale: (0..slots).collect(), is_stale: vec![true; slots], hopeless: None }
+    }
+
     pub fn forget(&mut self, slot: Slot) {
-        if let Some(known) = self.known.get_mut(slot) {
-            *known = None;
+        if let Some(stale) = self.is_stale.get_mut(slot)
+            && !std::mem::replace(stale, true)
+        {
+            self.stale.push(slot);
+        }
+    }
+
+    fn refresh(&mut self, ask: impl FnMut(Slot) -> Option<Price>) {
+        let mut ask = ask;
+        for slot in self.stale.drain(..) {
+            self.is_stale[slot] = false;
+            self.by_slot.set(slot, ask(slot).map(Reverse));
         }
     }
 }
@@ -76,56 +102,69 @@ pub struct Budgets<'a> {
     pub generation: u64,
 }
 
+/// The pod that needs room.
+#[derive(Clone, Copy)]
+pub(crate) struct Preemptor<'a> {
+    pub pod: &'a ObjectKey,
+    /// The only node that it wants.
+    pub only: Option<Slot>,
+    /// It waits for room somewhere already.
+    pub nominated: bool,
+    /// Its needs beyond its class's. Whoever goes changes nothing about them.
+    pub extra: Option<Extra<'a>>,
+}
+
 /// The best candidate; `Err` says node by node why there is none.
 pub(crate) fn find(
     board: &mut Board,
     snapshot: &Snapshot,
-    pod: &ObjectKey,
+    preemptor: &Preemptor<'_>,
     budgets: &Budgets<'_>,
-    extra: Option<Extra<'_>>,
 ) -> Result<Candidate, FitError> {
-    let class = board.class.clone();
-    let profile = board.profile.clone();
-    // With wishes about neighbours, or with needs of the pod's own, what holds of a node may change with any other.
-    let lasting = extra.is_none() && !board.domains.is_active(&class);
+    let (class, profile) = (board.class.clone(), board.profile.clone());
+    let alike = preemptor.extra.is_none() && preemptor.only.is_none() && !preemptor.nominated;
     let mut prices = std::mem::take(&mut board.preemption);
-    if !lasting || prices.budgets != budgets.generation || prices.known.len() != snapshot.rows.len() {
-        prices.known = vec![None; snapshot.rows.len()];
-        prices.budgets = budgets.generation;
-    }
-    let mut best: Option<(Price, Slot)> = None;
-    for slot in snapshot.slots() {
-        if !board.accepts(slot) {
-            continue;
-        }
-        let price = *prices.known[slot].get_or_insert_with(|| {
-            let mut trial = Trial { snapshot, profile: &profile, class: &class, domains: &mut board.domains, pod, extra };
-            trial.victims(slot, budgets.all).ok().map(|candidate| price(&candidate))
-        });
-        if let Some(price) = price
-            && best.is_none_or(|(least, _)| price < least)
-        {
-            best = Some((price, slot));
-        }
-    }
-    if lasting {
-        board.preemption = prices;
-    }
-    let mut trial = Trial { snapshot, profile: &profile, class: &class, domains: &mut board.domains, pod, extra };
-    if let Some((_, slot)) = best
-        && let Ok(candidate) = trial.victims(slot, budgets.all)
+    let of_now = prices.budgets == budgets.generation && prices.is_stale.len() == snapshot.rows.len();
+    if let Some((position, why)) = &prices.hopeless
+        && *position == board.position()
+        && alike
+        && of_now
     {
-        return Ok(candidate);
+        let why = why.clone();
+        board.preemption = prices;
+        return Err(why);
     }
-    Err(why_not(board, snapshot, pod, budgets, extra))
+    // With wishes about neighbours what holds of a node may change with any other.
+    if !of_now || board.domains.is_active(&class) {
+        prices = Prices::new(snapshot.rows.len(), budgets.generation);
+    }
+    let pod = preemptor.pod;
+    let accepts = board.accepted().to_vec();
+    let mut trial = Trial { snapshot, profile: &profile, class: &class, domains: &mut board.domains, pod, extra: None };
+    let candidate = match preemptor.only {
+        Some(only) => Some(only).filter(|slot| accepts.get(*slot) == Some(&true)),
+        None => {
+            prices.refresh(|slot| accepts[slot].then(|| trial.victims(slot, budgets.all).ok()).flatten().as_ref().map(price));
+            prices.by_slot.in_order().find(|slot| preemptor.extra.is_none_or(|extra| extra(*slot).is_none()))
+        }
+    };
+    trial.extra = preemptor.extra;
+    let found = candidate.and_then(|slot| trial.victims(slot, budgets.all).ok());
+    let result = found.ok_or_else(|| why_not(board, snapshot, preemptor, budgets));
+    if let (Err(why), true) = (&result, alike) {
+        prices.hopeless = Some((board.position(), why.clone()));
+    }
+    board.preemption = prices;
+    result
 }
 
-fn why_not(board: &mut Board, snapshot: &Snapshot, pod: &ObjectKey, budgets: &Budgets<'_>, extra: Option<Extra<'_>>) -> FitError {
+fn why_not(board: &mut Board, snapshot: &Snapshot, preemptor: &Preemptor<'_>, budgets: &Budgets<'_>) -> FitError {
     let (class, profile) = (board.class.clone(), board.profile.clone());
+    let Preemptor { pod, extra, only, .. } = *preemptor;
     let mut error = FitError { nodes: snapshot.len(), ..FitError::default() };
     let mut say = |reason: String| *error.reasons.entry(reason).or_default() += 1;
     for slot in snapshot.slots() {
-        let helpless = match board.accepts(slot) {
+        let helpless = match board.accepts(slot) && only.is_none_or(|only| only == slot) {
             false => true,
             true => board.objection(snapshot, slot, Some(pod), extra).is_some_and(|objection| objection.unresolvable),
         };
@@ -243,4 +282,69 @@ fn violating(pods: &[&Resident], budgets: &[Budget]) -> Vec<bool> {
         violated
     };
     pods.iter().map(|pod| violates(pod)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::core::v1::{Node, Pod};
+    use serde_json::json;
+
+    use super::*;
+    use crate::filters::Objection;
+    use crate::plan::Planner;
+
+    fn class(priority: i32, cpu: &str) -> Arc<Class> {
+        let spec = json!({ "priority": priority, "containers": [{ "name": "c", "resources": { "requests": { "cpu": cpu } } }] });
+        Arc::new(Class::of(&serde_json::from_value::<Pod>(json!({ "spec": spec })).unwrap()))
+    }
+
+    fn snapshot_of(nodes: usize) -> Snapshot {
+        let mut snapshot = Snapshot::default();
+        for number in 0..nodes {
+            let node =
+                json!({ "metadata": { "name": format!("node-{number}") }, "status": { "allocatable": { "cpu": "4", "pods": "10" } } });
+            snapshot.set_node(&serde_json::from_value::<Node>(node).unwrap());
+        }
+        snapshot
+    }
+
+    #[test]
+    fn remembered_prices_choose_as_prices_asked_anew_do() {
+        const NODES: usize = 13;
+        let mut snapshot = snapshot_of(NODES);
+        let kinds = [class(0, "900m"), class(1, "900m"), class(2, "1800m")];
+        let wants = class(10, "3");
+        let profile = Arc::new(Profile::default());
+        let pod = ObjectKey::new("default", "preemptor");
+        let none = Budgets { all: &[], generation: 1 };
+        let mut remembering = Planner::default();
+        let mut random = 7u64;
+        let mut next = |below: usize| {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (random >> 33) as usize % below
+        };
+        let away = |slot: Slot| (slot % 3 == 0).then(|| Objection::unresolvable(Plugin::VolumeBinding, "away"));
+        let mut found = 0;
+        for turn in 0..400 {
+            let (node, pod_number) = (format!("node-{}", next(NODES)), next(60));
+            let key = ObjectKey::new("default", format!("pod-{pod_number}"));
+            if snapshot.remove_pod(&node, &key).is_none() {
+                let started = next(1000) as i64;
+                snapshot.add_pod(&node, Resident { key: Arc::new(key), uid: "u".into(), class: kinds[next(3)].clone(), started });
+            }
+            for extra in [None, Some(&away as Extra<'_>)] {
+                let preemptor = Preemptor { pod: &pod, only: None, nominated: false, extra };
+                let said = |planner: &mut Planner| {
+                    let board = planner.board(&snapshot, &profile, &wants);
+                    let names = |one: Candidate| (one.slot, one.victims.iter().map(|pod| pod.key.name.clone()).collect::<Vec<_>>());
+                    find(board, &snapshot, &preemptor, &none).map(names)
+                };
+                let (kept, anew) = (said(&mut remembering), said(&mut Planner::default()));
+                assert_eq!(kept, anew, "turn {turn}");
+                found += usize::from(kept.is_ok());
+                assert!(extra.is_none() || kept.is_err() || kept.is_ok_and(|(slot, _)| slot % 3 != 0));
+            }
+        }
+        assert!(found > 100, "{found}");
+    }
 }

@@ -4,9 +4,11 @@
 //! [`report`].
 
 mod act;
+mod announce;
 mod extend;
 mod gang;
 mod observe;
+mod preempt;
 mod report;
 mod schedule;
 
@@ -221,9 +223,8 @@ struct Scheduler {
     placed: HashMap<ObjectKey, Placed>,
     /// Nodes by the pods that wait for room there.
     nominated: HashMap<ObjectKey, String>,
-    /// Pods that go for a more important one, by that one, and since when; and by each of them the one that it goes for.
-    victims: HashMap<ObjectKey, (Instant, Vec<(ObjectKey, Arc<str>)>)>,
-    preemptors: HashMap<ObjectKey, ObjectKey>,
+    preemptions: preempt::Preemptions,
+    announcements: announce::Announcements,
     /// Pods with gates, which are not in the queue.
     gated: std::collections::HashSet<ObjectKey>,
     budgets: Vec<Budget>,
@@ -263,8 +264,8 @@ impl Scheduler {
             gangs: Gangs::default(),
             placed: HashMap::new(),
             nominated: HashMap::new(),
-            victims: HashMap::new(),
-            preemptors: HashMap::new(),
+            preemptions: Default::default(),
+            announcements: Default::default(),
             gated: Default::default(),
             budgets: Vec::new(),
             budgets_generation: 0,
@@ -278,10 +279,13 @@ impl Scheduler {
         loop {
             self.observe_pending(&mut changes);
             if self.schedule_some().await {
+                self.announce();
                 tokio::task::yield_now().await;
                 continue;
             }
-            let due = self.queue.next_due().map(tokio::time::Instant::from_std);
+            self.announce();
+            let due = [self.queue.next_due(), self.announcements.next_due()].into_iter().flatten().min();
+            let due = due.map(tokio::time::Instant::from_std);
             tokio::select! {
                 key = changes.nodes.next() => self.observe_node(&key),
                 key = changes.pods.next() => self.observe_pod(&key),
@@ -292,6 +296,7 @@ impl Scheduler {
                 key = changes.claims.next() => self.observe_resource_claim(&key),
                 () = Changes::any_device(&mut changes.devices) => self.observe_devices(),
                 Some(Ok(bound)) = self.bindings.join_next() => self.bound(bound),
+                evicted = self.preemptions.next() => self.evicted(evicted),
                 () = sleep_until(due) => {}
             }
         }
@@ -336,6 +341,9 @@ impl Scheduler {
         }
         while let Some(Ok(bound)) = self.bindings.try_join_next() {
             self.bound(bound);
+        }
+        while let Some(evicted) = self.preemptions.try_next() {
+            self.evicted(evicted);
         }
         if self.gauges_due <= Instant::now() {
             self.set_gauges();

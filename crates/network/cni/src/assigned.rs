@@ -4,7 +4,7 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
@@ -56,6 +56,9 @@ impl Assigned {
 impl PodNetwork for Assigned {
     fn attach(&self, sandbox_id: &str, netns: BorrowedFd<'_>) -> Result<Attachment, Error> {
         self.network().ok_or(Error::NoRange)?.attach(sandbox_id, netns)
+    }
+    fn attach_through(&self, sandbox_id: &str, netns: BorrowedFd<'_>, inside: OwnedFd) -> Result<Attachment, Error> {
+        self.network().ok_or(Error::NoRange)?.attach_through(sandbox_id, netns, inside)
     }
     fn limit(&self, sandbox_id: &str, netns: BorrowedFd<'_>, bandwidth: Bandwidth) -> Result<(), Error> {
         self.network().ok_or(Error::NoRange)?.limit(sandbox_id, netns, bandwidth)

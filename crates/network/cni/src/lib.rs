@@ -16,7 +16,7 @@
 //! No tasks: calls block and may run on many threads at once.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
 mod addresses;
@@ -121,6 +121,10 @@ pub trait PodNetwork: Send + Sync + 'static {
     /// Connects the network namespace behind `netns`. Idempotent per sandbox id; calls for the same sandbox one after the other.
     /// Blocking: call from a blocking thread.
     fn attach(&self, sandbox_id: &str, netns: BorrowedFd<'_>) -> Result<Attachment, Error>;
+    /// The same with an rtnetlink socket of the namespace, which spares the way into it.
+    fn attach_through(&self, sandbox_id: &str, netns: BorrowedFd<'_>, _inside: OwnedFd) -> Result<Attachment, Error> {
+        self.attach(sandbox_id, netns)
+    }
     /// Limits an attached sandbox. Idempotent.
     fn limit(&self, sandbox_id: &str, _netns: BorrowedFd<'_>, bandwidth: Bandwidth) -> Result<(), Error> {
         if bandwidth.is_unlimited() {

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -110,12 +110,13 @@ impl Routed {
     }
 
     /// The address in the ledger and on disk before anything is made, so that a crash leaves a trace.
-    fn reserve(&self, sandbox_id: &str) -> Result<Attachment, Error> {
+    /// Also whether it is new.
+    fn reserve(&self, sandbox_id: &str) -> Result<(Attachment, bool), Error> {
         let state = |source| Error::State { sandbox_id: sandbox_id.to_owned(), source };
         let attachment = {
             let mut ledger = lock(&self.ledger);
             if let Some(known) = ledger.attached.get(sandbox_id) {
-                return Ok(known.clone());
+                return Ok((known.clone(), false));
             }
             let addresses = ledger.take_addresses()?;
             let attachment = Attachment { sandbox_id: sandbox_id.to_owned(), addresses, host_link: self.link_name(sandbox_id) };
@@ -131,7 +132,7 @@ impl Routed {
             lock(&self.ledger).forget(sandbox_id);
             state(error)
         })?;
-        Ok(attachment)
+        Ok((attachment, true))
     }
 
     fn release(&self, sandbox_id: &str) -> Result<(), Error> {
@@ -140,7 +141,8 @@ impl Routed {
         Ok(())
     }
 
-    fn connect(&self, attachment: &Attachment, netns: BorrowedFd<'_>) -> Result<(), Refused> {
+    /// `inside`: a socket of the namespace, where there is one already.
+    fn connect(&self, attachment: &Attachment, netns: BorrowedFd<'_>, inside: Option<&mut Socket>) -> Result<(), Refused> {
         let pod_mac = pod_mac(attachment);
         let name = &attachment.host_link;
         let index = {
@@ -152,8 +154,11 @@ impl Routed {
                 .and_then(|index| index.ok_or_else(|| Errno::NODEV.into()))
                 .map_err(|source| Refused { step: "find veth", source })?
         };
-        in_namespace(netns, |socket| self.configure_pod_end(socket, attachment))
-            .map_err(|source| Refused { step: "enter the namespace", source })??;
+        match inside {
+            Some(socket) => self.configure_pod_end(socket, attachment)?,
+            None => in_namespace(netns, |socket| self.configure_pod_end(socket, attachment))
+                .map_err(|source| Refused { step: "enter the namespace", source })??,
+        }
         let mut socket = self.socket();
         let mut requests = Requests::new(&mut socket, 8);
         requests.make_router_end(index);
@@ -190,6 +195,30 @@ impl Routed {
             requests.add_default_route(index, gateway);
         }
         requests.send(&[Errno::AFNOSUPPORT])
+    }
+
+    fn attach_by(&self, sandbox_id: &str, netns: BorrowedFd<'_>, mut inside: Option<Socket>) -> Result<Attachment, Error> {
+        let refused = |Refused { step, source }| Error::Kernel { step, sandbox_id: sandbox_id.to_owned(), source };
+        let (attachment, new) = self.reserve(sandbox_id)?;
+        if !new && self.is_connected(&attachment, netns).map_err(|source| refused(Refused { step: "look at the namespace", source }))? {
+            return Ok(attachment);
+        }
+        let mut connect = || match self.connect(&attachment, netns, inside.as_mut()) {
+            // What a crash left half made under this name.
+            Err(Refused { source, .. }) if source.raw_os_error() == Some(Errno::EXIST.raw_os_error()) => {
+                self.delete_links(std::slice::from_ref(&attachment.host_link))?;
+                self.connect(&attachment, netns, inside.as_mut())
+            }
+            other => other,
+        };
+        if let Err(error) = connect() {
+            let cleanup = self.detach(sandbox_id);
+            if let Err(cleanup) = cleanup {
+                tracing::warn!(sandbox_id, error = %cleanup, "a half-made pod link stays until the next retain");
+            }
+            return Err(refused(error));
+        }
+        Ok(attachment)
     }
 
     /// Whether both ends are there and the pod's has its address.
@@ -231,29 +260,19 @@ impl Routed {
 
 impl PodNetwork for Routed {
     fn attach(&self, sandbox_id: &str, netns: BorrowedFd<'_>) -> Result<Attachment, Error> {
-        let refused = |Refused { step, source }| Error::Kernel { step, sandbox_id: sandbox_id.to_owned(), source };
-        let attachment = self.reserve(sandbox_id)?;
-        if self.is_connected(&attachment, netns).map_err(|source| refused(Refused { step: "look at the namespace", source }))? {
-            return Ok(attachment);
-        }
-        let connect = || {
-            // What a crash left half made under this name.
-            if links::index_of(&mut self.socket(), &attachment.host_link).ok().flatten().is_some() {
-                self.delete_links(std::slice::from_ref(&attachment.host_link))?;
-            }
-            self.connect(&attachment, netns)
-        };
-        if let Err(error) = connect() {
-            let cleanup = self.detach(sandbox_id);
-            if let Err(cleanup) = cleanup {
-                tracing::warn!(sandbox_id, error = %cleanup, "a half-made pod link stays until the next retain");
-            }
-            return Err(refused(error));
-        }
-        Ok(attachment)
+        self.attach_by(sandbox_id, netns, None)
+    }
+
+    fn attach_through(&self, sandbox_id: &str, netns: BorrowedFd<'_>, inside: OwnedFd) -> Result<Attachment, Error> {
+        let adopted = Socket::adopt_route(inside);
+        let socket = adopted.map_err(|source| Error::Kernel { step: "adopt the socket", sandbox_id: sandbox_id.to_owned(), source })?;
+        self.attach_by(sandbox_id, netns, Some(socket))
     }
 
     fn limit(&self, sandbox_id: &str, netns: BorrowedFd<'_>, bandwidth: Bandwidth) -> Result<(), Error> {
+        if bandwidth.is_unlimited() {
+            return Ok(());
+        }
         let refused = |Refused { step, source }| Error::Kernel { step, sandbox_id: sandbox_id.to_owned(), source };
         let Some(attachment) = lock(&self.ledger).attached.get(sandbox_id).cloned() else { return Ok(()) };
         let limit = |socket: &mut Socket, link: &str, bytes_per_second: Option<u64>| {

@@ -1,7 +1,7 @@
 //! A blocking netlink socket of the calling thread's network namespace.
 
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
 
 use netlink_sys::{Socket as RawSocket, SocketAddr, protocols};
 
@@ -29,8 +29,15 @@ impl Socket {
     pub fn route() -> io::Result<Self> {
         Self::open(protocols::NETLINK_ROUTE)
     }
+    /// The same for the network namespace that `socket`, a fresh rtnetlink socket, was opened in.
+    pub fn adopt_route(socket: OwnedFd) -> io::Result<Self> {
+        // SAFETY: the descriptor is owned, and given away here.
+        Self::set_up(unsafe { RawSocket::from_raw_fd(socket.into_raw_fd()) })
+    }
     fn open(protocol: isize) -> io::Result<Self> {
-        let mut inner = RawSocket::new(protocol)?;
+        Self::set_up(RawSocket::new(protocol)?)
+    }
+    fn set_up(mut inner: RawSocket) -> io::Result<Self> {
         inner.bind_auto()?;
         inner.connect(&SocketAddr::new(0, 0))?;
         // Errors without a copy of the refused message, which may be 64 KB.

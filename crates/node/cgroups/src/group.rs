@@ -1,7 +1,7 @@
 //! One control group: the same path in every hierarchy, held open by directory descriptors.
 
 use std::io::{ErrorKind, Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags, openat};
@@ -13,6 +13,9 @@ use crate::{Result, file_error};
 
 /// An emptied group stays busy until its last zombie is reaped; this bounds the wait.
 const REMOVE_ATTEMPTS: u32 = 200;
+
+/// The kernel's own period for processor quotas.
+const PERIOD_US: u64 = 100_000;
 
 struct Directory {
     fd: OwnedFd,
@@ -92,8 +95,14 @@ impl Cgroup {
         if limits.cpu_quota.is_none() && limits.cpu_period.is_none() {
             return Ok(());
         }
-        let period = limits.cpu_period.filter(|p| *p > 0).unwrap_or(100_000);
+        let period = limits.cpu_period.filter(|p| *p > 0).unwrap_or(PERIOD_US);
         if let Some(directory) = self.v1("cpu") {
+            // Each write visits every group of the machine: what a new group has is only looked at.
+            let is = |file: &str, value: &str| self.read_in(Some(directory), file).is_some_and(|text| text.trim() == value);
+            let unlimited = limits.cpu_quota.is_none_or(|quota| quota <= 0) && period == PERIOD_US;
+            if unlimited && is("cpu.cfs_quota_us", "-1") && is("cpu.cfs_period_us", "100000") {
+                return Ok(());
+            }
             // Quota before period or after: the kernel checks the pair on each write, so lift the old quota first.
             self.write_in(Some(directory), "cpu.cfs_quota_us", "-1")?;
             self.write_in(Some(directory), "cpu.cfs_period_us", &period.to_string())?;
@@ -152,6 +161,14 @@ impl Cgroup {
         Ok(())
     }
 
+    /// The group's directory in each of [`Root::v1_controllers`].
+    pub fn v1_directories(&self) -> impl Iterator<Item = (&str, BorrowedFd<'_>)> {
+        self.directories.iter().filter(|d| !d.hierarchy.unified).filter_map(|d| match d.hierarchy.controllers.as_slice() {
+            [single] if single != "cpuset" => Some((single.as_str(), d.fd.as_fd())),
+            _ => None,
+        })
+    }
+
     /// Descriptors of `tasks` in the v1 hierarchies: a process of one thread that writes `0` into each has joined. For the unified one see
     /// [`Cgroup::birthplace`]. Not `cgroup.procs`: for a thread that moves itself the kernel does not wait until no process on the machine forks or
     /// exits, which takes a grace period of 5 to 50 ms (Linux 5.16).
@@ -187,6 +204,18 @@ impl Cgroup {
             }
         }
         Ok(())
+    }
+
+    /// Waits until no process is left in the group itself; false where one was after `patience`.
+    pub fn wait_empty(&self, patience: Duration) -> bool {
+        let since = std::time::Instant::now();
+        while !self.processes().is_empty() {
+            if since.elapsed() > patience {
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        true
     }
 
     pub fn freeze(&self, frozen: bool) -> Result<()> {

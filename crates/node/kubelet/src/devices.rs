@@ -183,7 +183,7 @@ impl Devices {
     }
 
     /// Gives every container of `pod` the devices that it asks for. `active` are the pods that may hold any. `Err` says why not.
-    pub async fn give(&self, pod: &Pod, active: &BTreeSet<String>) -> Result<(), String> {
+    pub async fn give(&self, pod: &Pod, active: &(dyn Fn() -> BTreeSet<String> + Sync)) -> Result<(), String> {
         let asked = {
             let state = lock(&self.state);
             if state.resources.is_empty() {
@@ -197,6 +197,7 @@ impl Devices {
         }
         let _one = self.giving.lock().await;
         let uid = podspec::uid(pod);
+        let active = active();
         lock(&self.state).held.retain(|holder, _| holder == uid || active.contains(holder));
         let mut reusable: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
         for (role, container) in podspec::containers(pod) {
@@ -438,7 +439,7 @@ mod tests {
         kubelet.unary::<device::Empty>("v1beta1.Registration/Register", &request).await.unwrap();
         devices.changed.notified().await;
         assert_eq!(devices.amounts(), BTreeMap::from([("acme.com/gpu".to_owned(), (4, 3))]));
-        let active = BTreeSet::from(["one".to_owned(), "two".to_owned(), "three".to_owned()]);
+        let active = || BTreeSet::from(["one".to_owned(), "two".to_owned(), "three".to_owned()]);
         // The init container's device, which the plugin prefers, is the main one's again.
         devices.give(&asking("one", 2), &active).await.unwrap();
         let given = devices.prepare("one", "main").await.unwrap();
@@ -452,7 +453,7 @@ mod tests {
         assert_eq!(again.amounts(), BTreeMap::from([("acme.com/gpu".to_owned(), (4, 0))]));
         assert!(again.give(&asking("two", 1), &active).await.unwrap_err().starts_with("no healthy devices present"));
         // A pod that is no more holds nothing.
-        devices.give(&asking("two", 2), &BTreeSet::from(["three".to_owned()])).await.unwrap();
+        devices.give(&asking("two", 2), &|| BTreeSet::from(["three".to_owned()])).await.unwrap();
         drain.stop();
     }
 }

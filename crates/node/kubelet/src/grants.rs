@@ -1,5 +1,6 @@
 //! What this node takes and grants: new pods, and more for those that are here.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -9,7 +10,7 @@ use reconcile::EventKind;
 use crate::observe::Observed;
 use crate::podspec::{self, Qos};
 use crate::resize::{self, Given, Grant, Room};
-use crate::worker::{Agent, Record, Wish, lock};
+use crate::worker::{Agent, Record, lock};
 use crate::world::{Verdict, Waiting};
 use crate::{admit, amounts};
 
@@ -25,6 +26,11 @@ pub struct Claims {
 }
 
 impl Claims {
+    /// Is there anything that somebody else could lack?
+    fn is_some(&self) -> bool {
+        !self.ports.is_empty() || self.amounts.iter().any(|amount| *amount > 0)
+    }
+
     fn of(pod: &Pod) -> Self {
         Self { amounts: CLAIMED.map(|name| amounts::pod_request(pod, name)), ports: podspec::host_ports(pod) }
     }
@@ -44,7 +50,7 @@ impl Agent {
         {
             // One at a time: what one takes, the next one does not have.
             let _one = lock(&self.admitting);
-            if new && let Some(verdict) = admit::judge(pod, &self.admission(&record.uid)) {
+            if new && let Some(verdict) = admit::judge(pod, &self.admission(&record.uid, pod)) {
                 self.refuse(record, pod, verdict);
             }
             record.memory().admitted = true;
@@ -66,7 +72,8 @@ impl Agent {
             let (pod, gone) = record.view();
             !gone && !record.memory().finished && !podspec::is_terminal(&pod)
         };
-        let active = lock(&self.records).values().filter(living).map(|record| record.uid.clone()).collect();
+        // Most pods want nothing of their own, and a look at all others is long.
+        let active = || -> BTreeSet<String> { lock(&self.records).values().filter(living).map(|record| record.uid.clone()).collect() };
         let free = |name: &str| self.devices.free_on(name);
         if let Err((reason, why)) = self.placement.place(pod, &active, &free) {
             let message = format!("Pod was rejected: {why}");
@@ -90,8 +97,10 @@ impl Agent {
     }
 
     /// The node as a new pod finds it.
-    fn admission(&self, uid: &str) -> admit::Node {
-        let others = self.others(uid);
+    fn admission(&self, uid: &str, pod: &Pod) -> admit::Node {
+        // A look at all others is long: with thousands of pods longer than the start of one.
+        let asks = Claims::of(pod).is_some() || lock(&self.records).len() > self.config.pods_max as usize;
+        let others = if asks { self.others(uid) } else { Vec::new() };
         admit::Node {
             room: self.room(&others),
             pods: u32::try_from(others.len()).unwrap_or(u32::MAX),
@@ -110,12 +119,17 @@ impl Agent {
     fn others(&self, uid: &str) -> Vec<Arc<Claims>> {
         let records: Vec<Arc<Record>> = lock(&self.records).values().filter(|record| record.uid != uid).cloned().collect();
         let holds = |record: &Arc<Record>| {
-            let Wish { pod, gone } = lock(&record.wish).clone();
             let memory = record.memory();
-            if gone || memory.finished || !memory.admitted || memory.verdict.is_some() || podspec::is_terminal(&pod) {
+            if memory.finished || !memory.admitted || memory.verdict.is_some() {
                 return None;
             }
             drop(memory);
+            let wish = lock(&record.wish);
+            if wish.gone || podspec::is_terminal(&wish.pod) {
+                return None;
+            }
+            let pod = wish.pod.clone();
+            drop(wish);
             let mut claims = lock(&record.claims);
             if claims.is_none() {
                 let grant = lock(&record.grant).clone();

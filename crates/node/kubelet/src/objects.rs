@@ -25,6 +25,9 @@ pub use trust::Trust;
 /// How long a first look at an object may take; then the step is tried again later.
 const SYNC_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How long a ConfigMap is watched after its last pod: the next pod of a namespace, whose certificates every pod has, should not wait for a new list.
+const LINGER: Duration = Duration::from_secs(10);
+
 pub type Wake = Arc<dyn Fn(&str) + Send + Sync>;
 
 /// One kind's watched objects.
@@ -32,8 +35,12 @@ pub struct Watched<K> {
     client: Client,
     wake: Wake,
     drain: Drain,
-    entries: Mutex<HashMap<(String, String), Entry<K>>>,
+    entries: Arc<Mutex<Entries<K>>>,
+    linger: Duration,
 }
+
+/// By namespace and name.
+type Entries<K> = HashMap<(String, String), Entry<K>>;
 
 struct Entry<K> {
     cache: Cache<K>,
@@ -43,7 +50,7 @@ struct Entry<K> {
 
 impl<K: Object> Watched<K> {
     pub fn new(client: &Client, wake: Wake, drain: &Drain) -> Self {
-        Self { client: client.clone(), wake, drain: drain.clone(), entries: Mutex::default() }
+        Self { client: client.clone(), wake, drain: drain.clone(), entries: Arc::default(), linger: Duration::ZERO }
     }
 
     /// The object as pod `uid` sees it; `None` where it does not exist. From then on its changes wake the pod.
@@ -75,15 +82,32 @@ impl<K: Object> Watched<K> {
 
     /// Pod `uid` is gone.
     pub fn release(&self, uid: &str) {
-        lock(&self.entries).retain(|_, entry| {
+        let unused = lock(&self.entries).values().any(|entry| {
             let mut users = lock(&entry.users);
-            users.remove(uid);
-            if users.is_empty() {
-                entry.drain.stop();
-            }
-            !users.is_empty()
+            users.remove(uid) && users.is_empty()
+        });
+        if !unused {
+            return;
+        }
+        if self.linger.is_zero() {
+            return drop_unused(&self.entries);
+        }
+        let (entries, drain, linger) = (self.entries.clone(), self.drain.clone(), self.linger);
+        tokio::spawn(async move {
+            drain.run(tokio::time::sleep(linger)).await;
+            drop_unused(&entries);
         });
     }
+}
+
+fn drop_unused<K>(entries: &Mutex<Entries<K>>) {
+    lock(entries).retain(|_, entry| {
+        let used = !lock(&entry.users).is_empty();
+        if !used {
+            entry.drain.stop();
+        }
+        used
+    });
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -101,7 +125,7 @@ pub struct Objects {
 impl Objects {
     pub fn new(client: &Client, node_name: &str, wake: Wake, drain: &Drain) -> Self {
         Self {
-            config_maps: Watched::new(client, wake.clone(), drain),
+            config_maps: Watched { linger: LINGER, ..Watched::new(client, wake.clone(), drain) },
             secrets: Watched::new(client, wake.clone(), drain),
             trust: Trust::new(client, wake, drain),
             certificates: Certificates::new(client, node_name),

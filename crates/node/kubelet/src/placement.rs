@@ -96,11 +96,12 @@ impl Placement {
         Self { policies, topology, file, state: Mutex::new(state), changed: Notify::new() }
     }
 
-    /// Finds a place for every container of a new pod. `active` are the pods that may have one.
-    pub fn place(&self, pod: &Pod, active: &BTreeSet<String>, devices: FreeDevices<'_>) -> Result<(), admit::Refusal> {
+    /// Finds a place for every container of a new pod. `active` are the pods that may have one; they are asked for only where places are given.
+    pub fn place(&self, pod: &Pod, active: &dyn Fn() -> BTreeSet<String>, devices: FreeDevices<'_>) -> Result<(), admit::Refusal> {
         if self.policies == Policies::default() {
             return Ok(());
         }
+        let active = active();
         let mut state = lock(&self.state);
         let uid = podspec::uid(pod);
         state.places.retain(|holder, _| holder == uid || active.contains(holder));
@@ -419,18 +420,18 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let policies = Policies { pins_cpus: true, reserved_cpus: [0].into(), ..Policies::default() };
         let placement = opened(policies.clone(), root.path());
-        placement.place(&asking("a", "2", "1Mi"), &active(), NO_DEVICES).unwrap();
+        placement.place(&asking("a", "2", "1Mi"), &active, NO_DEVICES).unwrap();
         // A whole core before two halves.
         assert_eq!((placement.pins("a", "c").0, placement.shared()), ("2,6".into(), "0-1,3-5,7".into()));
-        placement.place(&asking("b", "1500m", "1Mi"), &active(), NO_DEVICES).unwrap();
+        placement.place(&asking("b", "1500m", "1Mi"), &active, NO_DEVICES).unwrap();
         assert_eq!(placement.pins("b", "c").0, "0-1,3-5,7");
         let again = opened(policies, root.path());
         assert_eq!(again.pins("a", "c").0, "2,6");
-        let refused = again.place(&asking("c", "6", "1Mi"), &active(), NO_DEVICES).unwrap_err();
+        let refused = again.place(&asking("c", "6", "1Mi"), &active, NO_DEVICES).unwrap_err();
         assert_eq!(refused.0, "UnexpectedAdmissionError");
         assert!(refused.1.contains("requested=6, available=5"), "{}", refused.1);
         again.release("a");
-        again.place(&asking("c", "6", "1Mi"), &active(), NO_DEVICES).unwrap();
+        again.place(&asking("c", "6", "1Mi"), &active, NO_DEVICES).unwrap();
         assert_eq!(again.shared().split(',').count(), 2, "{}", again.shared());
     }
 
@@ -438,7 +439,7 @@ mod tests {
     fn half_a_core_is_refused_where_cores_are_not_shared() {
         let root = tempfile::tempdir().unwrap();
         let policies = Policies { pins_cpus: true, whole_cores: true, ..Policies::default() };
-        let refused = opened(policies, root.path()).place(&asking("a", "1", "1Mi"), &active(), NO_DEVICES).unwrap_err();
+        let refused = opened(policies, root.path()).place(&asking("a", "1", "1Mi"), &active, NO_DEVICES).unwrap_err();
         assert_eq!(refused, ("SMTAlignmentError", "SMT Alignment Error: requested 1 cpus not multiple cpus per core = 2".into()));
     }
 
@@ -451,17 +452,17 @@ mod tests {
         let limits = with_device.spec.as_mut().unwrap().containers[0].resources.as_mut().unwrap().limits.as_mut().unwrap();
         limits.insert("acme.com/gpu".into(), k8s_openapi::apimachinery::pkg::api::resource::Quantity("1".into()));
         let placement = opened(strict(Alignment::SingleNode), root.path());
-        placement.place(&with_device, &active(), &on_one).unwrap();
+        placement.place(&with_device, &active, &on_one).unwrap();
         assert_eq!(placement.pins("a", "c"), ("1,5".into(), "1".into()));
         let wide = asking("b", "6", "1Mi");
-        assert_eq!(placement.place(&wide, &active(), NO_DEVICES).unwrap_err().0, "TopologyAffinityError");
+        assert_eq!(placement.place(&wide, &active, NO_DEVICES).unwrap_err().0, "TopologyAffinityError");
         let other = tempfile::tempdir().unwrap();
         let best = opened(strict(Alignment::BestEffort), other.path());
-        best.place(&wide, &active(), NO_DEVICES).unwrap();
+        best.place(&wide, &active, NO_DEVICES).unwrap();
         // More memory than a node has: both, and no other pod gets what is not there.
         let memory = opened(Policies { pins_memory: true, ..Policies::default() }, tempfile::tempdir().unwrap().path());
-        memory.place(&asking("a", "500m", "1536Mi"), &active(), NO_DEVICES).unwrap();
+        memory.place(&asking("a", "500m", "1536Mi"), &active, NO_DEVICES).unwrap();
         assert_eq!(memory.pins("a", "c").1, "0-1");
-        assert!(memory.place(&asking("b", "500m", "1Gi"), &active(), NO_DEVICES).unwrap_err().1.contains("NUMA"));
+        assert!(memory.place(&asking("b", "500m", "1Gi"), &active, NO_DEVICES).unwrap_err().1.contains("NUMA"));
     }
 }

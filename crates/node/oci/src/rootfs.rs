@@ -41,7 +41,7 @@ pub(crate) fn enter(spec: &Spec, handles: &Handles<'_>) -> Result<(), Failure> {
     for path in &spec.readonly_paths {
         make_readonly(&root, path).map_err(|e| Failure::new(format!("make {path} read-only"), e))?;
     }
-    mask(&root, &spec.masked_paths)?;
+    mask(&root, spec, handles)?;
     pivot(&root).map_err(|e| Failure::new("pivot_root", e))
 }
 
@@ -155,14 +155,20 @@ fn make_readonly(root: impl AsFd, path: &str) -> io::Result<()> {
     move_onto(tree, target)
 }
 
-fn mask(root: impl AsFd, paths: &[String]) -> Result<(), Failure> {
+/// All directories are hidden by the same empty one.
+fn mask(root: impl AsFd, spec: &Spec, handles: &Handles<'_>) -> Result<(), Failure> {
     let root = root.as_fd();
-    for path in paths {
+    let mut empty: Option<OwnedFd> = None;
+    for path in &spec.masked_paths {
         let masked = in_root::open(root, path, OFlags::PATH).and_then(|target| {
             if FileType::from_raw_mode(fstat(&target)?.st_mode) == FileType::Directory {
-                let options = vec![("size".to_owned(), Some("0k".to_owned())), ("nr_inodes".to_owned(), Some("2".to_owned()))];
-                let empty = instance(&FileSystem { kind: "tmpfs".into(), options }, MountAttrFlags::MOUNT_ATTR_RDONLY)?;
-                return move_onto(empty, target);
+                let tree = match &empty {
+                    Some(attached) => open_tree(attached, "", clone_flags() | OpenTreeFlags::AT_EMPTY_PATH)?,
+                    None => first_empty(spec, handles)?,
+                };
+                move_onto(&tree, target)?;
+                empty.get_or_insert(tree);
+                return Ok(());
             }
             let null = in_root::open(root, "/dev/null", OFlags::PATH)?;
             move_onto(open_tree(&null, "", clone_flags() | OpenTreeFlags::AT_EMPTY_PATH)?, target)
@@ -173,6 +179,16 @@ fn mask(root: impl AsFd, paths: &[String]) -> Result<(), Failure> {
         }
     }
     Ok(())
+}
+
+fn first_empty(spec: &Spec, handles: &Handles<'_>) -> io::Result<OwnedFd> {
+    let Some(index) = spec.empty else {
+        let options = vec![("size".to_owned(), Some("0k".to_owned())), ("nr_inodes".to_owned(), Some("2".to_owned()))];
+        return instance(&FileSystem { kind: "tmpfs".into(), options }, MountAttrFlags::MOUNT_ATTR_RDONLY);
+    };
+    let tree = handles.trees.get(index).ok_or_else(|| io::Error::from_raw_os_error(libc::EBADF))?.try_clone()?;
+    mount_setattr(&tree, c"", false, attr::RDONLY, libc::MS_PRIVATE as u64)?;
+    Ok(tree)
 }
 
 fn pivot(root: impl AsFd) -> io::Result<()> {

@@ -17,8 +17,11 @@ pub struct Spec {
     /// Nodes cannot be made in a user namespace: those in `/dev`, the standard ones included, are mounts of the host's.
     #[serde(default)]
     pub devices_are_mounts: bool,
-    /// Hidden: files behind `/dev/null`, directories behind an empty tmpfs. A path that is not there is fine.
+    /// Hidden: files behind `/dev/null`, directories behind an empty one. A path that is not there is fine.
     pub masked_paths: Vec<String>,
+    /// The tree in [`crate::Handles::trees`] that is such an empty directory; without it a tmpfs is made.
+    #[serde(default)]
+    pub empty: Option<usize>,
     pub readonly_paths: Vec<String>,
     /// Directory in the launcher's mount namespace on which the root is attached before it becomes `/`.
     pub staging: String,

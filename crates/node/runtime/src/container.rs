@@ -14,11 +14,11 @@ use rustix::mount::{
 };
 
 use crate::cdi;
-use crate::plan::{self, Surroundings, Volume};
+use crate::plan::{self, CgroupView, Surroundings, Volume};
 use crate::protocol::{Exit, Reply, Request, Start};
 use crate::record::{self, ContainerRecord};
 use crate::sandbox::remove_directory;
-use crate::state::{Container, Inner, Life, Sandbox, lock, new_id};
+use crate::state::{Container, Inner, Life, Sandbox, lock, new_id, v1_controllers};
 use crate::{Error, Result, io_error, shim};
 
 /// What containerd gives a container that never ran.
@@ -169,7 +169,12 @@ impl Inner {
         devices.extend(edits.device_nodes.iter().map(edit_device).collect::<Result<Vec<_>>>()?);
         let group = self.prepare_cgroup(&record.cgroup, linux.resources.as_ref(), plan::device_rules(security.privileged, &devices))?;
         let users = container.sandbox.users()?;
+        let external = self.external(container, &record.cgroup, security.privileged)?;
+        let mounts = with_pod_files(&config.mounts, &container.sandbox, security.readonly_rootfs);
+        let layers = if external.is_some() { layers } else { self.with_mountpoints(layers, &mounts) };
+        // First of all mounts, so that it is the first in the container's table, where some programs look for it.
         let rootfs = self.mount_root(&container.id, &layers, users.as_ref())?;
+        let (volumes, mut trees) = self.open_volumes(container, &mounts, users.as_ref())?;
         let mut identity = identity(&rootfs, &security, &image)?;
         identity.user.groups.extend(&edits.additional_gids);
         let sandbox_config = container.sandbox.config();
@@ -192,15 +197,18 @@ impl Inner {
         };
         process.env.extend(edits.env);
         self.remember_process(container, &process)?;
-        let mounts = with_pod_files(&config.mounts, &container.sandbox, &rootfs, security.readonly_rootfs);
         let namespaces = security.namespace_options.clone().unwrap_or_default();
-        let (volumes, mut trees) = self.open_volumes(container, &mounts, users.as_ref())?;
         let device_mounts =
             users.as_ref().map(|_| open_devices(&config, security.privileged, &edits.device_nodes, &mut trees)).transpose()?;
         let (pid, pid_target) = pid_namespace(&namespaces);
-        let v1_controllers = if self.cgroups.is_unified() { Vec::new() } else { self.cgroups.v1_controllers() };
         let host_ipc = namespaces.ipc == v1::NamespaceMode::Node as i32;
-        let spec = plan::spec(&config, Surroundings { process, pid, host_ipc, volumes, devices, v1_controllers, device_mounts });
+        let is_own = external.is_none() && !security.privileged;
+        let cgroups = self.cgroup_view(&group, is_own, &mut trees).map_err(io_error(format!("show {} its group", container.id)))?;
+        let empty = self.skeleton.empty().filter(|_| is_own).map(|tree| {
+            trees.push(tree);
+            trees.len() - 1
+        });
+        let spec = plan::spec(&config, Surroundings { process, pid, host_ipc, volumes, devices, cgroups, device_mounts, empty });
         let join = group.join_fds()?;
         let (birthplace, kill) = (group.birthplace(), group.kill_fd());
         let start = Start {
@@ -213,13 +221,34 @@ impl Inner {
             join: join.len(),
             birthplace: birthplace.is_some(),
             kill: kill.is_some(),
-            external: self.external(container, &record.cgroup, security.privileged)?,
+            external,
         };
         let host = start.external.as_ref().map(|_| File::open("/proc/self/ns/mnt")).transpose();
         let host = host.map_err(io_error("open the mount namespace"))?.map(OwnedFd::from);
         let log = open_log(&record.log_path)?;
         let descriptors = [rootfs, log].into_iter().chain(trees).chain(join).chain(birthplace).chain(kill).chain(host).collect();
         Ok(Prepared { start, descriptors })
+    }
+
+    /// What the container sees of the control groups. Mounts of v1 hierarchies that are bound to its own group where they may be, for each new one
+    /// makes the kernel visit every group of the machine.
+    fn cgroup_view(&self, group: &cgroups::Cgroup, bound: bool, trees: &mut Vec<OwnedFd>) -> std::io::Result<CgroupView> {
+        let controllers = v1_controllers(&self.cgroups);
+        if controllers.is_empty() {
+            return Ok(CgroupView::Unified);
+        }
+        let Some(base) = self.skeleton.cgroup().filter(|_| bound) else { return Ok(CgroupView::New(controllers)) };
+        let mut add = |tree: OwnedFd| {
+            trees.push(tree);
+            trees.len() - 1
+        };
+        let base = add(base);
+        let mut bound = Vec::with_capacity(controllers.len());
+        for (controller, directory) in group.v1_directories() {
+            let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+            bound.push((controller.to_owned(), add(open_tree(directory, "", flags)?)));
+        }
+        Ok(CgroupView::Bound(base, bound))
     }
 
     /// The program that the pod's handler stands for, with a bundle for it to find, where it is not this one.
@@ -270,6 +299,19 @@ impl Inner {
         });
         drop(record);
         container.save()
+    }
+
+    /// The image's layers above one with what will be mounted on. Without it the container's own layer gets that, as it does for everything else.
+    fn with_mountpoints(&self, layers: Vec<PathBuf>, mounts: &[v1::Mount]) -> Vec<PathBuf> {
+        let own = ["/dev", "/proc", "/sys"].map(|path| (path, true));
+        let targets = mounts.iter().map(|mount| (mount.container_path.as_str(), Path::new(&mount.host_path).is_dir())).chain(own);
+        match crate::mountpoints::layer(&self.config.data_dir, targets) {
+            Ok(layer) => std::iter::once(layer).chain(layers).collect(),
+            Err(error) => {
+                tracing::warn!(%error, "make the layer of mount points");
+                layers
+            }
+        }
     }
 
     /// The image's layers below a writable one, as a mount that is attached nowhere: it lives as long as somebody holds it.
@@ -659,14 +701,13 @@ fn pid_namespace(namespaces: &v1::NamespaceOption) -> (PidNamespace, Option<Stri
 }
 
 /// The pod's own `/etc/hostname` and `/etc/resolv.conf`, unless the container brings its own, and `/dev/shm` of a pod in the host's IPC namespace.
-fn with_pod_files(mounts: &[v1::Mount], sandbox: &Sandbox, rootfs: &OwnedFd, readonly: bool) -> Vec<v1::Mount> {
+fn with_pod_files(mounts: &[v1::Mount], sandbox: &Sandbox, readonly: bool) -> Vec<v1::Mount> {
     let mut all = mounts.to_vec();
     let mut add = |host: PathBuf, target: &str, readonly: bool| {
         if !all.iter().any(|m| m.container_path == target) {
             all.push(v1::Mount { container_path: target.into(), host_path: host.display().to_string(), readonly, ..Default::default() });
         }
     };
-    let _ = rootfs;
     add(sandbox.directory.join("resolv.conf"), "/etc/resolv.conf", readonly);
     add(sandbox.directory.join("hostname"), "/etc/hostname", readonly);
     if sandbox.namespaces().ipc == v1::NamespaceMode::Node as i32 {

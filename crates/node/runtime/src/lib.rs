@@ -17,6 +17,7 @@ mod connection;
 mod container;
 mod exec;
 mod host_ports;
+mod mountpoints;
 mod nursery;
 mod plan;
 mod protocol;
@@ -26,6 +27,7 @@ mod sandbox;
 mod service;
 mod shelf;
 pub mod shim;
+mod skeleton;
 mod state;
 mod stats;
 

@@ -62,7 +62,8 @@ fn start(exe: &Path, cgroup_root: &str) -> std::io::Result<Running> {
 
 fn ask(running: &Running, directory: &Path, listener: &OwnedFd, log: &OwnedFd) -> std::io::Result<Spawned> {
     let spawn = Spawn { directory: directory.display().to_string() };
-    protocol::send(&running.socket, &spawn, &[listener.as_fd(), log.as_fd()])?;
+    let state = std::fs::File::open(directory)?;
+    protocol::send(&running.socket, &spawn, &[listener.as_fd(), log.as_fd(), state.as_fd()])?;
     let answer = protocol::receive(&running.socket)?;
     answer.map(|(spawned, _)| spawned).ok_or_else(|| std::io::ErrorKind::ConnectionReset.into())
 }

@@ -203,6 +203,15 @@ pub struct Volume<'a> {
     pub directory: bool,
 }
 
+/// What `/sys/fs/cgroup` shows.
+pub enum CgroupView {
+    Unified,
+    /// A new mount of each of these v1 hierarchies.
+    New(Vec<String>),
+    /// A directory with a mount point for each hierarchy, and the container's own group in each, by index in the descriptors.
+    Bound(usize, Vec<(String, usize)>),
+}
+
 /// What [`spec`] needs besides the container's own configuration.
 pub struct Surroundings<'a> {
     pub process: Process,
@@ -211,8 +220,9 @@ pub struct Surroundings<'a> {
     /// In the order of the descriptors that go to the launcher.
     pub volumes: Vec<Volume<'a>>,
     pub devices: Vec<oci::Device>,
-    /// v1 controllers, each with its own mount; empty on a unified host.
-    pub v1_controllers: Vec<String>,
+    pub cgroups: CgroupView,
+    /// The index of a tree that is an empty directory.
+    pub empty: Option<usize>,
     /// In a user namespace: a mount of the host's node for each device, by path in the container and index in the descriptors.
     pub device_mounts: Option<Vec<(String, usize)>>,
 }
@@ -244,6 +254,7 @@ pub fn spec(config: &v1::ContainerConfig, surroundings: Surroundings<'_>) -> Spe
         devices: if devices_are_mounts { Vec::new() } else { surroundings.devices },
         devices_are_mounts,
         masked_paths: paths(security.masked_paths),
+        empty: surroundings.empty,
         readonly_paths: paths(security.readonly_paths),
         staging: shim::STAGING.to_owned(),
     }
@@ -307,12 +318,21 @@ fn standard_mounts(security: &v1::LinuxContainerSecurityContext, surroundings: &
         mounts.push(Mount { source, ..new("/dev/shm", "", &[]) });
     }
     let readonly = !security.privileged;
-    if surroundings.v1_controllers.is_empty() {
-        mounts.push(Mount { readonly, ..new("/sys/fs/cgroup", "cgroup2", &[]) });
-    } else {
-        mounts.push(new("/sys/fs/cgroup", "tmpfs", &[("mode", "755"), ("size", "64k")]));
-        for controller in &surroundings.v1_controllers {
-            mounts.push(Mount { readonly, ..new(&format!("/sys/fs/cgroup/{controller}"), "cgroup", &[(controller, "")]) });
+    match &surroundings.cgroups {
+        CgroupView::Unified => mounts.push(Mount { readonly, ..new("/sys/fs/cgroup", "cgroup2", &[]) }),
+        CgroupView::New(controllers) => {
+            mounts.push(new("/sys/fs/cgroup", "tmpfs", &[("mode", "755"), ("size", "64k")]));
+            for controller in controllers {
+                mounts.push(Mount { readonly, ..new(&format!("/sys/fs/cgroup/{controller}"), "cgroup", &[(controller, "")]) });
+            }
+        }
+        CgroupView::Bound(base, controllers) => {
+            let tree = |target: &str, index: usize| {
+                let source = Source::Tree { index, directory: true };
+                Mount { source, readonly: true, ..new(target, "", &[]) }
+            };
+            mounts.push(tree("/sys/fs/cgroup", *base));
+            mounts.extend(controllers.iter().map(|(controller, index)| tree(&format!("/sys/fs/cgroup/{controller}"), *index)));
         }
     }
     mounts
@@ -420,7 +440,8 @@ mod tests {
             host_ipc: false,
             volumes,
             devices: Vec::new(),
-            v1_controllers: Vec::new(),
+            cgroups: CgroupView::Unified,
+            empty: None,
             device_mounts: None,
         };
         let spec = spec(&v1::ContainerConfig::default(), surroundings);

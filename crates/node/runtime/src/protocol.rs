@@ -29,9 +29,10 @@ pub struct Call {
 
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Request {
-    /// The first request of a new shim. Reply: [`Reply::Ready`] with the network namespace and, if it has its own, the user namespace.
+    /// The first request of a new shim. Reply: [`Reply::Ready`] with the network namespace, the user namespace if it has its own, and an
+    /// rtnetlink socket of the network namespace.
     Setup(Setup),
-    /// What runs here? Reply: [`Reply::Hello`] with the same namespaces.
+    /// What runs here? Reply: [`Reply::Hello`] with the namespaces.
     Hello,
     /// Descriptors: root, log, then `trees`, `join`, the v2 group if `birthplace`, the kill file if `kill`, and the host's
     /// mount namespace if `external`.

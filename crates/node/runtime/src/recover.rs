@@ -122,6 +122,7 @@ impl Inner {
                 group.remove()?;
             }
         }
+        crate::mountpoints::clean(&self.config.data_dir);
         let layers = self.config.data_dir.join("containers");
         for entry in std::fs::read_dir(&layers).into_iter().flatten().flatten() {
             if !containers.contains(&*entry.file_name().to_string_lossy()) {

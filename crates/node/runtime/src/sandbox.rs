@@ -100,13 +100,13 @@ impl Inner {
         });
         self.listen(&sandbox, connection.clone());
         let setup = setup(&config)?;
-        let own_network = setup.network_namespace;
+        let (own_network, own_users) = (setup.network_namespace, setup.users.is_some());
         let (_, descriptors) = connection.call(Request::Setup(setup), &[]).await?;
         let mut descriptors = descriptors.into_iter();
         let netns = descriptors.next().ok_or_else(|| Error::ShimGone(id.to_owned()))?;
-        *lock(&sandbox.users) = descriptors.next().map(Arc::new);
+        *lock(&sandbox.users) = if own_users { descriptors.next().map(Arc::new) } else { None };
         if own_network {
-            let addresses = self.attach_network(id, netns, &config.annotations).await?;
+            let addresses = self.attach_network(id, netns, descriptors.next(), &config.annotations).await?;
             lock(&sandbox.record).addresses = addresses;
         }
         sandbox.save()?;
@@ -117,9 +117,7 @@ impl Inner {
     /// Directories, files, control group and the shim process.
     fn prepare_sandbox(&self, id: &str, directory: &Path, config: &v1::PodSandboxConfig, cgroup: &str) -> Result<Arc<Connection>> {
         let step = |what: &str| io_error(format!("{what} of sandbox {id}"));
-        for part in shim::ROOT_DIRECTORIES {
-            std::fs::create_dir_all(directory.join("root").join(part)).map_err(step("directories"))?;
-        }
+        std::fs::create_dir_all(directory).map_err(step("directory"))?;
         if let Some(dns) = &config.dns_config {
             std::fs::write(directory.join("resolv.conf"), plan::resolv_conf(dns)).map_err(step("resolv.conf"))?;
         } else {
@@ -169,7 +167,14 @@ impl Inner {
     pub async fn shim_gone(self: &Arc<Self>, sandbox: &Arc<Sandbox>) {
         for container in self.containers_of(&sandbox.id) {
             let cgroup = lock(&container.record).cgroup.clone();
-            let _ = self.blocking(move |inner| Ok(inner.cgroups.open(&cgroup)?.kill()?)).await;
+            let killed = move |inner: &Arc<Self>| {
+                let group = inner.cgroups.open(&cgroup)?;
+                group.kill()?;
+                // Nobody else sees its processes end.
+                group.wait_empty(KILL_WAIT);
+                Ok(())
+            };
+            let _ = self.blocking(killed).await;
             let life = container.life.borrow().clone();
             if life.exit.is_none() && life.pid.is_some() {
                 let exit = crate::record::load_exit(&container.directory).unwrap_or_else(|| Exit::unknown(life.started_at));
@@ -178,12 +183,22 @@ impl Inner {
         }
     }
 
-    async fn attach_network(self: &Arc<Self>, id: &str, netns: OwnedFd, annotations: &HashMap<String, String>) -> Result<Vec<String>> {
+    /// `inside`: an rtnetlink socket of the namespace.
+    async fn attach_network(
+        self: &Arc<Self>,
+        id: &str,
+        netns: OwnedFd,
+        inside: Option<OwnedFd>,
+        annotations: &HashMap<String, String>,
+    ) -> Result<Vec<String>> {
         let Some(network) = self.network.clone() else { return Ok(Vec::new()) };
         let id = id.to_owned();
         let bandwidth = cni::Bandwidth::of(annotations).map_err(Error::Invalid)?;
         let attach = move || {
-            let attachment = network.attach(&id, netns.as_fd())?;
+            let attachment = match inside {
+                Some(inside) => network.attach_through(&id, netns.as_fd(), inside)?,
+                None => network.attach(&id, netns.as_fd())?,
+            };
             network.limit(&id, netns.as_fd(), bandwidth)?;
             Ok(attachment)
         };

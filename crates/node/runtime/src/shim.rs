@@ -23,7 +23,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, accept_with, socket_wi
 use crate::protocol::{self, Call, Message, Reply, Request, Running, Setup};
 use container::{Container, Starting};
 pub(crate) use nursery::{Spawn, Spawned, TITLE_BYTES};
-pub(crate) use sandbox::{ROOT_DIRECTORIES, SHM, STAGING};
+pub(crate) use sandbox::{SHM, STAGING};
 
 /// What a shim's command line says.
 const ARGUMENT: &str = "shim";
@@ -48,7 +48,6 @@ struct Exec {
 
 struct Shim {
     directory: OwnedFd,
-    root: String,
     listener: OwnedFd,
     signals: OwnedFd,
     connection: Option<OwnedFd>,
@@ -89,8 +88,14 @@ fn standard_input() -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
+/// Whoever has it sets up this process's network namespace from elsewhere.
+fn route_socket() -> io::Result<OwnedFd> {
+    // Netlink's protocol 0 is NETLINK_ROUTE.
+    Ok(socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None)?)
+}
+
 impl Shim {
-    fn open(directory: &str, listener: OwnedFd) -> io::Result<Self> {
+    fn open(directory: OwnedFd, listener: OwnedFd) -> io::Result<Self> {
         rustix::process::setsid()?;
         // SAFETY: plain system calls: orphans of the pod's containers come to this process, and its name tells what it is.
         unsafe {
@@ -98,14 +103,8 @@ impl Shim {
             libc::prctl(libc::PR_SET_NAME, c"sternpost-shim".as_ptr());
         }
         pipes::nonblocking(&listener)?;
-        let state = rustix::fs::open(
-            directory,
-            rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC,
-            rustix::fs::Mode::empty(),
-        )?;
         Ok(Self {
-            directory: state,
-            root: format!("{directory}/root"),
+            directory,
             listener,
             signals: signal_descriptor()?,
             connection: None,
@@ -233,7 +232,9 @@ impl Shim {
         match call.request {
             Request::Setup(setup) => {
                 self.setup(&setup).map_err(step("set up the sandbox"))?;
-                Ok(Some((Reply::Ready { shim: rustix::process::getpid().as_raw_pid() }, self.namespaces())))
+                let mut descriptors = self.namespaces();
+                descriptors.push(route_socket().map_err(step("open a netlink socket"))?);
+                Ok(Some((Reply::Ready { shim: rustix::process::getpid().as_raw_pid() }, descriptors)))
             }
             Request::Hello => {
                 let running = self.containers.iter().filter_map(|(id, c)| c.running(id)).collect::<Vec<Running>>();
@@ -316,7 +317,7 @@ impl Shim {
         // The kernel should take the containers first. Without CAP_SYS_RESOURCE that cannot be asked for.
         let _ = std::fs::write("/proc/self/oom_score_adj", OOM_SCORE);
         // SAFETY: the shim has one thread.
-        let (network, namespace) = unsafe { sandbox::enter(setup, &self.root) }?;
+        let (network, namespace) = unsafe { sandbox::enter(setup) }?;
         self.network = Some(network);
         self.users = namespace.zip(setup.users.map(|range| range.first));
         if setup.shared_pid_namespace {

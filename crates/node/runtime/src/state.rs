@@ -13,6 +13,7 @@ use crate::plan;
 use crate::protocol::{Exit, IdRange};
 use crate::record::{ContainerRecord, SandboxRecord};
 use crate::shelf::{LABEL_POD, Shelf, Shelved, pod_group};
+use crate::skeleton::Skeleton;
 use crate::{Config, Error, Result, io_error};
 
 /// Blocking work (mounts, control groups, forks) at the same time: more than the cores would only wait for each other in the kernel.
@@ -36,6 +37,7 @@ pub(crate) struct Inner {
     pub containers: Shelf<Container>,
     pub events: broadcast::Sender<Event>,
     pub nursery: Nursery,
+    pub skeleton: Skeleton,
     blocking: Semaphore,
 }
 
@@ -101,6 +103,11 @@ impl Life {
     }
 }
 
+/// The v1 hierarchies that a container sees; none where the unified one has the controllers.
+pub(crate) fn v1_controllers(cgroups: &cgroups::Root) -> Vec<String> {
+    if cgroups.is_unified() { Vec::new() } else { cgroups.v1_controllers() }
+}
+
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -135,13 +142,14 @@ impl Runtime {
         let inner = Inner {
             images,
             network,
-            cgroups,
             apparmor: crate::apparmor::Host::default(),
             sandboxes: Shelf::default(),
             containers: Shelf::default(),
             events: broadcast::channel(EVENTS_MAX).0,
             nursery: Nursery::default(),
+            skeleton: Skeleton::make(&v1_controllers(&cgroups)),
             blocking: Semaphore::new(BLOCKING_MAX),
+            cgroups,
             config,
         };
         let runtime = Self { inner: Arc::new(inner) };

@@ -40,6 +40,17 @@ imageGCLowThresholdPercent: 99
 pub struct Cluster {
     pub program: PathBuf,
     dir: PathBuf,
+    run: PathBuf,
+}
+
+/// On a tmpfs, as `/run` is where systemd runs; a place of its own below `dir` where this machine has none.
+fn run_folder(dir: &Path) -> PathBuf {
+    const TMPFS_MAGIC: i64 = 0x0102_1994;
+    let memory = Path::new("/dev/shm");
+    match rustix::fs::statfs(memory) {
+        Ok(status) if status.f_type as i64 == TMPFS_MAGIC => memory.join(format!("sternpost-race-{}", std::process::id())),
+        _ => dir.join("run"),
+    }
 }
 
 impl Cluster {
@@ -49,13 +60,13 @@ impl Cluster {
         let kubelet = std::path::absolute(dir.join("kubelet.yaml"))?;
         std::fs::write(&kubelet, KUBELET)?;
         std::fs::write(dir.join("config.yaml"), format!("{CONFIG}kubeletConfig: {}\n", kubelet.display()))?;
-        Ok(Self { program: program.into(), dir: dir.to_path_buf() })
+        Ok(Self { program: program.into(), dir: dir.to_path_buf(), run: run_folder(dir) })
     }
 
     fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(&self.program);
         command.arg("--config").arg(self.dir.join("config.yaml"));
-        command.arg("--data-dir").arg(self.dir.join("data")).arg("--run-dir").arg(self.dir.join("run"));
+        command.arg("--data-dir").arg(self.dir.join("data")).arg("--run-dir").arg(&self.run);
         command.args(args).stdin(Stdio::null());
         command
     }
@@ -108,7 +119,7 @@ impl Cluster {
     }
 
     pub fn cri_socket(&self) -> PathBuf {
-        self.dir.join("run/cri.sock")
+        self.run.join("cri.sock")
     }
 
     /// The administrator's.

@@ -48,9 +48,10 @@ impl Reader {
         self.stored(resource).filter(|kind| !kind.is_custom()).map(|kind| kind.key(namespace, name))
     }
 
-    /// All objects of such a resource.
-    pub fn cache(&self, resource: &GroupResource) -> Option<Arc<Cache>> {
-        self.stored(resource).filter(|kind| !kind.is_custom()).map(|kind| self.caches.of(kind.storage.prefix.as_bytes()))
+    /// Where all objects of such a resource are, and what the keys of those in the namespace begin with.
+    pub fn cache(&self, resource: &GroupResource, namespace: &str) -> Option<(Arc<Cache>, Vec<u8>)> {
+        let kind = self.stored(resource).filter(|kind| !kind.is_custom())?;
+        Some((self.caches.of(kind.storage.prefix.as_bytes()), kind.prefix(namespace)))
     }
 }
 

@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use admission::{Lookup, Operation};
@@ -133,8 +133,42 @@ fn make_room(texts: &mut Vec<Text>) {
 enum Question {
     /// An object of the store: its revision, 0 where it was not there.
     One { key: Vec<u8>, revision: u64 },
-    /// All objects of a resource: the newest change among them.
-    All { cache: Arc<Cache>, revision: u64 },
+    /// All objects of a resource, or those of a namespace: the newest change of the resource, and what stands for the objects.
+    All { cache: Arc<Cache>, prefix: Vec<u8>, revision: AtomicU64, fingerprint: u64 },
+}
+
+impl Question {
+    fn is_same(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Question::One { key, revision }, Question::One { key: other, revision: seen }) => key == other && revision == seen,
+            (Question::All { cache, prefix, fingerprint, .. }, Question::All { cache: other, prefix: below, fingerprint: seen, .. }) => {
+                Arc::ptr_eq(cache, other) && prefix == below && fingerprint == seen
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether the answer is what it was.
+    async fn holds(&self, registry: &Registry) -> bool {
+        match self {
+            Question::One { key, revision } => match registry.store.get(key).await {
+                Ok(entry) => entry.map_or(0, |entry| entry.mod_revision) == *revision,
+                Err(_) => false,
+            },
+            Question::All { cache, prefix, revision, fingerprint } => {
+                let newest = cache.revision();
+                if newest == revision.load(Ordering::Relaxed) {
+                    return true;
+                }
+                // Something changed, maybe in other namespaces only.
+                let same = cache.fingerprint(prefix) == *fingerprint;
+                if same {
+                    revision.store(newest, Ordering::Relaxed);
+                }
+                same
+            }
+        }
+    }
 }
 
 /// Asks in the plugins' stead, and writes down what is asked.
@@ -156,23 +190,18 @@ impl Recorder {
 
     fn add(&self, question: Question) {
         let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
-        let same = |other: &Question| match (&question, other) {
-            (Question::One { key, revision }, Question::One { key: other, revision: seen }) => key == other && revision == seen,
-            (Question::All { cache, revision }, Question::All { cache: other, revision: seen }) => {
-                Arc::ptr_eq(cache, other) && revision == seen
-            }
-            _ => false,
-        };
-        if !asked.iter().any(same) {
+        if !asked.iter().any(|other| question.is_same(other)) {
             asked.push(question);
         }
     }
 
-    fn add_all(&self, resource: &GroupResource) {
-        match self.reader.cache(resource) {
-            Some(cache) => {
-                let revision = cache.revision();
-                self.add(Question::All { cache, revision });
+    fn add_all(&self, resource: &GroupResource, namespace: &str) {
+        match self.reader.cache(resource, namespace) {
+            Some((cache, prefix)) => {
+                // The revision first: what changes meanwhile makes the answer an old one.
+                let revision = cache.revision().into();
+                let fingerprint = cache.fingerprint(&prefix);
+                self.add(Question::All { cache, prefix, revision, fingerprint });
             }
             None => self.depends_beyond(),
         }
@@ -201,13 +230,12 @@ impl Lookup for Recorder {
     }
 
     fn list<'a>(&'a self, resource: &'a GroupResource, namespace: &'a str) -> BoxFuture<'a, Result<Vec<Arc<Value>>, Status>> {
-        // The revision first: what changes meanwhile makes the answer an old one.
-        self.add_all(resource);
+        self.add_all(resource, namespace);
         self.reader.list(resource, namespace)
     }
 
     fn revision(&self, resource: &GroupResource) -> Option<u64> {
-        self.add_all(resource);
+        self.add_all(resource, "");
         self.reader.revision(resource)
     }
 
@@ -344,14 +372,7 @@ impl Template {
     /// Whether everything that admission looked at is as it was.
     async fn holds(&self, registry: &Registry) -> bool {
         for question in &self.questions {
-            let same = match question {
-                Question::All { cache, revision } => cache.revision() == *revision,
-                Question::One { key, revision } => match registry.store.get(key).await {
-                    Ok(entry) => entry.map_or(0, |entry| entry.mod_revision) == *revision,
-                    Err(_) => false,
-                },
-            };
-            if !same {
+            if !question.holds(registry).await {
                 return false;
             }
         }

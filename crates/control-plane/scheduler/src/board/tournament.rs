@@ -1,32 +1,32 @@
-//! Totals by slot with the best at the root: a change costs the logarithm of their number.
+//! One value for each slot, with the largest at the root: a change costs the logarithm of their number.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-use super::UNFIT;
 use crate::snapshot::Slot;
 
-#[derive(Default)]
-pub(super) struct Tournament {
+pub(crate) struct Tournament<T> {
     /// A complete binary tree; the leaves are the second half.
-    nodes: Vec<i64>,
+    nodes: Vec<T>,
     leaves: usize,
+    /// Of a slot that does not take part; nothing is less.
+    unfit: T,
 }
 
-impl Tournament {
-    pub fn new(slots: usize) -> Self {
+impl<T: Copy + Ord> Tournament<T> {
+    pub fn new(slots: usize, unfit: T) -> Self {
         let leaves = slots.next_power_of_two().max(1);
-        Self { nodes: vec![UNFIT; 2 * leaves], leaves }
+        Self { nodes: vec![unfit; 2 * leaves], leaves, unfit }
     }
 
-    pub fn fill(&mut self, totals: &[i64]) {
+    pub fn fill(&mut self, totals: &[T]) {
         self.nodes[self.leaves..self.leaves + totals.len()].copy_from_slice(totals);
         for at in (1..self.leaves).rev() {
             self.nodes[at] = self.nodes[2 * at].max(self.nodes[2 * at + 1]);
         }
     }
 
-    pub fn set(&mut self, slot: Slot, total: i64) {
+    pub fn set(&mut self, slot: Slot, total: T) {
         let mut at = self.leaves + slot;
         self.nodes[at] = total;
         while at > 1 {
@@ -39,10 +39,15 @@ impl Tournament {
         }
     }
 
+    /// By slot, and beyond the last one those of nobody.
+    pub fn values(&self) -> &[T] {
+        self.nodes.get(self.leaves..).unwrap_or_default()
+    }
+
     /// The first of the best; `None`: nobody fits.
     pub fn best(&self) -> Option<Slot> {
         let best = *self.nodes.get(1)?;
-        if best == UNFIT {
+        if best == self.unfit {
             return None;
         }
         let mut at = 1;
@@ -55,7 +60,7 @@ impl Tournament {
     /// All that fit, the best first and among equals the first, as far as they are asked for.
     pub fn in_order(&self) -> impl Iterator<Item = Slot> + '_ {
         let mut ahead = BinaryHeap::new();
-        ahead.extend(self.nodes.get(1).filter(|best| **best != UNFIT).map(|best| (*best, Reverse(1))));
+        ahead.extend(self.nodes.get(1).filter(|best| **best != self.unfit).map(|best| (*best, Reverse(1))));
         std::iter::from_fn(move || {
             loop {
                 let (_, Reverse(at)) = ahead.pop()?;
@@ -63,7 +68,7 @@ impl Tournament {
                     return Some(at - self.leaves);
                 }
                 let children = [2 * at, 2 * at + 1].map(|child| (self.nodes[child], Reverse(child)));
-                ahead.extend(children.into_iter().filter(|(total, _)| *total != UNFIT));
+                ahead.extend(children.into_iter().filter(|(total, _)| *total != self.unfit));
             }
         })
     }
@@ -73,9 +78,11 @@ impl Tournament {
 mod tests {
     use super::*;
 
+    const UNFIT: i64 = i64::MIN;
+
     #[test]
     fn the_best_is_found_whatever_changes() {
-        let mut tournament = Tournament::new(5);
+        let mut tournament = Tournament::new(5, UNFIT);
         assert_eq!(tournament.best(), None);
         tournament.fill(&[3, 9, UNFIT, 9, 1]);
         assert_eq!(tournament.best(), Some(1));

@@ -6,11 +6,12 @@ use std::time::{Duration, Instant};
 use client::Client;
 use k8s_openapi::api::core::v1::{Binding, ObjectReference, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use reconcile::{Cached, EventKind, EventRecorder, ObjectKey, reference_to};
+use reconcile::{Cached, EventKind, ObjectKey};
 use serde_json::Value;
 use tracing::warn;
 
 use super::Scheduler;
+use super::announce::Announcement;
 use super::report::Report;
 use crate::devices::bind::Reservation;
 use crate::extender::Extender;
@@ -35,6 +36,7 @@ pub(super) struct Order {
 pub(super) struct Bound {
     key: ObjectKey,
     pod: Arc<Pod>,
+    node: String,
     since: Instant,
     /// ResourceClaims that were written, with their revisions; `None` where the pod has none.
     claims: Option<Vec<(ObjectKey, u64)>>,
@@ -53,7 +55,7 @@ enum Error {
     Extender(#[from] crate::extender::Error),
 }
 
-pub(super) async fn bind(client: Client, recorder: EventRecorder, order: Order) -> Bound {
+pub(super) async fn bind(client: Client, order: Order) -> Bound {
     let Order { key, pod, node, volumes, devices, since, binder } = order;
     let mut claims = None;
     let mut result = Ok(());
@@ -65,11 +67,7 @@ pub(super) async fn bind(client: Client, recorder: EventRecorder, order: Order) 
     if result.is_ok() {
         result = write(&client, &key, pod.uid(), &node, volumes, binder).await;
     }
-    if result.is_ok() {
-        let message = format!("Successfully assigned {key} to {node}");
-        recorder.event_with_action(&reference_to(&*pod), EventKind::Normal, "Scheduled", "Binding", message);
-    }
-    Bound { key, pod, since, claims, result }
+    Bound { key, pod, node, since, claims, result }
 }
 
 async fn write(
@@ -118,7 +116,12 @@ async fn is_bound(client: &Client, key: &ObjectKey, uid: &str, node: &str) -> bo
 
 impl Scheduler {
     pub(super) fn bound(&mut self, bound: Bound) {
-        let Bound { key, pod, since, claims, result } = bound;
+        let Bound { key, pod, node, since, claims, result } = bound;
+        if result.is_ok() {
+            let message = format!("Successfully assigned {key} to {node}");
+            let (kind, reason, action) = (EventKind::Normal, "Scheduled", "Binding");
+            self.announcements.push(Announcement { about: pod.clone(), kind, reason, action, message });
+        }
         if let Some(claims) = claims {
             self.devices.settle(&key, &claims);
         }

@@ -7,7 +7,6 @@ use k8s_openapi::api::core::v1::Pod;
 use meta::selector::LabelSelector;
 use reconcile::{Cached, ObjectKey};
 
-use super::schedule::EVICTION_MAX;
 use super::{Placed, Scheduler};
 use crate::class::Class;
 use crate::devices::{Help, PODS_BY_CLAIM};
@@ -273,46 +272,6 @@ impl Scheduler {
             let slot = self.snapshot.slot(&node);
             self.wake(Plugins::of(&POD_GONE), slot);
             self.wake_preemptors(key, slot);
-        }
-    }
-
-    /// A pod that waits for its victims is not looked at for every pod that goes: the last of its victims wakes it, and room elsewhere wakes
-    /// the first of those who could use it.
-    fn wake_preemptors(&mut self, gone: &ObjectKey, slot: Option<Slot>) {
-        let now = Instant::now();
-        if let Some(preemptor) = self.preemptors.remove(gone)
-            && !self.has_victims_left(&preemptor)
-        {
-            return self.queue.wake(&preemptor, now);
-        }
-        let first = self.queue.first_unschedulable(Plugin::DefaultPreemption.bit());
-        if let (Some((key, class)), Some(slot)) = (first, slot)
-            && let Some(profile) = self.profiles.get(&class.scheduler_name)
-            && filters::objection(&Judged { profile, snapshot: &self.snapshot, class: &class, slot, but: Some(&key) }).is_none()
-        {
-            self.queue.wake(&key, now);
-        }
-    }
-
-    /// Some pod that was told to go for this one is still there.
-    pub(super) fn has_victims_left(&self, preemptor: &ObjectKey) -> bool {
-        let there = |(victim, uid): &(ObjectKey, Arc<str>)| self.placed.get(victim).is_some_and(|placed| placed.uid == *uid);
-        self.victims.get(preemptor).is_some_and(|(_, victims)| victims.iter().any(there))
-    }
-
-    /// Evictions that did not come about: whoever waits for them tries again.
-    pub(super) fn wake_after_failed_evictions(&mut self) {
-        let late: Vec<ObjectKey> =
-            self.victims.iter().filter(|(_, (since, _))| since.elapsed() >= EVICTION_MAX).map(|(key, _)| key.clone()).collect();
-        for key in late {
-            self.forget_victims(&key);
-            self.queue.wake(&key, Instant::now());
-        }
-    }
-
-    pub(super) fn forget_victims(&mut self, preemptor: &ObjectKey) {
-        for (victim, _) in self.victims.remove(preemptor).into_iter().flat_map(|(_, victims)| victims) {
-            self.preemptors.remove(&victim);
         }
     }
 

@@ -1,18 +1,19 @@
-//! What the scheduler says: conditions and nominations in pods' status, events, and evictions of victims.
+//! What the scheduler says: conditions and nominations in pods' status, and events.
 
 use std::sync::Arc;
 
-use client::{Client, DeleteParams, Patch};
+use client::{Client, Patch};
 use futures_util::StreamExt;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::resource::v1::ResourceClaim;
-use reconcile::{Cached, EventKind, EventRecorder, ObjectKey, reference_to};
+use reconcile::{Cached, EventKind, ObjectKey};
 use serde_json::{Value, json};
 use stdx::Drain;
 use tokio::sync::mpsc;
 use tracing::{debug, warn};
 
 use super::Scheduler;
+use super::announce::Announcement;
 
 /// Writes that wait; where more come, the condition waits for the pod's next attempt.
 const PENDING_MAX: usize = 16 * 1024;
@@ -60,13 +61,15 @@ impl Report {
         }
         Patch::Strategic(json!({ "metadata": { "uid": self.uid }, "status": status }))
     }
+
+    pub async fn write(&self, client: &Client) {
+        log_failure(&self.key, client.patch::<Pod>(self.key.namespace(), &self.key.name, &self.patch(), "status").await);
+    }
 }
 
 /// One write beside the loop.
 enum Write {
     Status(Report),
-    /// The victim: its key, uid, and what its condition says.
-    Evict(ObjectKey, String, Value),
     /// A claim loses its devices: its key and uid.
     TakeBack(ObjectKey, String),
 }
@@ -94,31 +97,20 @@ impl Reports {
             debug!("too many writes wait; a claim keeps its devices until the pod's next attempt");
         }
     }
-
-    /// Sends a pod away for a more important one.
-    pub fn evict(&self, victim: &Arc<Pod>, preemptor: &Pod, node: &str, recorder: &EventRecorder) {
-        if victim.metadata.deletion_timestamp.is_some() {
-            return;
-        }
-        let scheduler = preemptor.spec.as_ref().and_then(|spec| spec.scheduler_name.as_deref()).unwrap_or("default-scheduler");
-        let condition = json!({
-            "type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler",
-            "message": format!("{scheduler}: preempting to accommodate a higher priority pod"),
-            "lastProbeTime": null, "lastTransitionTime": meta::time::now(),
-        });
-        if self.0.try_send(Write::Evict(victim.key(), victim.uid().to_owned(), condition)).is_err() {
-            return;
-        }
-        let message = format!("Preempted by pod {} on node {node}", preemptor.uid());
-        recorder.event_with_action(&reference_to(&**victim), EventKind::Normal, "Preempted", "Preempting", message);
-    }
 }
 
 impl Scheduler {
     /// Says in the pod's condition and in an event why it has no node; silent where the status says it already.
-    pub(super) fn report(&self, pod: &Arc<Pod>, report: Report) {
-        let kind = EventKind::Warning;
-        self.recorder.event_with_action(&reference_to(&**pod), kind, "FailedScheduling", "Scheduling", report.message.clone());
+    pub(super) fn report(&mut self, pod: &Arc<Pod>, report: Report) {
+        if let Some(report) = self.say(pod, report) {
+            self.reports.send(report);
+        }
+    }
+
+    /// The event; and what is left to be written, where the status does not say it already.
+    pub(super) fn say(&mut self, pod: &Arc<Pod>, report: Report) -> Option<Report> {
+        let (kind, reason, action) = (EventKind::Warning, "FailedScheduling", "Scheduling");
+        self.announcements.push(Announcement { about: pod.clone(), kind, reason, action, message: report.message.clone() });
         let status = pod.status.as_ref();
         let conditions = status.and_then(|status| status.conditions.as_deref()).unwrap_or_default();
         let said = conditions.iter().any(|condition| {
@@ -128,9 +120,7 @@ impl Scheduler {
                 && condition.message.as_deref() == Some(report.message.as_str())
         });
         let nominated = status.and_then(|status| status.nominated_node_name.as_deref()).unwrap_or_default();
-        if !said || report.nominated.as_deref().is_some_and(|node| node != nominated) {
-            self.reports.send(report);
-        }
+        (!said || report.nominated.as_deref().is_some_and(|node| node != nominated)).then_some(report)
     }
 }
 
@@ -140,32 +130,21 @@ async fn write_all(client: Client, receiver: mpsc::Receiver<Write>) {
 }
 
 async fn write_one(client: &Client, write: Write) {
-    let (key, result) = match write {
-        Write::Status(report) => {
-            let written = client.patch::<Pod>(report.key.namespace(), &report.key.name, &report.patch(), "status").await;
-            (report.key, written.map(drop))
-        }
-        Write::Evict(key, uid, condition) => {
-            let result = evict(client, &key, &uid, condition).await;
-            (key, result)
-        }
+    match write {
+        Write::Status(report) => report.write(client).await,
         Write::TakeBack(key, uid) => {
             let nothing = json!({ "allocation": null, "reservedFor": null, "devices": null });
             let patch = Patch::Merge(json!({ "metadata": { "uid": uid }, "status": nothing }));
-            let written = client.patch::<ResourceClaim>(key.namespace(), &key.name, &patch, "status").await;
-            (key, written.map(drop))
+            log_failure(&key, client.patch::<ResourceClaim>(key.namespace(), &key.name, &patch, "status").await);
         }
-    };
+    }
+}
+
+fn log_failure<T>(key: &ObjectKey, result: Result<T, client::Error>) {
     if let Err(error) = result
         && !error.is_not_found()
         && !error.is_conflict()
     {
         warn!(object = %key, %error, "cannot write what was decided about a pod");
     }
-}
-
-async fn evict(client: &Client, key: &ObjectKey, uid: &str, condition: Value) -> Result<(), client::Error> {
-    let patch = Patch::Strategic(json!({ "metadata": { "uid": uid }, "status": { "conditions": [condition] } }));
-    client.patch::<Pod>(key.namespace(), &key.name, &patch, "status").await?;
-    client.delete::<Pod>(key.namespace(), &key.name, &DeleteParams::of_uid(uid)).await.map(drop)
 }

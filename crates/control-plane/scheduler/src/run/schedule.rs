@@ -14,13 +14,11 @@ use crate::devices::bind::Reservation;
 use crate::filters::Objection;
 use crate::metrics::metrics;
 use crate::plan::{Extra, FitError, Request};
-use crate::preemption::{self, Budgets, Candidate};
-use crate::profile::{Plugin, Profile};
+use crate::preemption::{self, Budgets, Candidate, Preemptor};
+use crate::profile::{Plugin, Plugins, Profile};
 use crate::snapshot::{Slot, Snapshot};
 use crate::{devices, volumes};
 
-/// How long an eviction may take to show before it counts as failed.
-pub(super) const EVICTION_MAX: Duration = Duration::from_secs(30);
 /// What a failed attempt says of resource claims after the reasons, of pods without any as well (as upstream).
 const NO_CLAIMS: &str = "no new claims to deallocate";
 
@@ -126,7 +124,7 @@ impl Scheduler {
             since: start,
             binder: self.extenders.iter().find(|extender| extender.binds() && extender.is_interested(pod)).cloned(),
         };
-        self.bindings.spawn(act::bind(self.client.clone(), self.recorder.clone(), order));
+        self.bindings.spawn(act::bind(self.client.clone(), order));
     }
 
     fn unschedulable(
@@ -149,10 +147,10 @@ impl Scheduler {
         let before = pod.status.as_ref().and_then(|status| status.nominated_node_name.as_deref()).unwrap_or_default();
         match outcome {
             Room::Made(candidate) => {
-                let node = self.snapshot.name(candidate.slot).to_owned();
-                self.nominate(key, &node, class);
-                self.evict(key, pod, class, &candidate);
-                report.nominate(&node);
+                report.message = error.to_string();
+                self.preempt(key, pod, class, &candidate, report);
+                let plugins = self.wakers(key, error.plugins);
+                return self.queue.unschedulable(key, plugins, Instant::now());
             }
             // Its victims are still going: everything stays as it is.
             Room::Awaited(why) => error.after = format!("{claims}, preemption: {why}"),
@@ -166,14 +164,18 @@ impl Scheduler {
             Room::NoNodes => {}
         }
         report.message = error.to_string();
-        let mut plugins = error.plugins;
-        if self.has_victims_left(key) {
-            plugins = Plugin::DefaultPreemption.bit();
-        } else if self.nominated.contains_key(key) {
-            plugins = plugins.with(Plugin::NodeResourcesFit);
-        }
+        let plugins = self.wakers(key, error.plugins);
         self.queue.unschedulable(key, plugins, Instant::now());
         self.report(pod, report);
+    }
+
+    /// Whose objections keep the pod waiting.
+    fn wakers(&self, key: &ObjectKey, objectors: Plugins) -> Plugins {
+        match self.has_victims_left(key) {
+            true => Plugin::DefaultPreemption.bit(),
+            false if self.nominated.contains_key(key) => objectors.with(Plugin::NodeResourcesFit),
+            false => objectors,
+        }
     }
 
     /// A claim whose devices the pod cannot reach, and that nobody else uses, is allocated anew. Says what upstream says of it.
@@ -220,15 +222,21 @@ impl Scheduler {
         };
         let Ok(devices) = self.devices.needs(pod) else { return helpless(self.snapshot.len()) };
         let own = Own { volumes: needs.as_ref(), devices: devices.as_ref(), extenders: None };
-        let (snapshot, only) = (&self.snapshot, target(pod));
-        let judge = |slot: Slot| match only.is_some_and(|only| snapshot.name(slot) != only) {
-            true => Some(Objection::unresolvable(Plugin::NodeAffinity, "node(s) didn't satisfy plugin(s) [NodeAffinity]")),
-            false => own.objection(snapshot, slot),
+        let snapshot = &self.snapshot;
+        let only = target(pod).map(|only| snapshot.slot(only));
+        if only == Some(None) {
+            return helpless(snapshot.len());
+        }
+        let judge = |slot: Slot| own.objection(snapshot, slot);
+        let preemptor = Preemptor {
+            pod: key,
+            only: only.flatten(),
+            nominated: self.nominated.contains_key(key),
+            extra: if own.is_nothing() { None } else { Some(&judge) },
         };
-        let extra: Option<Extra<'_>> = if !own.is_nothing() || only.is_some() { Some(&judge) } else { None };
         let budgets = Budgets { all: &self.budgets, generation: self.budgets_generation };
         let board = self.planner.board(snapshot, profile, class);
-        match preemption::find(board, snapshot, key, &budgets, extra) {
+        match preemption::find(board, snapshot, &preemptor, &budgets) {
             Ok(candidate) => Room::Made(candidate),
             Err(error) => Room::Impossible(error.to_string()),
         }
@@ -243,29 +251,6 @@ impl Scheduler {
         let Some(slot) = self.nominated.get(key).and_then(|node| self.snapshot.slot(node)) else { return false };
         let going = |pod: &crate::snapshot::Resident| pod.class.priority < class.priority && pod.class.neighbour.terminating;
         self.snapshot.details[slot].pods.iter().any(going)
-    }
-
-    fn evict(&mut self, key: &ObjectKey, pod: &Arc<Pod>, class: &Class, candidate: &Candidate) {
-        metrics().preemption_victims.observe(candidate.victims.len() as f64);
-        let node = self.snapshot.name(candidate.slot).to_owned();
-        debug!(pod = %key, %node, victims = candidate.victims.len(), "makes room");
-        // Less important pods that counted on the room look for another place.
-        for other in self.snapshot.nominated_below(candidate.slot, class.priority) {
-            self.forget_nomination(&other.key);
-            if let Some(pod) = self.world.pods.get_key(&other.key) {
-                let mut report = Report::of(&pod);
-                report.nominate("");
-                self.reports.send(report);
-            }
-        }
-        let told: Vec<_> = candidate.victims.iter().map(|victim| (ObjectKey::clone(&victim.key), victim.uid.clone())).collect();
-        told.iter().for_each(|(victim, _)| drop(self.preemptors.insert(victim.clone(), key.clone())));
-        self.victims.insert(key.clone(), (Instant::now(), told));
-        for victim in &candidate.victims {
-            if let Some(victim) = self.world.pods.get_key(&victim.key).filter(|found| *found.uid() == *victim.uid) {
-                self.reports.evict(&victim, pod, &node, &self.recorder);
-            }
-        }
     }
 }
 

@@ -15,7 +15,7 @@ use crate::protocol;
 /// Room for a shim's command line in the nursery's own.
 pub const TITLE_BYTES: usize = 256;
 
-/// Fork a shim. Descriptors: its listener and its error log.
+/// Fork a shim. Descriptors: its listener, its error log and its directory.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Spawn {
     pub directory: String,
@@ -32,6 +32,7 @@ pub fn serve(cgroup_root: &str) -> io::Result<()> {
     rustix::process::setsid().map(drop).or_else(|e| if e == rustix::io::Errno::PERM { Ok(()) } else { Err(e) })?;
     super::sandbox::join_shims(cgroup_root)?;
     let title = Title::find()?;
+    super::sandbox::slim().map_err(|error| io::Error::other(format!("make the shims' mount namespace: {error}")))?;
     // SAFETY: plain system call: the kernel reaps the shims, of whose end the daemon hears by their sockets.
     unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };
     while let Some((Spawn { directory }, descriptors)) = protocol::receive(&socket)? {
@@ -44,7 +45,8 @@ pub fn serve(cgroup_root: &str) -> io::Result<()> {
 fn fork(directory: &str, descriptors: Vec<OwnedFd>, socket: &OwnedFd, title: &Title) -> io::Result<i32> {
     let mut descriptors = descriptors.into_iter();
     let missing = || io::Error::other("a descriptor is missing");
-    let (listener, log) = (descriptors.next().ok_or_else(missing)?, descriptors.next().ok_or_else(missing)?);
+    let mut next = || descriptors.next().ok_or_else(missing);
+    let (listener, log, state) = (next()?, next()?, next()?);
     // SAFETY: the nursery has one thread.
     if let Some((pid, _)) = unsafe { oci::sys::fork(0, None) }? {
         return Ok(pid);
@@ -58,7 +60,7 @@ fn fork(directory: &str, descriptors: Vec<OwnedFd>, socket: &OwnedFd, title: &Ti
         libc::dup2(log.as_raw_fd(), 2);
     }
     drop(log);
-    let code = match Shim::open(directory, listener).and_then(|mut shim| shim.serve()) {
+    let code = match Shim::open(state, listener).and_then(|mut shim| shim.serve()) {
         Ok(()) => 0,
         Err(error) => {
             super::complain(format_args!("{error}"));

@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
 use oci::sys;
-use rustix::fs::CWD;
+use rustix::fs::{CWD, Mode, mkdirat};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, fsconfig_create, fsconfig_set_string, fsmount,
     fsopen, move_mount, open_tree, unmount,
@@ -16,15 +16,14 @@ use crate::protocol::{IdRange, Setup};
 pub const STAGING: &str = "/rootfs";
 /// The pod's shared memory, in the shim's mount namespace.
 pub const SHM: &str = "/shm";
-/// What the shim's root directory must contain.
-pub const ROOT_DIRECTORIES: [&str; 4] = ["rootfs", "shm", "proc", "sys"];
+/// Mount points of the shims' common root.
+const ROOT_DIRECTORIES: [&str; 4] = ["rootfs", "shm", "proc", "sys"];
 
-/// Unshares and prepares everything; `root` is the directory that becomes `/`. Returns the network namespace and, if the pod has one, the user
-/// namespace.
+/// Unshares and prepares everything. Returns the network namespace and, if the pod has one, the user namespace.
 ///
 /// # Safety
 /// The calling process must be single-threaded.
-pub unsafe fn enter(setup: &Setup, root: &str) -> io::Result<(OwnedFd, Option<OwnedFd>)> {
+pub unsafe fn enter(setup: &Setup) -> io::Result<(OwnedFd, Option<OwnedFd>)> {
     let mut flags = libc::CLONE_NEWUTS;
     flags |= if setup.network_namespace { libc::CLONE_NEWNET } else { 0 };
     flags |= if setup.ipc_namespace { libc::CLONE_NEWIPC } else { 0 };
@@ -34,7 +33,7 @@ pub unsafe fn enter(setup: &Setup, root: &str) -> io::Result<(OwnedFd, Option<Ow
         None => None,
     };
     sys::unshare(libc::CLONE_NEWNS | if users.is_some() { 0 } else { flags })?;
-    slim_mounts(root, setup)?;
+    pod_mounts(setup)?;
     if !setup.hostname.is_empty() {
         rustix::system::sethostname(setup.hostname.as_bytes())?;
     }
@@ -97,42 +96,52 @@ pub fn join_shims(cgroup_root: &str) -> io::Result<()> {
     group.add(rustix::process::getpid().as_raw_pid()).map_err(io::Error::other)
 }
 
-/// A mount namespace with three mounts instead of the host's: each container copies this one.
-fn slim_mounts(root: &str, setup: &Setup) -> io::Result<()> {
-    let clone = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+/// A mount namespace with two mounts instead of the host's, for the parent of all shims: each shim copies this one and adds the pod's, and each
+/// container copies that. Made once, because the kernel looks at every process of the machine when `/` becomes another one.
+pub fn slim() -> io::Result<()> {
+    sys::unshare(libc::CLONE_NEWNS)?;
     sys::mount_setattr(CWD, c"/", true, 0, libc::MS_PRIVATE as u64)?;
-    let tree = open_tree(CWD, root, clone)?;
-    move_mount(&tree, "", CWD, root, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
-    let proc = open_tree(CWD, "/proc", clone)?;
-    move_mount(&proc, "", &tree, "proc", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
-    if setup.users.is_some() {
-        // The kernel lets a user namespace mount its own only where it sees one already.
-        let context = fsopen("sysfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
-        fsconfig_create(&context)?;
-        let sysfs = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?;
-        move_mount(&sysfs, "", &tree, "sys", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
+    let proc = open_tree(CWD, "/proc", OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)?;
+    let inodes = (ROOT_DIRECTORIES.len() + 1).to_string();
+    let root = instance("tmpfs", &[("mode", "755"), ("size", "4k"), ("nr_inodes", &inodes)], MountAttrFlags::empty())?;
+    for name in ROOT_DIRECTORIES {
+        mkdirat(&root, name, Mode::from_raw_mode(0o755))?;
     }
-    rustix::process::fchdir(&tree)?;
+    // Anywhere: it is `/` in a moment.
+    move_mount(&root, "", CWD, "/proc", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
+    move_mount(&proc, "", &root, "proc", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
+    rustix::process::fchdir(&root)?;
     rustix::process::pivot_root(".", ".")?;
     unmount(".", UnmountFlags::DETACH)?;
     rustix::process::chdir("/")?;
+    sys::mount_setattr(CWD, c"/", false, sys::attr::RDONLY, 0)
+}
+
+/// What a pod's containers share, in the shim's mount namespace.
+fn pod_mounts(setup: &Setup) -> io::Result<()> {
+    if setup.users.is_some() {
+        // The kernel lets a user namespace mount its own only where it sees one already.
+        let sysfs = instance("sysfs", &[], MountAttrFlags::empty())?;
+        move_mount(&sysfs, "", CWD, "/sys", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
+    }
     if setup.ipc_namespace {
-        let context = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
-        fsconfig_set_string(&context, "mode", "1777")?;
-        fsconfig_set_string(&context, "size", setup.shm_bytes.to_string())?;
-        if let Some(range) = setup.users {
-            fsconfig_set_string(&context, "uid", range.first.to_string())?;
-            fsconfig_set_string(&context, "gid", range.first.to_string())?;
-        }
-        fsconfig_create(&context)?;
-        let shm = fsmount(
-            &context,
-            FsMountFlags::FSMOUNT_CLOEXEC,
-            MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOEXEC,
-        )?;
+        let (size, owner) = (setup.shm_bytes.to_string(), setup.users.map(|range| range.first.to_string()));
+        let mut options = vec![("mode", "1777"), ("size", size.as_str())];
+        options.extend(owner.iter().flat_map(|id| [("uid", id.as_str()), ("gid", id.as_str())]));
+        let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+        let shm = instance("tmpfs", &options, attributes)?;
         move_mount(&shm, "", CWD, SHM, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
     }
     Ok(())
+}
+
+fn instance(kind: &str, options: &[(&str, &str)], attributes: MountAttrFlags) -> io::Result<OwnedFd> {
+    let context = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
+    for (key, value) in options {
+        fsconfig_set_string(&context, *key, *value)?;
+    }
+    fsconfig_create(&context)?;
+    Ok(fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)?)
 }
 
 fn loopback_up() -> io::Result<()> {

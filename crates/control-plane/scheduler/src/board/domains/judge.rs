@@ -1,6 +1,6 @@
 //! One look at the counts: which nodes other pods allow, and how they score.
 
-use super::{Domains, counted};
+use super::{Domains, Key, counted};
 use crate::class::Class;
 use crate::filters::Objection;
 use crate::profile::{Plugin, Profile};
@@ -13,14 +13,18 @@ pub(crate) struct Scratch {
     /// The fitting nodes and their totals.
     pub slots: Vec<Slot>,
     pub totals: Vec<i64>,
+    /// By slot.
+    pub fits: Vec<bool>,
     raw: Vec<i64>,
     seen: Vec<bool>,
+    scaled: Vec<i64>,
 }
 
 impl Scratch {
     pub fn clear(&mut self) {
         self.slots.clear();
         self.totals.clear();
+        self.fits.clear();
     }
     /// The first of the best.
     pub fn best(&self) -> Option<Slot> {
@@ -38,10 +42,43 @@ pub(crate) struct Judge<'a> {
     snapshot: &'a Snapshot,
     class: &'a Class,
     profile: &'a Profile,
-    /// By constraint that forbids.
-    fewest: Vec<i64>,
-    /// Positions of the keys of the class's own affinity and anti-affinity terms; `None`: no node has the label.
-    affinity: Vec<Option<usize>>,
+    /// The constraints that forbid: counts, and how many a domain may have before the pod comes.
+    hard: Vec<(Column<'a>, i64)>,
+    /// The class's own affinity terms; `None`: no node has the label.
+    affinity: Vec<Option<Column<'a>>>,
+    /// The class's terms hold where there is nobody yet.
+    first_of_group: bool,
+    /// Where somebody is whom the class avoids, and who avoids it.
+    unwanted: Vec<Column<'a>>,
+    refusing: Vec<Column<'a>>,
+}
+
+/// Counts by the values of a topology key, and each node's value.
+#[derive(Clone, Copy)]
+struct Column<'a> {
+    values: &'a [u32],
+    counts: &'a [i64],
+}
+
+impl<'a> Column<'a> {
+    fn new(snapshot: &'a Snapshot, topology: usize, counts: &'a [i64]) -> Self {
+        Self { values: snapshot.topologies.get(topology).map_or(&[], |topology| &topology.of), counts }
+    }
+    /// [`NO_VALUE`] where the node lacks the label.
+    fn value(&self, slot: Slot) -> u32 {
+        self.values.get(slot).copied().unwrap_or(NO_VALUE)
+    }
+    fn retain(&self, fits: &mut [bool], admits: impl Fn(u32) -> bool) {
+        let known = self.values.len().min(fits.len());
+        let (here, beyond) = fits.split_at_mut(known);
+        here.iter_mut().zip(self.values).for_each(|(fits, value)| *fits &= admits(*value));
+        beyond.iter_mut().for_each(|fits| *fits &= admits(NO_VALUE));
+    }
+    /// 0 where the node lacks the label.
+    fn count(&self, slot: Slot) -> i64 {
+        // No count stands at [`NO_VALUE`].
+        counted(self.counts, self.value(slot))
+    }
 }
 
 enum Verdict {
@@ -55,16 +92,52 @@ enum Verdict {
 
 impl<'a> Judge<'a> {
     pub fn new(domains: &'a Domains, snapshot: &'a Snapshot, class: &'a Class, profile: &'a Profile) -> Self {
-        let key = |key: &str| snapshot.topologies.iter().position(|topology| topology.key == key);
+        let hard = domains.hard.iter().map(|hard| {
+            let most = hard.max_skew - hard.itself + hard.fewest();
+            (Column::new(snapshot, hard.topology, &hard.counts), most)
+        });
+        let wanted = |key: &str| {
+            let topology = snapshot.topologies.iter().position(|topology| topology.key == key)?;
+            let known = domains.keys.iter().find(|key| key.topology == topology);
+            Some(Column::new(snapshot, topology, known.map_or(&[], |key| &key.wanted)))
+        };
         let affinity = match profile.filters.has(Plugin::InterPodAffinity) {
-            true => class.neighbour.affinity.iter().map(|term| key(&term.topology_key)).collect(),
+            true => class.neighbour.affinity.iter().map(|term| wanted(&term.topology_key)).collect(),
             false => Vec::new(),
         };
-        Self { domains, snapshot, class, profile, fewest: domains.hard.iter().map(|hard| hard.fewest()).collect(), affinity }
+        let counted = |counts: fn(&'a Key) -> &'a Vec<i64>| {
+            let some = domains.keys.iter().filter(move |key| !counts(key).is_empty());
+            some.map(move |key| Column::new(snapshot, key.topology, counts(key))).collect()
+        };
+        Self {
+            domains,
+            snapshot,
+            class,
+            profile,
+            hard: hard.collect(),
+            affinity,
+            first_of_group: domains.wanted == 0 && domains.wants_itself,
+            unwanted: counted(|key| &key.unwanted),
+            refusing: counted(|key| &key.refusing),
+        }
     }
 
-    pub fn admits(&self, slot: Slot) -> bool {
-        matches!(self.verdict(slot), Verdict::Fits)
+    /// Takes out the nodes that other pods forbid: as [`Judge::objection`] for each of them, but column by column, which is several times as
+    /// fast over all nodes.
+    pub fn retain(&self, fits: &mut [bool]) {
+        for (column, most) in &self.hard {
+            column.retain(fits, |value| value != NO_VALUE && counted(column.counts, value) <= *most);
+        }
+        for term in &self.affinity {
+            match term {
+                None => fits.fill(false),
+                Some(column) if self.first_of_group => column.retain(fits, |value| value != NO_VALUE),
+                Some(column) => column.retain(fits, |value| counted(column.counts, value) > 0),
+            }
+        }
+        for column in self.unwanted.iter().chain(&self.refusing) {
+            column.retain(fits, |value| counted(column.counts, value) <= 0);
+        }
     }
 
     pub fn objection(&self, slot: Slot) -> Option<Objection> {
@@ -80,42 +153,30 @@ impl<'a> Judge<'a> {
     }
 
     fn verdict(&self, slot: Slot) -> Verdict {
-        for (hard, fewest) in self.domains.hard.iter().zip(&self.fewest) {
-            let value = self.snapshot.topologies.get(hard.topology).map_or(NO_VALUE, |topology| topology.at(slot));
+        for (column, most) in &self.hard {
+            let value = column.value(slot);
             if value == NO_VALUE {
                 return Verdict::LacksLabel;
             }
-            if counted(&hard.counts, value) + hard.itself - fewest > hard.max_skew {
+            if counted(column.counts, value) > *most {
                 return Verdict::Skewed;
             }
         }
         if !self.affinity.is_empty() && !self.finds_neighbours(slot) {
             return Verdict::NoNeighbour;
         }
-        for key in &self.domains.keys {
-            let value = self.snapshot.topologies[key.topology].at(slot);
-            if value != NO_VALUE && counted(&key.unwanted, value) > 0 {
-                return Verdict::Unwanted;
-            }
+        if self.unwanted.iter().any(|column| column.count(slot) > 0) {
+            return Verdict::Unwanted;
         }
-        for key in &self.domains.keys {
-            let value = self.snapshot.topologies[key.topology].at(slot);
-            if value != NO_VALUE && counted(&key.refusing, value) > 0 {
-                return Verdict::Refused;
-            }
+        if self.refusing.iter().any(|column| column.count(slot) > 0) {
+            return Verdict::Refused;
         }
         Verdict::Fits
     }
 
     fn finds_neighbours(&self, slot: Slot) -> bool {
-        let value = |topology: usize| self.snapshot.topologies[topology].at(slot);
-        let has_labels = self.affinity.iter().all(|topology| topology.is_some_and(|topology| value(topology) != NO_VALUE));
-        let first_of_group = self.domains.wanted == 0 && self.domains.wants_itself;
-        let holds = |topology: &Option<usize>| {
-            let key = topology.and_then(|topology| self.domains.keys.iter().find(|key| key.topology == topology));
-            key.is_some_and(|key| counted(&key.wanted, value(key.topology)) > 0)
-        };
-        has_labels && (first_of_group || self.affinity.iter().all(holds))
+        let has_labels = self.affinity.iter().all(|term| term.is_some_and(|column| column.value(slot) != NO_VALUE));
+        has_labels && (self.first_of_group || self.affinity.iter().flatten().all(|column| column.count(slot) > 0))
     }
 
     /// Adds the scores of spreading and of affinity between pods to the totals.
@@ -131,17 +192,15 @@ impl<'a> Judge<'a> {
     /// Upstream's PodTopologySpread: fewer matching pods in the node's domains are better, small topologies count less.
     fn score_spread(&self, scratch: &mut Scratch) {
         let soft = &self.domains.soft;
-        let columns: Vec<&[u32]> =
-            soft.iter().map(|soft| self.snapshot.topologies.get(soft.topology).map(|one| &one.of[..]).unwrap_or_default()).collect();
-        let value = |at: usize, slot: Slot| columns[at].get(slot).copied().unwrap_or(NO_VALUE);
+        let columns: Vec<Column<'_>> = soft.iter().map(|soft| Column::new(self.snapshot, soft.topology, &soft.counts)).collect();
         let needs_all = self.class.neighbour.soft_needs_all_keys;
-        let ignored = |slot: Slot| needs_all && (0..soft.len()).any(|at| value(at, slot) == NO_VALUE);
+        let ignored = |slot: Slot| needs_all && columns.iter().any(|column| column.value(slot) == NO_VALUE);
         let scored = scratch.slots.iter().filter(|slot| !ignored(**slot)).count();
         let mut weights = Vec::with_capacity(soft.len());
-        for (at, constraint) in soft.iter().enumerate() {
+        for (constraint, column) in soft.iter().zip(&columns) {
             let size = match constraint.hostname {
                 true => scored,
-                false => distinct(&mut scratch.seen, scratch.slots.iter().filter(|slot| !ignored(**slot)).map(|slot| value(at, *slot))),
+                false => distinct(&mut scratch.seen, scratch.slots.iter().filter(|slot| !ignored(**slot)).map(|slot| column.value(*slot))),
             };
             weights.push(((size + 2) as f64).ln());
         }
@@ -152,53 +211,71 @@ impl<'a> Judge<'a> {
                 continue;
             }
             let mut score = 0.0;
-            for (at, constraint) in soft.iter().enumerate() {
-                let value = value(at, *slot);
+            for ((constraint, column), weight) in soft.iter().zip(&columns).zip(&weights) {
+                let value = column.value(*slot);
                 if value != NO_VALUE {
-                    let pods = if constraint.hostname { constraint.on_node[*slot] } else { counted(&constraint.counts, value) };
-                    score += pods as f64 * weights[at] + (constraint.max_skew - 1) as f64;
+                    let pods = if constraint.hostname { constraint.on_node[*slot] } else { counted(column.counts, value) };
+                    score += pods as f64 * weight + (constraint.max_skew - 1) as f64;
                 }
             }
-            scratch.raw.push(score.round() as i64);
+            scratch.raw.push(rounded(score));
         }
         let valid = || scratch.raw.iter().copied().filter(|raw| *raw >= 0);
         let (least, most) = (valid().min().unwrap_or(i64::MAX), valid().max().unwrap_or(0));
         let weight = self.profile.weights.pod_topology_spread;
-        for (total, raw) in scratch.totals.iter_mut().zip(&scratch.raw) {
-            *total += weight
-                * match (*raw, most) {
-                    (-1, _) => 0,
-                    (_, 0) => MAX,
-                    (raw, most) => MAX * (most + least - raw) / most,
-                };
-        }
+        let scale = |raw: i64| match (raw, most) {
+            (-1, _) => 0,
+            (_, 0) => weight * MAX,
+            (raw, most) => weight * (MAX * (most + least - raw) / most),
+        };
+        scratch.add_scaled(scale);
     }
 
     /// Upstream's InterPodAffinity: the sum of the weights in the node's domains, scaled between the least and the most.
     fn score_affinity(&self, scratch: &mut Scratch) {
-        let keys: Vec<(&[u32], &[i64])> = self
-            .domains
-            .keys
-            .iter()
-            .filter(|key| !key.score.is_empty())
-            .map(|key| (&self.snapshot.topologies[key.topology].of[..], &key.score[..]))
-            .collect();
-        if keys.is_empty() {
-            return;
-        }
-        let of =
-            |slot: &Slot| -> i64 { keys.iter().map(|(values, scores)| values.get(*slot).map_or(0, |value| counted(scores, *value))).sum() };
+        let some = self.domains.keys.iter().filter(|key| !key.score.is_empty());
+        let columns: Vec<Column<'_>> = some.map(|key| Column::new(self.snapshot, key.topology, &key.score)).collect();
         scratch.raw.clear();
-        scratch.raw.extend(scratch.slots.iter().map(of));
+        match &columns[..] {
+            [] => return,
+            [column] => scratch.raw.extend(scratch.slots.iter().map(|slot| column.count(*slot))),
+            columns => {
+                let of = |slot: &Slot| -> i64 { columns.iter().map(|column| column.count(*slot)).sum() };
+                scratch.raw.extend(scratch.slots.iter().map(of));
+            }
+        }
         let (Some(least), Some(most)) = (scratch.raw.iter().min().copied(), scratch.raw.iter().max().copied()) else { return };
         if most == least {
             return;
         }
         let weight = self.profile.weights.inter_pod_affinity;
-        for (total, raw) in scratch.totals.iter_mut().zip(&scratch.raw) {
-            *total += weight * (MAX as f64 * ((raw - least) as f64 / (most - least) as f64)) as i64;
+        scratch.add_scaled(|raw| weight * (MAX as f64 * ((raw - least) as f64 / (most - least) as f64)) as i64);
+    }
+}
+
+impl Scratch {
+    /// Adds to each total what its raw score is scaled to. There are few different ones: each is scaled once, a division for each node would
+    /// cost more than all the rest.
+    fn add_scaled(&mut self, scale: impl Fn(i64) -> i64) {
+        let (Some(least), Some(most)) = (self.raw.iter().min().copied(), self.raw.iter().max().copied()) else { return };
+        let nodes = self.raw.len();
+        match usize::try_from(most.saturating_sub(least)).ok().filter(|range| *range < nodes) {
+            Some(range) => {
+                self.scaled.clear();
+                self.scaled.extend((0..=range as i64).map(|above| scale(least + above)));
+                for (total, raw) in self.totals.iter_mut().zip(&self.raw) {
+                    *total += self.scaled[(raw - least) as usize];
+                }
+            }
+            None => self.totals.iter_mut().zip(&self.raw).for_each(|(total, raw)| *total += scale(*raw)),
         }
     }
+}
+
+/// To the nearest, halves up, of a number that is not below zero.
+fn rounded(number: f64) -> i64 {
+    let whole = number as i64;
+    whole + i64::from(number - whole as f64 >= 0.5)
 }
 
 /// How many different values there are; a node without one counts as one more.
