@@ -104,7 +104,7 @@ async fn leave(client: &Client, pod: &Pod, drain: &Drain) -> anyhow::Result<()> 
         let params = DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::default() };
         return match client.delete::<Pod>(Some(&namespace), &name, &params).await {
             Err(error) if error.is_not_found() => Ok(()),
-            other => Ok(drop(other?)),
+            other => Ok(other?),
         };
     }
     let mut eviction = json!({ "apiVersion": "policy/v1", "kind": "Eviction", "metadata": { "name": name, "namespace": namespace } });
