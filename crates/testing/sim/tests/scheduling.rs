@@ -2,7 +2,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -10,6 +10,7 @@ use client::{Body, Client, DeleteParams, ListParams, Object, Patch, Transport};
 use k8s_openapi::api::core::v1::{Event, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, ServiceAccount};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::scheduling::v1::PriorityClass;
+use k8s_openapi::api::scheduling::v1beta1::PodGroup;
 use k8s_openapi::api::storage::v1::StorageClass;
 use reconcile::EventRecorder;
 use serde_json::{Value, json};
@@ -166,6 +167,63 @@ async fn a_pod_made_anew_under_its_name_while_the_former_is_being_bound_is_sched
     tokio::time::sleep(Duration::from_millis(200)).await;
     held.go.notify_one();
     assert_eq!(cluster.node_of("one").await, "a");
+}
+
+/// Counts the bindings, which wait until the gate is open.
+struct Gate {
+    inner: Arc<dyn Transport>,
+    arrived: AtomicUsize,
+    open: tokio::sync::watch::Sender<bool>,
+}
+
+impl Transport for Gate {
+    fn send(&self, request: http::Request<Bytes>) -> Pin<Box<dyn Future<Output = std::io::Result<http::Response<Body>>> + Send + '_>> {
+        Box::pin(async move {
+            if request.uri().path().ends_with("/binding") {
+                self.arrived.fetch_add(1, Ordering::SeqCst);
+                let _ = self.open.subscribe().wait_for(|open| *open).await;
+            }
+            self.inner.send(request).await
+        })
+    }
+}
+
+#[tokio::test]
+async fn a_member_that_comes_while_its_gang_is_being_bound_joins_it_and_nobody_is_bound_twice() {
+    let cluster = cluster_of(&[("a", json!({}))], None).await;
+    let inner = cluster.embedded.transport("system:kube-scheduler", &[]);
+    let gate = Arc::new(Gate { inner, arrived: AtomicUsize::new(0), open: tokio::sync::watch::Sender::new(false) });
+    let (client, drain) = (Client::new(gate.clone()), cluster.embedded.drain.clone());
+    let recorder = EventRecorder::start(&client, "default-scheduler", None, drain.clone());
+    tokio::spawn(scheduler::run(scheduler::Config::default(), client, cluster.embedded.caches.clone(), recorder, drain));
+    let group = json!({
+        "metadata": { "name": "g", "namespace": NAMESPACE },
+        "spec": { "schedulingPolicy": { "gang": { "minCount": 3 } } },
+    });
+    cluster.api.create::<PodGroup>(&object(group)).await.unwrap();
+    // Of two processors, so that nobody has room twice.
+    let container = json!([{ "name": "c", "image": "i", "resources": { "requests": { "cpu": "450m" } } }]);
+    let member = json!({ "schedulingGroup": { "podGroupName": "g" }, "containers": container });
+    for name in ["one", "two", "three"] {
+        cluster.pod(name, member.clone()).await;
+    }
+    let arrived = async |count: usize| {
+        for _ in 0..1_000 {
+            if gate.arrived.load(Ordering::SeqCst) >= count {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("{} of {count} bindings", gate.arrived.load(Ordering::SeqCst));
+    };
+    arrived(3).await;
+    cluster.pod("four", member.clone()).await;
+    arrived(4).await;
+    gate.open.send_replace(true);
+    for name in ["one", "two", "three", "four"] {
+        assert_eq!(cluster.node_of(name).await, "a");
+    }
+    assert_eq!(gate.arrived.load(Ordering::SeqCst), 4);
 }
 
 #[tokio::test]

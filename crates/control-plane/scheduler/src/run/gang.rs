@@ -20,7 +20,9 @@ impl Scheduler {
     pub(super) async fn schedule_gang(&mut self, together: Together, start: Instant) {
         let mut placed: Vec<Placed> = Vec::new();
         let mut failed: Vec<(ObjectKey, Arc<Pod>, String)> = Vec::new();
-        for key in &together.pods {
+        // Those whose bindings are under way have their places: a large gang comes in several lots.
+        let (under_way, waiting): (Vec<&ObjectKey>, Vec<&ObjectKey>) = together.pods.iter().partition(|key| self.placed.contains_key(*key));
+        for key in waiting {
             let Some(pod) = self.world.pods.get_key(key) else { continue };
             if !self.queue.take(key) {
                 continue;
@@ -36,7 +38,7 @@ impl Scheduler {
                 Err(error) => failed.push((key.clone(), pod, error.to_string())),
             }
         }
-        let count = placed.len();
+        let count = under_way.len() + placed.len();
         if count >= together.needed {
             for (key, pod, slot, decided) in placed {
                 self.start_binding(&key, &pod, slot, decided, start);
