@@ -184,10 +184,6 @@ impl Recorder {
         Self { reader, asked: Mutex::default(), more: AtomicBool::new(false) }
     }
 
-    fn depends_beyond(&self) {
-        self.more.store(true, Ordering::Relaxed);
-    }
-
     fn add(&self, question: Question) {
         let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
         if !asked.iter().any(|other| question.is_same(other)) {
@@ -203,7 +199,7 @@ impl Recorder {
                 let fingerprint = cache.fingerprint(&prefix);
                 self.add(Question::All { cache, prefix, revision, fingerprint });
             }
-            None => self.depends_beyond(),
+            None => self.depends_on_more(),
         }
     }
 }
@@ -222,7 +218,7 @@ impl Lookup for Recorder {
                     let revision = found.as_ref().map_or(0, |found| meta(found, "resourceVersion").parse().unwrap_or(u64::MAX));
                     self.add(Question::One { key, revision });
                 }
-                None => self.depends_beyond(),
+                None => self.depends_on_more(),
             }
             Ok(found)
         }
@@ -240,11 +236,11 @@ impl Lookup for Recorder {
     }
 
     fn depends_on_more(&self) {
-        self.depends_beyond();
+        self.more.store(true, Ordering::Relaxed);
     }
 
     fn write_status<'a>(&'a self, resource: &'a GroupResource, object: Value) -> BoxFuture<'a, Result<bool, Status>> {
-        self.depends_beyond();
+        self.depends_on_more();
         self.reader.write_status(resource, object)
     }
 
@@ -253,42 +249,42 @@ impl Lookup for Recorder {
     }
 
     fn resource_of(&self, kind: &GroupVersionKind) -> Option<(GroupVersionResource, bool)> {
-        self.depends_beyond();
+        self.depends_on_more();
         self.reader.resource_of(kind)
     }
 
     fn type_of(&self, kind: &GroupVersionKind) -> Option<cel::Type> {
-        self.depends_beyond();
+        self.depends_on_more();
         self.reader.type_of(kind)
     }
 
     fn convert<'a>(&'a self, object: Value, to: &'a GroupVersionKind) -> BoxFuture<'a, Result<Value, Status>> {
-        self.depends_beyond();
+        self.depends_on_more();
         self.reader.convert(object, to)
     }
 
     fn restore<'a>(&'a self, object: Value, from: &'a GroupVersionKind) -> BoxFuture<'a, Result<Value, Status>> {
-        self.depends_beyond();
+        self.depends_on_more();
         self.reader.restore(object, from)
     }
 
     fn merge<'a>(&'a self, object: Value, applied: Value, gvk: &'a GroupVersionKind) -> BoxFuture<'a, Result<Value, Status>> {
-        self.depends_beyond();
+        self.depends_on_more();
         self.reader.merge(object, applied, gvk)
     }
 
     fn authorizer(&self, user: &UserInfo) -> Arc<dyn Authorizer> {
-        self.depends_beyond();
+        self.depends_on_more();
         self.reader.authorizer(user)
     }
 
     fn resolve_host<'a>(&'a self, host: &'a str) -> BoxFuture<'a, Vec<std::net::IpAddr>> {
-        self.depends_beyond();
+        self.depends_on_more();
         self.reader.resolve_host(host)
     }
 
     fn allows<'a>(&'a self, user: &'a UserInfo, asked: auth::authorize::Attributes<'a>) -> BoxFuture<'a, bool> {
-        self.depends_beyond();
+        self.depends_on_more();
         self.reader.allows(user, asked)
     }
 }
