@@ -23,7 +23,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, accept_with, socket_wi
 use crate::protocol::{self, Call, Message, Reply, Request, Running, Setup};
 use container::{Container, Starting};
 pub(crate) use nursery::{Spawn, Spawned, TITLE_BYTES};
-pub(crate) use sandbox::{SHM, STAGING};
+pub(crate) use sandbox::{SHM, STAGING, instance};
 
 /// What a shim's command line says.
 const ARGUMENT: &str = "shim";

@@ -7,10 +7,9 @@ use std::io;
 use std::os::fd::OwnedFd;
 
 use rustix::fs::{Mode, mkdirat};
-use rustix::mount::{
-    FsMountFlags, FsOpenFlags, FsPickFlags, MountAttrFlags, OpenTreeFlags, fsconfig_create, fsconfig_reconfigure, fsconfig_set_flag,
-    fsconfig_set_string, fsmount, fsopen, fspick, open_tree,
-};
+use rustix::mount::{FsPickFlags, MountAttrFlags, OpenTreeFlags, fsconfig_reconfigure, fsconfig_set_flag, fspick, open_tree};
+
+use crate::shim::instance;
 
 /// An empty directory.
 const EMPTY: &str = "empty";
@@ -42,13 +41,9 @@ impl Skeleton {
 }
 
 fn make(controllers: &[String]) -> io::Result<OwnedFd> {
-    let context = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
-    fsconfig_set_string(&context, "mode", "755")?;
-    fsconfig_set_string(&context, "size", "4k")?;
     // Not one more than there are: whoever may write to it finds no room.
-    fsconfig_set_string(&context, "nr_inodes", (3 + controllers.len()).to_string())?;
-    fsconfig_create(&context)?;
-    let mount = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?;
+    let inodes = (3 + controllers.len()).to_string();
+    let mount = instance("tmpfs", &[("mode", "755"), ("size", "4k"), ("nr_inodes", &inodes)], MountAttrFlags::empty())?;
     let paths = controllers.iter().map(|controller| format!("{CGROUP}/{controller}"));
     for path in [EMPTY.to_owned(), CGROUP.to_owned()].into_iter().chain(paths) {
         mkdirat(&mount, path, Mode::from_raw_mode(0o755))?;

@@ -135,7 +135,8 @@ fn pod_mounts(setup: &Setup) -> io::Result<()> {
     Ok(())
 }
 
-fn instance(kind: &str, options: &[(&str, &str)], attributes: MountAttrFlags) -> io::Result<OwnedFd> {
+/// A new file system of this kind, attached nowhere.
+pub(crate) fn instance(kind: &str, options: &[(&str, &str)], attributes: MountAttrFlags) -> io::Result<OwnedFd> {
     let context = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
     for (key, value) in options {
         fsconfig_set_string(&context, *key, *value)?;
